@@ -1,0 +1,21 @@
+"""Train small transformers from scratch to find where position bias and recall come from.
+
+`positionbias.load(workdir)` reloads any finished or stopped run for analysis. Importing this package imports
+nothing heavy: JAX is first touched by the entry modules and by `load`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from positionbias.evaluation.loading import LoadedRun
+
+__version__ = "0.1.0"
+
+
+def load(workdir: str, step: int | None = None, replica: int | str = 0) -> LoadedRun:
+    """Reload a run from its folder alone; see `positionbias.evaluation.loading.load`."""
+    from positionbias.evaluation.loading import load as load_run
+
+    return load_run(workdir, step=step, replica=replica)

@@ -1,0 +1,189 @@
+"""From a checked config to the objects of a run, with every cross-check before anything else happens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from positionbias import spec
+from positionbias.arrays import Bool, Mapped
+from positionbias.config import schema
+from positionbias.masks.base import Mask
+from positionbias.masks.order import Causal
+from positionbias.models.base import Architecture, Model, initialise, visible
+from positionbias.models.parameters import Blueprint
+from positionbias.objectives.base import Objective
+from positionbias.operators.base import Operator
+from positionbias.positions.base import PositionScheme
+from positionbias.spec import ConfigError
+from positionbias.tasks.base import Condition, Task
+from positionbias.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A config and the members it names, checked against each other."""
+
+    config: schema.Config
+    task: Task
+    objective: Objective
+    architecture: Architecture
+    blueprint: Blueprint
+
+    def initialise(self, key: jax.Array) -> Model:
+        """A fresh model."""
+        return initialise(self.architecture, self.blueprint, key)
+
+    def reach(self, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
+        """Which inputs j row i can depend on under `tokens` of one example, by default the condition's layout."""
+        tokens = self.task.tokens(condition) if tokens is None else tokens
+        return self.architecture.reach(self.blueprint, tokens, self.task.context_length(condition))
+
+    @cached_property
+    def narrowed(self) -> list[str]:
+        """One line for every attention whose operator mixes less than its mask allows."""
+        lines: dict[str, str] = {}
+        for condition, name, operator, mask, q, k in _attentions(self):
+            allowed, seen = np.asarray(mask.dense(q, k)), np.asarray(visible(operator, mask, q, k))
+            if name not in lines and (allowed & ~seen).any():
+                lines[name] = (
+                    f"{name}: {spec.canonical(operator)} mixes {seen.sum()} of the {allowed.sum()} pairs that the mask"
+                    f" {spec.canonical(mask)} allows in condition {condition.name!r}"
+                )
+        return list(lines.values())
+
+    @cached_property
+    def abstract(self) -> Any:
+        """The shapes of a model's parameters, without making them."""
+        from flax import nnx
+
+        return nnx.eval_shape(lambda: self.initialise(jax.random.key(0)))
+
+
+def build(config: schema.Config, length: int | None = None) -> Experiment:
+    """Build every member and refuse combinations that cannot work, in one sentence.
+
+    Position tables hold at least `length` positions, those that a run was trained with.
+    """
+    model = config.model
+    task: Task = spec.build("tasks", config.task, "task")
+    objective: Objective = spec.build("objectives", config.objective, "objective")
+    architecture: Architecture = spec.build("architectures", model.architecture, "model.architecture")
+    members: dict[str, tuple[Any, ...]] = {}
+    for axis, text in (("masks", model.mask), ("positions", model.position), ("operators", model.operator)):
+        field = f"model.{axis.removesuffix('s')}"
+        nodes = spec.parse_layers(text, model.layers, field)
+        members[axis] = tuple(spec.build(axis, node, field) for node in nodes)
+    initializers = {
+        f.name: spec.build("initializers", getattr(model.init, f.name), f"model.init.{f.name}")
+        for f in dataclasses.fields(model.init)
+    }
+    objective.check(task)
+    blueprint = Blueprint(
+        config=model,
+        masks=members["masks"],
+        positions=members["positions"],
+        operators=members["operators"],
+        initializers=initializers,
+        input=objective.input(task.input),
+        output=task.output,
+        length=max(length or 0, *(int(task.tokens(c).position.max()) + 1 for c in task.conditions())),
+        dtype=config.train.dtype,
+    )
+    experiment = Experiment(config, task, objective, architecture, blueprint)
+    _check_positions(blueprint)
+    architecture.check(blueprint)
+    _check_attention(experiment)
+    _check_rows(experiment)
+    if not jax.tree.leaves(_trained(experiment)):
+        raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
+    return experiment
+
+
+def _trained(experiment: Experiment) -> Any:
+    from flax import nnx
+
+    return nnx.state(experiment.abstract, nnx.Param)
+
+
+def _check_positions(blueprint: Blueprint) -> None:
+    schemes: tuple[PositionScheme, ...] = blueprint.positions
+    for layer, scheme in enumerate(schemes):
+        try:
+            scheme.check(blueprint.dims)
+        except ConfigError as error:
+            raise ConfigError(f"model.position: {error}") from None
+        if scheme.embeds and scheme != schemes[0]:
+            raise ConfigError(
+                f"model.position: {spec.canonical(scheme)} of layer {layer} acts on the embeddings, which only layer 0"
+                f" reads; allowed there: a scheme that rotates, biases or does nothing."
+            )
+    for layer, (scheme, operator) in enumerate(zip(schemes, blueprint.operators, strict=True)):
+        for acts, honours, what in (
+            (scheme.rotates, operator.uses_rotation, "rotates queries and keys"),
+            (scheme.biases, operator.uses_bias, "adds to scores"),
+        ):
+            if acts and not honours:
+                raise ConfigError(
+                    f"model.position: {spec.canonical(scheme)} {what}, which the operator {spec.canonical(operator)} of"
+                    f" layer {layer} does not use; allowed: another scheme or operator."
+                )
+
+
+def _check_attention(experiment: Experiment) -> None:
+    """Every operator can take its mask's pattern, and lets nothing through that the mask forbids."""
+    for _, name, operator, mask, q, k in _attentions(experiment):
+        allowed = np.asarray(mask.dense(q, k))
+        kind = _pattern(operator, mask, q, k, allowed)
+        if kind not in operator.patterns:
+            raise ConfigError(
+                f"model.operator: {spec.canonical(operator)} does not work as {kind.replace('_', ' ')} attention,"
+                f" which {name} needs; allowed: {', '.join(sorted(operator.patterns))}."
+            )
+        beyond = np.argwhere(np.asarray(visible(operator, mask, q, k)) & ~allowed)
+        if len(beyond):
+            i, j = beyond[0]
+            raise ConfigError(
+                f"model.operator: {spec.canonical(operator)} lets position {j} influence position {i} in {name},"
+                f" which the mask {spec.canonical(mask)} forbids; allowed: a mask that contains what it mixes."
+            )
+
+
+def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operator, Mask, Tokens, Tokens]]:
+    """Every attention under every condition's layout of tokens."""
+    task = experiment.task
+    for condition in task.conditions():
+        tokens, length = task.tokens(condition), task.context_length(condition)
+        for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
+            yield condition, *attention
+
+
+def _pattern(operator: Operator, mask: Mask, q: Any, k: Any, allowed: np.ndarray) -> str:
+    causal = not np.any(allowed & ~np.asarray(Causal().dense(q, k)))
+    same = q.length == k.length and np.array_equal(q.index, k.index)
+    return f"{'causal' if causal else 'noncausal'}_{'self' if same else 'cross'}"
+
+
+def _check_rows(experiment: Experiment) -> None:
+    """Answers are asked where the architecture can give them, and no loss row can see its own target."""
+    task = experiment.task
+    for condition in task.conditions():
+        rows = task.query_rows(condition)
+        first = experiment.architecture.first_row(task.context_length(condition))
+        if rows.min() < first:
+            raise ConfigError(
+                f"model.architecture: {experiment.config.model.architecture} answers at rows {first} and later, but the"
+                f" task asks at row {rows.min()}; allowed: decoder_only."
+            )
+        leak = np.argwhere(experiment.reach(condition) & experiment.objective.forbidden(task, condition))
+        if len(leak):
+            i, j = leak[0]
+            raise ConfigError(
+                f"model.mask: {experiment.config.model.mask} lets row {i} depend on input {j}, which can hold the"
+                f" target of that row; allowed: a mask under which no path leads there, such as 'causal'."
+            )

@@ -1,0 +1,304 @@
+"""From the raw nested mapping a config file returns to the frozen `schema.Config`, strictly.
+
+Everything that can be refused without building a task or a model is refused here, in one sentence: unknown fields,
+wrong types, numbers out of range, specs that name no member, fields that contradict each other. What needs the task
+and the model (mask x operator x position x task length) is checked by `config/build.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from positionbias import spec
+from positionbias.config import schema
+from positionbias.spec import ConfigError, require
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")  # also a folder's name on every system
+SAFE_NAME_TEXT = "1 to 100 letters, digits, '_', '-' and '.', a letter or digit first"
+# What `train.vary` may give each replica its own value of: these change no shape, so one program serves all replicas.
+# The type of the list, and the bounds of its values.
+VARIED: dict[str, tuple[Any, dict[str, float]]] = {
+    "learning_rate": (tuple[float, ...], {"above": 0}),
+    "weight_decay": (tuple[float, ...], {"least": 0}),
+    "seed": (tuple[int, ...], {"least": 0}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A field that holds a value rather than a group of fields."""
+
+    field: dataclasses.Field
+    annotation: Any
+
+    @property
+    def axis(self) -> str | None:
+        """The axis its spec comes from, None where it holds no spec."""
+        return self.field.metadata.get("axis")
+
+    @property
+    def layered(self) -> bool:
+        """Whether a layer pattern is allowed."""
+        return "layers" in self.field.metadata
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it holds a table of values by name."""
+        return typing.get_origin(self.annotation) is dict
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.field.default is dataclasses.MISSING and self.field.default_factory is dataclasses.MISSING
+
+
+@functools.cache
+def groups() -> dict[str, type]:
+    """Every group of fields by its dotted path; the config itself is ""."""
+    found: dict[str, type] = {}
+
+    def visit(cls: type, path: str) -> None:
+        found[path] = cls
+        for name, hint in typing.get_type_hints(cls).items():
+            if dataclasses.is_dataclass(hint):
+                visit(typing.cast(type, hint), _join(path, name))
+
+    visit(schema.Config, "")
+    return found
+
+
+@functools.cache
+def leaves() -> dict[str, Leaf]:
+    """Every field that holds a value by its dotted path, in declared order."""
+    found = {}
+    for path, cls in groups().items():
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if not dataclasses.is_dataclass(hints[field.name]):
+                found[_join(path, field.name)] = Leaf(field, hints[field.name])
+    return found
+
+
+def resolve(raw: Mapping[str, Any]) -> schema.Config:
+    """Check `raw`, a nested mapping of the fields that differ from their defaults, and freeze it.
+
+    Specs come out with every argument written out, so that a default that changes later does not change what a run
+    folder says; layer patterns as `[a, b, a, b]`, or as the single spec where all layers are alike. Raises ConfigError
+    naming the first offending field by its dotted path.
+    """
+    config = _group(schema.Config, plain(raw), "")
+    config = _with_specs(config, "", config.model.layers)
+    check_safe_name(config.name, "name")
+    _check_model(config.model)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, vary=_vary(config)))
+    _check_steps(config)
+    _check_sharing(config.train)
+    return config
+
+
+def config_hash(config: schema.Config) -> str:
+    """12 hex digits that are the same for the same config on every machine, however its specs were spelled."""
+    return stored_hash(schema.to_dict(config))
+
+
+def stored_hash(config: Mapping[str, Any]) -> str:
+    """`config_hash` of a config as config.json holds it: of what was written then, whatever fields there are now."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts and lists of Python values, from ConfigDicts, mappings and numpy arrays or numbers."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def unknown_field(group: str, name: Any) -> ConfigError:
+    """The error for a name that `group` lacks; a field of that very name in another group is the nearest."""
+    options = [f.name for f in dataclasses.fields(groups()[group])]
+    elsewhere = [path for path in leaves() if path.rpartition(".")[2] == name]
+    if elsewhere:
+        return ConfigError(
+            f"{_join(group, name)}: unknown field {name!r}, did you mean {elsewhere[0]!r}?"
+            f" allowed: {', '.join(sorted(options))}."
+        )
+    return spec.unknown(_join(group, name), "field", name, options)
+
+
+def not_a_group(path: str, value: Any) -> ConfigError:
+    """The error for a value where a group of fields, or a table, belongs."""
+    inside = [f.name for f in dataclasses.fields(groups()[path])] if path in groups() else list(VARIED)
+    return ConfigError(
+        f"{path or 'config'}: {spec.show(value)} is not allowed; allowed: a table of {', '.join(inside)}."
+    )
+
+
+def check_safe_name(value: str, field: str) -> None:
+    """Refuse a name that cannot be a folder's everywhere."""
+    if not SAFE_NAME.fullmatch(value):
+        better = re.sub(r"[^A-Za-z0-9_.\-]+", "_", value).lstrip("_.-")[:100]
+        hint = f", did you mean {better!r}?" if better else ";"
+        raise ConfigError(f"{field}: {spec.show(value)} is not allowed{hint} allowed: {SAFE_NAME_TEXT}.")
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _group(cls: type, raw: Any, path: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise not_a_group(path, raw)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in raw:
+        if name not in fields:
+            raise unknown_field(path, name)
+    values = {}
+    for name in fields:
+        where = _join(path, name)
+        if where in groups():
+            values[name] = _group(groups()[where], raw.get(name, {}), where)
+        elif name in raw:
+            values[name] = _value(raw[name], leaves()[where], where)
+        elif leaves()[where].required:
+            axis = leaves()[where].axis
+            raise ConfigError(
+                f"{where}: must be given; allowed: {', '.join(spec.names(axis)) if axis else SAFE_NAME_TEXT}."
+            )
+    return cls(**values)
+
+
+def _value(value: Any, leaf: Leaf, where: str) -> Any:
+    if leaf.is_table:
+        if not isinstance(value, Mapping):
+            raise not_a_group(where, value)
+        return value
+    if leaf.axis and not isinstance(value, str):
+        raise ConfigError(f"{where}: {spec.show(value)} is not a spec; write name or name(argument=value, ...).")
+    value = spec.check_type(value, leaf.annotation, where)
+    _in_range(value, leaf.annotation, leaf.field.metadata, where)
+    return value
+
+
+def _in_range(value: Any, annotation: Any, bounds: Mapping[str, Any], where: str) -> None:
+    """Refuse a number outside the `bounds` "above", "least" and "most", of which none need be there."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    above, least, most = (bounds.get(bound) for bound in ("above", "least", "most"))
+    good = (above is None or value > above) and (least is None or value >= least) and (most is None or value <= most)
+    told = {"above": above, "from": least, "to": most}
+    shown = " ".join(f"{word} {bound}" for word, bound in told.items() if bound is not None)
+    require(good, where, value, f"{spec.type_name(annotation)}, {shown}")
+
+
+def _with_specs(group: Any, path: str, layers: int) -> Any:
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(group):
+        value, where = getattr(group, field.name), _join(path, field.name)
+        if where in groups():
+            changed[field.name] = _with_specs(value, where, layers)
+        elif leaves()[where].axis:
+            changed[field.name] = _full(value, leaves()[where], layers, where)
+    return dataclasses.replace(group, **changed)
+
+
+def _full(text: str, leaf: Leaf, layers: int, where: str) -> str:
+    axis = typing.cast(str, leaf.axis)
+    if not leaf.layered:
+        return spec.full(spec.build(axis, text, where))
+    texts = [spec.full(spec.build(axis, node, where)) for node in spec.parse_layers(text, layers, where)]
+    return texts[0] if len(set(texts)) == 1 else f"[{', '.join(texts)}]"
+
+
+def _check_model(model: schema.Model) -> None:
+    if model.head_size is None and model.width % model.heads:
+        raise ConfigError(
+            f"model.heads = {model.heads} does not divide model.width = {model.width}; allowed: a divisor of the"
+            " width, or any number of heads with model.head_size given."
+        )
+    kinds = [f.name for f in dataclasses.fields(schema.Init)]
+    for kind in model.frozen:
+        if kind not in kinds:
+            raise spec.unknown("model.frozen", "kind of matrix", kind, kinds)
+    require(len(set(model.frozen)) == len(model.frozen), "model.frozen", list(model.frozen), "each kind of matrix once")
+
+
+def _vary(config: schema.Config) -> dict[str, list[Any]]:
+    checked: dict[str, list[Any]] = {}
+    raw, replicas = config.train.vary, config.train.replicas
+    for name in raw:
+        if name not in VARIED:
+            raise spec.unknown(f"train.vary.{name}", "hyperparameter", name, VARIED)
+    for name in (n for n in VARIED if n in raw):
+        where, (annotation, bounds) = f"train.vary.{name}", VARIED[name]
+        values = list(spec.check_type(raw[name], annotation, where))
+        if len(values) != replicas:
+            raise ConfigError(
+                f"{where}: has {len(values)} values; allowed: train.replicas = {replicas}, one a replica."
+            )
+        for value in values:
+            _in_range(value, typing.get_args(annotation)[0], bounds, where)
+        if name == "seed":
+            require(len(set(values)) == replicas, where, values, "a different whole number for every replica")
+        checked[name] = values
+    if "weight_decay" in checked:
+        optimizer = spec.build("optimizers", config.optimizer.name, "optimizer.name")
+        if "weight_decay" not in spec.arguments(type(optimizer)):
+            raise ConfigError(
+                f"train.vary.weight_decay: {optimizer.spec_name} has no weight decay; allowed: an optimizer.name that"
+                " takes weight_decay."
+            )
+    return checked
+
+
+def _check_steps(config: schema.Config) -> None:
+    train, checkpoint = config.train, config.checkpoint
+    cadences = {
+        "train.log_every": train.log_every,
+        "evaluation.every": config.evaluation.every,
+        "checkpoint.every": checkpoint.every,
+    }
+    for field, every in cadences.items():
+        if every is not None and every > train.steps:
+            raise ConfigError(f"{field} = {every} is more than train.steps = {train.steps}; allowed: at most that.")
+    if checkpoint.keep_every is not None and (checkpoint.every is None or checkpoint.keep_every % checkpoint.every):
+        raise ConfigError(
+            f"checkpoint.keep_every = {checkpoint.keep_every} does not fit checkpoint.every = {checkpoint.every};"
+            " allowed: a multiple of the steps between checkpoints."
+        )
+    if config.optimizer.warmup_steps >= train.steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps = {config.optimizer.warmup_steps} leaves nothing of train.steps = {train.steps};"
+            " allowed: fewer than that."
+        )
+    if train.steps_per_dispatch != "auto":
+        for field, every in {"train.steps": train.steps, **cadences}.items():
+            if every is not None and every % train.steps_per_dispatch:
+                raise ConfigError(
+                    f"train.steps_per_dispatch = {train.steps_per_dispatch} does not divide {field} = {every};"
+                    " allowed: 'auto', or a divisor of the steps and of every cadence."
+                )
+
+
+def _check_sharing(train: schema.Train) -> None:
+    if train.microbatch != "auto" and train.batch_size % train.microbatch:
+        raise ConfigError(
+            f"train.microbatch = {train.microbatch} does not divide train.batch_size = {train.batch_size};"
+            " allowed: 'auto' or a divisor of it."
+        )
+    if train.devices != "auto" and train.replicas % train.devices:
+        raise ConfigError(
+            f"train.devices = {train.devices} does not divide train.replicas = {train.replicas};"
+            " allowed: 'auto' or a divisor of it."
+        )

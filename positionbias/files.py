@@ -1,0 +1,74 @@
+"""Reading and writing the files of run and sweep folders: atomic replacement, strict JSON, lines that may be torn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+def sync(path: pathlib.Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A stream whose content replaces `path` at the end of the block, atomically.
+
+    Whoever reads the file, and whenever this is cut short, it is the old one or the new one.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json(path: pathlib.Path, data: Any) -> None:
+    """`write_text` of strict JSON; numpy and jax arrays become lists. ValueError on a number that is not finite."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False, default=as_list) + "\n")
+
+
+def as_list(value: Any) -> Any:
+    """A numpy or jax array or scalar as JSON has it; the `default` of a JSON encoder."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file, or None where there is none. ValueError if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except RecursionError:
+        raise ValueError("nested without end") from None
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Each line's text, and the JSON object it holds: None if it is torn, as one without its newline always is."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        line = None
+        if text.endswith("\n"):
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+        yield text, line if isinstance(line, dict) else None

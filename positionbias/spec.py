@@ -1,0 +1,396 @@
+"""The spec grammar and the registry: how every member of every axis is named.
+
+A spec reads `name`, `name(arg=value, ...)`, for masks also `a & b`, `a | b`, `~a`, and for layer patterns lists with
+`*` and `+`: `"causal & sliding_window(16)"`, `"[rope(base=500), none] * 2"`. Text is parsed with Python's `ast`
+restricted to names, calls, literals and those operators; nothing is ever evaluated.
+
+A member is a frozen dataclass decorated with `@member("axis", "name")`; its fields are the spec's arguments. The
+registry finds members by reading the package's source for that decorator, so a new file is enough to add one and
+nothing is imported to list or check a name.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib
+import math
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+PACKAGE = pathlib.Path(__file__).parent
+T = TypeVar("T", bound=type)
+_MEMBERS: dict[tuple[str, str], type] = {}
+LARGEST = 2**31 - 1  # whole numbers become int32 on the device
+NESTING = 100  # far below what would exhaust Python's stack
+_DECORATOR = re.compile(r'^@member\("(\w+)", "(\w+)"\)', re.MULTILINE)
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one sentence; entries print it and exit with code 2."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """`", did you mean 'x'?"` for the option closest to `name`, or an empty string."""
+    found = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def unknown(field: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among `options`: names it, the nearest right one, and all of them."""
+    options = sorted(options)
+    hint = nearest(name, options)
+    return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'} allowed: {', '.join(options) or 'none'}.")
+
+
+# --------------------------------------------------------------------------------------------------------- grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """`name(*positional, **keywords)`; values are literals or nested nodes."""
+
+    name: str
+    positional: tuple[Any, ...] = ()
+    keywords: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Combine:
+    """`left & right`, `left | right` or, with `right` None, `~left`."""
+
+    operator: Literal["&", "|", "~"]
+    left: Any
+    right: Any = None
+
+
+Node = Call | Combine
+
+
+def _literal(node: ast.expr, field: str, text: str) -> Any:
+    if isinstance(node, ast.Name | ast.Call | ast.BinOp) or (
+        isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert)
+    ):
+        return _node(node, field, text)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        raise ConfigError(f"{field}: {ast.unparse(node)!r} in {text!r} is not a literal or a spec.") from None
+
+
+def _node(node: ast.expr, field: str, text: str) -> Node:
+    if isinstance(node, ast.Name):
+        return Call(node.id)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise ConfigError(f"{field}: '**' is not allowed in {text!r}; write each argument as name=value.")
+        names = [str(k.arg) for k in node.keywords]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ConfigError(f"{field}: argument {twice[0]!r} is given twice in {text!r}.")
+        return Call(
+            node.func.id,
+            tuple(_literal(a, field, text) for a in node.args),
+            tuple((str(k.arg), _literal(k.value, field, text)) for k in node.keywords),
+        )
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
+        sign: Literal["&", "|"] = "&" if isinstance(node.op, ast.BitAnd) else "|"
+        return Combine(sign, _node(node.left, field, text), _node(node.right, field, text))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return Combine("~", _node(node.operand, field, text))
+    raise ConfigError(
+        f"{field}: {ast.unparse(node)!r} in {text!r} is not a spec; write name or name(argument=value, ...)."
+    )
+
+
+def _tree(text: Any, field: str) -> ast.expr:
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"{field}: {text!r} is not a spec; write name or name(argument=value, ...).")
+    if sum(text.count(sign) for sign in "(~[") > NESTING:
+        raise ConfigError(f"{field}: {show(text)} is nested too deeply; allowed: {NESTING} signs of '(', '[' and '~'.")
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise ConfigError(f"{field}: cannot read {text!r}; write name or name(argument=value, ...).") from None
+
+
+def parse(text: str, field: str) -> Node:
+    """Parse one spec; `field` is the config field that errors name."""
+    return _node(_tree(text, field), field, text)
+
+
+def _pattern(node: ast.expr, field: str, text: str) -> list[Node]:
+    if isinstance(node, ast.List):
+        return [_node(element, field, text) for element in node.elts]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _pattern(node.left, field, text) + _pattern(node.right, field, text)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        left, right = node.left, node.right
+        if isinstance(left, ast.Constant):
+            left, right = right, left
+        if isinstance(right, ast.Constant) and type(right.value) is int and 1 <= right.value <= 1000:
+            return _pattern(left, field, text) * right.value
+        raise ConfigError(f"{field}: a list in {text!r} may be repeated by a whole number from 1 to 1000 only.")
+    raise ConfigError(f"{field}: '*' and '+' in {text!r} work on lists only, as in '[a, b] * 2'.")
+
+
+def is_pattern(text: str, field: str) -> bool:
+    """Whether `text` is a layer pattern (a list expression) rather than one spec for every layer."""
+    node = _tree(text, field)
+    return isinstance(node, ast.List) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult))
+
+
+def parse_layers(text: str, layers: int, field: str) -> list[Node]:
+    """One node a layer: a single spec serves every layer, a pattern must have exactly `layers` entries."""
+    if not is_pattern(text, field):
+        return [parse(text, field)] * layers
+    nodes = _pattern(_tree(text, field), field, text)
+    if len(nodes) != layers:
+        raise ConfigError(f"{field}: the pattern {text!r} has {len(nodes)} entries, allowed: {layers}, one a layer.")
+    return nodes
+
+
+# -------------------------------------------------------------------------------------------------------- registry
+
+
+def member(axis: str, name: str) -> Callable[[T], T]:
+    """Class decorator: register a frozen dataclass as `name` on `axis`. Write both as plain string literals."""
+
+    def register(cls: T) -> T:
+        cls.axis, cls.spec_name = axis, name  # type: ignore[attr-defined]
+        _MEMBERS[axis, name] = cls
+        return cls
+
+    return register
+
+
+@functools.cache
+def _index() -> dict[str, dict[str, str]]:
+    index: dict[str, dict[str, str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts))
+        for axis, name in _DECORATOR.findall(path.read_text(encoding="utf-8")):
+            if name in index.setdefault(axis, {}):
+                raise RuntimeError(f"{axis} member {name!r} is defined in both {index[axis][name]} and {module}")
+            index[axis][name] = module
+    return index
+
+
+def axes() -> list[str]:
+    """The names of all axes."""
+    return sorted(_index())
+
+
+def names(axis: str) -> list[str]:
+    """The registered names of one axis, without importing any of them."""
+    return sorted(_index().get(axis, {}))
+
+
+def source(axis: str, name: str) -> pathlib.Path:
+    """The file that defines a registered member, found without importing it."""
+    return PACKAGE.parent.joinpath(*_index()[axis][name].split(".")).with_suffix(".py")
+
+
+def load_member(axis: str, name: str, field: str) -> type:
+    """Import and return the class registered as `name` on `axis`; ConfigError with the nearest name if none is."""
+    modules = _index().get(axis, {})
+    if name not in modules:
+        raise unknown(field, f"{axis.removesuffix('s')}", name, modules)
+    importlib.import_module(modules[name])
+    return _MEMBERS[axis, name]
+
+
+def arguments(cls: type) -> dict[str, dataclasses.Field]:
+    """The spec arguments of a member: the dataclass fields its constructor takes."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def construct(cls: type, values: Mapping[str, Any], field: str, what: str) -> Any:
+    """Build a checked dataclass: every name known, every required one given, every type right.
+
+    A `ConfigError` raised by the class's own `__post_init__` is prefixed with `field`.
+    """
+    fields = arguments(cls)
+    for name in values:
+        if name not in fields:
+            raise unknown(field, f"argument of {what}", name, fields)
+    missing = [n for n, f in fields.items() if n not in values and not _has_default(f)]
+    if missing:
+        raise ConfigError(f"{field}: {what} needs the argument {missing[0]!r}; allowed: {', '.join(fields)}.")
+    hints = typing.get_type_hints(cls)
+    checked = {name: check_type(value, hints[name], f"{field}.{name}") for name, value in values.items()}
+    try:
+        return cls(**checked)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def build(axis: str, node: Node | str, field: str) -> Any:
+    """Build the member that `node` (or its text) names. Only masks may be combined with `&`, `|` and `~`."""
+    if isinstance(node, str):
+        node = parse(node, field)
+    if isinstance(node, Combine):
+        if axis != "masks":
+            raise ConfigError(f"{field}: '{node.operator}' combines masks only; allowed here: one name of {axis}.")
+        left = build(axis, node.left, field)
+        if node.operator == "~":
+            return ~left
+        right = build(axis, node.right, field)
+        return left & right if node.operator == "&" else left | right
+    cls = load_member(axis, node.name, field)
+    fields = list(arguments(cls))
+    if len(node.positional) > len(fields):
+        raise ConfigError(
+            f"{field}: {node.name} takes at most {len(fields)} arguments, got {len(node.positional)};"
+            f" allowed: {', '.join(fields) or 'none'}."
+        )
+    values = dict(zip(fields, node.positional, strict=False))
+    for name, value in node.keywords:
+        if name in values:
+            raise ConfigError(f"{field}: argument {name!r} of {node.name} is given twice.")
+        values[name] = value
+    return construct(cls, values, field, node.name)
+
+
+# ----------------------------------------------------------------------------------------------------------- types
+
+
+def type_name(annotation: Any) -> str:
+    """How an annotation is told to a user."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(a) for a in args)
+    if origin is tuple:
+        return f"a list of {type_name(args[0])}" if args else "a list"
+    if annotation is type(None):
+        return "None"
+    if hasattr(annotation, "axis"):
+        return f"one of the {annotation.axis}"
+    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
+    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def check_type(value: Any, annotation: Any, field: str) -> Any:
+    """Return `value` as the annotation wants it (an int where a float is asked becomes one) or raise ConfigError."""
+    try:
+        return _coerce(value, annotation, field)
+    except TypeError:
+        shown = str_node(value) if isinstance(value, Call | Combine) else show(value)
+        hint = ""
+        if typing.get_origin(annotation) is Literal and isinstance(value, str):
+            hint = nearest(value, [a for a in typing.get_args(annotation) if isinstance(a, str)]).removesuffix("?")
+        raise ConfigError(f"{field}: {shown} is not allowed{hint}; allowed: {type_name(annotation)}.") from None
+
+
+def _coerce(value: Any, annotation: Any, field: str) -> Any:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin is Literal:
+        if any(value == a and type(value) is type(a) for a in args):
+            return value
+        raise TypeError
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _coerce(value, option, field)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise TypeError
+        return tuple(_coerce(v, args[0], field) for v in value)
+    if hasattr(annotation, "axis"):
+        if isinstance(value, Call | Combine):
+            return build(annotation.axis, value, field)
+        if isinstance(value, annotation):
+            return value
+        raise TypeError
+    if annotation is float and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError from None
+    if annotation is type(None):
+        if value is None:
+            return None
+        raise TypeError
+    if type(value) is annotation:
+        if annotation is float and not math.isfinite(value):
+            raise TypeError
+        if annotation is int and abs(value) > LARGEST:
+            raise ConfigError(f"{field}: {show(value)} is not allowed; allowed: whole numbers up to {LARGEST}.")
+        return value
+    raise TypeError
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Raise the one-sentence ConfigError for an argument out of range unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name} = {show(value)} is not allowed; allowed: {allowed}.")
+
+
+def show(value: Any) -> str:
+    """A value as one line of at most 80 characters, for a sentence."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python refuses to print whole numbers of thousands of digits
+        text = "a whole number too long to print"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+def str_node(value: Any) -> str:
+    """The text of a parsed node or literal."""
+    if isinstance(value, Call):
+        inner = [str_node(v) for v in value.positional] + [f"{k}={str_node(v)}" for k, v in value.keywords]
+        return f"{value.name}({', '.join(inner)})" if inner else value.name
+    if isinstance(value, Combine):
+        if value.operator == "~":
+            return f"~{_wrap(value.left)}"
+        return f"{_wrap(value.left)} {value.operator} {_wrap(value.right)}"
+    return repr(value)
+
+
+def _wrap(value: Any) -> str:
+    text = str_node(value)
+    return f"({text})" if isinstance(value, Combine) and value.operator != "~" else text
+
+
+def canonical(built: Any) -> str:
+    """The short text of a built member, for labels: keyword arguments in declared order, defaults left out."""
+    return _text(built, lambda value, field: value == field.default and type(value) is type(field.default))
+
+
+def full(built: Any) -> str:
+    """The whole text of a built member, for records: every argument written out, whatever its default becomes later."""
+    return _text(built, lambda value, field: False)
+
+
+def _text(built: Any, left_out: Callable[[Any, dataclasses.Field], bool]) -> str:
+    if hasattr(built, "combined"):
+        return str(built.combined(lambda part: _text(part, left_out)))
+    inner = []
+    for name, field in arguments(type(built)).items():
+        value = getattr(built, name)
+        if left_out(value, field):
+            continue
+        nested = hasattr(value, "spec_name") or hasattr(value, "combined")
+        inner.append(f"{name}={_text(value, left_out) if nested else repr(value)}")
+    return f"{built.spec_name}({', '.join(inner)})" if inner else built.spec_name

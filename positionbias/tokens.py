@@ -1,0 +1,50 @@
+"""What masks and position schemes know about each token.
+
+Order masks read `index`, where the token is stored; position schemes read `position`, what the model is told.
+Keeping the two apart is what lets an intervention move one without the other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from positionbias.arrays import Mapped
+
+
+class Tokens(NamedTuple):
+    """Per-token integers [..., T] that broadcast; any field may carry leading batch and head axes."""
+
+    index: Mapped  # storage order, 0..T-1
+    position: Mapped  # what the position scheme sees
+    segment: Mapped  # document, list or block the token belongs to
+    role: Mapped  # what the token is for, in the task's own numbering
+    frame: Mapped  # time step of a group of tokens
+    scale: Mapped  # level of a multi-scale token map
+    valid: Mapped  # bool; False is padding, never seen and never seeing
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return int(self.index.shape[-1])
+
+    def rows(self) -> Tokens:
+        """The fields as queries, [..., T, 1]."""
+        return Tokens(*(x[..., :, None] for x in self))
+
+    def columns(self) -> Tokens:
+        """The fields as keys, [..., 1, T]."""
+        return Tokens(*(x[..., None, :] for x in self))
+
+    def cut(self, start: int, stop: int) -> Tokens:
+        """Tokens start..stop-1."""
+        return Tokens(*(x[..., start:stop] for x in self))
+
+
+def sequential(length: int, **fields: Mapped) -> Tokens:
+    """Tokens 0..length-1 in order, one segment, all valid; `fields` replaces any of them. numpy, [T] each."""
+    index = np.arange(length, dtype=np.int32)
+    zero = np.zeros(length, np.int32)
+    made = Tokens(index, index, zero, zero, zero, zero, np.ones(length, bool))
+    return made._replace(**fields)

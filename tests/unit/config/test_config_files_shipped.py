@@ -1,0 +1,38 @@
+"""The shipped configs: every one builds, has the docstring it should, and base.py is the list of defaults."""
+
+import pathlib
+
+import pytest
+
+from positionbias.config.build import build
+from positionbias.config.cli import load_config
+from positionbias.config.files import read
+from positionbias.config.resolve import resolve
+from positionbias.config.schema import Config
+from positionbias.config.sweeps import cells, sweep_names
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[3] / "configs").rglob("*.py"))
+
+
+def test_base_spells_out_every_default(root):
+    raw = load_config(str(root / "configs" / "base.py"))
+    assert resolve(raw) == resolve({"name": "base", "task": "inverse_permutation"})
+
+    def leaves(group):
+        return {k: leaves(v) if isinstance(v, dict) and v else None for k, v in group.items()}
+
+    from positionbias.config.schema import to_dict
+
+    assert leaves(raw) == leaves(to_dict(Config(name="base", task="inverse_permutation")))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_builds_and_tells_what_it_reaches(path):
+    build(resolve(load_config(str(path))))
+    for name in sweep_names(read(str(path))):
+        for cell in cells(str(path), name):
+            build(cell.config)
+    text = path.read_text()
+    assert "python -m positionbias." in text
+    assert "Hardware and time:" in text
+    assert "umber" in text
