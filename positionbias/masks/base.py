@@ -1,0 +1,138 @@
+"""The mask protocol: which key positions a query may see, as a boolean rule and never a float.
+
+A rule is written with array operators only, so that one rule runs under numpy (theory), jax.numpy (the dense path)
+and inside a kernel tile. Masks combine with `&`, `|` and `~`; `valid` is ANDed last, whatever the expression.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from positionbias.arrays import Bool, Int, Mapped
+from positionbias.tokens import Tokens
+
+EMPTY, PARTIAL, FULL = 0, 1, 2
+
+
+class Mask:
+    """A rule on pairs of tokens."""
+
+    axis = "masks"
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        """Whether query `q` may see key `k`, elementwise over fields that broadcast; bool.
+
+        `q` and `k` come as `tokens.rows()` and `tokens.columns()`, as scalars, or as tiles of either.
+        """
+        raise NotImplementedError
+
+    def dense(self, q: Tokens, k: Tokens) -> Mapped:
+        """The whole mask, bool [..., T, S], for tokens [..., T] and [..., S]; padding neither sees nor is seen."""
+        rows, columns = q.rows(), k.columns()
+        return self.allowed(rows, columns) & rows.valid & columns.valid
+
+    def blocks(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        """Which tiles of `block` = (rows, columns) are EMPTY, PARTIAL or FULL: int8 [..., ceil(T/bq), ceil(S/bk)].
+
+        Exact for every rule: the rule is evaluated a band of rows at a time, so memory stays at bq x S. The last
+        tile of a ragged length is judged on the tokens that exist.
+        """
+        step_q, step_k = block
+        starts_k = np.arange(0, k.length, step_k)
+        bands = []
+        for start in range(0, q.length, step_q):
+            band = np.asarray(self.dense(q.cut(start, start + step_q), k))
+            some = np.logical_or.reduceat(band.any(axis=-2), starts_k, axis=-1)
+            every = np.logical_and.reduceat(band.all(axis=-2), starts_k, axis=-1)
+            bands.append(np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8))
+        return np.stack(bands, axis=-2)
+
+    def __and__(self, other: Mask) -> Mask:
+        return Both(self, other)
+
+    def __or__(self, other: Mask) -> Mask:
+        return Either(self, other)
+
+    def __invert__(self) -> Mask:
+        return Negation(self)
+
+
+def _wrapped(mask: Mask, show: Callable[[Any], str]) -> str:
+    return f"({show(mask)})" if isinstance(mask, Both | Either) else show(mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(Mask):
+    """`left & right`."""
+
+    left: Mask
+    right: Mask
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return self.left.allowed(q, k) & self.right.allowed(q, k)
+
+    def combined(self, show: Callable[[Any], str]) -> str:
+        """The expression's text; `show` renders an operand."""
+        return f"{_wrapped(self.left, show)} & {_wrapped(self.right, show)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Mask):
+    """`left | right`."""
+
+    left: Mask
+    right: Mask
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return self.left.allowed(q, k) | self.right.allowed(q, k)
+
+    def combined(self, show: Callable[[Any], str]) -> str:
+        """The expression's text; `show` renders an operand."""
+        return f"{_wrapped(self.left, show)} | {_wrapped(self.right, show)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Negation(Mask):
+    """`~inner`."""
+
+    inner: Mask
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return ~self.inner.allowed(q, k)
+
+    def combined(self, show: Callable[[Any], str]) -> str:
+        """The expression's text; `show` renders an operand."""
+        return f"~{_wrapped(self.inner, show)}"
+
+
+def reach(layers: Sequence[Bool[Mapped, "T T"]], carries: bool = True) -> Bool[Mapped, "T T"]:
+    """Which inputs each position can depend on after a stack of layers: the boolean product of their masks.
+
+    `layers` holds, first layer first, who may influence whom; `carries` says whether a residual also carries each
+    position on. Row i, column j is True if a path of allowed edges leads from input j to output i. numpy or jax.
+    """
+    total: Mapped = np.eye(layers[0].shape[-1], dtype=bool)
+    for visible in layers:
+        total = attended(visible, total, total, carries)
+    return total
+
+
+def attended(
+    visible: Bool[Mapped, "T S"], queries: Bool[Mapped, "T J"], keys: Bool[Mapped, "S J"], carries: bool
+) -> Bool[Mapped, "T J"]:
+    """Which inputs rows depend on after one attention, from those that its `queries` and `keys` depend on.
+
+    What a row was made from also shapes its weights, by way of its query: without a residual (`carries`) too, unless
+    it sees nothing at all, and then it depends on nothing.
+    """
+    own = queries if carries else queries & visible.any(axis=-1, keepdims=True)
+    return compose(visible, keys) | own
+
+
+def compose(visible: Bool[Mapped, "T S"], inner: Bool[Mapped, "S J"]) -> Bool[Mapped, "T J"]:
+    """Boolean matrix product: row i depends on input j if it sees a position that does."""
+    return (visible.astype(np.float32) @ inner.astype(np.float32)) > 0

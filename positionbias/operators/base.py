@@ -1,0 +1,125 @@
+"""The operator protocol: how values are mixed once queries, keys and values are known, or how the stream itself is.
+
+An operator with `reads = "qkv"` is called with what the layer's matrices make of the stream; one with
+`reads = "stream"` gets the normed stream in `mix` and has no matrices but its own `parameters`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.arrays import Bool, Float, Mapped
+from positionbias.masks.base import Mask
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
+from positionbias.tokens import Tokens
+
+Pattern = Literal["noncausal_self", "causal_self", "noncausal_cross", "causal_cross"]
+
+
+class Operator:
+    """Mixes values, or the stream, over positions."""
+
+    axis = "operators"
+    reads: ClassVar[Literal["qkv", "stream"]] = "qkv"
+    patterns: ClassVar[frozenset[Pattern]] = frozenset()
+    uses_rotation: ClassVar[bool] = True  # honours a scheme's `rotate`; False where the stream is read
+    uses_bias: ClassVar[bool] = True  # honours a scheme's `bias`; False where the stream is read
+    has_pattern: ClassVar[bool] = False  # returns a [B, N, T, S] pattern that can be recorded and edited
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        """The operator's own parameters, by name, a set a layer; `dims.width` is that of the layer's input."""
+        return {}
+
+    def __call__(
+        self,
+        q: Float[jax.Array, "B T N H"],
+        k: Float[jax.Array, "B S N H"],
+        v: Float[jax.Array, "B S N K"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> Float[jax.Array, "B T N K"]:
+        """Mix `v` along S (`reads = "qkv"`). `site(name, value)` lets an intermediate be recorded or edited."""
+        raise NotImplementedError
+
+    def mix(
+        self, x: Float[jax.Array, "B T D"], tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction
+    ) -> Float[jax.Array, "B T D"]:
+        """What joins the stream, as wide as the normed stream `x` it is made from (`reads = "stream"`)."""
+        raise NotImplementedError
+
+    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
+        """Who can influence whom, given the mask; must lie within it. A build is refused where it does not.
+
+        numpy or jax arrays, as the tokens are: array operators only.
+        """
+        return allowed
+
+    def state_size(self, dims: Dims) -> int:
+        """Numbers kept per layer to generate the next token after `dims.length` tokens."""
+        raise NotImplementedError
+
+
+class SiteFunction:
+    """`site(name, value)` returns the value, recorded or edited if that was asked for."""
+
+    def __call__(self, name: str, value: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+
+class ScoreOperator(Operator):
+    """Weights values by a function of the scores q . k (times 1/sqrt(H) if `scaled`) of the keys a query may see."""
+
+    scaled: bool
+
+    patterns = frozenset({"noncausal_self", "causal_self", "noncausal_cross", "causal_cross"})
+    has_pattern = True
+
+    def weights(
+        self, scores: Float[jax.Array, "B N T S"], allowed: Bool[jax.Array, "..."]
+    ) -> Float[jax.Array, "B N T S"]:
+        """The weights on values, zero where not `allowed`, which broadcasts against the scores."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
+        allowed = jnp.asarray(mask.dense(tokens_q, tokens_k))
+        allowed = allowed[..., None, :, :] if allowed.ndim == 3 else allowed
+        pattern = site("pattern", self.weights(found, allowed))
+        return jnp.einsum("BNTS,BSNK->BTNK", pattern.astype(v.dtype), v)
+
+    def state_size(self, dims: Dims) -> int:
+        return 2 * dims.length * dims.heads * dims.head_size
+
+
+def scores(
+    q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens, position: Placed, scaled: bool
+) -> Float[jax.Array, "B N T S"]:
+    """The score of every query and key in float32, with the scheme's rotation and bias.
+
+    Scores are q . k / sqrt(H) if `scaled`, else q . k.
+    """
+    q = position.rotate(q, jnp.asarray(tokens_q.position))
+    k = position.rotate(k, jnp.asarray(tokens_k.position))
+    found = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+    if scaled:
+        found = found * (q.shape[-1] ** -0.5)
+    bias = position.bias(tokens_q.rows(), tokens_k.columns(), q.shape[-2])
+    return found if bias is None else found + bias

@@ -1,0 +1,71 @@
+"""Position schemes that act on the embeddings, and the scheme that does nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.positions.base import Dims, Matrix, Parameters, PositionScheme, needs_even
+from positionbias.spec import ConfigError, member, require
+
+
+@member("positions", "none")
+@dataclasses.dataclass(frozen=True)
+class NoPosition(PositionScheme):
+    """No position information (NoPE, Haviv et al. 2022, arXiv 2203.16634); order can enter by the mask alone."""
+
+
+@member("positions", "learned")
+@dataclasses.dataclass(frozen=True)
+class Learned(PositionScheme):
+    """A trained table of one vector a position, added to the embeddings.
+
+    `length` rows; None makes the table as long as the longest sequence of the task's conditions.
+    """
+
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        good = self.length is None or 1 <= self.length <= 65536
+        require(good, "length", self.length, "None or a whole number from 1 to 65536")
+
+    def check(self, dims: Dims) -> None:
+        if self.length is not None and self.length < dims.length:
+            raise ConfigError(
+                f"learned.length = {self.length} is shorter than the task's longest sequence;"
+                f" allowed: None or a whole number from {dims.length}."
+            )
+
+    def embedding_parameters(self, dims: Dims) -> dict[str, Matrix]:
+        return {"table": Matrix((self.length or dims.length, dims.width), "position", dims.width)}
+
+    def embed(self, x: jax.Array, position: jax.Array, params: Parameters) -> jax.Array:
+        return x + params["table"][position].astype(x.dtype)
+
+
+@member("positions", "sinusoidal")
+@dataclasses.dataclass(frozen=True)
+class Sinusoidal(PositionScheme):
+    """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, section 3.5).
+
+    Feature 2m is sin(t * base^(-2m/D)), feature 2m+1 its cosine, times `scale`.
+    """
+
+    base: float = 10000.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.base > 1, "base", self.base, "a number above 1")
+        require(self.scale > 0, "scale", self.scale, "a number above 0")
+
+    def check(self, dims: Dims) -> None:
+        needs_even("sinusoidal", dims.width, "model.width")
+
+    def embed(self, x: jax.Array, position: jax.Array, params: Parameters) -> jax.Array:
+        width = x.shape[-1]
+        frequency = self.base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+        angle = position[..., None].astype(jnp.float32) * frequency
+        table = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*position.shape, width)
+        return x + (self.scale * table).astype(x.dtype)

@@ -1,0 +1,109 @@
+"""The position-scheme protocol: how order is told to the model.
+
+A scheme overrides what it uses of `embed`, `rotate` and `bias`; the others are the identity. All are pure functions
+of arrays. A scheme declares the parameters of `embed` in `embedding_parameters` and those of `rotate` and `bias`, which
+every layer has of its own, in `layer_parameters`; the model creates, trains and hands them back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from positionbias.arrays import Float, Int
+from positionbias.spec import ConfigError
+from positionbias.tokens import Tokens
+
+Parameters = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """The sizes a scheme or operator may need: stream width D, heads N, head size H, longest position seen + 1."""
+
+    width: int
+    heads: int
+    head_size: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A parameter to create: its shape, its kind (which `model.init` and `model.frozen` speak of), and fan-in.
+
+    A kind that is not a field of `model.init` names its `initializer` here and is always trained.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    fan_in: int
+    initializer: str | None = None
+
+
+class PositionScheme:
+    """How order is told to the model."""
+
+    axis = "positions"
+
+    def check(self, dims: Dims) -> None:
+        """Raise ConfigError if the scheme cannot serve these sizes."""
+
+    def embedding_parameters(self, dims: Dims) -> dict[str, Matrix]:
+        """The parameters of `embed`, by name; the model has them once."""
+        return {}
+
+    def layer_parameters(self, dims: Dims) -> dict[str, Matrix]:
+        """The parameters of `rotate` and `bias`, by name; every attention has its own."""
+        return {}
+
+    def embed(self, x: Float[jax.Array, "... T D"], position: Int[jax.Array, "... T"], params: Parameters) -> jax.Array:
+        """Act on the embeddings, once, before the first layer."""
+        return x
+
+    def rotate(
+        self, x: Float[jax.Array, "... T N H"], position: Int[jax.Array, "... T"], params: Parameters
+    ) -> jax.Array:
+        """Act on queries or keys; called for each side with its own positions."""
+        return x
+
+    def bias(self, q: Tokens, k: Tokens, heads: int, params: Parameters) -> jax.Array | None:
+        """What is added to the scaled score, [..., N, T, S] for `q` rows and `k` columns; None adds nothing."""
+        return None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the scheme acts on embeddings."""
+        return type(self).embed is not PositionScheme.embed
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the scheme acts on queries and keys."""
+        return type(self).rotate is not PositionScheme.rotate
+
+    @property
+    def biases(self) -> bool:
+        """Whether the scheme adds to scores."""
+        return type(self).bias is not PositionScheme.bias
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+    """A scheme in its place: bound to the parameters of one attention."""
+
+    scheme: PositionScheme
+    params: Parameters = dataclasses.field(default_factory=dict)
+
+    def rotate(self, x: Float[jax.Array, "... T N H"], position: Int[jax.Array, "... T"]) -> jax.Array:
+        """See `PositionScheme.rotate`."""
+        return self.scheme.rotate(x, position, self.params)
+
+    def bias(self, q: Tokens, k: Tokens, heads: int) -> jax.Array | None:
+        """See `PositionScheme.bias`."""
+        return self.scheme.bias(q, k, heads, self.params)
+
+
+def needs_even(name: str, size: int, what: str) -> None:
+    """Raise ConfigError unless `size` is even."""
+    if size % 2:
+        raise ConfigError(f"{name} needs an even {what}, got {size}; allowed: even numbers.")

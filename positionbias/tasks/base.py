@@ -1,0 +1,147 @@
+"""The task protocol: a data distribution sampled on the device, which says where the evidence for every answer sits.
+
+`sample` is pure and makes one example; everything the build has to know before sampling (lengths, query rows, the
+layout of tokens, the declared positional prior) is static and numpy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from positionbias.arrays import Bool, Float, Int, Key, Shaped
+from positionbias.spec import unknown
+from positionbias.tokens import Tokens, sequential
+
+
+class Batch(NamedTuple):
+    """One example, or a batch of them with a leading B on every field, but not on `tokens` if examples share them."""
+
+    inputs: Shaped[jax.Array, "... T *Din"]  # token ids i32[T], or vectors f32[T, Din]
+    targets: Shaped[jax.Array, "... T *Dout"]  # what row t should say: token ids i32[T], or vectors f32[T, Dout]
+    weights: Float[jax.Array, "... T"]  # weight of row t in the loss; 0 where nothing is asked
+    tokens: Tokens
+    query: Int[jax.Array, "... A"]  # row that answers
+    evidence: Int[jax.Array, "... A E"]  # positions the answer needs, in the order a solver needs them, -1 padded
+    order: Int[jax.Array, "... A"]  # rank of that order among its permutations; 0 where there is only one order
+    distance: Int[jax.Array, "... A"]  # query minus nearest position that holds the answer itself; negative: later
+    n_distractors: Int[jax.Array, "... A"]  # wrong candidates among the evidence's like
+    source: Int[jax.Array, "... A"]  # input index that holds the teacher-forced target, or -1
+    query_slot: Int[jax.Array, "... A"]  # query on the task's own axis, counted from 0 (what curves are drawn over)
+    evidence_slot: Int[jax.Array, "... A"]  # the answer-holding evidence on the task's own axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One cell of a task's evaluation grid: a name and the settings that make it, hashable and static."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __getitem__(self, key: str) -> Any:
+        return dict(self.settings)[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a task's inputs or targets are: `tokens` of a vocabulary, or `vectors` of so many features."""
+
+    kind: str
+    size: int
+
+
+class Task:
+    """A data distribution with its positions under control."""
+
+    axis = "tasks"
+    query_axis = "query position"  # what `query_slot` counts, for labels
+    evidence_axis = "evidence position"  # what `evidence_slot` counts, for labels
+    shared_tokens: ClassVar[bool] = True  # whether all examples of a condition have the tokens of `tokens(condition)`
+
+    # ---- static
+
+    @property
+    def input(self) -> Size:
+        """Kind and size of the inputs."""
+        raise NotImplementedError
+
+    @property
+    def output(self) -> Size:
+        """Kind and size of the targets."""
+        raise NotImplementedError
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """The evaluation grid, at most four static shapes; the first is the one trained on."""
+        raise NotImplementedError
+
+    def length(self, condition: Condition) -> int:
+        """T."""
+        raise NotImplementedError
+
+    def context_length(self, condition: Condition) -> int:
+        """C: an encoder reads 0..C-1, a decoder C..T-1."""
+        raise NotImplementedError
+
+    def query_rows(self, condition: Condition) -> Int[np.ndarray, "Q"]:
+        """Every row that may answer."""
+        raise NotImplementedError
+
+    def tokens(self, condition: Condition) -> Tokens:
+        """The layout of tokens, numpy [T] each: that of every example, or without `shared_tokens` a permissive one.
+
+        A config is checked against this layout, and nothing may leak under any other. Where examples differ, it must
+        therefore let through what any of them lets through (under `segments`: one segment) and hold the largest
+        position; `sample` then gives each example its own, and reach and ceilings are judged an example at a time.
+        """
+        return sequential(self.length(condition))
+
+    def leaks(self, condition: Condition) -> Bool[np.ndarray, "T T"]:
+        """Where input j may hold the target that row i is asked for (`source`); objectives forbid that path."""
+        size = self.length(condition)
+        return np.zeros((size, size), bool)
+
+    def slots(self, condition: Condition) -> dict[str, int]:
+        """Number of slots on each axis: {"query": Pq, "evidence": Pe}."""
+        return {axis: len(share) for axis, share in self.prior(condition).items()}
+
+    def prior(self, condition: Condition) -> dict[str, Float[np.ndarray, "P"]]:
+        """The declared positional prior: the probability of each `query_slot` and `evidence_slot`."""
+        raise NotImplementedError
+
+    # ---- sampled
+
+    def sample(self, key: Key[jax.Array, ""], condition: Condition) -> Batch:
+        """One example; pure, jit- and vmap-able."""
+        raise NotImplementedError
+
+    def batch(self, key: Key[jax.Array, ""], condition: Condition, size: int) -> Batch:
+        """`size` independent examples; `tokens` have a leading B only where they are not shared."""
+        axes = batch_axes(0, self.shared_tokens)
+        return jax.vmap(lambda k: self.sample(k, condition), out_axes=axes)(jax.random.split(key, size))
+
+    # ---- judged, for one example
+
+    def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
+        """Probability that an ideal observer answers right if row i knows only the inputs j with visible[i, j]."""
+        raise NotImplementedError
+
+    def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+        """Probability of a right answer for simple rules; must hold "chance" and "order_free"."""
+        raise NotImplementedError
+
+
+def batch_axes(axis: int, shared_tokens: bool) -> Any:
+    """A `Batch` of vmap axes."""
+    axes: dict[str, Any] = dict.fromkeys(Batch._fields, axis)
+    return Batch(**{**axes, "tokens": None if shared_tokens else axis})
+
+
+def find_condition(task: Task, name: str, field: str) -> Condition:
+    """The task's condition called `name`, or ConfigError with the nearest one."""
+    grid = {c.name: c for c in task.conditions()}
+    if name not in grid:
+        raise unknown(field, "condition", name, grid)
+    return grid[name]

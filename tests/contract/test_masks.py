@@ -1,0 +1,164 @@
+"""The mask protocol, over every registered mask."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.masks.base import EMPTY, FULL, PARTIAL, Mask
+from positionbias.tokens import sequential
+
+AXIS = "masks"
+EXAMPLES = {
+    "sliding_window": ["sliding_window(width=1)", "sliding_window(width=3)"],
+    "prefix": ["prefix(length=0)", "prefix(length=4)"],
+}
+
+
+def made(length, seed):
+    """Tokens with every field in play."""
+    random = np.random.default_rng(seed)
+    fields = {name: random.integers(0, 3, length).astype(np.int32) for name in ("segment", "role", "frame", "scale")}
+    return sequential(length, valid=random.random(length) < 0.8, **fields)
+
+
+QUERIES, KEYS = made(7, 0), made(11, 1)
+
+
+def check_elementwise(mask):
+    """One boolean per pair, the same under numpy, jax.numpy, in tiles, traced, and a pair at a time."""
+    found = mask.allowed(QUERIES.rows(), KEYS.columns())
+    assert found.dtype == np.bool_, "allowed() must return booleans"
+    assert found.shape == (7, 11), "allowed() must broadcast to [T, S]"
+    device = [jax.tree.map(jnp.asarray, t) for t in (QUERIES, KEYS)]
+    traced = jax.jit(lambda q, k: mask.allowed(q.rows(), k.columns()))(*device)
+    np.testing.assert_array_equal(traced, found, "a traced rule differs from numpy")
+    tile = mask.allowed(QUERIES.cut(2, 5).rows(), KEYS.cut(3, 9).columns())
+    np.testing.assert_array_equal(tile, found[2:5, 3:9], "a tile differs from the same part of the whole")
+    one = jax.jit(lambda q, k: jax.vmap(lambda qi: jax.vmap(lambda kj: mask.allowed(qi, kj))(k))(q))(*device)
+    np.testing.assert_array_equal(one, found, "pairs taken one at a time differ from the whole")
+
+
+def check_dense(mask):
+    """`dense` is the rule with padding taken out last, under negation too, and over leading axes."""
+    both = QUERIES.valid[:, None] & KEYS.valid
+    rule = mask.allowed(QUERIES.rows(), KEYS.columns())
+    np.testing.assert_array_equal(mask.dense(QUERIES, KEYS), rule & both)
+    np.testing.assert_array_equal((~mask).dense(QUERIES, KEYS), ~rule & both)
+    stacked = [type(QUERIES)(*(np.stack([f, f[::-1]]) for f in t)) for t in (QUERIES, KEYS)]
+    found = mask.dense(*stacked)
+    assert found.shape == (2, 7, 11)
+    for row in range(2):
+        np.testing.assert_array_equal(found[row], mask.dense(*(type(t)(*(f[row] for f in t)) for t in stacked)))
+
+
+def check_blocks(mask):
+    """`blocks` classifies tiles as the dense matrix does, ragged lengths included."""
+    full = mask.dense(QUERIES, KEYS)
+    for rows, columns in [(1, 1), (2, 3), (3, 4), (7, 11), (8, 16)]:
+        classes = [
+            [FULL if t.all() else PARTIAL if t.any() else EMPTY for t in tiles]
+            for tiles in (
+                [full[i : i + rows, j : j + columns] for j in range(0, 11, columns)] for i in range(0, 7, rows)
+            )
+        ]
+        np.testing.assert_array_equal(mask.blocks(QUERIES, KEYS, (rows, columns)), classes)
+
+
+CHECKS = [check_elementwise, check_dense, check_blocks]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_protocol(built, check):
+    check(built)
+
+
+def test_text_round_trips(built):
+    assert spec.build("masks", spec.canonical(built), "mask") == built
+    assert hash(built) == hash(spec.build("masks", spec.canonical(built), "mask"))
+    mixed = ~(built & spec.build("masks", "causal", "mask")) | built
+    assert spec.build("masks", spec.canonical(mixed), "mask") == mixed
+
+
+def test_is_documented(built):
+    assert type(built).__doc__.strip().splitlines()[0].endswith(".")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReturnsNumbers(Mask):
+    """Not boolean."""
+
+    def allowed(self, q, k):
+        return (k.index <= q.index) * 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedsNumpy(Mask):
+    """Cannot be traced."""
+
+    def allowed(self, q, k):
+        return np.less_equal(np.asarray(k.index), np.asarray(q.index))
+
+
+@dataclasses.dataclass(frozen=True)
+class CountsFromItsTile(Mask):
+    """Reads array shapes where it should read indices."""
+
+    def allowed(self, q, k):
+        return np.arange(k.index.shape[-1])[None, :] <= np.arange(q.index.shape[-2])[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class DoesNotBroadcast(Mask):
+    """Forgets the keys."""
+
+    def allowed(self, q, k):
+        return q.index >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddingFirst(Mask):
+    """Takes padding out in its own rule, where a negation lets it in again."""
+
+    def allowed(self, q, k):
+        return (k.index <= q.index) & k.valid
+
+    def dense(self, q, k):
+        return self.allowed(q.rows(), k.columns())
+
+
+@dataclasses.dataclass(frozen=True)
+class GuessesBlocks(Mask):
+    """Overrides `blocks` with a rule for square tiles only."""
+
+    def allowed(self, q, k):
+        return k.index <= q.index
+
+    def blocks(self, q, k, block):
+        rows, columns = -(-q.length // block[0]), -(-k.length // block[1])
+        return np.tri(rows, columns) + np.tri(rows, columns, -1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (ReturnsNumbers, check_elementwise),
+        (NeedsNumpy, check_elementwise),
+        (CountsFromItsTile, check_elementwise),
+        (DoesNotBroadcast, check_elementwise),
+        (PaddingFirst, check_dense),
+        (GuessesBlocks, check_blocks),
+    ],
+)
+def test_a_broken_mask_is_caught(broken, check):
+    with pytest.raises((AssertionError, jax.errors.TracerArrayConversionError)):
+        check(broken())
+
+
+@pytest.mark.parametrize("spec_text", ["prefix"])
+def test_a_member_without_an_example_fails_and_says_where_to_add_one(spec_text, request):
+    with pytest.raises(pytest.fail.Exception, match=r"needs the argument 'length'.*EXAMPLES in .*test_masks\.py"):
+        request.getfixturevalue("built")

@@ -1,0 +1,175 @@
+"""The position-scheme protocol, over every registered scheme."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.config import schema
+from positionbias.positions.base import Dims, Matrix, PositionScheme
+from positionbias.tokens import sequential
+
+AXIS = "positions"
+EXAMPLES = {}
+
+DIMS = Dims(width=16, heads=3, head_size=4, length=12)
+KINDS = {f.name for f in dataclasses.fields(schema.Init)}
+BATCH, T, S = 2, 5, 7
+POSITIONS = np.stack([np.arange(T), np.arange(T)[::-1] + 4]).astype(np.int32)
+
+
+def parameters(declared):
+    made = {}
+    for i, (name, matrix) in enumerate(declared.items()):
+        made[name] = jax.random.normal(jax.random.key(i), matrix.shape)
+    return made
+
+
+def check_parameters(scheme):
+    """Parameters have a shape, a kind that `model.init` knows or an initializer, a fan-in, and somewhere to act."""
+    scheme.check(DIMS)
+    embedding, layer = scheme.embedding_parameters(DIMS), scheme.layer_parameters(DIMS)
+    assert scheme.embeds or not embedding, "parameters of the embedding that nothing reads"
+    assert scheme.rotates or scheme.biases or not layer, "parameters of layers that nothing reads"
+    for name, matrix in [*embedding.items(), *layer.items()]:
+        assert isinstance(name, str)
+        assert isinstance(matrix, Matrix)
+        assert all(isinstance(n, int) and n > 0 for n in matrix.shape), "sizes are positive whole numbers"
+        assert matrix.kind in KINDS or matrix.initializer, f"{matrix.kind} is not a field of model.init"
+        assert matrix.fan_in > 0
+
+
+def check_acts_on_arrays(act, active, shape, what):
+    """`act(x, positions)` keeps shape and precision, treats a batch like its rows, and is idle iff it says so."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jax.random.normal(jax.random.key(9), (BATCH, T, *shape), dtype)
+        found = act(x, jnp.asarray(POSITIONS))
+        assert found.shape == x.shape, f"{what} changed the shape"
+        assert found.dtype == dtype, f"{what} changed the precision"
+        assert np.isfinite(np.asarray(found, np.float32)).all()
+        moved = not np.array_equal(found, x)
+        assert moved == active, f"the flag of {what} does not match what it does"
+        for row in range(BATCH):
+            alone = act(x[row : row + 1], jnp.asarray(POSITIONS[row]))
+            np.testing.assert_allclose(
+                np.asarray(alone[0], np.float32), np.asarray(found[row], np.float32), rtol=1e-6, atol=1e-6
+            )
+
+
+def check_embed(scheme):
+    """`embed` acts on [B, T, D]."""
+    params = parameters(scheme.embedding_parameters(DIMS))
+    check_acts_on_arrays(jax.jit(lambda x, p: scheme.embed(x, p, params)), scheme.embeds, (16,), "embed")
+
+
+def check_rotate(scheme):
+    """`rotate` acts on [B, T, N, H]."""
+    params = parameters(scheme.layer_parameters(DIMS))
+    check_acts_on_arrays(jax.jit(lambda x, p: scheme.rotate(x, p, params)), scheme.rotates, (3, 4), "rotate")
+
+
+def check_bias(scheme):
+    """`bias` is None or finite numbers that broadcast to [..., N, T, S], and depends on `position` alone."""
+    params = parameters(scheme.layer_parameters(DIMS))
+    q, k = sequential(T), sequential(S, position=np.arange(S, dtype=np.int32) * 2)
+    found = scheme.bias(q.rows(), k.columns(), 3, params)
+    assert (found is not None) == scheme.biases, "the flag of bias does not match what it does"
+    if found is None:
+        return
+    assert jnp.issubdtype(found.dtype, jnp.floating)
+    np.broadcast_to(found, (3, T, S))
+    assert np.isfinite(found).all()
+    assert np.ptp(found) > 0, "a bias that is the same everywhere tells nothing"
+    other = q._replace(index=q.index[::-1], segment=q.index, role=q.index, frame=q.index, scale=q.index)
+    np.testing.assert_array_equal(scheme.bias(other.rows(), k.columns(), 3, params), found)
+    batched = q._replace(position=POSITIONS)
+    both = np.broadcast_to(scheme.bias(batched.rows(), k.columns(), 3, params), (BATCH, 3, T, S))
+    for row in range(BATCH):
+        alone = scheme.bias(q._replace(position=POSITIONS[row]).rows(), k.columns(), 3, params)
+        np.testing.assert_allclose(both[row], np.broadcast_to(alone, (3, T, S)), rtol=1e-6)
+    tile = np.broadcast_to(scheme.bias(q.cut(1, 3).rows(), k.cut(2, 6).columns(), 3, params), (3, 2, 4))
+    np.testing.assert_allclose(tile, np.broadcast_to(found, (3, T, S))[:, 1:3, 2:6], rtol=1e-6)
+
+
+CHECKS = [check_parameters, check_embed, check_rotate, check_bias]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_protocol(built, check):
+    check(built)
+
+
+def test_text_round_trips(built):
+    assert spec.build("positions", spec.canonical(built), "position") == built
+    assert hash(built) is not None
+
+
+def test_is_documented(built):
+    assert type(built).__doc__.strip().splitlines()[0].endswith(".")
+
+
+class ForgetsToDeclare(PositionScheme):
+    """Names a kind of matrix that no initializer serves."""
+
+    def embedding_parameters(self, dims):
+        return {"table": Matrix((4, 4), "positional", 4)}
+
+    def embed(self, x, position, params):
+        return x + 1
+
+
+class BiasesFromTheEmbedding(PositionScheme):
+    """Declares the parameters of its bias where only `embed` gets them."""
+
+    def embedding_parameters(self, dims):
+        return {"slope": Matrix((1,), "position", 1)}
+
+    def bias(self, q, k, heads, params):
+        return jnp.abs(q.position - k.position) * params["slope"]
+
+
+class Widens(PositionScheme):
+    """Returns float32 whatever came in."""
+
+    def embed(self, x, position, params):
+        return x.astype(jnp.float32) + position[..., None]
+
+
+class Idle(PositionScheme):
+    """Overrides `rotate` and does nothing."""
+
+    def rotate(self, x, position, params):
+        return x
+
+
+class OneLength(PositionScheme):
+    """A bias for self attention only."""
+
+    def bias(self, q, k, heads, params):
+        return -jnp.abs(jnp.arange(q.position.shape[-2])[:, None] - jnp.arange(q.position.shape[-2])) * 1.0
+
+
+class ReadsIndex(PositionScheme):
+    """A bias on where tokens are stored."""
+
+    def bias(self, q, k, heads, params):
+        return (k.index - q.index) * jnp.float32(1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (ForgetsToDeclare, check_parameters),
+        (BiasesFromTheEmbedding, check_parameters),
+        (Widens, check_embed),
+        (Idle, check_rotate),
+        (OneLength, check_bias),
+        (ReadsIndex, check_bias),
+    ],
+)
+def test_a_broken_scheme_is_caught(broken, check):
+    with pytest.raises((AssertionError, ValueError)):
+        check(broken())

@@ -1,0 +1,276 @@
+"""The task protocol, over every registered task."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from toys import TwoLists
+
+from positionbias import spec
+from positionbias.masks.order import Bidirectional, Causal
+from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.tasks.base import Batch, batch_axes
+
+AXIS = "tasks"
+EXAMPLES = {
+    "inverse_permutation": [
+        "inverse_permutation(n=4, alphabet=3)",
+        "inverse_permutation(n=4, alphabet=3, scratch=True)",
+    ],
+    "associative_recall": [
+        "associative_recall(pairs=4, keys=6, values=3, delays=3, padding=1, shift=2)",
+        "associative_recall(pairs=4, keys=6, values=3, queries=2, delays=3, distractors=1)",
+    ],
+}
+ITEMS = 1024
+LEVEL = 1e-4  # of the chi-square tests; seeds are fixed
+
+
+@functools.cache
+def sampled(task, condition):
+    """Many examples, the tokens shared."""
+    return jax.tree.map(np.asarray, jax.jit(lambda key: task.batch(key, condition, ITEMS))(jax.random.key(0)))
+
+
+def judged(judge, batch, visible):
+    """`judge` over every example of a batch."""
+    judge_all = jax.jit(jax.vmap(judge, in_axes=(batch_axes(0, batch.tokens.index.ndim == 1), None)))
+    return jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(visible)))
+
+
+def check_static(task):
+    """At most four conditions of different names; rows and context within the sequence; shapes as declared."""
+    conditions = task.conditions()
+    assert 1 <= len(conditions) <= 4
+    assert len({c.name for c in conditions}) == len(conditions)
+    assert len({hash(c) for c in conditions}) == len(conditions)
+    for condition in conditions:
+        length = task.length(condition)
+        rows = np.asarray(task.query_rows(condition))
+        assert 0 <= task.context_length(condition) <= length
+        assert len(rows) == len(set(rows.tolist())) > 0
+        assert rows.min() >= 0
+        assert rows.max() < length
+        tokens = task.tokens(condition)
+        assert all(isinstance(f, np.ndarray) and f.shape[-1] == length for f in tokens), "tokens() is numpy and [T]"
+        assert task.leaks(condition).shape == (length, length)
+        assert task.leaks(condition).dtype == bool
+        for axis, share in task.prior(condition).items():
+            assert axis in ("query", "evidence")
+            assert math.isclose(share.sum(), 1, rel_tol=1e-9)
+        assert task.slots(condition) == {axis: len(share) for axis, share in task.prior(condition).items()}
+
+
+def check_samples(task):
+    """Shapes and ranges of samples agree with what is declared."""
+    for condition in task.conditions():
+        batch, length = sampled(task, condition), task.length(condition)
+        answers = batch.query.shape[1]
+        for array, size in ((batch.inputs, task.input), (batch.targets, task.output)):
+            if size.kind == "tokens":
+                assert array.shape == (ITEMS, length)
+                assert array.dtype == np.int32
+                assert array.min() >= 0
+                assert array.max() < size.size
+            else:
+                assert array.shape == (ITEMS, length, size.size)
+                assert array.dtype == np.float32
+        assert batch.weights.shape == (ITEMS, length)
+        assert batch.weights.dtype == np.float32
+        assert batch.evidence.shape[:2] == (ITEMS, answers)
+        for name in ("query", "order", "distance", "n_distractors", "source", "query_slot", "evidence_slot"):
+            assert getattr(batch, name).shape == (ITEMS, answers), name
+            assert getattr(batch, name).dtype == np.int32, name
+        assert batch.evidence.dtype == np.int32
+        assert batch.evidence.min() >= -1
+        assert batch.evidence.max() < length
+        assert (batch.evidence >= 0).any(axis=-1).all(), "an answer needs at least one evidence position"
+        assert batch.source.min() >= -1
+        assert batch.source.max() < length
+        assert batch.order.min() >= 0
+        assert batch.n_distractors.min() >= 0
+        for one, other in zip(batch.tokens, task.tokens(condition), strict=True):
+            if task.shared_tokens:
+                np.testing.assert_array_equal(one, other, "samples carry the tokens that tokens() declares")
+            assert one.shape == (() if task.shared_tokens else (ITEMS,)) + (length,), "tokens are shared as declared"
+        assert batch.tokens.position.max() <= task.tokens(condition).position.max()
+
+
+def check_rows(task):
+    """Answers stand at query rows only, every query row answers, and only answering rows are weighed."""
+    for condition in task.conditions():
+        batch = sampled(task, condition)
+        assert set(np.unique(batch.query)) == set(np.asarray(task.query_rows(condition)).tolist())
+        answering = np.zeros(batch.weights.shape, bool)
+        np.put_along_axis(answering, batch.query, True, axis=1)
+        assert (batch.weights[~answering] == 0).all(), "weights must be zero outside answering rows"
+        assert (batch.weights[answering] > 0).all(), "an answering row must have a weight"
+        assert answering.sum() == batch.query.size, "two answers at one row"
+
+
+def check_distance(task):
+    """`distance` runs from the query to the nearest evidence position of those the answer needs, to one of them."""
+    for condition in task.conditions():
+        batch = sampled(task, condition)
+        gaps = np.where(batch.evidence >= 0, batch.query[..., None] - batch.evidence, np.iinfo(np.int32).max)
+        assert (gaps == batch.distance[..., None]).any(axis=-1).all(), "distance is not to an evidence position"
+
+
+def check_leaks(task):
+    """`leaks` covers every `source`, the source holds the target, and nothing is declared that never occurs."""
+    for condition in task.conditions():
+        batch, declared = sampled(task, condition), task.leaks(condition)
+        seen = np.zeros_like(declared)
+        item, answer = np.nonzero(batch.source >= 0)
+        rows, sources = batch.query[item, answer], batch.source[item, answer]
+        seen[rows, sources] = True
+        np.testing.assert_array_equal(seen, declared, "leaks() is not where sources are")
+        np.testing.assert_array_equal(batch.inputs[item, sources], batch.targets[item, rows])
+
+
+def check_prior(task):
+    """Slots follow the declared prior."""
+    for condition in task.conditions():
+        batch = sampled(task, condition)
+        for axis, share in task.prior(condition).items():
+            slots = getattr(batch, f"{axis}_slot")
+            assert slots.min() >= 0
+            assert slots.max() < len(share)
+            # One answer an item keeps the counts independent; which one is fixed in advance by the item's number.
+            chosen = slots[np.arange(ITEMS), np.arange(ITEMS) % slots.shape[1]]
+            counts = np.bincount(chosen, minlength=len(share))
+            assert (counts[share == 0] == 0).all()
+            kept = share > 0
+            assert kept.sum() == 1 or stats.chisquare(counts[kept], ITEMS * share[kept]).pvalue > LEVEL, axis
+
+
+def check_judges(task):
+    """Ceilings and baselines are probabilities; seeing more never lowers the mean ceiling, no rule beats it."""
+    for condition in task.conditions():
+        batch, tokens = sampled(task, condition), task.tokens(condition)
+        nothing = np.zeros((task.length(condition),) * 2, bool)
+        masks = [nothing, Causal().dense(tokens, tokens), Bidirectional().dense(tokens, tokens)]
+        means = []
+        for visible in masks:
+            ceiling = judged(task.ceiling, batch, visible)
+            assert ceiling.shape == batch.query.shape
+            assert np.isfinite(ceiling).all()
+            assert ceiling.min() >= 0
+            assert ceiling.max() <= 1 + 1e-6
+            means.append(ceiling.mean())
+            baselines = judged(task.baselines, batch, visible)
+            assert {"chance", "order_free"} <= set(baselines)
+            # A rule's hits on 1,024 items scatter around its mean by at most 1/64; a ceiling is exact.
+            for name, value in baselines.items():
+                assert value.shape == batch.query.shape, name
+                assert value.min() >= 0
+                assert value.max() <= 1 + 1e-6
+                assert value.mean() <= means[-1] + 4 / 64, f"{name} beats the ceiling"
+        assert means[0] <= means[1] + 1e-6
+        assert means[1] <= means[2] + 1e-6
+
+
+def check_pure(task):
+    """The same key gives the same example, jit or not; another key another."""
+    for condition in task.conditions():
+        plain, again = (task.sample(jax.random.key(3), condition) for _ in range(2))
+        compiled = jax.jit(lambda key, condition=condition: task.sample(key, condition))(jax.random.key(3))
+        for other in (again, compiled):
+            jax.tree.map(np.testing.assert_array_equal, plain, other)
+        inputs = sampled(task, condition).inputs
+        assert not (inputs == inputs[:1]).all()
+
+
+CHECKS = [
+    check_static,
+    check_samples,
+    check_rows,
+    check_distance,
+    check_leaks,
+    check_prior,
+    check_judges,
+    check_pure,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_protocol(built, check):
+    check(built)
+
+
+def test_text_round_trips(built):
+    assert spec.build("tasks", spec.canonical(built), "task") == built
+    assert hash(built) is not None
+
+
+def test_is_documented(built):
+    assert type(built).__doc__.strip().splitlines()[0].endswith(".")
+
+
+# ------------------------------------------------------------------------------------- the suite catches mistakes
+
+
+class Small(AssociativeRecall):
+    """A right task, and the base of the broken ones."""
+
+    def __init__(self):
+        super().__init__(pairs=3, keys=4, values=3, delays=2, shift=0)
+
+
+class Edits(Small):
+    """Changes a field of a right sample."""
+
+    def sample(self, key, condition):
+        item = super().sample(key, condition)
+        return item._replace(**self.edit(item))
+
+
+def broken(name, edit=None, **members):
+    """A task class that breaks one promise."""
+    return type(
+        name, (Edits if edit else Small,), {**members, **({"edit": lambda self, item: edit(item)} if edit else {})}
+    )
+
+
+BROKEN = [
+    (
+        broken("FavoursASlot", prior=lambda self, c: {"query": np.array([0.7, 0.3]), "evidence": np.full(3, 1 / 3)}),
+        check_prior,
+    ),
+    (broken("WeighsEverything", lambda item: {"weights": jnp.ones_like(item.weights)}), check_rows),
+    (broken("HidesALeak", lambda item: {"source": item.evidence[:, 1]}), check_leaks),
+    (broken("DeclaresALeak", leaks=lambda self, c: np.ones((self.length(c),) * 2, bool)), check_leaks),
+    (broken("TargetOutOfRange", lambda item: {"targets": item.targets + 8}), check_samples),
+    (broken("WrongDistance", lambda item: {"distance": item.distance + 5}), check_distance),
+    (broken("EvidenceOutside", lambda item: {"evidence": item.evidence + 40}), check_samples),
+    (broken("MovesTokens", lambda item: {"tokens": item.tokens._replace(index=item.tokens.index + 1)}), check_samples),
+    (broken("WrongLength", lambda item: {"inputs": item.inputs[:-1]}), check_samples),
+    (broken("FloatInputs", lambda item: {"inputs": item.inputs.astype(jnp.float32)}), check_samples),
+    (broken("AnswersElsewhere", query_rows=lambda self, c: np.array([0, 1])), check_rows),
+    (broken("CeilingOfTwo", ceiling=lambda self, item, visible: jnp.full(1, 2.0)), check_judges),
+    (broken("CeilingTooLow", ceiling=lambda self, item, visible: jnp.full(1, 0.1)), check_judges),
+    (broken("NoOrderFree", baselines=lambda self, item, visible: {"chance": jnp.full(1, 0.3)}), check_judges),
+    (broken("FiveConditions", conditions=lambda self: Small.conditions(self) * 5), check_static),
+    (broken("NoRandomness", lambda item: {"inputs": jnp.ones_like(item.inputs)}), check_pure),
+]
+
+
+@pytest.mark.parametrize("task", [Small(), TwoLists()], ids=["shared tokens", "tokens of its own"])
+def test_a_right_task_passes(task):
+    for check in CHECKS:
+        check(task)
+
+
+@pytest.mark.parametrize(("task", "check"), BROKEN, ids=lambda value: value.__name__)
+def test_a_broken_task_is_caught(task, check):
+    with pytest.raises(AssertionError):
+        check(task())
+
+
+def test_a_new_field_of_batch_needs_a_check_here():
+    checked = {"inputs", "targets", "weights", "tokens", "query", "evidence", "order", "distance", "n_distractors"}
+    assert set(Batch._fields) == checked | {"source", "query_slot", "evidence_slot"}

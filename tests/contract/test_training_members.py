@@ -1,0 +1,95 @@
+"""Every registered objective, architecture, initializer, update rule, schedule and theory keeps its protocol."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.config import schema
+from positionbias.models.base import Architecture
+from positionbias.models.parameters import Initializer, Noise
+from positionbias.objectives.base import Objective
+from positionbias.positions.base import Matrix
+from positionbias.theory.base import Theory
+from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
+
+PROTOCOLS = {
+    "architectures": Architecture,
+    "initializers": Initializer,
+    "objectives": Objective,
+    "optimizers": Rule,
+    "schedules": Schedule,
+    "theory": Theory,
+}
+EXAMPLES = {"constant": {"initializers": "constant(value=0.3)"}, "normal": {"initializers": "normal(std=0.3)"}}
+
+
+def members(axis):
+    return [EXAMPLES.get(name, {}).get(axis, name) for name in spec.names(axis)]
+
+
+EVERY = [(axis, text) for axis in PROTOCOLS for text in members(axis)]
+
+
+@pytest.mark.parametrize(("axis", "text"), EVERY)
+def test_members_are_built_from_text_and_told_as_text(axis, text):
+    built = spec.build(axis, text, axis)
+    assert isinstance(built, PROTOCOLS[axis])
+    assert spec.build(axis, spec.canonical(built), axis) == built
+    assert hash(built) == hash(spec.build(axis, text, axis))
+    assert (type(built).__doc__ or "").strip()
+
+
+def test_every_axis_has_a_contract():
+    elsewhere = {"masks", "positions", "operators", "tasks"}
+    assert set(spec.axes()) == set(PROTOCOLS) | elsewhere, "write a contract for the new axis, and name it here"
+
+
+@pytest.mark.parametrize("text", members("initializers"))
+def test_initializers_fill_their_shape(text):
+    built = spec.build("initializers", text, "init")
+    value = built(Noise(jax.random.normal(jax.random.key(0), (72,))), Matrix((6, 12), "query", 6))
+    assert value.shape == (6, 12)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value).all()
+    assert np.abs(value).max() > 0
+
+
+@pytest.mark.parametrize("text", members("schedules"))
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_are_shares_of_the_peak(text, warmup):
+    schedule = spec.build("schedules", text, "schedule")
+    shares = np.array([rate_share(schedule, warmup, 20, jnp.int32(s)) for s in range(20)])
+    assert shares.min() >= 0
+    assert shares.max() == pytest.approx(1)
+    assert shares[warmup] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("text", members("optimizers"))
+def test_rules_go_downhill_and_decay_weights(text):
+    rule = spec.build("optimizers", text, "optimizer")
+    gradient, value = jnp.array([1.0, -2.0]), jnp.array([3.0, 4.0])
+    for decay in (0.0, 0.5):
+        tx = transformation(schema.Optimizer(), rule, decay)
+        direction, _ = tx.update(gradient, tx.init(value), value)
+        if not decay:
+            assert (np.sign(direction) == np.sign(gradient)).all()
+            plain = direction
+    np.testing.assert_allclose(direction - plain, 0.5 * value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", members("objectives"))
+def test_objectives_are_least_where_the_answer_is_right(text):
+    objective = spec.build("objectives", text, "objective")
+    if objective.targets == "tokens":
+        targets, good = jnp.array([[2, 0]]), 9 * jax.nn.one_hot(jnp.array([[2, 0]]), 4)
+        bad = 9 * jax.nn.one_hot(jnp.array([[1, 3]]), 4)
+    else:
+        targets = jnp.array([[[0.0, 1], [1, 1]]])
+        good, bad = targets + 0.01, 1 - targets
+    assert objective.errors(good, targets).shape == (1, 2)
+    assert (objective.errors(good, targets) < objective.errors(bad, targets)).all()
+    assert objective.right(good, targets).all()
+    assert not objective.right(bad, targets).any()
+    assert (objective.log_probability(good, targets) > objective.log_probability(bad, targets)).all()

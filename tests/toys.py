@@ -1,0 +1,130 @@
+"""Members that exist for tests only: a short convolution, lists of random lengths, and masked denoising."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias import spec
+from positionbias.objectives.next_token import NextToken
+from positionbias.operators.base import Operator
+from positionbias.positions.base import Matrix
+from positionbias.tasks.base import Batch, Condition, Size, Task
+
+
+@spec.member("operators", "short_convolution")
+@dataclasses.dataclass(frozen=True)
+class ShortConvolution(Operator):
+    """Each feature is a weighted sum of its last `width` values that the mask allows."""
+
+    width: int = 2
+
+    reads = "stream"
+    patterns = frozenset({"causal_self", "noncausal_self"})
+    uses_rotation = False
+    uses_bias = False
+
+    def parameters(self, dims):
+        return {"kernel": Matrix((self.width, dims.width), "convolution", self.width, initializer="fan_in(scale=0.5)")}
+
+    def mix(self, x, tokens, mask, params, site):
+        allowed = jnp.asarray(mask.dense(tokens, tokens))
+        lag = jnp.asarray(tokens.rows().index - tokens.columns().index)
+        taps = [
+            (allowed & (lag == d)).astype(x.dtype) @ x * params["kernel"][d].astype(x.dtype) for d in range(self.width)
+        ]
+        return sum(taps)
+
+    def visible(self, tokens_q, tokens_k, allowed):
+        lag = tokens_q.rows().index - tokens_k.columns().index
+        return allowed & (lag >= 0) & (lag < self.width)
+
+    def state_size(self, dims):
+        return (self.width - 1) * dims.width
+
+
+@spec.member("tasks", "two_lists")
+@dataclasses.dataclass(frozen=True)
+class TwoLists(Task):
+    """Six letters in two lists (segments) that meet at a random place; the last row says the letter at slot 2."""
+
+    letters: int = 4
+
+    shared_tokens = False
+
+    @property
+    def input(self):
+        return Size("tokens", self.letters)
+
+    @property
+    def output(self):
+        return self.input
+
+    def conditions(self):
+        return (Condition("train"),)
+
+    def length(self, condition):
+        return 6
+
+    def context_length(self, condition):
+        return 4
+
+    def query_rows(self, condition):
+        return np.array([5])
+
+    def prior(self, condition):
+        return {"query": np.ones(1), "evidence": np.ones(1)}
+
+    def sample(self, key, condition):
+        key, where = jax.random.split(key)
+        letters = jax.random.randint(key, (6,), 0, self.letters, jnp.int32)
+        start = jax.random.randint(where, (), 1, 6)
+        zero = jnp.zeros(1, jnp.int32)
+        tokens = self.tokens(condition)
+        return Batch(
+            inputs=letters,
+            targets=jnp.zeros(6, jnp.int32).at[5].set(letters[2]),
+            weights=jnp.zeros(6).at[5].set(1.0),
+            tokens=tokens._replace(segment=(tokens.index >= start).astype(jnp.int32)),
+            query=zero + 5,
+            evidence=zero[:, None] + 2,
+            order=zero,
+            distance=zero + 3,
+            n_distractors=zero + 3,
+            source=zero - 1,
+            query_slot=zero,
+            evidence_slot=zero,
+        )
+
+    def ceiling(self, example, visible):
+        return jnp.where(visible[example.query, 2], 1.0, 1 / self.letters)
+
+    def baselines(self, example, visible):
+        return {"chance": jnp.full(1, 1 / self.letters), "order_free": jnp.full(1, 1 / self.letters)}
+
+
+@spec.member("objectives", "hide_some")
+@dataclasses.dataclass(frozen=True)
+class HideSome(NextToken):
+    """Inputs are hidden by `token`, each with chance `rate`, and every hidden row says what it was."""
+
+    token: int = 8
+    rate: float = 0.5
+
+    def input(self, size):
+        return Size(size.kind, max(size.size, self.token + 1))
+
+    def prepare(self, key, batch):
+        hidden = jax.random.bernoulli(key, self.rate, batch.inputs.shape)
+        return batch._replace(
+            inputs=jnp.where(hidden, self.token, batch.inputs), targets=batch.inputs, weights=hidden.astype(jnp.float32)
+        )
+
+
+def register(monkeypatch):
+    """Make the toys known by name for one test."""
+    index = {axis: dict(members) for axis, members in spec._index().items()}
+    for toy in (ShortConvolution, TwoLists, HideSome):
+        index[toy.axis][toy.spec_name] = __name__
+    monkeypatch.setattr(spec, "_index", lambda: index)
