@@ -1,0 +1,65 @@
+"""The architecture protocol: how layers are stacked, and which inputs each row can depend on."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from positionbias.arrays import Bool, Float, Key, Mapped, Shaped
+from positionbias.masks.base import Mask
+from positionbias.models.parameters import Blueprint, Noise
+from positionbias.models.sites import Sites
+from positionbias.operators.base import Operator
+from positionbias.tokens import Tokens
+
+
+class Model(nnx.Module):
+    """A network: thin, stateless in the forward pass."""
+
+    def __call__(
+        self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens, context_length: int, site: Sites
+    ) -> Float[jax.Array, "B T V"]:
+        """Outputs of every row, float32; rows that do not answer in this architecture are zero."""
+        raise NotImplementedError
+
+
+class Architecture:
+    """How layers are stacked."""
+
+    axis = "architectures"
+
+    def check(self, blueprint: Blueprint) -> None:
+        """Raise ConfigError where the config does not fit this architecture."""
+
+    def create(self, blueprint: Blueprint, noise: Noise) -> Model:
+        """The model with fresh parameters."""
+        raise NotImplementedError
+
+    def attentions(
+        self, blueprint: Blueprint, tokens: Tokens, context_length: int
+    ) -> list[tuple[str, Operator, Mask, Tokens, Tokens]]:
+        """Every attention of the model: its name, operator, mask, and the tokens of its queries and keys."""
+        raise NotImplementedError
+
+    def first_row(self, context_length: int) -> int:
+        """The first row that gives outputs; a task that asks before it is refused."""
+        return 0
+
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Bool[Mapped, "T T"]:
+        """Which inputs j row i can depend on: `visible` of every layer composed by `masks.base.attended`.
+
+        `tokens` are [T] each, numpy or, where every example has its own, jax arrays: array operators only.
+        """
+        raise NotImplementedError
+
+
+def visible(operator: Operator, mask: Mask, q: Tokens, k: Tokens) -> Bool[Mapped, "T S"]:
+    """Who can influence whom in one attention."""
+    return operator.visible(q, k, mask.dense(q, k))
+
+
+def initialise(architecture: Architecture, blueprint: Blueprint, key: Key[jax.Array, ""]) -> Model:
+    """A model whose parameters are drawn from `key`."""
+    counted = Noise()
+    nnx.eval_shape(lambda: architecture.create(blueprint, counted))
+    return architecture.create(blueprint, Noise(jax.random.normal(key, (counted.taken,))))

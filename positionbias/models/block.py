@@ -1,0 +1,238 @@
+"""One layer: attention, optionally cross attention, and an MLP, with every switch of the theory papers as config.
+
+Modules are thin: they hold parameters and call pure functions of arrays. Nothing mutates in the forward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from positionbias.arrays import Float
+from positionbias.masks.base import Mask
+from positionbias.models.parameters import Blueprint, Noise
+from positionbias.models.sites import Scoped, Sites
+from positionbias.positions.base import Matrix, Parameters, Placed
+from positionbias.spec import ConfigError
+from positionbias.tokens import Tokens
+
+
+class Dense(nnx.Module):
+    """x W (+ b), W [in, out]."""
+
+    def __init__(self, blueprint: Blueprint, kind: str, size_in: int, size_out: int, noise: Noise) -> None:
+        self.weight = blueprint.create(Matrix((size_in, size_out), kind, size_in), noise)
+        self.bias = blueprint.variable(jnp.zeros(size_out), kind) if blueprint.config.bias else None
+
+    def __call__(self, x: Float[jax.Array, "... I"]) -> Float[jax.Array, "... O"]:
+        y = x @ self.weight[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """Layer norm, root-mean-square norm or nothing, computed in float32."""
+
+    def __init__(self, blueprint: Blueprint, width: int) -> None:
+        self.kind = blueprint.config.norm
+        self.scale = nnx.Param(jnp.ones(width)) if self.kind != "none" else None
+        self.shift = nnx.Param(jnp.zeros(width)) if self.kind == "layer" else None
+
+    def __call__(self, x: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
+        if self.scale is None:
+            return x
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6) * self.scale[...]
+        if self.shift is not None:
+            y = y + self.shift[...]
+        return y.astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """Two matrices around a nonlinearity."""
+
+    def __init__(self, blueprint: Blueprint, width: int, noise: Noise) -> None:
+        config = blueprint.config
+        hidden = config.mlp_width or 4 * config.width
+        self.activation = config.activation
+        self.first = Dense(blueprint, "mlp_in", width, hidden, noise)
+        self.second = Dense(blueprint, "mlp_out", hidden, config.width, noise)
+
+    def __call__(self, x: Float[jax.Array, "B T D"], site: Scoped) -> Float[jax.Array, "B T W"]:
+        hidden = self.first(x)
+        hidden = jax.nn.relu(hidden) if self.activation == "relu" else jax.nn.gelu(hidden)
+        return site("output", self.second(site("hidden", hidden)))
+
+
+class Attention(nnx.Module):
+    """Queries from one stream, keys and values from the same (self) or another (cross), mixed by the operator.
+
+    `qk="merged"` has one matrix A a head, score x A x'; `ov="merged"` one matrix a head after mixing the stream
+    itself; `ov="identity"` none at all, the heads' mixes side by side.
+    """
+
+    def __init__(self, blueprint: Blueprint, layer: int, width: int, width_kv: int, noise: Noise) -> None:
+        config = blueprint.config
+        self.operator, self.position = blueprint.operators[layer], blueprint.positions[layer]
+        self.heads, self.head_size = config.heads, blueprint.head_size
+        size = self.heads * self.head_size
+        merged = config.qk == "merged"
+        self.query = Dense(blueprint, "query", width, self.heads * width_kv if merged else size, noise)
+        self.key = None if merged else Dense(blueprint, "key", width_kv, size, noise)
+        mixed = size if config.ov == "factorised" else self.heads * width_kv
+        self.value = Dense(blueprint, "value", width_kv, size, noise) if config.ov == "factorised" else None
+        projects = config.ov == "merged" or (config.ov == "factorised" and config.output_projection)
+        kind = "value" if config.ov == "merged" else "output"
+        self.output = Dense(blueprint, kind, mixed, config.width, noise) if projects else None
+        self.width_out = mixed if self.output is None else config.width
+        dims = dataclasses.replace(blueprint.dims, width=width, head_size=width_kv if merged else self.head_size)
+        self.table = blueprint.create_all(self.position.layer_parameters(dims), noise)
+        self.own = blueprint.create_all(self.operator.parameters(dims), noise)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B T D"],
+        stream: Float[jax.Array, "B S E"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        site: Scoped,
+    ) -> Float[jax.Array, "B T W"]:
+        shared = (*stream.shape[:2], self.heads, stream.shape[-1])
+        q = self.query(x).reshape(*x.shape[:2], self.heads, -1)
+        k = jnp.broadcast_to(stream[:, :, None], shared) if self.key is None else self._heads(self.key(stream))
+        v = jnp.broadcast_to(stream[:, :, None], shared) if self.value is None else self._heads(self.value(stream))
+        q, k, v = site("query", q), site("key", k), site("value", v)
+        position = Placed(self.position, values(self.table))
+        mixed = self.operator(q, k, v, tokens_q, tokens_k, mask, position, values(self.own), site)
+        mixed = site("heads", mixed).reshape(*x.shape[:2], -1)
+        return site("output", mixed if self.output is None else self.output(mixed))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.heads, self.head_size)
+
+
+class StreamMixing(nnx.Module):
+    """An operator that reads the stream itself, in attention's place: no matrices but its own parameters."""
+
+    def __init__(self, blueprint: Blueprint, layer: int, width: int, noise: Noise) -> None:
+        self.operator, self.width_out = blueprint.operators[layer], width
+        dims = dataclasses.replace(blueprint.dims, width=width)
+        self.own = blueprint.create_all(self.operator.parameters(dims), noise)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B T D"],
+        stream: Float[jax.Array, "B T D"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        site: Scoped,
+    ) -> Float[jax.Array, "B T D"]:
+        return site("output", self.operator.mix(x, tokens_q, mask, values(self.own), site))
+
+
+def values(params: nnx.Dict) -> Parameters:
+    """The arrays of parameters, by name."""
+    return {name: value[...] for name, value in params.items()}
+
+
+class Block(nnx.Module):
+    """Attention, cross attention if `width_encoder` is given, MLP if the config has one; norm before each.
+
+    `width` is the stream's width on entry, `width_out` on exit: they differ where the stream is concatenated.
+    """
+
+    def __init__(
+        self, blueprint: Blueprint, layer: int, width: int, noise: Noise, width_encoder: int | None = None
+    ) -> None:
+        config = blueprint.config
+        self.residual = config.residual
+        self.norm_attention = Norm(blueprint, width)
+        self.attention: Attention | StreamMixing = (
+            Attention(blueprint, layer, width, width, noise)
+            if blueprint.operators[layer].reads == "qkv"
+            else StreamMixing(blueprint, layer, width, noise)
+        )
+        width = self._joined(width, self.attention.width_out, config.width)
+        crosses = width_encoder is not None
+        self.norm_cross = Norm(blueprint, width) if crosses else None
+        self.cross = Attention(blueprint, layer, width, width_encoder, noise) if width_encoder is not None else None
+        if self.cross is not None:
+            width = self._joined(width, self.cross.width_out, config.width)
+        self.norm_mlp = Norm(blueprint, width) if config.mlp else None
+        self.mlp = Mlp(blueprint, width, noise) if config.mlp else None
+        self.width_out = self._joined(width, config.width, config.width) if config.mlp else width
+
+    def _joined(self, stream: int, added: int, width: int) -> int:
+        if self.residual == "concatenate":
+            return stream + added
+        if added != width:
+            raise ConfigError(
+                f"model.residual: {self.residual!r} needs sublayers as wide as the stream ({width}), but attention"
+                f" gives {added}; allowed: 'concatenate', an output projection, or heads * head size = width."
+            )
+        return added
+
+    def _join(self, stream: jax.Array, added: jax.Array) -> jax.Array:
+        if self.residual == "add":
+            return stream + added
+        return added if self.residual == "none" else jnp.concatenate([stream, added], axis=-1)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B T D"],
+        tokens: Tokens,
+        mask: Mask,
+        site: Scoped,
+        encoded: Float[jax.Array, "B C E"] | None = None,
+        tokens_encoded: Tokens | None = None,
+        mask_cross: Mask | None = None,
+    ) -> Float[jax.Array, "B T W"]:
+        normed = self.norm_attention(x)
+        x = self._join(x, self.attention(normed, normed, tokens, tokens, mask, site.under("attention")))
+        if self.cross is not None:
+            assert self.norm_cross is not None
+            assert encoded is not None
+            assert tokens_encoded is not None
+            assert mask_cross is not None
+            normed = self.norm_cross(x)
+            added = self.cross(normed, encoded, tokens, tokens_encoded, mask_cross, site.under("cross"))
+            x = self._join(x, added)
+        if self.mlp is not None:
+            assert self.norm_mlp is not None
+            x = self._join(x, self.mlp(self.norm_mlp(x), site.under("mlp")))
+        return site("stream", x)
+
+
+class Stack(nnx.Module):
+    """Blocks one after another, and the last norm."""
+
+    def __init__(
+        self, blueprint: Blueprint, layers: int, width: int, noise: Noise, width_encoder: int | None = None
+    ) -> None:
+        blocks = []
+        for layer in range(layers):
+            blocks.append(Block(blueprint, layer, width, noise, width_encoder))
+            width = blocks[-1].width_out
+        self.blocks = nnx.List(blocks)
+        self.norm = Norm(blueprint, width)
+        self.width_out = width
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B T D"],
+        tokens: Tokens,
+        masks: tuple[Mask, ...],
+        site: Sites | Scoped,
+        encoded: Float[jax.Array, "B C E"] | None = None,
+        tokens_encoded: Tokens | None = None,
+        mask_cross: Mask | None = None,
+    ) -> Float[jax.Array, "B T W"]:
+        for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
+            x = block(x, tokens, mask, site.under(f"layers.{layer}"), encoded, tokens_encoded, mask_cross)
+        return site("final", self.norm(x))

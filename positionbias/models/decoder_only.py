@@ -1,0 +1,52 @@
+"""One stack of layers that reads the whole sequence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from positionbias.arrays import Mapped
+from positionbias.masks.base import Mask, reach
+from positionbias.models.base import Architecture, Model, visible
+from positionbias.models.block import Stack
+from positionbias.models.ends import Embedding, Readout
+from positionbias.models.parameters import Blueprint, Noise
+from positionbias.models.sites import Sites
+from positionbias.operators.base import Operator
+from positionbias.spec import member
+from positionbias.tokens import Tokens
+
+
+class DecoderOnlyModel(Model):
+    """Embedding, stack, readout."""
+
+    def __init__(self, blueprint: Blueprint, noise: Noise) -> None:
+        self.masks = blueprint.masks
+        self.embedding = Embedding(blueprint, noise)
+        self.stack = Stack(blueprint, blueprint.config.layers, blueprint.config.width, noise)
+        self.readout = Readout(blueprint, self.stack.width_out, noise)
+
+    def __call__(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
+        x = site("embedding", self.embedding(inputs, tokens))
+        return self.readout(self.stack(x, tokens, self.masks, site), self.embedding)
+
+
+@member("architectures", "decoder_only")
+@dataclasses.dataclass(frozen=True)
+class DecoderOnly(Architecture):
+    """One stack of layers over the whole sequence; the mask says what each row sees."""
+
+    def create(self, blueprint: Blueprint, noise: Noise) -> Model:
+        return DecoderOnlyModel(blueprint, noise)
+
+    def attentions(
+        self, blueprint: Blueprint, tokens: Tokens, context_length: int
+    ) -> list[tuple[str, Operator, Mask, Tokens, Tokens]]:
+        layers = zip(blueprint.operators, blueprint.masks, strict=True)
+        return [(f"layer {i}", operator, mask, tokens, tokens) for i, (operator, mask) in enumerate(layers)]
+
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+        layers = zip(blueprint.operators, blueprint.masks, strict=True)
+        seen = [visible(operator, mask, tokens, tokens) for operator, mask in layers]
+        return reach(seen, carries=blueprint.config.residual != "none")

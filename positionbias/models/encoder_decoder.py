@@ -1,0 +1,104 @@
+"""An encoder over the context and a decoder over the rest, with a mask on each of the three attentions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Mapped
+from positionbias.masks.base import Mask, attended, compose, reach
+from positionbias.masks.order import Bidirectional
+from positionbias.models.base import Architecture, Model, visible
+from positionbias.models.block import Stack
+from positionbias.models.ends import Embedding, Readout
+from positionbias.models.parameters import Blueprint, Noise
+from positionbias.models.sites import Sites
+from positionbias.operators.base import Operator
+from positionbias.spec import ConfigError, member, require
+from positionbias.tokens import Tokens
+
+
+class EncoderDecoderModel(Model):
+    """One embedding for the whole sequence; the encoder reads 0..C-1, the decoder C..T-1 and the encoder's output."""
+
+    def __init__(self, blueprint: Blueprint, layers: int, encoder: Mask, cross: Mask, noise: Noise) -> None:
+        config = blueprint.config
+        self.masks, self.masks_encoder, self.mask_cross = blueprint.masks, (encoder,) * layers, cross
+        self.embedding = Embedding(blueprint, noise)
+        self.encoder = Stack(blueprint, layers, config.width, noise)
+        self.decoder = Stack(blueprint, config.layers, config.width, noise, width_encoder=self.encoder.width_out)
+        self.readout = Readout(blueprint, self.decoder.width_out, noise)
+
+    def __call__(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
+        x = site("embedding", self.embedding(inputs, tokens))
+        context = tokens.cut(0, context_length)
+        rest = tokens.cut(context_length, tokens.length)
+        encoded = self.encoder(x[:, :context_length], context, self.masks_encoder, site.under("encoder"))
+        decoded = self.decoder(x[:, context_length:], rest, self.masks, site, encoded, context, self.mask_cross)
+        outputs = self.readout(decoded, self.embedding)
+        return jnp.pad(outputs, ((0, 0), (context_length, 0), (0, 0)))
+
+
+@member("architectures", "encoder_decoder")
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder(Architecture):
+    """An encoder over the context (0..C-1) and a decoder over the rest, joined by cross attention.
+
+    `model.mask` is the mask of the decoder's self-attention. Encoder layer i takes the operator and position scheme
+    of decoder layer i; `encoder_layers` is None for as many as the decoder has.
+    """
+
+    encoder_mask: Mask = Bidirectional()
+    cross_mask: Mask = Bidirectional()
+    encoder_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.encoder_layers
+        require(count is None or count >= 1, "encoder_layers", count, "None or a whole number from 1")
+
+    def check(self, blueprint: Blueprint) -> None:
+        most = blueprint.config.layers
+        if (self.encoder_layers or 0) > most:
+            raise ConfigError(
+                f"model.architecture: encoder_layers = {self.encoder_layers} is more than the decoder's layers, whose"
+                f" operators and position schemes the encoder takes; allowed: 1 to {most}."
+            )
+
+    def create(self, blueprint: Blueprint, noise: Noise) -> Model:
+        layers = self.encoder_layers or blueprint.config.layers
+        return EncoderDecoderModel(blueprint, layers, self.encoder_mask, self.cross_mask, noise)
+
+    def first_row(self, context_length: int) -> int:
+        return context_length
+
+    def attentions(
+        self, blueprint: Blueprint, tokens: Tokens, context_length: int
+    ) -> list[tuple[str, Operator, Mask, Tokens, Tokens]]:
+        context, rest = tokens.cut(0, context_length), tokens.cut(context_length, tokens.length)
+        found = []
+        for i in range(self.encoder_layers or blueprint.config.layers):
+            found.append((f"encoder layer {i}", blueprint.operators[i], self.encoder_mask, context, context))
+        for i, (operator, mask) in enumerate(zip(blueprint.operators, blueprint.masks, strict=True)):
+            found.append((f"decoder layer {i}", operator, mask, rest, rest))
+            found.append((f"cross attention of decoder layer {i}", operator, self.cross_mask, rest, context))
+        return found
+
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+        carries = blueprint.config.residual != "none"
+        seen = {
+            name: visible(op, mask, q, k) for name, op, mask, q, k in self.attentions(blueprint, tokens, context_length)
+        }
+        layers = self.encoder_layers or blueprint.config.layers
+        encoded = reach([seen[f"encoder layer {i}"] for i in range(layers)], carries)
+        inputs = np.eye(tokens.length, dtype=bool)
+        encoder_rows: Mapped = compose(encoded, inputs[:context_length])
+        decoder_rows: Mapped = inputs[context_length:]
+        for i in range(blueprint.config.layers):
+            decoder_rows = attended(seen[f"decoder layer {i}"], decoder_rows, decoder_rows, carries)
+            crossing = seen[f"cross attention of decoder layer {i}"]
+            decoder_rows = attended(crossing, decoder_rows, encoder_rows, carries)
+        # One under the other, by products: numpy's concatenate would not take jax arrays that are being traced.
+        return compose(inputs[:, :context_length], encoder_rows) | compose(inputs[:, context_length:], decoder_rows)

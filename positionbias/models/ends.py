@@ -1,0 +1,85 @@
+"""The two ends of a model: inputs into the stream, and the stream into outputs."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from positionbias.arrays import Float, Shaped
+from positionbias.models.block import Dense
+from positionbias.models.parameters import Blueprint, Noise
+from positionbias.positions.base import Matrix
+from positionbias.spec import ConfigError
+from positionbias.tokens import Tokens
+
+
+class Embedding(nnx.Module):
+    """Tokens or vectors into the stream, with the position schemes that act on embeddings."""
+
+    def __init__(self, blueprint: Blueprint, noise: Noise) -> None:
+        config, size = blueprint.config, blueprint.input
+        self.inputs, self.dtype = config.inputs, jnp.dtype(blueprint.dtype)
+        kind = "tokens" if config.inputs in ("learned", "one_hot") else "vectors"
+        if size.kind != kind:
+            fitting = "'learned' or 'one_hot'" if size.kind == "tokens" else "'vector' or 'identity'"
+            raise ConfigError(
+                f"model.inputs: {config.inputs!r} reads {kind}, but the task's inputs are {size.kind};"
+                f" allowed: {fitting}."
+            )
+        if config.inputs in ("one_hot", "identity") and config.width != size.size:
+            raise ConfigError(
+                f"model.width = {config.width} does not fit model.inputs = {config.inputs!r};"
+                f" allowed: {size.size}, the size of the task's inputs."
+            )
+        self.size = size.size
+        table = Matrix((size.size, config.width), "embedding", config.width)
+        self.table = blueprint.create(table, noise) if config.inputs == "learned" else None
+        self.map = Dense(blueprint, "embedding", size.size, config.width, noise) if config.inputs == "vector" else None
+        self.position = blueprint.positions[0]
+        self.params = blueprint.create_all(self.position.embedding_parameters(blueprint.dims), noise)
+
+    def __call__(self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens) -> Float[jax.Array, "B T D"]:
+        if self.inputs == "learned":
+            assert self.table is not None
+            x = self.table[...].astype(self.dtype)[inputs]
+        elif self.inputs == "one_hot":
+            x = jax.nn.one_hot(inputs, self.size, dtype=self.dtype)
+        else:
+            x = inputs.astype(self.dtype)
+            x = self.map(x) if self.map is not None else x
+        params = {name: value[...] for name, value in self.params.items()}
+        return self.position.embed(x, jnp.asarray(tokens.position), params) if self.position.embeds else x
+
+
+class Readout(nnx.Module):
+    """The stream into outputs, float32 [B, T, V]."""
+
+    def __init__(self, blueprint: Blueprint, width: int, noise: Noise) -> None:
+        config, size = blueprint.config, blueprint.output.size
+        self.kind = config.readout
+        hidden = config.width
+        if self.kind == "tied" and (config.inputs != "learned" or blueprint.input != blueprint.output):
+            raise ConfigError(
+                f"model.readout: 'tied' needs model.inputs = 'learned' and outputs over the input vocabulary, got"
+                f" inputs {config.inputs!r}; allowed: linear, mlp, none."
+            )
+        fits = {"tied": config.width, "none": size}.get(self.kind)
+        if fits is not None and width != fits:
+            raise ConfigError(
+                f"model.readout: {self.kind!r} needs a stream {fits} wide at the end, got {width};"
+                f" allowed: linear, mlp."
+            )
+        sizes = [width, *[hidden] * config.readout_layers] if self.kind == "mlp" else [width]
+        self.layers = nnx.List([Dense(blueprint, "readout", a, b, noise) for a, b in itertools.pairwise(sizes)])
+        self.last = Dense(blueprint, "readout", sizes[-1], size, noise) if self.kind in ("linear", "mlp") else None
+
+    def __call__(self, x: Float[jax.Array, "B T D"], embedding: Embedding) -> Float[jax.Array, "B T V"]:
+        if self.kind == "tied":
+            assert embedding.table is not None
+            x = x @ embedding.table[...].astype(x.dtype).T
+        for layer in self.layers:
+            x = jax.nn.relu(layer(x))
+        return (x if self.last is None else self.last(x)).astype(jnp.float32)

@@ -1,0 +1,91 @@
+"""Sites: every interesting intermediate passes `site(name, value)`, which can record or edit it.
+
+| site | shape | where |
+|---|---|---|
+| `embedding` | [B, T, D] | after token and position embedding, before the first layer |
+| `layers.L.attention.query`, `.key` | [B, T, N, H] | before rotation |
+| `layers.L.attention.value` | [B, T, N, K] | |
+| `layers.L.attention.scores` | [B, N, T, S] | scaled and biased, before the mask; operators that have a pattern |
+| `layers.L.attention.pattern` | [B, N, T, S] | weights on values; operators that have a pattern |
+| `layers.L.attention.heads` | [B, T, N, K] | each head's mix of values |
+| `layers.L.attention.output` | [B, T, *] | what attention adds to the stream |
+| `layers.L.cross.*` | as above | cross attention of a decoder layer; T decoder rows, S encoder columns |
+| `layers.L.mlp.hidden`, `.output` | [B, T, *] | after the nonlinearity; what the MLP adds |
+| `layers.L.stream` | [B, T, D] | the stream after layer L |
+| `final` | [B, T, D] | after the last norm, before the readout |
+| `encoder.layers.L.*`, `encoder.final` | as above | the encoder of an encoder-decoder; T = C |
+
+In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Names recorded and (name, kind) edited are
+static, edit values are arrays. A site that is neither recorded nor edited is the identity.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.operators.base import SiteFunction
+from positionbias.spec import unknown
+
+EditKind = Literal["replace", "add", "scale"]
+EDIT_KINDS = ("replace", "add", "scale")
+
+
+class Sites(SiteFunction):
+    """Collects what is recorded and applies what is edited during one call of a model.
+
+    `record` holds names or patterns with `*`; `edit` maps a name to (kind, value): `replace` the value, `add` to it,
+    or `scale` it. Values broadcast against the site. Call `check()` after the model to refuse names no site has.
+    """
+
+    def __init__(
+        self, record: Iterable[str] = (), edit: Mapping[str, tuple[EditKind, jax.Array]] | None = None
+    ) -> None:
+        self.patterns = tuple(record)
+        self.edit = dict(edit or {})
+        self.recorded: dict[str, jax.Array] = {}
+        self.seen: list[str] = []
+        for name, (kind, _) in self.edit.items():
+            if kind not in EDIT_KINDS:
+                raise unknown(f"edit[{name!r}]", "kind", kind, EDIT_KINDS)
+
+    def __call__(self, name: str, value: jax.Array) -> jax.Array:
+        self.seen.append(name)
+        if name in self.edit:
+            kind, by = self.edit[name]
+            changed = by if kind == "replace" else value + by if kind == "add" else value * by
+            value = jnp.broadcast_to(jnp.asarray(changed, value.dtype), value.shape)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns):
+            self.recorded[name] = value
+        return value
+
+    def under(self, prefix: str) -> Scoped:
+        """A site function whose names start with `prefix.`."""
+        return Scoped(self, prefix)
+
+    def check(self) -> None:
+        """Raise ConfigError for a recorded pattern or edited name that met no site."""
+        for pattern in self.patterns:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in self.seen):
+                raise unknown("record", "site", pattern, self.seen)
+        for name in self.edit:
+            if name not in self.seen:
+                raise unknown("edit", "site", name, self.seen)
+
+
+class Scoped(SiteFunction):
+    """Names of one part of the model."""
+
+    def __init__(self, sites: SiteFunction, prefix: str) -> None:
+        self.sites, self.prefix = sites, prefix
+
+    def __call__(self, name: str, value: jax.Array) -> jax.Array:
+        return self.sites(f"{self.prefix}.{name}", value)
+
+    def under(self, prefix: str) -> Scoped:
+        """A site function whose names start with `prefix.`, inside this one."""
+        return Scoped(self, prefix)
