@@ -1,0 +1,156 @@
+"""Measuring by position: accuracy and log-probability of every answer, and how much each input position matters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from positionbias import spec
+from positionbias.arrays import Float, Key, Tree
+from positionbias.config.build import Experiment
+from positionbias.models.base import Model
+from positionbias.models.sites import Sites
+from positionbias.replicas import Layout, stream
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes
+
+WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
+
+
+class Evaluator:
+    """Evaluates every replica on its own fresh items, the same ones each time, so that steps can be compared.
+
+    Items come from the random stream `name` of each replica's key, never seen in training. Programs are compiled
+    when first used.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        layout: Layout,
+        keys: Key[jax.Array, "R"],
+        name: str = "evaluation",
+        items: int | None = None,
+    ) -> None:
+        self.experiment, self.layout, self.name = experiment, layout, name
+        self.keys = layout.place(keys)
+        settings = experiment.config.evaluation
+        self.items, self.influence_items = items or settings.items, settings.influence_items
+        self.batch_size = min(settings.batch_size, self.items)
+
+    # ------------------------------------------------------------------------------------------------------ programs
+
+    @cached_property
+    def _measure(self) -> dict[str, Any]:
+        return {
+            c.name: jax.jit(self.layout.over(functools.partial(self._answers, c)))
+            for c in self.experiment.task.conditions()
+        }
+
+    @cached_property
+    def _influences(self) -> dict[str, Any]:
+        return {
+            c.name: jax.jit(self.layout.over(functools.partial(self._influence, c)))
+            for c in self.experiment.task.conditions()
+        }
+
+    def _model(self, weights: Tree) -> Model:
+        return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
+
+    def _batch(self, key: Key[jax.Array, ""], condition: Condition, size: int) -> Batch:
+        batch = self.experiment.task.batch(key, condition, size)
+        return self.experiment.objective.prepare(stream(key, "objective"), batch)
+
+    def _answers(self, condition: Condition, replica: tuple[Tree, jax.Array]) -> dict[str, jax.Array]:
+        """Columns of the rows, each [items, A], for one replica's weights and key."""
+        weights, key = replica
+        task, objective = self.experiment.task, self.experiment.objective
+        model, key = self._model(weights), stream(key, f"{self.name}/{condition.name}")
+        shared = jnp.asarray(self.experiment.reach(condition))
+
+        def judge(example: Batch, outputs: Float[jax.Array, "T V"]) -> dict[str, jax.Array]:
+            visible = shared if task.shared_tokens else self.experiment.reach(condition, example.tokens)
+            said, target = outputs[example.query], example.targets[example.query]
+            answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
+            return {
+                **{name: getattr(example, name) for name in WHOLE},
+                "evidence": jnp.take_along_axis(example.evidence, answer[:, None], axis=-1)[:, 0],
+                "correct": objective.right(said, target),
+                "log_probability": objective.log_probability(said, target),
+                "ceiling": task.ceiling(example, visible),
+                **{f"baseline/{name}": value for name, value in task.baselines(example, visible).items()},
+            }
+
+        def chunk(index: jax.Array) -> dict[str, jax.Array]:
+            batch = self._batch(jax.random.fold_in(key, index), condition, self.batch_size)
+            outputs = model(batch.inputs, batch.tokens, task.context_length(condition), Sites())
+            return jax.vmap(judge, in_axes=(batch_axes(0, task.shared_tokens), 0))(batch, outputs)
+
+        chunks = jax.lax.map(chunk, jnp.arange(-(-self.items // self.batch_size)))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
+
+    def _influence(self, condition: Condition, replica: tuple[Tree, jax.Array]) -> Float[jax.Array, "T"]:
+        """E ||d (w . h_query) / d x_j||^2 over inputs and random w, normalised over j.
+
+        x is the embedding, h the stream before the readout at each item's last answer, w a Gaussian vector a item.
+        """
+        weights, key = replica
+        task, model = self.experiment.task, self._model(weights)
+        key_items, key_w = jax.random.split(stream(key, f"influence/{self.name}/{condition.name}"))
+        batch = self._batch(key_items, condition, self.influence_items)
+
+        def projected(shift: Float[jax.Array, "B T D"]) -> Float[jax.Array, ""]:
+            sites = Sites(record=["final"], edit={"embedding": ("add", shift)})
+            model(batch.inputs, batch.tokens, task.context_length(condition), sites)
+            final = sites.recorded["final"]
+            row = batch.query[:, -1] - (task.length(condition) - final.shape[1])
+            hidden = jnp.take_along_axis(final, row[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+            return jnp.sum(hidden * jax.random.normal(key_w, hidden.shape))
+
+        shape = (self.influence_items, task.length(condition), self.experiment.config.model.width)
+        slope = jax.grad(projected)(jnp.zeros(shape))
+        size = jnp.mean(jnp.sum(jnp.square(slope), axis=-1), axis=0)
+        return size / jnp.sum(size)
+
+    # ---------------------------------------------------------------------------------------------------------- rows
+
+    def rows(self, weights: Tree) -> dict[str, Any]:
+        """The raw rows (see `evaluation.rows`) of weights {"params", "frozen"} with a leading R."""
+        task = self.experiment.task
+        conditions = task.conditions()
+        parts: list[dict[str, np.ndarray]] = []
+        influence = np.full(
+            (len(self.keys), len(conditions), max(task.length(c) for c in conditions)), np.nan, np.float32
+        )
+        for number, condition in enumerate(conditions):
+            found = jax.device_get(self._measure[condition.name]((weights, self.keys)))
+            answers = found["correct"].shape
+            replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
+            found |= {"replica": replica, "condition": np.full(answers, number)}
+            parts.append({name: np.asarray(column).reshape(-1) for name, column in found.items()})
+            profile = jax.device_get(self._influences[condition.name]((weights, self.keys)))
+            influence[:, number, : profile.shape[1]] = profile
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {
+            **columns,
+            "conditions": [c.name for c in conditions],
+            "influence": influence,
+            "axes": {"query": task.query_axis, "evidence": task.evidence_axis},
+        }
+
+
+def theory_curves(experiment: Experiment) -> Mapping[str, list[float]] | None:
+    """Closed-form curves {"query": [P], "evidence": [P]} of the first condition, where the task has them."""
+    task: Task = experiment.task
+    name = task.spec_name  # type: ignore[attr-defined]
+    if name not in spec.names("theory") or not task.shared_tokens:
+        return None
+    member = spec.build("theory", spec.canonical(task), "task")
+    curves = member.curves(experiment.reach(task.conditions()[0]))
+    return None if curves is None else {"query": curves.query.tolist(), "evidence": curves.evidence.tolist()}

@@ -1,0 +1,182 @@
+"""Reloading a run from its folder alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from positionbias.arrays import Float, Tree
+from positionbias.config import schema
+from positionbias.config.build import Experiment, build
+from positionbias.config.resolve import resolve, stored_hash
+from positionbias.files import read_json
+from positionbias.models.base import Model
+from positionbias.models.sites import EditKind, Sites
+from positionbias.replicas import Layout, stream
+from positionbias.spec import ConfigError
+from positionbias.tasks.base import Batch, Condition, Task, find_condition
+from positionbias.training import auto, checkpoint
+from positionbias.training.program import Program
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run at one checkpoint. With `replica` "all", every array of parameters and results has a leading R."""
+
+    workdir: pathlib.Path
+    step: int
+    replica: int | str
+    experiment: Experiment
+    weights: dict[str, Tree]  # {"params", "frozen"}
+    keys: jax.Array  # of the replicas loaded
+
+    def __repr__(self) -> str:
+        return f"LoadedRun({str(self.workdir)!r}, step={self.step}, replica={self.replica!r}, task={self.config.task})"
+
+    @property
+    def config(self) -> schema.Config:
+        """The config the run was made from."""
+        return self.experiment.config
+
+    @property
+    def task(self) -> Task:
+        """The task it was trained on."""
+        return self.experiment.task
+
+    @property
+    def model(self) -> Model:
+        """The network with its trained parameters, to be called at a precision of your own; one replica only."""
+        if self.replica == "all":
+            raise ConfigError("replica: 'all' has no single model; allowed: load(workdir, replica=0), or apply().")
+        return self._merge(self.weights)
+
+    def _merge(self, weights: dict[str, Tree]) -> Model:
+        return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
+
+    def sample(self, size: int, condition: str | None = None, seed: int = 0) -> Batch:
+        """`size` fresh examples of a condition (the one trained on by default), from a stream training never reads."""
+        return self.task.batch(stream(jax.random.key(seed), "analysis"), self._condition(condition), size)
+
+    def apply(
+        self,
+        batch: Batch,
+        record: Iterable[str] = (),
+        edit: Mapping[str, tuple[EditKind, Any]] | None = None,
+        condition: str | None = None,
+    ) -> tuple[Float[jax.Array, "... B T V"], dict[str, jax.Array]]:
+        """Outputs of every row, and the recorded sites by name; see `models.sites` for names, shapes and edits.
+
+        `condition` is that of the batch (the one trained on by default). Computed in full float32 precision, as in
+        training; differentiable and jit-compatible. Raises ConfigError for a site the model does not have, or a batch
+        that is not as long as its condition's sequences.
+        """
+        chosen = self._condition(condition)
+        length = self.task.context_length(chosen)
+        if batch.inputs.shape[1] != self.task.length(chosen):
+            raise ConfigError(
+                f"batch: sequences of {batch.inputs.shape[1]} tokens; allowed: {self.task.length(chosen)} in condition"
+                f" {chosen.name!r} (apply(batch, condition=...) takes the one that sample was given)."
+            )
+
+        def one(weights: dict[str, Tree]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            sites = Sites(record, edit)
+            outputs = self._merge(weights)(batch.inputs, batch.tokens, length, sites)
+            sites.check()
+            return outputs, sites.recorded
+
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(one)(self.weights) if self.replica == "all" else one(self.weights)
+
+    def _condition(self, name: str | None) -> Condition:
+        return self.task.conditions()[0] if name is None else find_condition(self.task, name, "condition")
+
+
+def read_config(workdir: pathlib.Path) -> schema.Config:
+    """The config of a run folder, checked against its hash."""
+    try:
+        found = read_json(workdir / "config.json")
+        config = resolve(found["config"])
+    except ConfigError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"workdir: {str(workdir)!r} is not a run folder; allowed: a folder with config.json."
+        ) from None
+    digest = stored_hash(found["config"])  # of what was written, which fields added since do not change
+    if digest != found.get("hash"):
+        raise ConfigError(
+            f"workdir: the config of {str(workdir)!r} has hash {digest}, but config.json says"
+            f" {found.get('hash')}; allowed: a folder as it was written."
+        )
+    return config
+
+
+def load(
+    workdir: str | pathlib.Path, step: int | None = None, replica: int | str = 0, task: str | None = None
+) -> LoadedRun:
+    """Reload a run without its config file: its newest whole checkpoint, or the one at `step`.
+
+    `replica` is an index or "all". `task` replaces the task by another spec of the same sizes (other lengths or
+    positions); parameters are those trained. Raises ConfigError if there is nothing to load, or if the new task is too
+    long for a table of positions. Warns of newer checkpoints that cannot be read.
+    """
+    folder = pathlib.Path(workdir)
+    config = read_config(folder)
+    trained = build(config)
+    if task is not None:
+        config = resolve({**schema.to_dict(config), "task": task})
+    experiment = build(config, trained.blueprint.length)
+    if (experiment.task.input, experiment.task.output) != (trained.task.input, trained.task.output):
+        raise ConfigError(
+            f"task: {task} has other inputs or outputs than {trained.config.task}; allowed: the same vocabulary."
+        )
+    replicas = config.train.replicas
+    if replica != "all" and (not isinstance(replica, int) or not 0 <= replica < replicas):
+        raise ConfigError(f"replica: {replica!r} is not allowed; allowed: 'all' or 0 to {replicas - 1}.")
+    kept = checkpoint.steps(folder / "checkpoints")
+    program = Program(trained, auto.Auto(Layout("loop"), 1, 1))
+    shape = program.shape()
+    skipped: list[str] = []
+    try:
+        found = None
+        if step is None:
+            found = checkpoint.restore_latest(folder / "checkpoints", skipped.append, shape)
+        elif step in kept:
+            found = (step, *checkpoint.restore(folder / "checkpoints", step, shape))
+    except checkpoint.CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if skipped:
+        warnings.warn("; ".join(skipped), stacklevel=2)
+    if found is None:
+        shown = ", ".join(map(str, kept)) or "none, the run has not saved yet"
+        raise ConfigError(f"step: {step} has no checkpoint in {str(folder)!r}; allowed: {shown}.")
+    step, state, _ = found
+    weights = {name: _fitted(state[name], experiment, name) for name in ("params", "frozen")}
+    keys = program.keys()
+    if replica != "all":
+        pick = functools.partial(jax.tree.map, lambda x: jnp.asarray(x[replica]))
+        return LoadedRun(folder, step, replica, experiment, {k: pick(v) for k, v in weights.items()}, keys[replica])
+    return LoadedRun(folder, step, replica, experiment, jax.tree.map(jnp.asarray, weights), keys)
+
+
+def _fitted(weights: Tree, experiment: Experiment, name: str) -> Tree:
+    """`weights`, refused where another task needs tables of another size (longer positions than were trained)."""
+    from positionbias.models.parameters import Frozen
+
+    wanted = nnx.state(experiment.abstract, nnx.Param if name == "params" else Frozen)
+    for (path, have), want in zip(jax.tree_util.tree_leaves_with_path(weights), jax.tree.leaves(wanted), strict=True):
+        if np.shape(have)[1:] != want.shape:
+            raise ConfigError(
+                f"task: needs {jax.tree_util.keystr(path)} of shape {want.shape}, but {np.shape(have)[1:]} was trained;"
+                f" allowed: a task no longer than the one trained on, or a position scheme without a table."
+            )
+    return weights

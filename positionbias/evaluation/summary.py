@@ -1,0 +1,288 @@
+"""`summary.json` from raw rows: accuracy by position with intervals over replicas, indices, and the text table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from positionbias.arrays import Float
+from positionbias.evaluation.rows import BASELINE, Rows, columns
+from positionbias.evaluation.statistics import INDICES, Interval, indices, interval, share, solved, verdict
+
+BY = {"by_query_position": "query_slot", "by_evidence_position": "evidence_slot", "by_distance": "distance"}
+ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
+LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
+
+
+def summarise(
+    rows: Rows,
+    at_init: Rows | None = None,
+    *,
+    steps: int | None = None,
+    of: int | None = None,
+    varied: Mapping[str, Sequence[Any]] | None = None,
+    theory: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """The measures of one evaluation, strict JSON (None where there is no number); see DESIGN's run folder.
+
+    The top level is the first condition, `by_condition` has every one, `at_init` the same measures from the rows of
+    step 0. `steps` is the training step of `rows`, `of` the steps of the whole training, `varied` the hyperparameters
+    that differ between replicas with one value each, `theory` the closed-form curves {"query": [P], "evidence": [P]}
+    where a task has them.
+    """
+    varied = {name: list(values) for name, values in (varied or {}).items()}
+    conditions = _conditions(rows)
+    summary = {
+        **next(iter(conditions.values())),
+        "by_condition": conditions,
+        "at_init": next(iter(_conditions(at_init).values())) if at_init is not None else {},
+        "axes": {"query": "query position", "evidence": "evidence position", **rows.get("axes", {})},
+        "steps": steps,
+        "of": of,
+        "varied": varied,
+        "note": _note(varied),
+        "theory": {axis: list(curve) for axis, curve in (theory or {}).items()},
+    }
+    return _strict(summary)
+
+
+def _note(varied: Mapping[str, Any]) -> str | None:
+    mixed = [name for name in varied if name != "seed"]  # seeds are what replicas differ in anyway
+    if not mixed:
+        return None
+    return f"Replicas differ in {' and '.join(mixed)}: intervals mix the effect of that with chance."
+
+
+def _conditions(rows: Rows) -> dict[str, dict[str, Any]]:
+    found = columns(rows)
+    replicas, replica = np.unique(found["replica"], return_inverse=True)
+    influence = np.asarray(rows.get("influence", np.zeros((0, 0, 0))), np.float64)
+    measured = {}
+    for index, name in enumerate(rows["conditions"]):
+        chosen = found["condition"] == index
+        if not chosen.any():
+            continue
+        part = {name: column[chosen].astype(np.float64) for name, column in found.items()}
+        profile = influence[:, index] if influence.size else np.zeros((0, 0))
+        measured[str(name)] = _measure(part, replica[chosen], len(replicas), profile)
+    if not measured:
+        raise ValueError("rows hold no answers")
+    return measured
+
+
+def _by_replica(
+    values: Float[np.ndarray, "n"], replica: np.ndarray, size: int, slot: np.ndarray | None = None, slots: int = 1
+) -> Float[np.ndarray, "R P"]:
+    """Mean of `values` per replica and slot; nan where there are none."""
+    cell = replica * slots + (0 if slot is None else slot)
+    total = np.bincount(cell, weights=values, minlength=size * slots)
+    count = np.bincount(cell, minlength=size * slots)
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(size, slots)
+
+
+def _measure(
+    part: dict[str, np.ndarray], replica: np.ndarray, size: int, profile: Float[np.ndarray, "R T"]
+) -> dict[str, Any]:
+    accuracy = _by_replica(part["correct"], replica, size)[:, 0]
+    ceiling = _by_replica(part["ceiling"], replica, size)[:, 0]
+    flags = solved(accuracy, ceiling)
+    result: dict[str, Any] = {
+        "accuracy": {
+            **interval(accuracy).to_dict(),
+            "replicas": accuracy.tolist(),
+            "solved": share(flags),
+            "verdict": verdict(flags),
+            "deviation": {"mean": interval(accuracy - ceiling).mean, "replicas": (accuracy - ceiling).tolist()},
+        },
+        "log_probability": interval(_by_replica(part["log_probability"], replica, size)[:, 0]).to_dict(),
+        "ceiling": {"mean": float(part["ceiling"].mean()), "replicas": ceiling.tolist()},
+        "baselines": {
+            name.removeprefix(BASELINE): float(column.mean())
+            for name, column in part.items()
+            if name.startswith(BASELINE)
+        },
+        "items": len(replica),
+    }
+    found = {}
+    for measure, column in BY.items():
+        axis = measure.removeprefix("by_")
+        result[measure], found[axis] = _along(axis.replace("_", " "), part, replica, size, part[column])
+    result["influence"] = influence_rows(profile)
+    if result["influence"]:
+        found["influence"] = _indices("input position", profile[:, : len(result["influence"])])
+    result["indices"] = found
+    result["order_gap"] = _order_gap(part["correct"], part["order"], replica, size)
+    result["collinear"] = _collinear(part["evidence_slot"], part["distance"])
+    return result
+
+
+def _along(
+    axis: str, part: dict[str, np.ndarray], replica: np.ndarray, size: int, position: np.ndarray
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of one curve and its indices."""
+    positions, slot = np.unique(position.astype(np.int64), return_inverse=True)
+    count = np.bincount(slot, minlength=len(positions))
+    curves = {
+        name: _by_replica(part[name], replica, size, slot, len(positions))
+        for name in ("correct", "log_probability", "ceiling")
+    }
+    # ceilings and baselines belong to the items, so they are means over items, whoever answered them
+    ceiling, baseline = (
+        np.bincount(slot, weights=part[name], minlength=len(positions)) / count
+        for name in ("ceiling", "baseline/order_free")
+    )
+    rows = [
+        {
+            "position": int(at),
+            **interval(curves["correct"][:, i]).to_dict(),
+            "count": int(count[i]),
+            "ceiling": float(ceiling[i]),
+            "baseline": float(baseline[i]),
+            "log_probability": interval(curves["log_probability"][:, i]).to_dict(),
+        }
+        for i, at in enumerate(positions)
+    ]
+    found = _indices(axis, curves["correct"])
+    below = _indices(axis, curves["ceiling"] - curves["correct"])
+    return rows, {**found, "ceiling_minus_accuracy": {name: below[name] for name in INDICES}}
+
+
+def _indices(axis: str, curves: Float[np.ndarray, "R P"]) -> dict[str, Any]:
+    each = [indices(curve) for curve in curves]
+    return {"axis": axis, **{name: interval([one[name] for one in each]).to_dict() for name in INDICES}}
+
+
+def influence_rows(profile: Float[np.ndarray, "R T"]) -> list[dict[str, Any]]:
+    """Interval of the influence profile at every input position; nan padding at the end is dropped."""
+    rows = [{"position": t, **interval(profile[:, t]).to_dict()} for t in range(profile.shape[1])]
+    while rows and rows[-1]["mean"] is None:
+        rows.pop()
+    return rows
+
+
+def _order_gap(correct: np.ndarray, order: np.ndarray, replica: np.ndarray, size: int) -> dict[str, Any]:
+    """Accuracy in the first order (the lowest rank) minus the last (for all ranks present: its reversal), paired."""
+    ranks, rank = np.unique(order.astype(np.int64), return_inverse=True)
+    if len(ranks) < 2:
+        return {}
+    curves = _by_replica(correct, replica, size, rank, len(ranks))
+    gap: Interval = interval(curves[:, 0] - curves[:, -1])
+    return {
+        "first": int(ranks[0]),
+        "second": int(ranks[-1]),
+        **gap.to_dict(),
+        "by_order": [
+            {"order": int(one), **interval(curves[:, i]).to_dict(), "count": int((rank == i).sum())}
+            for i, one in enumerate(ranks)
+        ],
+    }
+
+
+def _collinear(evidence: np.ndarray, distance: np.ndarray) -> bool:
+    """Whether evidence position and distance are one variable: each value of one goes with one value of the other."""
+    pairs = len(np.unique(np.stack([evidence, distance]), axis=1).T)
+    return pairs > 1 and pairs == len(np.unique(evidence)) == len(np.unique(distance))
+
+
+def _strict(value: Any) -> Any:
+    """`value` with plain Python types and None for every number that strict JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_strict(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | None = None) -> str:
+    """When it was measured, accuracy by query and by evidence position as aligned text, the mean and each replica.
+
+    `theory` adds the closed form, {"query": [P], "evidence": [P]} by slot; left out, it is the summary's own.
+    """
+    theory = summary.get("theory", {}) if theory is None else theory
+    accuracy = summary["accuracy"]
+    labels = summary.get("axes", {})
+    lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
+    for axis in ("query", "evidence"):
+        lines += [*_curve(labels.get(axis, f"{axis} position"), summary, axis, theory.get(axis)), ""]
+    lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
+    if accuracy["solved"] is not None:
+        lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
+    lines += above_ceiling(summary)
+    if accuracy["low"] is not None:
+        lines.append("intervals: 95 % Student t over replicas")
+    if summary.get("note"):
+        lines.append(summary["note"])
+    return "\n".join(lines)
+
+
+def when(summary: Mapping[str, Any]) -> str:
+    """`at step N of M`, or `before training`."""
+    if summary["steps"] == 0:
+        return "before training"
+    return f"at step {summary['steps']}" + (f" of {summary['of']}" if summary["of"] is not None else "")
+
+
+def solved_count(measured: Mapping[str, Any]) -> str:
+    """`K of N`: how many replicas solved the task, of those of which it is known; empty if of none."""
+    accuracy = measured["accuracy"]
+    if accuracy["solved"] is None:
+        return ""
+    pairs = zip(accuracy["replicas"], measured["ceiling"]["replicas"], strict=True)
+    known = sum(None not in pair for pair in pairs)
+    return f"{round(accuracy['solved'] * known)} of {known}"
+
+
+def above_ceiling(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every condition whose accuracy is further above its ceiling than an ideal observer could be."""
+    lines = []
+    for name, one in summary["by_condition"].items():
+        excess = one["accuracy"]["deviation"]["mean"]
+        if excess is not None and excess > ABOVE_CEILING:
+            where = f" in condition {name}" if len(summary["by_condition"]) > 1 else ""
+            lines.append(
+                f"accuracy is {excess:.3f} above the ceiling{where}: something leaks or is mislabelled, or the answers"
+                " are too few"
+            )
+    return lines
+
+
+def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[float] | None) -> list[str]:
+    rows = summary[f"by_{axis}_position"]
+    step = -(-len(rows) // LONGEST_TABLE)
+    shown = sorted({*range(0, len(rows), step), len(rows) - 1})
+    header = ["slot", "mean", "interval", "ceiling", "baseline", *(["theory"] if theory is not None else [])]
+    body = []
+    for i in shown:
+        row = rows[i]
+        cells = [str(row["position"]), *_cells(row, row["ceiling"], row["baseline"])]
+        if theory is not None:
+            cells.append(_number(theory[row["position"]] if 0 <= row["position"] < len(theory) else None))
+        body.append(cells)
+    mean = _cells(summary["accuracy"], summary["ceiling"]["mean"], summary["baselines"]["order_free"])
+    foot = ["all", *mean, *([""] if theory is not None else [])]
+    wide = [max(len(line[i]) for line in [header, *body, foot]) for i in range(len(header))]
+    title = f"accuracy by {label}" + (f", every {step}th shown" if step > 1 else "")
+    return [
+        title,
+        *("  ".join(c.rjust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in (header, *body, foot)),
+    ]
+
+
+def _cells(row: Mapping[str, Any], ceiling: float | None, baseline: float | None) -> list[str]:
+    between = "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
+    return [_number(row["mean"]), between, _number(ceiling), _number(baseline)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,49 @@
+"""The only reader and writer of the environment: compile cache, devices, precision.
+
+Entry modules call `configure` once, before anything touches a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+
+CACHE_VARIABLE = "POSITIONBIAS_CACHE"  # folder of the compile cache; "off" turns it off
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> pathlib.Path | None:
+    """Where compiled programs are kept: $POSITIONBIAS_CACHE, else the user's cache folder; None if off."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen == "off":
+        return None
+    if chosen:
+        return pathlib.Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "positionbias" / "compiled"
+
+
+def configure(cpu_devices: int = 1) -> None:
+    """Set JAX up: `cpu_devices` virtual devices where the platform is a CPU, full float32 products, a compile cache.
+
+    Matrix products are pinned to full float32 precision, so that a GPU or TPU computes what the config says. Does
+    nothing for the number of devices if a backend exists already.
+    """
+    # XLA's note that a cached program was built for the same processor under another name helps nobody.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_threefry_partitionable", True)
+    with contextlib.suppress(RuntimeError):  # a device was touched already: their number stays
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    folder = cache_folder()
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

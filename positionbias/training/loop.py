@@ -1,0 +1,275 @@
+"""The training loop. Its contract:
+
+1. Nothing is written before the config is built, cross-checked and the run folder claimed.
+2. Starting. The newest checkpoint whose digests hold is restored; without one, state is drawn from the seed. Metrics
+   and evaluations later than that step are cut, and the summary is that of the newest evaluation kept. A finished run
+   is left alone. So the same command starts, resumes and ends a run.
+3. Between two dispatches of K steps, in this order: fetch metrics, save, evaluate, go on. Saving comes before
+   evaluating, so that no failure there loses the step. State is saved only after its metrics were found finite.
+4. The evaluation at initialisation runs after the first logged loss, on weights drawn anew from the seed.
+5. A step's batch is a function of (seed, replica, step): a resumed run equals an unbroken one to the bit, in everything
+   but wall-clock, for the same code, layout, versions, device kind and CPU threads. A checkpoint keeps those it was
+   made with; where they differ from those that go on from it, the log says so.
+6. SIGINT and SIGTERM end the run after the dispatch in flight, with a checkpoint and no evaluation but that of the last
+   step, and give it its exit code whenever they arrive. A number that is not finite ends it without a checkpoint, and
+   names the steps and the replica.
+7. The step is compiled once, ahead of time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from positionbias.arrays import Tree
+from positionbias.config import schema
+from positionbias.config.build import Experiment, build
+from positionbias.config.resolve import config_hash
+from positionbias.evaluation.by_position import Evaluator, theory_curves
+from positionbias.evaluation.rows import Rows, read_rows, write_rows
+from positionbias.evaluation.summary import summarise
+from positionbias.files import write_json
+from positionbias.spec import ConfigError
+from positionbias.training import auto, checkpoint
+from positionbias.training.interval import Interval, NonFinite
+from positionbias.training.packing import Packed
+from positionbias.training.program import Compiled, Program, State, fetch
+from positionbias.training.run_folder import RunFolder
+from positionbias.training.signals import StopSignal
+from positionbias.training.writers import MetricsWriter, Progress
+
+Say = Callable[[str], None]
+NON_FINITE = 3  # exit code
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` as in the manifest, the step reached, and the exit code of the entry.
+
+    A signal gives its code, 128 + n, to a run of any status: it came before the run had ended.
+    """
+
+    status: str
+    step: int
+    code: int
+    message: str = ""
+
+
+def train(
+    config: schema.Config, workdir: pathlib.Path, command: list[str], say: Say, stop_after: int | None = None
+) -> Outcome:
+    """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
+
+    `say` prints one line of the log; the progress line goes to standard output. Raises ConfigError for a config or
+    folder that cannot be used, FolderInUse if another process owns the folder.
+    """
+    experiment = build(config)
+    chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
+    with RunFolder.claim(workdir, schema.to_dict(config), config_hash(config), command) as folder, StopSignal() as stop:
+        if folder.previous.get("status") == "finished":
+            say(f"{folder.path} holds this run, finished at step {folder.previous['step']}")
+            return Outcome("finished", folder.previous["step"], 0)
+        run = _Run(experiment, chosen, folder, say, Progress(sys.stdout, config.train.steps))
+        try:
+            outcome = run.go(stop, config.train.steps if stop_after is None else min(stop_after, config.train.steps))
+        except NonFinite as error:
+            folder.update(status="failed", message=str(error))
+            outcome = Outcome("failed", run.step, NON_FINITE, str(error))
+        finally:
+            run.progress.close()
+            run.metrics.close()
+        if stop.number is None:
+            return outcome
+        message = outcome.message or f"{outcome.status} before {stop.name} could stop it"
+        return dataclasses.replace(outcome, code=128 + stop.number, message=message)
+
+
+class _Run:
+    """One run in progress."""
+
+    def __init__(
+        self, experiment: Experiment, chosen: auto.Auto, folder: RunFolder, say: Say, progress: Progress
+    ) -> None:
+        self.experiment, self.config, self.folder, self.say = experiment, experiment.config, folder, say
+        self.progress, self.chosen = progress, chosen
+        self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
+        self.checkpoints = folder.path / "checkpoints"
+        self.whole: set[int] = set()  # steps whose checkpoint was read or written here
+        self.bits_guaranteed = True
+        self.metrics = MetricsWriter(folder.path / "metrics.jsonl")
+        self.interval = Interval()
+        self.theory = theory_curves(experiment)
+
+    # -------------------------------------------------------------------------------------------------------- stages
+
+    def go(self, stop: StopSignal, last: int) -> Outcome:
+        """Start or resume, and train up to step `last`."""
+        program = Program(self.experiment, self.chosen)
+        compiled = program.compile()
+        self._announce()
+        state = self._start(compiled)
+        self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
+        self._train(compiled, state, stop, last)
+        steps = self.config.train.steps
+        outcome = Outcome("finished" if self.step == steps else "stopped", self.step, 0)
+        if stop.number is not None and self.step < steps:
+            outcome = dataclasses.replace(outcome, message=f"stopped by {stop.name}")
+        self.folder.update(status=outcome.status, step=self.step, seconds=self.seconds, message=outcome.message)
+        return outcome
+
+    def _announce(self) -> None:
+        found = self.chosen.describe()
+        abstract = jax.tree.leaves(self.experiment.abstract)
+        count = sum(x.size for x in abstract)
+        self.say(f"{count:,} parameters a replica; auto: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+        for line in self.experiment.narrowed:
+            self.say(line)
+        self.folder.update(status="running", auto=found, message="")
+
+    def _start(self, compiled: Compiled) -> Packed:
+        found = checkpoint.restore_latest(self.checkpoints, self.say, compiled.program.shape())
+        if found is None:
+            state = compiled.fresh()
+        else:
+            self.step, restored, meta = found
+            self.say(f"resumed at step {self.step} of {self.config.train.steps}")
+            self.seconds, self.interval = meta["seconds"], Interval(meta["interval"])
+            self.whole.add(self.step)
+            self._compare(meta)
+            state = compiled.pack(restored)
+        self.metrics.cut_back(self.step)
+        self._cut_evaluations(-1 if found is None else self.step)
+        self.folder.update(step=self.step, seconds=self.seconds, bits_guaranteed=self.bits_guaranteed)
+        return state
+
+    def _compare(self, meta: dict[str, Any]) -> None:
+        """Say what is no longer as it was when the restored checkpoint was made."""
+        before, now = meta["circumstances"], self.folder.circumstances()
+        told = []
+        if before["commit"] != now["commit"]:
+            told.append(f"commit changed from {before['commit']} to {now['commit']}")
+        if before["dirty"] or now["dirty"]:
+            told.append("the code has changes that are not committed")
+        told += [f"{name} changed" for name in ("versions", "devices", "threads", "auto") if before[name] != now[name]]
+        if told:
+            self.say(f"bits are not guaranteed after step {self.step}: {', '.join(told)}")
+        self.bits_guaranteed = meta["bits_guaranteed"] and not told
+
+    def _cut_evaluations(self, step: int) -> None:
+        """Delete the evaluations after `step`; the summary becomes that of the newest one left, if any."""
+        kept = {}
+        for path in (self.folder.path / "evals").glob("*.npz"):
+            if not path.stem.isdecimal():
+                continue
+            try:
+                if int(path.stem) <= step:
+                    kept[int(path.stem)] = read_rows(path)
+                    continue
+            except ConfigError as error:
+                self.say(f"skipped {error}")  # a damaged one is made again where it is due
+            path.unlink()
+        if 0 in kept:
+            self._summarise(kept[max(kept)], max(kept))
+        else:
+            (self.folder.path / "summary.json").unlink(missing_ok=True)
+
+    def _train(self, compiled: Compiled, state: Packed, stop: StopSignal, last: int) -> None:
+        size, pending = self.chosen.steps_per_dispatch, None
+        logged = False  # the first loss is shown as soon as it is there, not a dispatch late
+        self._resume()
+        while True:
+            due, stopped = self._due(), stop.number is not None
+            ends = stopped or self.step >= last
+            if pending is not None and (due or ends or not logged):
+                logged = self._take(pending, self.step) or logged
+                pending = None
+            if pending is None:
+                self._pause()
+                if due.get("save") or (ends and self.step > 0):
+                    self._save(compiled.unpack(state))
+                if not stopped or self.step == self.config.train.steps:
+                    self._evaluations(compiled, state, due.get("evaluate", False), logged or ends)
+                self._resume()
+            if ends:
+                return
+            state, metrics = compiled.advance(state, self.step)
+            if pending is not None:
+                self._take(pending, self.step)  # while the device works on the next dispatch
+            self.step += size
+            pending = metrics
+
+    # ------------------------------------------------------------------------------------------------------ boundaries
+
+    def _due(self) -> dict[str, bool]:
+        """What falls on this step; empty if nothing does."""
+        step, steps = self.step, self.config.train.steps
+        save, evaluate = self.config.checkpoint.every, self.config.evaluation.every
+        due = {
+            "save": step > 0 and (step == steps or (save is not None and step % save == 0)),
+            "evaluate": step > 0 and (step == steps or (evaluate is not None and step % evaluate == 0)),
+        }
+        return {name: True for name, holds in due.items() if holds}
+
+    def _evaluations(self, compiled: Compiled, state: Packed, due: bool, initial: bool) -> None:
+        """The evaluations that are due here and not there yet; the one at initialisation comes before any other."""
+        due = due and not self._rows_path(self.step).exists()
+        if (initial or due) and not self._rows_path(0).exists():
+            self._evaluate(compiled.unpack(compiled.fresh()), 0)
+        if due:
+            self._evaluate(compiled.unpack(state), self.step)
+
+    def _take(self, metrics: Tree, stop: int) -> bool:
+        """Fetch the metrics of the dispatch that ended at step `stop`; whether a line was logged."""
+        self.interval.add(fetch(metrics), stop)
+        now = time.perf_counter()
+        self.seconds += now - self.clock
+        self.clock = now
+        logs = stop % self.config.train.log_every == 0 or stop == self.config.train.steps
+        if logs:
+            line = {"step": stop, "seconds": round(self.seconds, 3), **self.interval.close()}
+            self.metrics.write(line)
+            self.progress.update(stop, line["loss"], line["accuracy"])
+        return logs
+
+    def _save(self, state: State) -> None:
+        if self.step in self.whole:
+            return
+        meta = {
+            "seconds": self.seconds,
+            "interval": self.interval.saved(),
+            "circumstances": self.folder.circumstances(),
+            "bits_guaranteed": self.bits_guaranteed,
+        }
+        checkpoint.save(self.checkpoints, self.step, checkpoint.to_plain(jax.device_get(state)), meta)
+        self.whole.add(self.step)
+        policy = self.config.checkpoint
+        checkpoint.prune(self.checkpoints, policy.keep_last, policy.keep_every, self.whole)
+        self.folder.update(step=self.step, seconds=self.seconds)
+
+    def _evaluate(self, state: State, step: int) -> None:
+        rows = self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]})
+        write_rows(self._rows_path(step), rows)
+        self._summarise(rows, step)
+
+    def _summarise(self, rows: Rows, step: int) -> None:
+        initial = rows if step == 0 else read_rows(self._rows_path(0))
+        train = self.config.train
+        summary = summarise(rows, initial, steps=step, of=train.steps, varied=train.vary, theory=self.theory)
+        write_json(self.folder.path / "summary.json", summary)
+
+    def _rows_path(self, step: int) -> pathlib.Path:
+        return self.folder.path / "evals" / f"{step:06d}.npz"
+
+    def _pause(self) -> None:
+        self.progress.pause()
+        self.seconds += time.perf_counter() - self.clock
+
+    def _resume(self) -> None:
+        self.progress.resume()
+        self.clock = time.perf_counter()

@@ -1,0 +1,186 @@
+"""The compiled part of training: fresh state, and K steps of every replica in one call."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from positionbias import spec
+from positionbias.arrays import Float, Int, Key, Tree
+from positionbias.config.build import Experiment
+from positionbias.models.parameters import Frozen
+from positionbias.models.sites import Sites
+from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
+from positionbias.training.auto import Auto
+from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
+from positionbias.training.packing import Packed, Packing
+
+METRICS = ("loss", "accuracy", "gradient_norm")
+State = dict[str, Any]  # {"params", "frozen", "optimizer"}, a leading R on every leaf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """An experiment with its `auto` choices, as functions of one replica's state."""
+
+    experiment: Experiment
+    auto: Auto
+
+    # ------------------------------------------------------------------------------------------------ fixed inputs
+
+    def replicas(self) -> dict[str, Any]:
+        """What differs between replicas, numpy with a leading R: seeds, and what changes no shape."""
+        config = self.experiment.config
+        vary, count, rule = config.train.vary, config.train.replicas, self._rule()
+        rates = vary.get("learning_rate", [config.optimizer.learning_rate] * count)
+        decays = vary.get("weight_decay", [rule.weight_decay] * count)
+        return {
+            "seeds": replica_seeds(config.seed, count, vary.get("seed")),
+            "learning_rate": np.asarray(rates, np.float32),
+            "weight_decay": np.asarray(decays, np.float32),
+        }
+
+    def keys(self) -> Key[jax.Array, "R"]:
+        """The key of every replica."""
+        config = self.experiment.config
+        return replica_keys(config.seed, config.train.replicas, config.train.vary.get("seed"))
+
+    def _rule(self) -> Rule:
+        return spec.build("optimizers", self.experiment.config.optimizer.name, "optimizer.name")
+
+    def _transformation(self, weight_decay: jax.Array | float) -> optax.GradientTransformation:
+        return transformation(self.experiment.config.optimizer, self._rule(), weight_decay)
+
+    # ---------------------------------------------------------------------------------------------------- functions
+
+    def fresh(self, replica: dict[str, Any]) -> State:
+        """Fresh state of one replica."""
+        model = self.experiment.initialise(stream(replica_key(replica["seeds"]), "initialise"))
+        params, frozen = nnx.state(model, nnx.Param), nnx.state(model, Frozen)
+        return {"params": params, "frozen": frozen, "optimizer": self._transformation(0.0).init(params)}
+
+    def advance(self, state: State, own: dict[str, Any], start: Int[jax.Array, ""]) -> tuple[State, Tree]:
+        """K steps of one replica from step `start`; metrics {"loss", "accuracy", "gradient_norm"} are [K]."""
+        config = self.experiment.config
+        tx = self._transformation(own["weight_decay"])
+        schedule: Schedule = spec.build("schedules", config.optimizer.schedule, "optimizer.schedule")
+        data = stream(replica_key(own["seeds"]), "data")
+
+        def step(state: State, index: jax.Array) -> tuple[State, Tree]:
+            grads, metrics = self._gradient(state, jax.random.fold_in(data, index))
+            metrics["gradient_norm"] = optax.tree.norm(grads)
+            direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
+            share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)
+            rate = own["learning_rate"] * share
+            params = jax.tree.map(lambda p, d: p - rate * d, state["params"], direction)
+            return {"params": params, "frozen": state["frozen"], "optimizer": optimizer}, metrics
+
+        return jax.lax.scan(step, state, start + jnp.arange(self.auto.steps_per_dispatch))
+
+    def _gradient(self, state: State, key: Key[jax.Array, ""]) -> tuple[Tree, Tree]:
+        """The gradient and metrics of one step's batch, a micro-batch at a time: the same sums in smaller pieces."""
+        experiment, size = self.experiment, self.experiment.config.train.batch_size
+        task, objective = experiment.task, experiment.objective
+        condition = task.conditions()[0]
+        batch = objective.prepare(stream(key, "objective"), task.batch(key, condition, size))
+        graph = nnx.graphdef(experiment.abstract)
+        total = jnp.maximum(jnp.sum(batch.weights), 1e-9)
+
+        def loss(params: Tree, piece: Tree) -> tuple[Float[jax.Array, ""], Tree]:
+            inputs, targets, weights, own = piece
+            model = nnx.merge(graph, params, state["frozen"])
+            outputs = model(inputs, own or batch.tokens, task.context_length(condition), Sites())
+            value = jnp.sum(objective.errors(outputs, targets) * weights) / total
+            right = jnp.sum(objective.right(outputs, targets) * weights) / total
+            return value, {"loss": value, "accuracy": right}
+
+        def piecewise(carry: Tree, piece: Tree) -> tuple[Tree, None]:
+            grads, metrics = jax.grad(loss, has_aux=True)(state["params"], piece)
+            return jax.tree.map(jnp.add, carry, (grads, metrics)), None
+
+        own_tokens = None if task.shared_tokens else batch.tokens
+        pieces = (batch.inputs, batch.targets, batch.weights, own_tokens)
+        count = size // self.auto.microbatch
+        if count == 1:
+            return jax.grad(loss, has_aux=True)(state["params"], pieces)
+        cut = jax.tree.map(lambda x: x.reshape(count, self.auto.microbatch, *x.shape[1:]), pieces)
+        zero = jax.tree.map(jnp.zeros_like, state["params"]), {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+        (grads, metrics), _ = jax.lax.scan(piecewise, zero, cut)
+        return grads, metrics
+
+    # --------------------------------------------------------------------------------------------------- compilation
+
+    def shape(self) -> State:
+        """Shapes and types of the state of every replica, a leading R on every leaf."""
+        return jax.eval_shape(jax.vmap(self.fresh), self.replicas())
+
+    def compile(self) -> Compiled:
+        """Compile both functions ahead of time, side by side: a compiled call cannot compile again."""
+        layout, own = self.auto.layout, self.replicas()
+        replicas = layout.place(own)
+        packing = Packing(jax.eval_shape(self.fresh, jax.tree.map(lambda x: x[0], own)))
+
+        def fresh(replica: dict[str, Any]) -> Packed:
+            return packing.pack(self.fresh(replica))
+
+        def advance(replica: tuple[Packed, dict[str, Any]], start: jax.Array) -> tuple[Packed, jax.Array]:
+            state, metrics = self.advance(packing.unpack(replica[0]), replica[1], start)
+            return packing.pack(state), jnp.stack([metrics[name] for name in METRICS])
+
+        def both(state: Packed, replicas: dict[str, Any], start: jax.Array) -> tuple[Packed, jax.Array]:
+            return layout.over(advance)((state, replicas), start)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as aside:
+            lowered = jax.jit(layout.over(fresh)).lower(replicas)
+            first = aside.submit(lowered.compile)
+            sharding = replicas["learning_rate"].sharding
+            state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info)
+            start = jax.ShapeDtypeStruct((), np.int32)
+            second = jax.jit(both, donate_argnums=0).lower(state, replicas, start).compile()
+            return Compiled(self, replicas, packing, first.result(), second)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """The compiled functions, with the inputs that stay the same throughout a run."""
+
+    program: Program
+    replicas: dict[str, Any]
+    packing: Packing
+    _fresh: Any
+    _advance: Any
+
+    def fresh(self) -> Packed:
+        """Fresh state of every replica, packed."""
+        return self._fresh(self.replicas)
+
+    def advance(self, state: Packed, start: int) -> tuple[Packed, Float[jax.Array, "R M K"]]:
+        """K steps from step `start` of a packed state, which is given up; for the metrics see `fetch`."""
+        return self._advance(state, self.replicas, np.int32(start))
+
+    @functools.cached_property
+    def unpack(self) -> Callable[[Packed], State]:
+        """From a packed state to the state it is."""
+        return jax.jit(self.program.auto.layout.over(self.packing.unpack))
+
+    def pack(self, state: State) -> Packed:
+        """From a state, of numpy arrays say, to the packed state on its devices."""
+        layout = self.program.auto.layout
+        return jax.jit(layout.over(self.packing.pack))(layout.place(state))
+
+
+def fetch(metrics: Float[jax.Array, "R M K"]) -> dict[str, Float[np.ndarray, "R K"]]:
+    """The metrics of `Compiled.advance` on the host, by name; waits for the device."""
+    # A shard at a time: having JAX put the shards together costs the host as much as the whole dispatch.
+    shards = sorted(metrics.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    values = np.concatenate([np.asarray(shard.data) for shard in shards])
+    return {name: values[:, i] for i, name in enumerate(METRICS)}

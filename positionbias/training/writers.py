@@ -1,0 +1,179 @@
+"""What a run tells while it goes on: `metrics.jsonl` for machines, one line of progress for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+import numpy as np
+
+from positionbias.files import as_list, read_lines, write_text
+
+PLAIN_SECONDS = 60.0  # between lines of progress where there is no terminal
+WIDTH = 80  # of a terminal that does not say
+
+
+# ----------------------------------------------------------------------------------------------------------- metrics
+
+
+class MetricsWriter:
+    """Appends one line of strict JSON a logging interval; reading a float back gives the same bits.
+
+    JSON has no word for a number that is not finite: it is written as null, and `non_finite` says what it was, as
+    in {"loss": [0.5, null], "non_finite": {"loss[1]": "nan"}}.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._stream: IO[str] | None = None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line; arrays become lists."""
+        if self._stream is None:
+            self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (open from line to line)
+        self._stream.write(_encode(line) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file until the next line; may be called twice."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def cut_back(self, step: int) -> None:
+        """Drop the lines after `step`, and whatever a killed run left half written. Atomic."""
+        self.close()
+        kept = []
+        for text, line in read_lines(self.path):
+            if line is None or not isinstance(line.get("step"), int):
+                break
+            if line["step"] <= step:
+                kept.append(text)
+        if self.path.exists():
+            write_text(self.path, "".join(kept))
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, [] where there is none, without a last line that is still being written.
+
+    Raises ValueError naming the line if an earlier one cannot be read.
+    """
+    lines = [line if line and "step" in line else None for _, line in read_lines(path)]
+    for number, line in enumerate(lines[:-1], start=1):
+        if line is None:
+            raise ValueError(f"{path}: line {number} is not a line of metrics.")
+    return [line for line in lines if line is not None]
+
+
+def _encode(line: dict[str, Any]) -> str:
+    strange: dict[str, str] = {}
+
+    def finite(value: Any, name: str) -> Any:
+        if isinstance(value, dict):
+            return {k: finite(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(v, f"{name}[{i}]") for i, v in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            strange[name] = str(float(value))
+            return None
+        return finite(as_list(value), name) if hasattr(value, "tolist") and not isinstance(value, float) else value
+
+    plain = finite(line, "")
+    return json.dumps({**plain, "non_finite": strange} if strange else plain, allow_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- progress
+
+
+class Progress:
+    """How far a run is: one line rewritten in place on a terminal, elsewhere a plain line a minute.
+
+    Rates count from the first update, so that compiling is no part of them, and not what lies between `pause` and
+    `resume`. While paused the terminal's line is cleared, for others to print there.
+    """
+
+    def __init__(self, stream: IO[str], total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._total, self._clock = stream, total_steps, clock
+        self._terminal = stream.isatty()
+        self._active, self._since = 0.0, clock()
+        self._paused = False
+        self._first: tuple[int, float] | None = None  # step and active seconds at the first update
+        self._told = -math.inf  # when the last plain line was printed
+        self._text, self._drawn = "", 0  # the line, and how much of the terminal's row it covers
+
+    def update(self, step: int, loss: Any, accuracy: Any) -> None:
+        """Tell step, and loss and accuracy as means over replicas."""
+        active = self._seconds()
+        self._first = self._first or (step, active)
+        self._text = self._line(step, float(np.mean(loss)), float(np.mean(accuracy)), active)
+        if self._terminal:
+            self._draw()
+        elif self._clock() - self._told >= PLAIN_SECONDS or step >= self._total:
+            self._told = self._clock()
+            self._write(self._text + "\n")
+
+    def pause(self) -> None:
+        """Stop counting time, for an evaluation or a save; the terminal's line is cleared."""
+        if not self._paused:
+            self._active, self._paused = self._seconds(), True
+            if self._drawn:
+                self._write("\r" + " " * self._drawn + "\r")
+                self._drawn = 0
+
+    def resume(self) -> None:
+        """Count time again."""
+        if self._paused:
+            self._since, self._paused = self._clock(), False
+            if self._terminal and self._text:
+                self._draw()
+
+    def close(self) -> None:
+        """End the terminal's line; may be called twice."""
+        if self._terminal and self._text:
+            if not self._drawn:
+                self._draw()
+            self._write("\n")
+        self._text, self._drawn = "", 0
+
+    def _seconds(self) -> float:
+        return self._active if self._paused else self._active + self._clock() - self._since
+
+    def _line(self, step: int, loss: float, accuracy: float, active: float) -> str:
+        parts = [
+            f"step {step}/{self._total}",
+            f"{100 * step // self._total}%",
+            f"loss {loss:.4f}",
+            f"accuracy {accuracy:.4f}",
+        ]
+        first_step, first_active = self._first or (step, active)
+        if step > first_step and active > first_active:
+            rate = (step - first_step) / (active - first_active)
+            parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s", _eta(self._total - step, rate)]
+        return "  ".join(parts)
+
+    def _draw(self) -> None:
+        try:
+            width = os.get_terminal_size(self._stream.fileno()).columns or WIDTH
+        except (OSError, ValueError):
+            width = WIDTH
+        # One column stays free: a full row makes some terminals go on to the next.
+        shown = self._text[: width - 1]
+        self._write("\r" + shown.ljust(min(self._drawn, width - 1)))
+        self._drawn = len(shown)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody reads it any more: no reason to lose the run
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def _eta(steps: int, rate: float) -> str:
+    minutes, seconds = divmod(round(steps / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes}:{seconds:02d}"

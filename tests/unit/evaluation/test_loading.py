@@ -1,0 +1,84 @@
+"""A run from its folder alone."""
+
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import positionbias
+from positionbias.evaluation.loading import load
+from positionbias.spec import ConfigError
+from positionbias.training import checkpoint
+from positionbias.training.loop import train
+
+TASK = "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=2)"
+SHORTER, LONGER = TASK.replace("shift=2", "shift=1"), TASK.replace("shift=2", "shift=3")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("loaded") / "run"
+
+
+@pytest.fixture
+def run(tiny, folder):
+    """A run with a table of learned positions and two checkpoints, at 2 and at 4."""
+    if not folder.exists():
+        config = tiny({"task": TASK, "train.steps": 4, "checkpoint.every": 2, "evaluation.items": 8})
+        train(config, folder, [], lambda line: None)
+    return folder
+
+
+def test_outputs_are_computed_in_full_precision_whatever_the_session_says(run):
+    loaded = load(run)
+    batch = loaded.sample(2)
+    with jax.default_matmul_precision("bfloat16"):
+        program = str(jax.make_jaxpr(lambda x: loaded.apply(batch._replace(inputs=x))[0])(batch.inputs))
+    assert "HIGHEST" in program
+    assert program.count("dot_general[") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+
+
+def test_a_damaged_checkpoint_is_warned_of_once_and_the_one_before_read_once(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "000004" / "mark.json").unlink()
+    read, steps_read = checkpoint._read_state, []
+    monkeypatch.setattr(
+        checkpoint, "_read_state", lambda home, step, told: steps_read.append(step) or read(home, step, told)
+    )
+    with pytest.warns(UserWarning, match="skipped checkpoint 4 has no mark") as told:
+        loaded = load(tmp_path / "run")
+    assert (loaded.step, steps_read, len(told)) == (2, [2], 1)
+    with pytest.raises(ConfigError, match=r"step: 4 has no checkpoint in .*; allowed: 2\."):
+        load(tmp_path / "run", step=4)
+
+
+def test_the_newest_checkpoint_is_loaded_without_a_word(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert positionbias.load(run).step == 4
+    assert load(run, step=2).step == 2
+
+
+def test_a_shorter_task_uses_the_first_of_the_trained_positions(run):
+    loaded = load(run, task=SHORTER)
+    assert loaded.apply(loaded.sample(5, "shifted"), condition="shifted")[0].shape[:2] == (5, 7)
+    tables = [jax.tree.leaves(load(run, task=t).weights) for t in (None, SHORTER)]
+    for a, b in zip(*tables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_longer_task_than_was_trained_is_refused(run):
+    with pytest.raises(ConfigError, match=r"^task: needs .* but .* was trained; allowed: a task no longer"):
+        load(run, task=LONGER)
+
+
+def test_a_batch_goes_with_its_condition(run):
+    loaded = load(run)
+    batch = loaded.sample(3, "shifted")
+    assert loaded.apply(batch, condition="shifted")[0].shape[:2] == (3, 8)
+    with pytest.raises(ConfigError, match=r"^batch: sequences of 8 tokens; allowed: 6 in condition 'train'"):
+        loaded.apply(batch)
+    with pytest.raises(ConfigError, match="condition"):
+        loaded.apply(batch, condition="none")

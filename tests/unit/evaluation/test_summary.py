@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from positionbias.evaluation.rows import read_rows, write_rows
+from positionbias.evaluation.summary import solved_count, summarise, table
+from positionbias.spec import ConfigError
+
+
+def fabricate(replicas=3, slots=4, items=6, conditions=("first",), order=1):
+    """Every replica answers `items` items at each query slot; replica r is right at slot k iff item < k + 1 + r."""
+    shape = (replicas, len(conditions), slots, items)
+    replica, condition, slot, item = (i.ravel() for i in np.indices(shape))
+    rows = {
+        "replica": replica,
+        "condition": condition,
+        "query": slot + 10,
+        "evidence": slots - 1 - slot,
+        "query_slot": slot,
+        "evidence_slot": slots - 1 - slot,
+        "distance": 10 + 2 * slot - slots + 1,
+        "order": item % order,
+        "correct": (item < slot + 1 + replica).astype(int),
+        "log_probability": np.full(slot.shape, -0.5),
+        "ceiling": (slot + 1) / slots,
+        "baseline/chance": np.full(slot.shape, 0.25),
+        "baseline/order_free": np.full(slot.shape, 0.125),
+        "conditions": list(conditions),
+        "axes": {"query": "slot read", "evidence": "slot told"},
+        "influence": np.tile([[[0.5, 0.25, 0.25, np.nan]]], (replicas, len(conditions), 1)),
+    }
+    return rows
+
+
+def strict(summary):
+    return json.loads(json.dumps(summary, allow_nan=False))
+
+
+def test_rows_come_back_as_written(tmp_path):
+    rows = fabricate(conditions=("near", "far"))
+    rows["distance"] = rows["distance"] - 300
+    rows["ceiling"] = np.where(rows["condition"] == 0, 0.5, np.nan)
+    path = tmp_path / "evals" / "600.npz"
+    write_rows(path, rows)
+    back = read_rows(path)
+    for name in rows:
+        if name not in ("conditions", "axes"):
+            np.testing.assert_array_equal(back[name], np.asarray(rows[name], back[name].dtype), err_msg=name)
+    assert back["conditions"] == ["near", "far"]
+    assert back["axes"] == {"query": "slot read", "evidence": "slot told"}
+    assert (back["replica"].dtype, back["distance"].dtype, back["ceiling"].dtype) == (np.uint8, np.int16, np.float32)
+    assert [p.name for p in path.parent.iterdir()] == ["600.npz"]
+
+
+def test_equal_rows_make_equal_files(tmp_path):
+    for name in ("a", "b"):
+        write_rows(tmp_path / name, fabricate())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_failed_write_leaves_the_old_rows(tmp_path):
+    write_rows(tmp_path / "0.npz", fabricate())
+    rows = fabricate()
+    del rows["baseline/chance"]
+    with pytest.raises(ValueError, match="lack baseline/chance"):
+        write_rows(tmp_path / "0.npz", rows)
+    assert read_rows(tmp_path / "0.npz")["conditions"] == ["first"]
+
+
+def test_columns_of_two_lengths_are_refused(tmp_path):
+    rows = {**fabricate(), "correct": np.zeros(3)}
+    with pytest.raises(ValueError, match="one length"):
+        write_rows(tmp_path / "0.npz", rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", None])
+def test_damaged_rows_are_refused_in_one_sentence(tmp_path, content):
+    path = tmp_path / "0.npz"
+    if content is None:
+        write_rows(path, fabricate())
+        content = path.read_bytes()[:200]
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="does not hold the rows of an evaluation"):
+        read_rows(path)
+
+
+def test_accuracy_is_a_mean_over_replicas_with_their_list():
+    summary = strict(summarise(fabricate(), steps=600))
+    # replica 0: (1 + 2 + 3 + 4) / 24, replica 1: (2 + 3 + 4 + 5) / 24, replica 2: (3 + 4 + 5 + 6) / 24
+    assert summary["accuracy"]["replicas"] == pytest.approx([10 / 24, 14 / 24, 18 / 24])
+    assert summary["accuracy"]["mean"] == pytest.approx(14 / 24)
+    assert summary["accuracy"]["high"] == pytest.approx(14 / 24 + 4.302652729749464 * (4 / 24) / 3**0.5)
+    assert summary["ceiling"]["mean"] == 0.625
+    assert summary["accuracy"]["solved"] == pytest.approx(1 / 3)  # only replica 2 reaches 0.625 - 0.02
+    assert summary["accuracy"]["verdict"] == "undecided"
+    assert summary["baselines"] == {"chance": 0.25, "order_free": 0.125}
+    assert summary["log_probability"] == {"mean": -0.5, "low": -0.5, "high": -0.5}
+    assert (summary["steps"], summary["items"], summary["axes"]["query"]) == (600, 72, "slot read")
+
+
+def test_curves_run_over_slots_and_signed_distances():
+    rows = fabricate()
+    rows["distance"] = rows["distance"] - 8
+    summary = strict(summarise(rows))
+    row = summary["by_query_position"][2]
+    assert set(row) == {"position", "mean", "low", "high", "count", "ceiling", "baseline", "log_probability"}
+    assert (row["position"], row["count"], row["ceiling"], row["baseline"]) == (2, 18, 0.75, 0.125)
+    assert row["mean"] == pytest.approx((3 + 4 + 5) / 18)
+    assert row["log_probability"] == {"mean": -0.5, "low": -0.5, "high": -0.5}
+    assert [r["position"] for r in summary["by_evidence_position"]] == [0, 1, 2, 3]
+    assert summary["by_evidence_position"][0]["mean"] == pytest.approx((4 + 5 + 6) / 18)
+    assert [r["position"] for r in summary["by_distance"]] == [-1, 1, 3, 5]
+
+
+def test_indices_are_of_accuracy_and_of_ceiling_minus_accuracy_and_name_their_axis():
+    found = strict(summarise(fabricate()))["indices"]
+    assert set(found) == {"query_position", "evidence_position", "distance", "influence"}
+    # F, M, L at slots 0, 1, 3 rise by 1/6 a slot in every replica
+    query = found["query_position"]
+    assert query["axis"] == "query position"
+    assert [query[k]["mean"] for k in ("primacy", "recency", "tilt", "middle_dip")] == pytest.approx(
+        [-1 / 6, 2 / 6, -3 / 6, -1 / 6]
+    )
+    # the ceiling rises by 1/4 a slot
+    below = query["ceiling_minus_accuracy"]
+    assert below["tilt"]["mean"] == pytest.approx(-3 / 4 + 3 / 6)
+    assert found["evidence_position"]["tilt"]["mean"] == pytest.approx(3 / 6)
+    assert found["influence"]["axis"] == "input position"
+    assert found["influence"]["tilt"]["mean"] == 0.25
+
+
+def test_influence_drops_its_padding():
+    found = strict(summarise(fabricate()))["influence"]
+    assert [(r["position"], r["mean"]) for r in found] == [(0, 0.5), (1, 0.25), (2, 0.25)]
+
+
+def test_the_top_level_is_the_first_condition_and_empty_ones_are_left_out():
+    rows = fabricate(conditions=("near", "far", "empty"))
+    keep = rows["condition"] < 2
+    rows = {k: v[keep] if isinstance(v, np.ndarray) and v.shape == keep.shape else v for k, v in rows.items()}
+    rows["correct"] = np.where(rows["condition"] == 1, 1, rows["correct"])
+    summary = strict(summarise(rows))
+    assert list(summary["by_condition"]) == ["near", "far"]
+    assert summary["by_condition"]["far"]["accuracy"]["mean"] == 1.0
+    assert summary["accuracy"] == summary["by_condition"]["near"]["accuracy"]
+    assert set(summary["by_condition"]["far"]) < set(summary)
+
+
+def test_order_gap_is_paired_and_empty_without_orders():
+    assert summarise(fabricate())["order_gap"] == {}
+    rows = fabricate(order=2)
+    rows["correct"] = np.where(rows["order"] == 0, 1, rows["replica"] == 1)
+    gap = strict(summarise(rows))["order_gap"]
+    assert (gap["first"], gap["second"]) == (0, 1)
+    assert gap["mean"] == pytest.approx(2 / 3)  # replicas: 1, 0, 1
+    assert [(o["order"], o["count"]) for o in gap["by_order"]] == [(0, 36), (1, 36)]
+
+
+def test_start_and_end_carry_the_same_measures():
+    summary = strict(summarise(fabricate(), fabricate(replicas=2)))
+    assert summary["at_init"]["accuracy"]["replicas"] == pytest.approx([10 / 24, 14 / 24])
+    assert summary["at_init"]["influence"] == summary["influence"]
+    assert set(summary["at_init"]) == set(summary["by_condition"]["first"])
+    assert summarise(fabricate())["at_init"] == {}
+
+
+def test_unknown_ceilings_are_null_and_nothing_is_called_solved():
+    rows = fabricate()
+    rows["ceiling"] = np.full(rows["ceiling"].shape, np.nan)
+    rows["log_probability"] = np.full(rows["ceiling"].shape, -np.inf)
+    summary = strict(summarise(rows))
+    assert summary["ceiling"]["mean"] is summary["accuracy"]["solved"] is summary["accuracy"]["verdict"] is None
+    assert summary["by_query_position"][0]["ceiling"] is None
+    assert summary["log_probability"]["mean"] is None
+    assert "ceiling" in table(summary)
+
+
+def test_replicas_of_which_nothing_is_known_are_not_counted():
+    rows = fabricate(replicas=4)
+    rows["ceiling"] = np.where(rows["replica"] == 0, np.nan, rows["ceiling"])
+    summary = strict(summarise(rows))
+    assert summary["accuracy"]["solved"] == pytest.approx(2 / 3)  # of replicas 1, 2 and 3
+    assert solved_count(summary) == "2 of 3"
+    assert "2 of 3 solved the task" in table(summary)
+
+
+def test_accuracy_above_the_ceiling_is_told():
+    summary = strict(summarise(fabricate(replicas=1)))
+    assert summary["accuracy"]["deviation"]["mean"] == pytest.approx(10 / 24 - 0.625)
+    assert "above the ceiling" not in table(summary)
+    rows = fabricate(conditions=("near", "far"))
+    rows["ceiling"] = np.where(rows["condition"] == 1, 0.5, 0.6)
+    summary = strict(summarise(rows))
+    deviation = summary["by_condition"]["far"]["accuracy"]["deviation"]
+    assert deviation["replicas"] == pytest.approx([10 / 24 - 0.5, 14 / 24 - 0.5, 18 / 24 - 0.5])
+    told = [line for line in table(summary).splitlines() if "above the ceiling" in line]
+    assert told == [
+        "accuracy is 0.083 above the ceiling in condition far: something leaks or is mislabelled, or the answers are"
+        " too few"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "of", "line"),
+    [
+        (30, 600, "evaluated at step 30 of 600"),
+        (30, None, "evaluated at step 30"),
+        (0, 600, "evaluated before training"),
+        (None, None, "accuracy by slot read"),
+    ],
+)
+def test_the_table_says_first_when_it_was_measured(steps, of, line):
+    assert table(strict(summarise(fabricate(), steps=steps, of=of))).splitlines()[0] == line
+
+
+def test_one_replica_has_no_interval():
+    accuracy = strict(summarise(fabricate(replicas=1)))["accuracy"]
+    assert (accuracy["low"], accuracy["high"], len(accuracy["replicas"])) == (None, None, 1)
+
+
+def test_compact_types_do_not_overflow(tmp_path):
+    rows = {**fabricate(slots=300, items=1), "ceiling": np.full(900, 0.5)}
+    write_rows(tmp_path / "0.npz", rows)
+    assert summarise(read_rows(tmp_path / "0.npz")) == summarise(rows)
+
+
+def test_distance_and_evidence_position_are_told_apart_or_not():
+    assert summarise(fabricate())["collinear"] is True
+    rows = fabricate(items=2)
+    rows["distance"] = rows["distance"] + np.arange(len(rows["distance"])) % 2
+    assert summarise(rows)["collinear"] is False
+
+
+def test_varied_hyperparameters_are_noted_but_seeds_are_not():
+    assert summarise(fabricate(), varied={"seed": [1, 2, 3]})["note"] is None
+    summary = strict(summarise(fabricate(), varied={"learning_rate": np.array([1e-3, 2e-3, 4e-3])}))
+    assert summary["varied"] == {"learning_rate": [1e-3, 2e-3, 4e-3]}
+    assert summary["note"].startswith("Replicas differ in learning_rate")
+
+
+def test_table_shows_both_curves_the_theory_and_every_replica():
+    curves = {"query": [0.25, 0.5, 0.75, 1.0]}
+    text = table(summarise(fabricate()), curves)
+    assert table(summarise(fabricate(), theory=curves)) == text
+    lines = text.splitlines()
+    assert lines[0] == "accuracy by slot read"
+    assert lines[1].split() == ["slot", "mean", "interval", "ceiling", "baseline", "theory"]
+    assert lines[2].split() == ["0", "0.333", "[-0.081,", "0.747]", "0.250", "0.125", "0.250"]
+    assert lines[6].split() == ["all", "0.583", "[0.169,", "0.997]", "0.625", "0.125"]
+    assert lines[8] == "accuracy by slot told"
+    assert "theory" not in lines[9]
+    assert "replicas  0.417  0.583  0.750" in lines
+    assert lines[-2:] == [
+        "1 of 3 solved the task: came within 0.02 of the ceiling",
+        "intervals: 95 % Student t over replicas",
+    ]
+    assert max(map(len, lines)) <= 100
+
+
+def test_table_thins_a_long_curve_but_keeps_its_ends():
+    lines = table(summarise(fabricate(slots=100, items=1))).splitlines()
+    assert lines[0] == "accuracy by slot read, every 4th shown"
+    slots = [line.split()[0] for line in lines[2 : lines.index("") - 1]]
+    assert (slots[0], slots[1], slots[-1], len(slots)) == ("0", "4", "99", 26)

@@ -1,0 +1,109 @@
+"""The compiled step: the same whichever way it is laid out, cut up or dispatched."""
+
+import jax
+import numpy as np
+import pytest
+
+from positionbias.config.build import build
+from positionbias.replicas import Layout
+from positionbias.training.auto import Auto
+from positionbias.training.program import Program, fetch
+
+
+def advance(config, auto, dispatches=1):
+    compiled = Program(build(config), auto).compile()
+    state, metrics = compiled.fresh(), []
+    for i in range(dispatches):
+        state, found = compiled.advance(state, i * auto.steps_per_dispatch)
+        metrics.append(fetch(found))
+    joined = {name: np.concatenate([m[name] for m in metrics], axis=1) for name in metrics[0]}
+    return jax.device_get(compiled.unpack(state)), joined
+
+
+def near(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "auto",
+    [
+        Auto(Layout("vmap"), 8, 1),
+        Auto(Layout("loop", 2), 8, 1),
+        Auto(Layout("vmap", 2), 4, 1),
+        Auto(Layout("loop"), 2, 1),
+    ],
+    ids=str,
+)
+def test_step_one_does_not_depend_on_layout_or_micro_batches(tiny, auto):
+    config = tiny()
+    _, expected = advance(config, Auto(Layout("loop"), 8, 1))
+    _, found = advance(config, auto)
+    near(expected, found, 1e-6)
+
+
+def test_dispatches_of_any_size_make_the_same_run(tiny):
+    one, many = (advance(tiny(), Auto(Layout("loop"), 8, k), 4 // k) for k in (1, 4))
+    near(one, many, 1e-5)
+
+
+def test_training_lowers_the_loss_and_replicas_differ(tiny):
+    _, metrics = advance(tiny({"train.steps": 400}), Auto(Layout("loop"), 8, 100), 4)
+    assert (metrics["loss"][:, -20:].mean(axis=1) < metrics["loss"][:, :20].mean(axis=1) - 0.3).all()
+    assert metrics["loss"][0, 0] != metrics["loss"][1, 0]
+
+
+def test_equal_seeds_make_equal_replicas_and_other_rates_do_not(tiny):
+    state, metrics = advance(tiny({"train.vary": {"seed": [5, 6]}}), Auto(Layout("loop"), 8, 4))
+    _, swapped = advance(tiny({"train.vary": {"seed": [6, 5]}}), Auto(Layout("loop"), 8, 4))
+    assert np.array_equal(metrics["loss"], swapped["loss"][::-1])
+    assert {"params", "frozen", "optimizer"} == set(state)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_varied_hyperparameters_match_runs_of_their_own(tiny, name):
+    values = [0.01, 0.1]
+    field = {"learning_rate": "optimizer.learning_rate", "weight_decay": "optimizer.name.weight_decay"}[name]
+    together, _ = advance(tiny({"train.vary": {name: values}}), Auto(Layout("loop"), 8, 4))
+    for replica, value in enumerate(values):
+        alone, _ = advance(tiny({field: value}), Auto(Layout("loop"), 8, 4))
+        near(
+            jax.tree.map(lambda x, r=replica: x[r], together["params"]),
+            jax.tree.map(lambda x, r=replica: x[r], alone["params"]),
+            1e-6,
+        )
+
+
+def test_frozen_matrices_stay_as_they_started(tiny):
+    config = tiny({"model.frozen": ["embedding", "query"]})
+    compiled = Program(build(config), Auto(Layout("loop"), 8, 4)).compile()
+    before = jax.device_get(compiled.unpack(compiled.fresh()))
+    after = compiled.unpack(compiled.advance(compiled.fresh(), 0)[0])
+    assert len(jax.tree.leaves(before["frozen"])) == 2
+    near(before["frozen"], after["frozen"], 0)
+    assert not np.array_equal(jax.tree.leaves(before["params"])[0], jax.tree.leaves(after["params"])[0])
+
+
+def test_the_gradient_is_that_of_the_mean_loss(tiny):
+    # One plain gradient step by hand: parameters move by minus rate times the gradient of the whole batch's mean loss.
+    from flax import nnx
+
+    from positionbias.models.sites import Sites
+    from positionbias.replicas import replica_keys, stream
+
+    config = tiny({"optimizer.name": "sgd", "optimizer.schedule": "constant", "train.replicas": 1})
+    experiment = build(config)
+    state, _ = advance(config, Auto(Layout("loop"), 2, 1))
+    key = replica_keys(0, 1)[0]
+    model = experiment.initialise(stream(key, "initialise"))
+    condition = experiment.task.conditions()[0]
+    batch = experiment.task.batch(jax.random.fold_in(stream(key, "data"), 0), condition, 8)
+    graph, params = nnx.split(model, nnx.Param)
+
+    def loss(params):
+        outputs = nnx.merge(graph, params)(batch.inputs, batch.tokens, 4, Sites())
+        chosen = jax.nn.log_softmax(outputs)[np.arange(8)[:, None], batch.query, batch.targets[:, 4:]]
+        return -chosen.mean()
+
+    expected = jax.tree.map(lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params))
+    near(jax.tree.map(lambda x: x[0], state["params"]), expected, 1e-6)
