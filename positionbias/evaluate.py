@@ -1,0 +1,83 @@
+"""Evaluate a trained run again: `python -m positionbias.evaluate --workdir RUN [--step N] [--task SPEC] ...`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from positionbias import launch
+from positionbias.config import cli, resolve
+from positionbias.files import write_json
+from positionbias.spec import ConfigError
+
+STREAM = "evaluation/again"  # one for all, so that two evaluations of one task see the same items
+
+
+def parser() -> cli.Parser:
+    """The flags of this entry."""
+    made = cli.Parser(
+        "python -m positionbias.evaluate", "Evaluate a checkpoint by position, on fresh items or on another task."
+    )
+    made.add_argument("--workdir", required=True, help="run folder")
+    made.add_argument("--step", type=int, help="checkpoint to evaluate; default: the newest")
+    made.add_argument("--items", type=int, help="fresh sequences a replica and condition; default: as in the config")
+    made.add_argument("--task", metavar="SPEC", help="another task of the same vocabulary: other lengths or positions")
+    made.add_argument("--label", help="name of the results in evals/; default: the task's name and the step")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run the entry; returns its exit code."""
+    given, _ = cli.parse_command_line(parser(), argv)
+    if given.items is not None and given.items < 1:
+        raise ConfigError(f"--items: {given.items} is not allowed; allowed: a whole number from 1.")
+    if given.label is not None:
+        resolve.check_safe_name(given.label, "--label")
+        if given.label.isdecimal():
+            raise ConfigError(f"--label: {given.label!r} is not allowed, numbers are training steps; allowed: a name.")
+    workdir = pathlib.Path(given.workdir)
+    from positionbias.evaluation.loading import read_config
+    from positionbias.training.run_folder import FolderInUse, locked
+
+    launch.set_up(read_config(workdir))
+    try:
+        with locked(workdir):  # so that no training prunes the checkpoint or cuts the results meanwhile
+            _evaluate(workdir, given)
+    except FolderInUse as error:
+        print(f"error: {error}", file=sys.stderr)
+        return launch.IN_USE
+    return 0
+
+
+def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
+    import jax
+
+    from positionbias.evaluation.by_position import Evaluator, theory_curves
+    from positionbias.evaluation.loading import load
+    from positionbias.evaluation.rows import write_rows
+    from positionbias.evaluation.summary import summarise, table
+    from positionbias.training import auto
+
+    run = load(workdir, given.step, "all", given.task)
+    layout = auto.resolve(run.experiment, jax.default_backend(), len(jax.devices())).layout
+    evaluator = Evaluator(run.experiment, layout, run.keys, STREAM, given.items)
+    rows = evaluator.rows(layout.place(run.weights))
+    label = given.label or _label(given.task, run.step)
+    write_rows(workdir / "evals" / f"{label}.npz", rows)
+    train, theory = run.config.train, theory_curves(run.experiment)
+    summary = summarise(rows, steps=run.step, of=train.steps, varied=train.vary, theory=theory)
+    write_json(workdir / "evals" / f"{label}.json", {**summary, "task": run.config.task})
+    print(run.config.task)
+    print(table(summary))
+    print(f"results: {workdir / 'evals' / label}.json and .npz")
+
+
+def _label(task: str | None, step: int) -> str:
+    """`step000600`, after the task's text where it is not the one trained on."""
+    safe = "" if task is None else "".join(c if c.isalnum() or c in "-." else "_" for c in task).strip("_") + "_"
+    return f"{safe}step{step:06d}"
+
+
+if __name__ == "__main__":
+    cli.run_entry(main)

@@ -1,0 +1,74 @@
+"""What the entries share: one run from a resolved config to its printed table and report."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+from typing import TextIO
+
+from positionbias import runtime
+from positionbias.config import resolve, schema
+from positionbias.files import read_json
+from positionbias.spec import ConfigError
+
+IN_USE = 4
+
+
+def default_workdir(config: schema.Config) -> pathlib.Path:
+    """`runs/NAME/HASH`."""
+    return pathlib.Path("runs", config.name, resolve.config_hash(config))
+
+
+def set_up(config: schema.Config) -> None:
+    """Configure JAX for the devices this config's replicas are shared out over."""
+    from positionbias.training import auto
+
+    asked = config.train.devices
+    runtime.configure(auto.devices(config, runtime.cores()) if asked == "auto" else asked)
+
+
+def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = None) -> int:
+    """Train, print the table and write the report; returns the exit code."""
+    from positionbias.training.checkpoint import CheckpointError
+    from positionbias.training.loop import train
+    from positionbias.training.run_folder import FolderInUse
+
+    try:
+        outcome = train(config, workdir, sys.orig_argv, say, stop_after)
+    except FolderInUse as error:
+        print(f"error: {error}", file=sys.stderr)
+        return IN_USE
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if outcome.message:
+        say(outcome.message, sys.stderr if outcome.status == "failed" else sys.stdout)
+    conclude(workdir)
+    if outcome.status == "stopped":
+        say(f"stopped at step {outcome.step} of {config.train.steps}; the same command goes on from there")
+    return outcome.code
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line; a reader that is gone, or a full disk behind it, must not cost a run."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream or sys.stdout, flush=True)
+
+
+def conclude(workdir: pathlib.Path) -> None:
+    """Print the table of a run that has been evaluated, and where its report lies."""
+    from positionbias.evaluation.summary import table
+    from positionbias.reporting.report import write_report
+
+    try:
+        summary = read_json(workdir / "summary.json")
+        if summary is not None:
+            say(table(summary))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ConfigError(
+            f"workdir: the summary.json of {str(workdir)!r} is not that of an evaluation; delete it to go on."
+        ) from None
+    try:
+        say(f"report: {write_report(workdir)}")
+    except ConfigError as error:  # a report that cannot be drawn must not hide a run that was trained
+        say(f"no report: {error}", sys.stderr)

@@ -1,0 +1,116 @@
+"""`python -m positionbias.list [AXIS]`: every registered name, with its arguments and one line of what it is.
+
+Read from the source with `ast`, so nothing is imported and the answer is immediate.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import pathlib
+import textwrap
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from positionbias import spec
+from positionbias.config.cli import Parser, parse_command_line, run_entry
+
+COLUMNS = 100
+WIDEST = 46  # a longer signature stands on a line of its own
+
+
+class Entry(NamedTuple):
+    """A member as it is listed: its signature's pieces (`arg: type = default`) and its docstring's first line."""
+
+    name: str
+    arguments: tuple[str, ...]
+    doc: str
+
+
+def entries(axis: str) -> list[Entry]:
+    """The members of an axis, in alphabetical order."""
+    return [_entry(axis, name) for name in spec.names(axis)]
+
+
+def table(axis: str) -> str:
+    """The members of an axis as text of at most 100 columns."""
+    found = [(f"{e.name}({', '.join(e.arguments)})" if e.arguments else e.name, e.doc) for e in entries(axis)]
+    left = max((len(signature) for signature, _ in found if len(signature) <= WIDEST), default=0)
+    lines = [axis]
+    for signature, doc in found:
+        indent = " " * (left + 4)
+        wrapped = textwrap.wrap(
+            doc, COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        ) or [""]
+        if len(signature) <= left:
+            wrapped[0] = f"  {signature:<{left}}  {wrapped[0].strip()}".rstrip()
+        else:
+            whole = signature.replace(": ", ":\0").replace(" = ", "\0=\0").replace(" | ", "\0|\0")  # never cut there
+            cut = textwrap.wrap(f"  {whole}", COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False)
+            wrapped = [line.replace("\0", " ") for line in cut] + wrapped
+        lines += wrapped
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Print the members of one axis, or of all."""
+    parser = Parser("python -m positionbias.list", "Print every registered name with its arguments.")
+    parser.add_argument("axis", nargs="?", help=f"one of {', '.join(spec.axes())}; all of them if left out")
+    asked, _ = parse_command_line(parser, argv)
+    if asked.axis is not None and asked.axis not in spec.axes():
+        raise spec.unknown("AXIS", "axis", asked.axis, spec.axes())
+    print("\n\n".join(table(axis) for axis in ([asked.axis] if asked.axis else spec.axes())))
+    return 0
+
+
+@functools.cache
+def _module(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _classes(path: pathlib.Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in _module(path).body if isinstance(node, ast.ClassDef)}
+
+
+def _entry(axis: str, name: str) -> Entry:
+    path = spec.source(axis, name)
+    wanted = f"member({axis!r}, {name!r})"
+    found = next(c for c in _classes(path).values() if wanted in [ast.unparse(d) for d in c.decorator_list])
+    doc = (ast.get_docstring(found) or "").partition("\n")[0]
+    return Entry(name, tuple(_fields(path, found).values()), doc)
+
+
+def _fields(path: pathlib.Path, found: ast.ClassDef) -> dict[str, str]:
+    """The dataclass's fields by name, inherited ones first, as dataclasses order them."""
+    fields: dict[str, str] = {}
+    for base_path, base in _bases(path, found):
+        fields |= _fields(base_path, base)
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = ast.unparse(node.annotation)
+            if not annotation.startswith("ClassVar"):
+                default = f" = {ast.unparse(node.value)}" if node.value else ""
+                fields[node.target.id] = f"{node.target.id}: {annotation}{default}"
+    return fields
+
+
+def _bases(path: pathlib.Path, found: ast.ClassDef) -> Iterator[tuple[pathlib.Path, ast.ClassDef]]:
+    """The bases that this package defines and that are dataclasses, in the same file or imported from another."""
+    imported = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in _module(path).body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{spec.PACKAGE.name}.")
+        for alias in node.names
+    }
+    for base in (b.id for b in found.bases if isinstance(b, ast.Name)):
+        file, name = path, base
+        if base in imported:
+            module, name = imported[base]
+            file = spec.PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+        classes = _classes(file) if file.is_file() else {}
+        if name in classes and any("dataclass" in ast.unparse(d) for d in classes[name].decorator_list):
+            yield file, classes[name]
+
+
+if __name__ == "__main__":
+    run_entry(main)

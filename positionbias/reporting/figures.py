@@ -1,0 +1,223 @@
+"""Figures as SVG text: text as paths, no fonts, scripts or dates, the same bytes for the same numbers.
+
+Curves are lists of summary rows {"position", "mean", "low", "high", ...}. Colours are those of Okabe and Ito, which
+stay apart for colour-blind readers; arms also differ in marker. Legends stand above the axes and cover nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from positionbias.reporting.html import escape
+from positionbias.spec import ConfigError
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#222222",
+)  # fmt: skip
+GREY, PALE = "#777777", "#F2C879"
+ARMS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
+STYLE = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "positionbias",
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same shapes
+    "font.size": 10.5,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+WIDTH, HEIGHT = 5.4, 3.5  # inches: small enough that letters are still read when a phone shrinks the figure
+LONGEST_LABEL = 52  # letters of a legend's entry
+FEW = 40  # positions; markers on more would be a smear
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One curve of a comparison."""
+
+    label: str
+    rows: Rows
+
+    @property
+    def short(self) -> str:
+        """A label that fits into the figure's width."""
+        return self.label if len(self.label) <= LONGEST_LABEL else f"{self.label[: LONGEST_LABEL - 1]}…"
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError(
+            "report: the figures need matplotlib, which is not installed; install it with 'pip install matplotlib'."
+        ) from None
+    return matplotlib
+
+
+def _draw(name: str, label: str, paint: Any, height: float = HEIGHT) -> str:
+    """Paint onto fresh axes and return inline SVG whose ids all start with `name`, unique on a page."""
+    matplotlib = _matplotlib()
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        paint(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            widest = max(map(len, labels))
+            columns = next(n for n, fits in ((4, 9), (3, 16), (2, 28), (1, LONGEST_LABEL)) if widest <= fits)
+            figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return _inline(file.getvalue(), name, label)
+
+
+def _inline(text: str, name: str, label: str) -> str:
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg" {box[0]} role="img"'
+    return re.sub(r"<svg[^>]*>", f'{opening} aria-label="{escape(label)}">', text, count=1)
+
+
+def _column(rows: Rows, key: str) -> np.ndarray:
+    return np.array([np.nan if row.get(key) is None else row[key] for row in rows], np.float64)
+
+
+def _curve(axes: Any, rows: Rows, color: str, label: str, marker: str = "o", line: str = "-") -> None:
+    position = _column(rows, "position")
+    axes.plot(
+        position, _column(rows, "mean"), line, color=color, marker=marker if len(rows) <= FEW else "", label=label
+    )
+    axes.fill_between(position, _column(rows, "low"), _column(rows, "high"), color=color, alpha=0.18, linewidth=0)
+
+
+def _finish(axes: Any, xlabel: str, ylabel: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.margins(x=0.03)
+
+
+def _unit(axes: Any) -> None:
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def accuracy(
+    name: str,
+    xlabel: str,
+    rows: Rows,
+    at_init: Rows = (),
+    theory: Sequence[float | None] | None = None,
+    when: str = "measured",
+) -> str:
+    """Accuracy along one axis with its band, the ceiling, the order-free baseline, the start and the closed form.
+
+    `when` names the curve of `rows`.
+    """
+
+    def paint(axes: Any) -> None:
+        position = _column(rows, "position")
+        if theory:
+            known = [(x, y) for x, y in enumerate(theory) if y is not None]
+            axes.plot(
+                *zip(*known, strict=True), "-", color=PALE, linewidth=7, solid_capstyle="round", label="closed form"
+            )
+        _curve(axes, rows, BLUE, when)
+        for key, style, color, label in (
+            ("ceiling", "--", BLACK, "ceiling"),
+            ("baseline", ":", GREY, "order-free guess"),
+        ):
+            if np.isfinite(_column(rows, key)).any():
+                axes.plot(position, _column(rows, key), style, color=color, linewidth=1.4, label=label)
+        if at_init:
+            _curve(axes, at_init, SKY, "before training", marker="", line="-.")
+        _unit(axes)
+        _finish(axes, xlabel, "accuracy")
+
+    return _draw(name, f"accuracy by {xlabel}", paint)
+
+
+def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after training") -> str:
+    """Share of the influence on the answer that each input position has, at the start and `when` rows were made."""
+
+    def paint(axes: Any) -> None:
+        if at_init:
+            _curve(axes, at_init, SKY, "before training", marker="", line="-.")
+        if rows:
+            _curve(axes, rows, BLUE, when, marker="o")
+        axes.set_ylim(bottom=0)
+        _finish(axes, "input position", "share of influence")
+
+    return _draw(name, "influence by input position", paint)
+
+
+def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Training loss of every replica over steps; a log scale where it falls by more than a factor of ten."""
+    lines = [line for line in metrics if "step" in line and "loss" in line]
+    steps = [line["step"] for line in lines]
+    values = np.array([np.atleast_1d(np.array(line["loss"], np.float64)) for line in lines])  # [lines, R]
+
+    def paint(axes: Any) -> None:
+        for r in range(values.shape[1]):
+            label = f"replica {r}" if values.shape[1] <= 6 else None
+            axes.plot(steps, values[:, r], color=ARMS[r % len(ARMS)], linewidth=1.2, alpha=0.9, label=label)
+        known = values[np.isfinite(values)]
+        if len(known) and known.min() > 0 and known.max() > 10 * known.min():
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        _finish(axes, "training step", "loss")
+
+    return _draw(name, "training loss by step", paint)
+
+
+def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
+    """The curves of a sweep's arms along one axis, each with its ceiling dashed in its own colour."""
+
+    def paint(axes: Any) -> None:
+        known = False
+        for i, arm in enumerate(compared):
+            color, marker = ARMS[i % len(ARMS)], MARKERS[i % len(MARKERS)]
+            _curve(axes, arm.rows, color, arm.short, marker=marker)
+            ceiling = _column(arm.rows, "ceiling")
+            if np.isfinite(ceiling).any():
+                dash = (4 * i, (4, 6))  # offset, so that equal ceilings show every colour
+                axes.plot(_column(arm.rows, "position"), ceiling, linestyle=dash, color=color, linewidth=1.5, zorder=3)
+                known = True
+        if known:
+            axes.plot([], [], "--", color=GREY, linewidth=1.5, label="ceiling")
+        _unit(axes)
+        _finish(axes, xlabel, "accuracy")
+
+    return _draw(name, f"accuracy by {xlabel}, one curve an arm", paint, HEIGHT + 0.2 * max(0, len(compared) - 3))

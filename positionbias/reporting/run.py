@@ -1,0 +1,259 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from positionbias.evaluation.statistics import INDICES
+from positionbias.evaluation.summary import above_ceiling, solved_count, when
+from positionbias.reporting import figures
+from positionbias.reporting.folder import Run
+from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
+from positionbias.reporting.html import figures as side_by_side
+
+COLLINEAR = (
+    "At this fixed length the query always comes last, so evidence position and distance are the same variable here:"
+    " 'early' and 'far' cannot be told apart. Padding in front of the context would separate them."
+)
+UNFINISHED = {
+    "running": "is still running, or was killed",
+    "stopped": "was stopped",
+    "failed": "failed",
+    "not started": "has not started",
+}
+
+
+def run_page(run: Run) -> str:
+    """The whole document for one run, finished or not."""
+    summary = run.summary
+    body = [
+        f"<h1>{escape(run.name)}</h1>",
+        f'<p class="under">{escape(_under(run))}</p>',
+        f'<p class="verdict">{escape(verdict(summary))}</p>' if summary else "",
+        *(note(text) for text in _notes(run)),
+    ]
+    if summary:
+        body += ["<h2>Measured by position</h2>", side_by_side(_figures(summary))]
+        body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary), _rows(summary)]
+    body += [*_training(run), *_config(run), *_manifest(run)]
+    return page(f"{run.name}: position bias", body)
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """One sentence: mean accuracy with its interval, ceiling, baselines and the replicas that solved the task."""
+    accuracy = summary["accuracy"]
+    count = len(accuracy["replicas"])
+    text = f"Mean accuracy {between(accuracy)} over {replicas_text(count)}"
+    ceiling = summary["ceiling"]["mean"]
+    if ceiling is not None:
+        text += f", against a ceiling of {number(ceiling)}"
+    beside = [f"{name.replace('_', '-')} {number(value)}" for name, value in summary["baselines"].items()]
+    text += f" (simple rules: {', '.join(beside)})" if beside else ""
+    if accuracy["solved"] is not None:
+        text += f"; {solved_count(summary)} solved the task"
+    return text + (": undecided with so few." if accuracy["verdict"] == "undecided" else ".")
+
+
+def replicas_text(count: int) -> str:
+    """`1 replica`, `4 replicas`."""
+    return f"{count} replica" + ("" if count == 1 else "s")
+
+
+def label(summary: Mapping[str, Any], axis: str) -> str:
+    """What `query` or `evidence` slots count."""
+    return str(summary.get("axes", {}).get(axis) or f"{axis} position")
+
+
+def band(count: int) -> str:
+    """What the band around a curve is."""
+    if count < 2:
+        return "One replica: no interval."
+    return f"Band: 95 % Student t over replicas, n = {count}."
+
+
+def _under(run: Run) -> str:
+    parts = [str(run.settings["task"])] if "task" in run.settings else []
+    parts.append(run.status)
+    step = run.summary.get("steps") if run.summary else None
+    if run.manifest.get("step") is not None:
+        parts.append(f"step {run.manifest['step']}")
+    if step is not None:
+        parts.append(f"evaluated {when(run.summary)}")
+    return " · ".join(parts)
+
+
+def _notes(run: Run) -> list[str]:
+    summary, notes = run.summary, []
+    if run.status != "finished":
+        message = str(run.manifest.get("message") or "")
+        told = f"This run {UNFINISHED.get(run.status, f'is {run.status}')}{f' ({message})' if message else ''}"
+        notes.append(f"{told}: what follows is what it has left so far.")
+    if not summary:
+        notes.append("There is no evaluation yet, so nothing can be said about positions.")
+        return notes
+    if summary.get("steps") == 0:
+        notes.append("The only evaluation so far is the one before training.")
+    notes += [f"{line[0].upper()}{line[1:]}." for line in above_ceiling(summary)]
+    if summary.get("note"):
+        notes.append(summary["note"])
+    if len(summary["accuracy"]["replicas"]) == 1:
+        notes.append("A single replica has no interval: train at least two to see what is chance.")
+    if summary["accuracy"]["verdict"] == "undecided":
+        notes.append("Some but not all replicas solved the task; fewer than 8 leave the verdict undecided.")
+    if summary.get("collinear"):
+        notes.append(COLLINEAR)
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def _figures(summary: Mapping[str, Any]) -> list[str]:
+    shown = [_accuracy(summary, "query"), _accuracy(summary, "evidence"), _distance(summary), _influence(summary)]
+    return [one for one in shown if one]
+
+
+def _training(run: Run) -> list[str]:
+    if not any(line.get("loss") is not None for line in run.metrics):
+        return []
+    shown = figure(figures.loss("loss", run.metrics), "Training loss, one line a replica.")
+    return ["<h2>Training</h2>", side_by_side([shown])]
+
+
+def _accuracy(summary: Mapping[str, Any], axis: str) -> str:
+    rows = summary[f"by_{axis}_position"]
+    at_init = summary["at_init"].get(f"by_{axis}_position", []) if summary.get("steps") != 0 else []
+    theory = summary.get("theory", {}).get(axis)
+    what = label(summary, axis)
+    svg = figures.accuracy(axis, what, rows, at_init, theory, _when(summary))
+    seen = [f"Blue: accuracy {_when(summary)}", *_beside(rows)]
+    if theory:
+        seen.append("yellow: the closed form")
+    if at_init:
+        seen.append("light blue: before training")
+    return figure(svg, f"Accuracy by {what}. {'; '.join(seen)}. {band(len(summary['accuracy']['replicas']))}")
+
+
+def _when(summary: Mapping[str, Any]) -> str:
+    """At which point of training the measures were taken."""
+    steps = summary.get("steps")
+    if steps == 0:
+        return "before training"
+    return "after training" if steps is None or steps == summary.get("of", steps) else f"at step {steps}"
+
+
+def _beside(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    named = {"ceiling": "dashed: what an ideal observer of the visible input reaches", "baseline": "dotted: guessing"
+             " without regard to order"}  # fmt: skip
+    return [text for key, text in named.items() if any(row[key] is not None for row in rows)]
+
+
+def _distance(summary: Mapping[str, Any]) -> str:
+    rows = summary["by_distance"]
+    at_init = summary["at_init"].get("by_distance", []) if summary.get("steps") != 0 else []
+    svg = figures.accuracy("distance", "distance from query back to evidence", rows, at_init, when=_when(summary))
+    ahead = " Below zero the evidence comes after the query." if rows[0]["position"] < 0 else ""
+    return figure(svg, f"Accuracy by distance.{ahead} {band(len(summary['accuracy']['replicas']))}")
+
+
+def _influence(summary: Mapping[str, Any]) -> str:
+    at_init = summary["at_init"].get("influence", []) if summary.get("steps") != 0 else []
+    if not summary["influence"] and not at_init:
+        return ""
+    svg = figures.influence("influence", summary["influence"], at_init, _when(summary))
+    caption = (
+        "How much each input position moves the state at the query that gives each item's last answer, and at no other:"
+        " mean squared gradient, normalised to sum to 1."
+        f" {band(len(summary['accuracy']['replicas']))}"
+    )
+    return figure(svg, caption)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def _indices(summary: Mapping[str, Any]) -> str:
+    body = []
+    for found in summary["indices"].values():
+        share = found["axis"] == "input position"
+        body.append([found["axis"], "influence" if share else "accuracy", *(between(found[i], True) for i in INDICES)])
+        below = found.get("ceiling_minus_accuracy")
+        if below and any(below[i]["mean"] is not None for i in INDICES):
+            body.append([found["axis"], "shortfall", *(between(below[i], True) for i in INDICES)])
+    caption = (
+        "Primacy: first quarter minus middle; recency: last quarter minus middle; tilt: first minus last; middle dip:"
+        " the smaller of primacy and recency. Shortfall: ceiling minus accuracy. Mean and 95 % interval over replicas."
+    )
+    return grid(["axis", "of", *(i.replace("_", " ") for i in INDICES)], body, caption, texts=2)
+
+
+def _conditions(summary: Mapping[str, Any]) -> list[str]:
+    conditions = summary["by_condition"]
+    if len(conditions) < 2:
+        return []
+    body = [
+        [
+            name,
+            between(one["accuracy"]),
+            number(one["ceiling"]["mean"]),
+            number(one["accuracy"]["solved"]),
+            one["items"],
+        ]
+        for name, one in conditions.items()
+    ]
+    head = ["condition", "accuracy", "ceiling", "share solved", "answers"]
+    return ["<h2>Conditions</h2>", grid(head, body, "Curves above are those of the first condition.")]
+
+
+def _orders(summary: Mapping[str, Any]) -> list[str]:
+    gap = summary["order_gap"]
+    if not gap:
+        return []
+    body = [[one["order"], between(one), one["count"]] for one in gap["by_order"]]
+    caption = f"Order {gap['first']} minus order {gap['second']}, paired by replica: {between(gap, True)}."
+    return ["<h2>Order of the evidence</h2>", grid(["order", "accuracy", "answers"], body, caption)]
+
+
+def _rows(summary: Mapping[str, Any]) -> str:
+    parts = []
+    for measure, what in (
+        ("by_query_position", label(summary, "query")),
+        ("by_evidence_position", label(summary, "evidence")),
+        ("by_distance", "distance"),
+    ):
+        body = [
+            [
+                r["position"],
+                between(r),
+                number(r["ceiling"]),
+                number(r["baseline"]),
+                between(r["log_probability"]),
+                r["count"],
+            ]
+            for r in summary[measure]
+        ]
+        head = [what, "accuracy", "ceiling", "order-free", "log-probability", "answers"]
+        parts.append(f"<details><summary>Numbers by {escape(what)}</summary>{grid(head, body)}</details>")
+    replicas = ", ".join(number(one) for one in summary["accuracy"]["replicas"])
+    return f"<p>Mean accuracy of each replica: {escape(replicas)}.</p>\n" + "\n".join(parts)
+
+
+def _config(run: Run) -> list[str]:
+    if not run.settings:
+        return []
+    groups = {k: v for k, v in run.settings.items() if isinstance(v, Mapping) and v}
+    top = {k: v for k, v in run.settings.items() if k not in groups}
+    folded = [f"<details><summary>{escape(name)}</summary>{pairs(values)}</details>" for name, values in groups.items()]
+    return ["<h2>Config</h2>", pairs(top), *folded]
+
+
+def _manifest(run: Run) -> list[str]:
+    command = run.config.get("command")
+    told = {k: v for k, v in run.config.items() if k not in ("config", "command")}
+    parts = ["<h2>How it was made</h2>"]
+    if command:
+        parts.append(f"<pre>{escape(shlex.join(map(str, command)))}</pre>")
+    parts.append(pairs({name: value for name, value in {**told, **run.manifest}.items() if value != ""}))
+    return parts

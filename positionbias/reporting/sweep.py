@@ -1,0 +1,140 @@
+"""The report of a sweep: its arms side by side."""
+
+from __future__ import annotations
+
+import shlex
+import urllib.parse
+from collections.abc import Mapping
+
+from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
+from positionbias.evaluation.summary import above_ceiling, solved_count
+from positionbias.reporting import figures
+from positionbias.reporting.folder import Run, Sweep
+from positionbias.reporting.html import between, escape, figure, flatten, grid, note, number, page, pairs
+from positionbias.reporting.html import figures as side_by_side
+from positionbias.reporting.run import COLLINEAR, band, label
+
+MOST_ARMS = 14  # curves one figure can hold and still be read
+
+
+def sweep_page(sweep: Sweep) -> str:
+    """The whole document for a sweep, whatever part of it is done."""
+    measured = {name: run for name, run in sweep.cells.items() if run.summary}
+    title = str(sweep.plan.get("name") or next((r.settings.get("name") for r in measured.values()), sweep.path.name))
+    finished = sum(sweep.status(name) == "finished" for name in sweep.cells)
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="under">sweep · {finished} of {len(sweep.cells)} cells finished</p>',
+        f'<p class="verdict">{escape(_verdict(measured))}</p>' if measured else "",
+        *(note(text) for text in _notes(sweep, measured)),
+    ]
+    if measured:
+        body += ["<h2>Arms side by side</h2>", side_by_side(_figures(measured)), "<h2>Numbers</h2>", *_tables(measured)]
+    body += _unfinished(sweep)
+    body += ["<h2>Plan</h2>", _plan(sweep)]
+    return page(f"{title}: sweep", body)
+
+
+def _verdict(measured: Mapping[str, Run]) -> str:
+    ranked = sorted(measured, key=lambda name: -(measured[name].summary["accuracy"]["mean"] or 0))
+    parts = [f"{name} {between(measured[name].summary['accuracy'])}" for name in ranked[:6]]
+    more = f" and {len(ranked) - 6} more below" if len(ranked) > 6 else ""
+    return f"Mean accuracy, highest first: {'; '.join(parts)}{more}."
+
+
+def _notes(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
+    notes = []
+    failed = [name for name in sweep.cells if sweep.status(name) == "failed"]
+    if failed:
+        notes.append(f"{len(failed)} of {len(sweep.cells)} cells failed: {', '.join(failed)}.")
+    if not measured:
+        notes.append("No cell has been evaluated yet, so there is nothing to compare.")
+    if len(measured) > MOST_ARMS:
+        notes.append(f"The figures show the first {MOST_ARMS} arms; the table has all {len(measured)}.")
+    for name, run in measured.items():
+        notes += [f"{name}: {line}." for line in above_ceiling(run.summary)]
+        if run.summary.get("note"):
+            notes.append(f"{name}: {run.summary['note']}")
+    open_ = [name for name, run in measured.items() if run.summary["accuracy"]["verdict"] == "undecided"]
+    if open_:
+        notes.append(
+            f"Undecided, because some but not all of fewer than 8 replicas solved the task: {', '.join(open_)}."
+        )
+    if any(run.summary.get("collinear") for run in measured.values()):
+        notes.append(COLLINEAR)
+    return notes
+
+
+def _figures(measured: Mapping[str, Run]) -> list[str]:
+    shown = dict(list(measured.items())[:MOST_ARMS])
+    counts = sorted({len(run.summary["accuracy"]["replicas"]) for run in shown.values()})
+    bands = band(counts[0]) if len(counts) == 1 else f"Bands: 95 % Student t over {counts[0]} to {counts[-1]} replicas."
+    found = []
+    for axis in ("query", "evidence"):
+        what = " / ".join(dict.fromkeys(label(run.summary, axis) for run in shown.values()))  # tasks may differ
+        compared = [figures.Arm(name, run.summary[f"by_{axis}_position"]) for name, run in shown.items()]
+        svg = figures.arms(f"arms-{axis}", what, compared)
+        found.append(figure(svg, f"Accuracy by {what}. Dashed in an arm's colour: its own ceiling. {bands}"))
+    return found
+
+
+def _tables(measured: Mapping[str, Run]) -> list[str]:
+    first = next(iter(measured))
+    body = []
+    for name, run in measured.items():
+        accuracy = run.summary["accuracy"]
+        part = solved_count(run.summary) or "–"
+        gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
+        body.append([_link(name), between(accuracy), gap, number(run.summary["ceiling"]["mean"]), part])
+    head = ["arm", "accuracy", f"minus {first}", "ceiling", "solved"]
+    caption = (
+        "Mean and 95 % interval over replicas; differences are paired by replica. Each name leads to its own report."
+    )
+    parts = [grid(head, body, caption, raw=1)]
+    for axis in ("query_position", "evidence_position"):
+        rows = [
+            [_link(name), *(between(run.summary["indices"][axis][i], True) for i in INDICES)]
+            for name, run in measured.items()
+        ]
+        what = axis.replace("_", " ")
+        parts.append(
+            grid(["arm", *(i.replace("_", " ") for i in INDICES)], rows, f"Indices of accuracy by {what}.", raw=1)
+        )
+    return parts
+
+
+def _against(values: list[float | None], first: list[float | None]) -> str:
+    if len(values) != len(first):
+        return "not paired"
+    found: Interval = paired_difference(values, first)
+    return between(found.to_dict(), True)
+
+
+def _link(name: str) -> str:
+    return f'<a href="cells/{escape(urllib.parse.quote(name))}/report.html">{escape(name)}</a>'
+
+
+def _unfinished(sweep: Sweep) -> list[str]:
+    body = []
+    for name, run in sweep.cells.items():
+        if sweep.status(name) == "finished" and run.summary:
+            continue
+        line = {k: v for k, v in sweep.ledger.get(name, {}).items() if k not in ("cell", "status")}
+        told = "; ".join(f"{key}: {value}" for key, value in flatten(line).items()) or run.manifest.get("message", "")
+        body.append([name, sweep.status(name) or "not started", told])
+    if not body:
+        return []
+    return [
+        "<h2>Cells without a result, or not finished</h2>",
+        grid(["cell", "status", "what is known"], body, texts=3),
+    ]
+
+
+def _plan(sweep: Sweep) -> str:
+    command = f"<pre>{escape(shlex.join(map(str, sweep.plan['command'])))}</pre>" if "command" in sweep.plan else ""
+    top = {key: value for key, value in sweep.plan.items() if key not in ("cells", "command")}
+    body = [
+        [cell["name"], "; ".join(f"{field} = {value}" for field, value in cell.get("overrides", {}).items())]
+        for cell in sweep.plan.get("cells", [])
+    ]
+    return command + pairs(top) + (grid(["cell", "settings"], body, texts=2) if body else "")

@@ -1,0 +1,39 @@
+"""Shared by all tests: two virtual devices, a compile cache, and small runs."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from positionbias import runtime
+
+runtime.configure(cpu_devices=2)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def tiny():
+    """A config that trains in about a second; dotted overrides change it: `tiny(**{"train.steps": 20})`."""
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+
+    def make(overrides=None, **more):
+        raw = {
+            "name": "tiny",
+            "task": "inverse_permutation(n=4, alphabet=4)",
+            "model": {"layers": 1, "width": 16, "heads": 2},
+            "optimizer": {"learning_rate": 1e-2},
+            "train": {"steps": 12, "batch_size": 8, "replicas": 2, "log_every": 4},
+            "evaluation": {"items": 32, "batch_size": 16, "influence_items": 8},
+        }
+        return resolve(apply_overrides(raw, {**(overrides or {}), **more}))
+
+    return make

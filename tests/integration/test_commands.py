@@ -1,0 +1,252 @@
+"""The documented commands, run as a user runs them."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config(n: int = 4):
+    return ConfigDict({
+        "name": "tiny", "task": f"inverse_permutation(n={n}, alphabet=4)",
+        "model": {"layers": 1, "width": 16, "heads": 2},
+        "train": {"steps": 40, "batch_size": 8, "replicas": 2, "log_every": 4},
+        "evaluation": {"items": 32, "influence_items": 8},
+        "checkpoint": {"every": 8},
+    })
+
+
+def sweep(add):
+    for mask in ("causal", "bidirectional"):
+        add({"model.mask": mask}, name=mask)
+
+
+def sweep_rate(add):
+    add({"optimizer.learning_rate": 1e-2, "train.steps": 8}, name="fine")
+    add({"optimizer.learning_rate": 1e35, "optimizer.name": "sgd", "train.steps": 8}, name="bursts")
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(module, *arguments, cwd, **options):
+    command = [sys.executable, "-m", f"positionbias.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options)
+
+
+def test_train_evaluate_report_and_load(config, tmp_path):
+    trained = run("train", "--config", config, "--workdir", "run", "--config.train.steps=8", cwd=tmp_path)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "accuracy by slot that answers" in trained.stdout
+    assert "report: run/report.html" in trained.stdout
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "summary.json", "report.html"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"
+
+    again = run("train", "--config", config, "--workdir", "run", "--config.train.steps=8", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished at step 8" in again.stdout
+
+    assert trained.stdout.index("evaluated at step 8 of 8") < trained.stdout.index("accuracy by slot")
+
+    evaluated = run("evaluate", "--workdir", "run", "--items", "50", "--label", "more", cwd=tmp_path)
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    assert json.loads((tmp_path / "run" / "evals" / "more.json").read_text())["by_query_position"][0]["count"] == 100
+
+    (tmp_path / "run" / "evals" / "more.npz").rename(tmp_path / "more.npz")
+    unnamed = run("evaluate", "--workdir", "run", "--items", "50", cwd=tmp_path)
+    assert "evaluated at step 8 of 8" in unnamed.stdout
+    with np.load(tmp_path / "run" / "evals" / "step000008.npz") as a, np.load(tmp_path / "more.npz") as b:
+        assert all(a[k].tobytes() == b[k].tobytes() for k in a.files)  # the same items, whatever the label
+    shorter = "inverse_permutation(n=3, alphabet=5)"  # the model has a table of learned positions
+    other = run("evaluate", "--workdir", "run", "--task", shorter, cwd=tmp_path)
+    assert (other.returncode, other.stderr) == (0, "")
+    assert (tmp_path / "run" / "evals" / "inverse_permutation_n_3__alphabet_5_step000008.json").exists()
+    longer = run("evaluate", "--workdir", "run", "--task", "inverse_permutation(n=5, alphabet=3)", cwd=tmp_path)
+    assert longer.returncode == 2
+    assert longer.stderr.startswith("error: task: ")
+
+    reported = run("report", "--workdir", "run", cwd=tmp_path)
+    assert (reported.returncode, reported.stderr) == (0, "")
+
+    config.unlink()  # a run is reloaded without its config file
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
+        import positionbias
+        run = positionbias.load("run")
+        outputs, sites = run.apply(run.sample(5), record=["layers.*.attention.pattern"])
+        print(run.step, run.config.name, outputs.shape, sites["layers.0.attention.pattern"].shape)
+        every = positionbias.load("run", replica="all")
+        print(every.apply(every.sample(5))[0].shape)
+    """),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert loaded.stdout.splitlines() == ["8 tiny (5, 8, 8) (5, 2, 8, 8)", "(2, 5, 8, 8)"], loaded.stderr
+
+
+def test_the_default_folder_is_named_by_config_and_hash(config, tmp_path):
+    done = run("train", "--config", config, "--stop_after", "4", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "the same command goes on from there" in done.stdout
+    (folder,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert json.loads((folder / "config.json").read_text())["hash"] == folder.name
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_a_checkpoint_and_their_code(config, tmp_path, number, code):
+    command = [sys.executable, "-m", "positionbias.train", "--config", str(config), "--workdir", "run"]
+    command += ["--config.train.steps=400000", "--config.train.log_every=4"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / "checkpoints")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "stopped"
+    assert (tmp_path / "run" / "checkpoints" / f"{manifest['step']:06d}" / "mark.json").exists()
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+KILLED_IN_A_SAVE = """
+import os, signal, sys
+from positionbias.config import cli
+from positionbias.training import checkpoint
+import positionbias.train
+write = checkpoint.write_json
+
+def dying(path, data):
+    if path.name == "mark.json" and data["step"] == 24:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, data)
+
+checkpoint.write_json = dying
+positionbias.train.main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_in_a_save_goes_on_from_the_last_whole_step_to_the_same_bits(config, tmp_path):
+    arguments = ["--config", str(config), "--workdir"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_SAVE, *arguments, "killed"], cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoints" / "000024").exists()
+    resumed = run("train", *arguments, "killed", cwd=tmp_path)
+    assert resumed.returncode == 0
+    assert "resumed at step 16 of 40" in resumed.stdout
+    assert run("train", *arguments, "whole", cwd=tmp_path).returncode == 0
+    for name in ("evals/000000.npz", "evals/000040.npz"):
+        with np.load(tmp_path / "killed" / name) as a, np.load(tmp_path / "whole" / name) as b:
+            assert all(a[k].tobytes() == b[k].tobytes() for k in (*a.files, *b.files))
+    marks = [
+        json.loads((tmp_path / w / "checkpoints" / "000040" / "mark.json").read_text()) for w in ("killed", "whole")
+    ]
+    assert marks[0]["leaves"] == marks[1]["leaves"]
+
+
+def test_two_processes_in_one_folder(config, tmp_path):
+    command = [sys.executable, "-m", "positionbias.train", "--config", str(config), "--workdir", "run"]
+    command += ["--config.train.steps=400000"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(tmp_path / "run" / "metrics.jsonl")
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert second.returncode == 4
+        assert second.stderr.startswith("error: ")
+        assert str(first.pid) in second.stderr
+        assert second.stderr.count("\n") == 1
+        evaluated = run("evaluate", "--workdir", "run", cwd=tmp_path)
+        assert (evaluated.returncode, evaluated.stderr) == (4, second.stderr)
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_sweep_skips_finished_cells_and_lists_failed_ones(config, tmp_path):
+    arguments = ["--config", config, "--sweep", "rate", "--workdir", "sweep"]
+    done = run("sweep", *arguments, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "1 of 2 cells failed" in done.stderr
+    assert "bursts: the " in done.stderr
+    assert "not finite at step" in done.stderr
+    assert (tmp_path / "sweep" / "cells" / "fine" / "summary.json").exists()
+    assert (tmp_path / "sweep" / "report.html").exists()
+    ledger = [json.loads(line) for line in (tmp_path / "sweep" / "ledger.jsonl").read_text().splitlines()]
+    assert [(line["cell"], line["status"], line["code"]) for line in ledger] == [
+        ("fine", "finished", 0),
+        ("bursts", "failed", 3),
+    ]
+    before = (tmp_path / "sweep" / "cells" / "fine" / "summary.json").stat().st_mtime_ns
+    again = run("sweep", *arguments, cwd=tmp_path)
+    assert "1 of 2 cells are finished already" in again.stdout
+    assert (tmp_path / "sweep" / "cells" / "fine" / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_sweep_with_a_cell_that_cannot_be_built_is_refused_whole(config, tmp_path):
+    done = run(
+        "sweep", "--config", config, "--workdir", "sweep", "--config.model.position=learned(length=4)", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cell causal: model.position: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "report", "list"])
+def test_help_is_quick_to_read_and_needs_no_device(module, tmp_path):
+    code = (
+        f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module('positionbias.{module}', run_name='__main__')"
+    )
+    probe = "import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); " + code
+    done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert f"python -m positionbias.{module}" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+
+
+@pytest.mark.parametrize("away", ["| head -1", ">/dev/full", ">&-"])
+def test_a_run_outlives_whoever_reads_its_output(config, tmp_path, away):
+    command = f"{sys.executable} -m positionbias.train --config {config} --workdir run --config.train.steps=8 {away}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_damaged_files_of_a_finished_run_are_told_in_one_sentence(config, tmp_path):
+    arguments = ["--config", config, "--workdir", "run", "--config.train.steps=8"]
+    assert run("train", *arguments, cwd=tmp_path).returncode == 0
+    for name in ("summary.json", "manifest.json"):
+        path = tmp_path / "run" / name
+        whole = path.read_bytes()
+        for content in (b"[1, 2]", b"\xff\xfe", b"[" * 100_000, whole[:-40]):
+            path.write_bytes(content)
+            done = run("train", *arguments, cwd=tmp_path)
+            assert done.returncode == 2, (name, content[:9], done.stderr)
+            assert done.stderr.count("\n") == 1
+            assert name in done.stderr
+        path.write_bytes(whole)

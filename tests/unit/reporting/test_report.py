@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import sys
+
+import fabricate
+import pytest
+
+from positionbias import report
+from positionbias.reporting.html import number
+from positionbias.reporting.report import write_report
+from positionbias.spec import ConfigError
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects text and attributes, and checks that tags close in order and ids are unique."""
+
+    VOID = ("meta", "path", "use", "rect", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.words, self.tags = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+        assert len(self.ids) == len(set(self.ids))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href"):
+                self.links.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def read(folder):
+    return Reader(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return fabricate.write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def sweep_folder(tmp_path_factory):
+    folder = fabricate.write_sweep(tmp_path_factory.mktemp("sweeps") / "sweep")
+    write_report(folder)
+    return folder
+
+
+def test_a_run_is_told_in_one_sentence_with_all_its_figures(run_folder):
+    page = read(run_folder)
+    accuracy = json.loads((run_folder / "summary.json").read_text())["accuracy"]
+    wanted = (
+        f"Mean accuracy {accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] over 4 replicas,"
+        " against a ceiling of 0.590 (simple rules: chance 0.062, order-free 0.258); 4 of 4 solved the task."
+    )
+    assert wanted in page.text
+    assert page.tags.count("svg") == 5
+    assert "Band: 95 % Student t over replicas, n = 4." in page.text
+    for told in ("closed form", "before training", "Accuracy by slot of the query", "Training loss"):
+        assert told in page.text
+
+
+def test_a_run_tells_how_it_was_made(run_folder):
+    text = read(run_folder).text
+    for told in (
+        "python -m positionbias.train --config configs/quickstart.py '--config.model.mask=~causal'",
+        "0123456789abcdef",
+        "versions.jax 0.10.2",
+        "auto.replica_layout loop",
+        "init.embedding normal(std=0.5)",
+        "inverse_permutation(n=8, alphabet=16)",
+    ):
+        assert told in text
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_nothing(run_folder):
+    page = read(run_folder)
+    assert all(link.startswith("#") for link in page.links)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    text = (run_folder / "report.html").read_text()
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_equal_folders_make_equal_reports(run_folder):
+    first = write_report(run_folder).read_bytes()
+    assert write_report(run_folder).read_bytes() == first
+
+
+def test_reporting_leaves_matplotlib_as_it_was(run_folder):
+    import matplotlib
+
+    matplotlib.rcParams["font.size"] = 17
+    try:
+        write_report(run_folder)
+        assert matplotlib.rcParams["font.size"] == 17
+    finally:
+        matplotlib.rcdefaults()
+
+
+def test_a_stopped_run_without_an_evaluation_says_so(tmp_path):
+    page = read(fabricate.write_run(tmp_path / "run", status="stopped"))
+    assert "This run was stopped (stopped by signal 15): what follows" in page.text
+    assert "no evaluation yet" in page.text
+    assert page.tags.count("svg") == 1
+
+
+def test_a_run_that_left_only_its_config_is_reported(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", status="stopped")
+    (folder / "manifest.json").unlink()
+    (folder / "metrics.jsonl").unlink()
+    page = read(folder)
+    assert "This run has not started" in page.text
+    assert page.tags.count("svg") == 0
+
+
+def test_a_line_of_metrics_half_written_is_left_out(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", status="running")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 360, "lo')
+    assert read(folder).tags.count("svg") == 1
+
+
+def test_one_replica_has_no_band(tmp_path):
+    text = read(fabricate.write_run(tmp_path / "run", replicas=1, items=16)).text
+    assert "One replica: no interval." in text
+    assert "A single replica has no interval" in text
+
+
+def test_varied_hyperparameters_are_warned_of(tmp_path):
+    varied = {"learning_rate": [0.001, 0.002]}
+    text = read(fabricate.write_run(tmp_path / "run", replicas=2, items=16, varied=varied)).text
+    assert "Replicas differ in learning_rate" in text
+
+
+def edit(folder, change):
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    change(summary)
+    path.write_text(json.dumps(summary))
+    return folder
+
+
+def test_accuracy_above_the_ceiling_is_told(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    assert "above the ceiling" not in read(folder).text
+
+    def leak(summary):
+        summary["by_condition"]["trained"]["accuracy"]["deviation"]["mean"] = 0.034
+
+    assert "Accuracy is 0.034 above the ceiling: something leaks" in read(edit(folder, leak)).text
+
+
+def test_replicas_of_which_nothing_is_known_are_not_counted(tmp_path):
+    def lose(summary):
+        summary["ceiling"]["replicas"][0] = None
+        summary["accuracy"]["solved"] = 2 / 3
+
+    folder = edit(fabricate.write_run(tmp_path / "run", items=16), lose)
+    assert "2 of 3 solved the task" in read(folder).text
+
+
+def test_log_probabilities_have_intervals(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    row = json.loads((folder / "summary.json").read_text())["by_query_position"][0]["log_probability"]
+    text = read(folder).text.replace("−", "-")
+    assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in text
+
+
+def test_the_influence_profile_says_which_answer_it_reads(run_folder):
+    assert "each item's last answer" in read(run_folder).text
+
+
+def test_few_disagreeing_replicas_are_undecided(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    text = read(edit(folder, lambda s: s["accuracy"].update(solved=0.5, verdict="undecided"))).text
+    assert "2 of 4 solved the task: undecided with so few." in text
+    assert "leave the verdict undecided" in text
+
+
+def test_early_and_far_being_one_variable_is_said(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    assert "cannot be told apart" not in read(folder).text
+    assert "'early' and 'far' cannot be told apart" in read(edit(folder, lambda s: s.update(collinear=True))).text
+
+
+def test_an_evaluation_before_training_is_not_drawn_twice(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    text = read(edit(folder, lambda s: s.update(steps=0))).text
+    assert "The only evaluation so far is the one before training." in text
+    assert "light blue" not in text
+
+
+def test_missing_ceilings_and_curves_do_not_break_the_page(tmp_path):
+    def strip(summary):
+        summary["ceiling"]["mean"] = summary["accuracy"]["solved"] = summary["accuracy"]["verdict"] = None
+        summary["theory"], summary["at_init"], summary["influence"] = {}, {}, []
+        for rows in (summary["by_query_position"], summary["by_evidence_position"], summary["by_distance"]):
+            for row in rows:
+                row.update(ceiling=None, baseline=None, low=None, high=None)
+
+    page = read(edit(fabricate.write_run(tmp_path / "run", items=16), strip))
+    assert "against a ceiling" not in page.text
+    assert "dashed" not in page.text
+    assert page.tags.count("svg") == 4
+
+
+def test_names_are_escaped_everywhere(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", name="<script>alert(1)</script>", items=16)
+    evil = {"query": 'a"><script>$\\no$', "evidence": "<b>"}
+    page = read(edit(folder, lambda s: s.update(axes=evil, note="<i>note</i>")))
+    assert not {"script", "b", "i"} & set(page.tags)
+    assert "<script>alert(1)</script>" in page.text
+    assert 'Accuracy by a"><script>$\\no$.' in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [
+        (None, True, "–"),
+        (0.12349, False, "0.123"),
+        (0.5, True, "+0.500"),
+        (-0.5, False, "−0.500"),
+        (-1e-9, True, "0.000"),
+    ],
+)
+def test_numbers_have_three_decimals_and_no_negative_zero(value, signed, text):
+    assert number(value, signed) == text
+
+
+def test_a_sweep_lays_its_arms_side_by_side(sweep_folder):
+    page = Reader((sweep_folder / "report.html").read_text())
+    assert page.tags.count("svg") == 2
+    assert "3 of 5 cells finished" in page.text
+    assert re.search(
+        r"Mean accuracy, highest first: bidirectional 0\.99\d .*; causal 0\.5\d\d .*; half<b> 0\.", page.text
+    )
+    assert "minus causal" in page.text
+    assert "bidirectional = " not in page.text
+    assert "bidirectional model.mask = bidirectional half<b> model.mask = causal" in page.text
+    assert "python -m positionbias.sweep" in page.text
+
+
+def test_a_sweep_links_to_the_report_of_every_measured_cell(sweep_folder):
+    page = Reader((sweep_folder / "report.html").read_text())
+    links = {link for link in page.links if not link.startswith("#")}
+    assert links == {
+        "cells/causal/report.html",
+        "cells/bidirectional/report.html",
+        "cells/half%3Cb%3E/report.html",
+    }
+    for name in ("causal", "bidirectional", "half<b>", "scratch"):
+        assert (sweep_folder / "cells" / name / "report.html").is_file()
+
+
+def test_the_report_of_a_cell_is_titled_with_the_cells_name(tmp_path):
+    (tmp_path / "plan.json").write_text('{"cells": [{"name": "wide"}]}')
+    fabricate.write_run(tmp_path / "cells" / "wide", name="study", status="stopped")
+    write_report(tmp_path)
+    for page in (Reader((tmp_path / "cells" / "wide" / "report.html").read_text()), read(tmp_path / "cells" / "wide")):
+        assert page.text.startswith("wide: position bias wide ")
+
+
+def test_arms_with_different_tasks_name_every_axis(tmp_path):
+    (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}, {"name": "b"}]}')
+    fabricate.write_run(tmp_path / "cells" / "a", items=16)
+    other = fabricate.write_run(tmp_path / "cells" / "b", items=16)
+    edit(other, lambda s: s["axes"].update(query="delay"))
+    text = read(tmp_path).text
+    assert "Accuracy by slot of the query / delay." in text
+    assert "Accuracy by slot of the evidence." in text
+
+
+def test_a_sweep_lists_what_failed_with_its_reason_and_what_has_not_started(sweep_folder):
+    text = Reader((sweep_folder / "report.html").read_text()).text
+    assert "1 of 5 cells failed: scratch." in text
+    assert "scratch failed message: loss is not finite at steps 320 to 340" in text
+    assert "later not started" in text
+
+
+def test_a_sweep_without_any_result_says_so(tmp_path):
+    (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}]}')
+    assert "No cell has been evaluated yet" in read(tmp_path).text
+
+
+def test_arms_of_unequal_replicas_are_not_paired(tmp_path):
+    (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}, {"name": "b"}]}')
+    fabricate.write_run(tmp_path / "cells" / "a", items=16)
+    fabricate.write_run(tmp_path / "cells" / "b", items=16, replicas=2)
+    text = read(tmp_path).text
+    assert "not paired" in text
+    assert "Bands: 95 % Student t over 2 to 4 replicas." in text
+
+
+def test_the_entry_prints_where_the_report_lies(run_folder, capsys):
+    assert report.main(["--workdir", str(run_folder)]) == 0
+    assert capsys.readouterr().out == f"{run_folder / 'report.html'}\n"
+
+
+@pytest.mark.parametrize("content", [None, {}, {"summary.json": "[1"}])
+def test_a_wrong_folder_is_refused_and_left_alone(tmp_path, monkeypatch, capsys, content):
+    folder = tmp_path / "folder"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", ["report", "--workdir", str(folder)])
+    with pytest.raises(SystemExit) as stopped:
+        report.run_entry(report.main)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: workdir: ")
+    assert error.count("\n") == 1
+    assert "allowed:" in error
+    assert not (folder / "report.html").exists()
+
+
+def test_without_matplotlib_the_refusal_names_it(run_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="pip install matplotlib"):
+        write_report(run_folder)

@@ -1,0 +1,106 @@
+"""BUILD.md tells the truth about the tree, and its examples of new members work."""
+
+import importlib
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import positionbias
+from positionbias import spec
+from positionbias.tasks.base import Condition
+from positionbias.tokens import sequential
+
+PACKAGE = pathlib.Path(positionbias.__file__).parent
+PAGE = (PACKAGE.parent / "BUILD.md").read_text(encoding="utf-8")
+# Folders of members: a new file there changes no page.
+OF_MEMBERS = {"tasks", "masks", "positions", "operators", "objectives", "theory", "analysis"}
+
+
+def tree(page):
+    """The paths that a page's tree names, folders with their slash."""
+    (block,) = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    paths, parents = [], {0: ""}
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = parents[depth] + line.split()[0]
+        parents[depth + 1] = path
+        paths.append(path)
+    return paths
+
+
+TREE = tree(PAGE)
+
+
+def modules(folder):
+    """What a folder of the package holds, in the tree's words."""
+    files = {p.name for p in folder.glob("*.py") if p.name != "__init__.py" or folder == PACKAGE}
+    folders = {f"{p.name}/" for p in folder.iterdir() if p.is_dir() and any(p.rglob("*.py"))}
+    return files | folders
+
+
+def named(folder):
+    """What the tree names directly in a folder of the package."""
+    prefix = f"positionbias/{folder}"
+    inside = {path.removeprefix(prefix) for path in TREE if path.startswith(prefix) and path != prefix}
+    return {path for path in inside if "/" not in path.removesuffix("/")}
+
+
+@pytest.mark.parametrize("path", TREE)
+def test_what_the_tree_names_exists(path):
+    assert (PACKAGE.parent / path).is_dir() if path.endswith("/") else (PACKAGE.parent / path).is_file()
+
+
+def test_every_module_and_folder_of_the_package_is_in_the_tree():
+    assert named("") == modules(PACKAGE)
+
+
+@pytest.mark.parametrize("folder", sorted(p.removesuffix("/") for p in modules(PACKAGE) if p.endswith("/")))
+def test_every_module_that_is_no_member_is_in_the_tree(folder):
+    wanted = modules(PACKAGE / folder)
+    if folder in OF_MEMBERS:
+        wanted = {name for name in wanted if "@member(" not in (PACKAGE / folder / name).read_text(encoding="utf-8")}
+    assert named(f"{folder}/") >= wanted
+    assert named(f"{folder}/") <= modules(PACKAGE / folder)
+
+
+def test_every_environment_variable_of_the_runtime_is_in_the_table():
+    source = (PACKAGE / "runtime.py").read_text(encoding="utf-8")
+    for name in re.findall(r'"([A-Z][A-Z_]{3,})"', source):
+        assert f"| `{name}` |" in PAGE
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path):
+    """`example(title)` imports the code block of that section; the registry is put back as it was."""
+    monkeypatch.setattr(spec, "_MEMBERS", dict(spec._MEMBERS))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load(title):
+        section = PAGE.split(f"### {title}\n")[1].split("\n### ")[0]
+        (source,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        name = f"example_{title.split()[1]}"
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_the_example_mask(example):
+    tokens = sequential(4)
+    found = example("A mask").Strided(2).dense(tokens, tokens)
+    np.testing.assert_array_equal(found, [[1, 0, 1, 0], [0, 1, 0, 1]] * 2)
+    assert '(4, ["1010", "0101", "1010", "0101"])' in PAGE
+
+
+def test_the_example_task(example):
+    task = example("A task").Pick(n=4, alphabet=3)
+    batch = task.batch(jax.random.key(0), Condition("train"), 32)
+    slot = np.asarray(batch.evidence_slot)
+    np.testing.assert_array_equal(batch.inputs[:, 4:] - 3, slot)
+    np.testing.assert_array_equal(batch.targets[:, 4:], np.take_along_axis(np.asarray(batch.inputs), slot, axis=1))
+    assert len(np.unique(slot)) == 4

@@ -1,0 +1,88 @@
+"""`python -m positionbias.list`: what it prints agrees with the registry and fits a terminal."""
+
+import inspect
+
+import pytest
+
+from positionbias import list as listing
+from positionbias import spec
+from positionbias.spec import ConfigError
+
+
+@pytest.mark.parametrize("axis", spec.axes())
+def test_what_is_read_from_the_source_is_what_is_registered(axis):
+    assert [entry.name for entry in listing.entries(axis)] == spec.names(axis)
+    for entry in listing.entries(axis):
+        cls = spec.load_member(axis, entry.name, "x")
+        assert [argument.partition(":")[0] for argument in entry.arguments] == list(spec.arguments(cls))
+        assert entry.doc
+        assert entry.doc == inspect.getdoc(cls).partition("\n")[0]
+
+
+@pytest.mark.parametrize("axis", spec.axes())
+def test_a_table_fits_100_columns_and_names_everything(axis):
+    lines = listing.table(axis).splitlines()
+    assert lines[0] == axis
+    assert max(map(len, lines)) <= 100
+    starts = [line.strip().partition("(")[0].split()[0] for line in lines[1:] if line[:3].strip()]
+    assert starts == spec.names(axis)
+
+
+def test_signatures_and_docs_are_aligned(capsys):
+    assert listing.main(["positions"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "  rope(base: float = 10000.0)         Rotary embedding (Su et al. 2021, arXiv 2104.09864): pair m of" in out
+    assert "  learned(length: int | None = None)  A trained table of one vector a position, added to the" in out
+
+
+def test_long_signatures_are_cut_between_arguments():
+    lines = listing.table("tasks").splitlines()
+    signature = lines[1:]
+    assert all(line.rstrip().endswith((",", ")", ".")) or line.startswith("    ") for line in signature)
+    assert any(line.startswith("  associative_recall(pairs: int = 8, ") for line in signature)
+
+
+def test_without_an_axis_all_are_printed(capsys):
+    assert listing.main([]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line and line[0] != " "] == spec.axes()
+
+
+def test_inherited_fields_come_first(tmp_path, monkeypatch):
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "base.py").write_text(
+        "@dataclasses.dataclass(frozen=True)\nclass Base:\n    a: int\n    kind: ClassVar[str] = 'k'\n"
+    )
+    (tmp_path / "fake" / "one.py").write_text(
+        "from fake.base import Base as Parent\n\n\n"
+        '@member("things", "one")\n@dataclasses.dataclass(frozen=True)\nclass One(Parent):\n    """First."""\n\n'
+        "    b: float = 2.0\n    a: int = 1\n"
+    )
+    monkeypatch.setattr(spec, "PACKAGE", tmp_path / "fake")
+    spec._index.cache_clear()
+    try:
+        assert listing.entries("things") == [listing.Entry("one", ("a: int = 1", "b: float = 2.0"), "First.")]
+    finally:
+        spec._index.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["mask"], "AXIS: unknown axis 'mask', did you mean 'masks'? allowed: architectures,"),
+        (["masks", "tasks"], "command line: unexpected 'tasks'; allowed: -h, --help."),
+        (["--axis=masks"], "command line: unknown flag '--axis'; allowed: -h, --help."),
+    ],
+)
+def test_refusals(argv, sentence):
+    with pytest.raises(ConfigError) as caught:
+        listing.main(argv)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(root):
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m positionbias.list | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("architectures\n", "")
