@@ -1,0 +1,89 @@
+"""What share of a train step goes into making its batch.
+
+    python benchmarks/samplers.py [--config FILE ...] [--dispatches 20]
+
+Both are timed in one process and in turn, K steps in one call as in training: the whole step of one replica, and its
+sampler alone, which makes the same batches from the same stream and keeps what the step reads. The share is the ratio
+of a pair of calls; told are medians over pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import record
+
+GOAL = 0.05  # of a step
+WARM_UP = 2  # pairs that are not counted
+CONFIGS = ["configs/quickstart.py", "configs/associative_recall/quick.py"]
+
+
+def measure(config_file: str, pairs: int) -> dict[str, Any]:
+    """Milliseconds a step of "step" and "sampler", their ratio "share", the task and the steps in a call."""
+    import jax
+    import jax.numpy as jnp
+
+    from positionbias import launch
+    from positionbias.config import build, cli, resolve
+    from positionbias.replicas import replica_key, replica_seeds, stream
+    from positionbias.training import auto
+    from positionbias.training.program import Program
+
+    config = resolve.resolve(cli.load_config(config_file, [("train.replicas", "1")]))
+    launch.set_up(config)
+    experiment = build.build(config)
+    chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
+    compiled = Program(experiment, chosen).compile()
+    task, size = experiment.task, chosen.steps_per_dispatch
+    data = stream(replica_key(jax.tree.map(lambda x: x[0], replica_seeds(config.seed, 1, None))), "data")
+
+    @jax.jit
+    def sample(start: jax.Array) -> jax.Array:
+        def step(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+            batch = task.batch(jax.random.fold_in(data, index), task.conditions()[0], config.train.batch_size)
+            read = (batch.inputs, batch.targets, batch.weights)
+            return total + sum(jnp.sum(x, dtype=jnp.float32) for x in read), None
+
+        return jax.lax.scan(step, jnp.zeros(()), start + jnp.arange(size))[0]
+
+    def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+        started = time.perf_counter()
+        result = jax.block_until_ready(call())
+        return time.perf_counter() - started, result
+
+    state, step, sampler = compiled.fresh(), [], []
+    for start in range(0, (WARM_UP + pairs) * size, size):
+        whole, (state, _) = seconds(lambda state=state, start=start: compiled.advance(state, start))
+        alone, _ = seconds(lambda start=start: sample(start))
+        step.append(whole)
+        sampler.append(alone)
+    step, sampler = step[WARM_UP:], sampler[WARM_UP:]
+    return {
+        "task": config.task,
+        "step": 1e3 * statistics.median(step) / size,
+        "sampler": 1e3 * statistics.median(sampler) / size,
+        "share": statistics.median(part / whole for part, whole in zip(sampler, step, strict=True)),
+        "steps_per_dispatch": size,
+    }
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description="Sampler time as a share of the train step.")
+    parser.add_argument("--config", nargs="+", default=CONFIGS)
+    parser.add_argument("--dispatches", type=int, default=20, help="pairs of calls that are counted")
+    given = parser.parse_args()
+    found = {config: measure(config, given.dispatches) for config in given.config}
+    print(f"{'step, ms':>10}{'sampler, ms':>13}{'share':>9}   config   (goal: at most {GOAL:.0%})")
+    for config, one in found.items():
+        print(f"{one['step']:10.3f}{one['sampler']:13.4f}{one['share']:9.2%}   {config}")
+    results = {"configs": found, "goal": GOAL, "dispatches": given.dispatches}
+    print(f"written: {record.write('samplers', results).relative_to(record.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
