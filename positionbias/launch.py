@@ -22,7 +22,8 @@ def default_workdir(config: schema.Config) -> pathlib.Path:
 
 def set_up(config: schema.Config) -> None:
     """Configure JAX for the devices this config's replicas are shared out over."""
-    from positionbias.training import auto
+    with runtime.no_garbage():
+        from positionbias.training import auto
 
     asked = config.train.devices
     runtime.configure(auto.devices(config, runtime.cores()) if asked == "auto" else asked)
@@ -30,9 +31,10 @@ def set_up(config: schema.Config) -> None:
 
 def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = None) -> int:
     """Train, print the table and write the report; returns the exit code."""
-    from positionbias.training.checkpoint import CheckpointError
-    from positionbias.training.loop import train
-    from positionbias.training.run_folder import FolderInUse
+    with runtime.no_garbage():
+        from positionbias.training.checkpoint import CheckpointError
+        from positionbias.training.loop import train
+        from positionbias.training.run_folder import FolderInUse
 
     try:
         outcome = train(config, workdir, sys.orig_argv, say, stop_after)

@@ -6,10 +6,25 @@ Entry modules call `configure` once, before anything touches a device.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 CACHE_VARIABLE = "POSITIONBIAS_CACHE"  # folder of the compile cache; "off" turns it off
+
+
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """Start-up, inside: what imports and tracing make stays, and looking through it for garbage is a tenth of them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def cores() -> int:

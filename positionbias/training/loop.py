@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 
+from positionbias import runtime
 from positionbias.arrays import Tree
 from positionbias.config import schema
 from positionbias.config.build import Experiment, build
@@ -111,7 +112,8 @@ class _Run:
     def go(self, stop: StopSignal, last: int) -> Outcome:
         """Start or resume, and train up to step `last`."""
         program = Program(self.experiment, self.chosen)
-        compiled = program.compile()
+        with runtime.no_garbage():
+            compiled = program.compile()
         self._announce()
         state = self._start(compiled)
         self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
