@@ -16,7 +16,13 @@ import statistics
 import tempfile
 import time
 
+import jax
+import prepare
 import record
+
+from positionbias.training.interval import Interval
+from positionbias.training.program import fetch
+from positionbias.training.writers import MetricsWriter, Progress
 
 GOAL = 0.05  # ms a step
 WARM_UP = 5  # dispatches that are not counted
@@ -24,21 +30,9 @@ WARM_UP = 5  # dispatches that are not counted
 
 def measure(config_file: str, dispatches: int) -> dict[str, float]:
     """Milliseconds a step: "call", "metrics", their sum "host", and "call_wall", the call by the clock; and K."""
-    import jax
-
-    from positionbias import launch
-    from positionbias.config import build, cli, resolve
-    from positionbias.training import auto
-    from positionbias.training.interval import Interval
-    from positionbias.training.program import Program, fetch
-    from positionbias.training.writers import MetricsWriter, Progress
-
-    config = resolve.resolve(cli.load_config(config_file, [("train.batch_size", "1")]))
-    launch.set_up(config)
-    experiment = build.build(config)
-    chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
-    compiled = Program(experiment, chosen).compile()
-    state, size, interval = compiled.fresh(), chosen.steps_per_dispatch, Interval()
+    compiled = prepare.compiled(config_file, ("train.batch_size", "1"))
+    config, size = compiled.program.experiment.config, compiled.program.auto.steps_per_dispatch
+    state, interval = compiled.fresh(), Interval()
     call, metrics_time, wall = [], [], []
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
         writer = MetricsWriter(pathlib.Path(folder) / "metrics.jsonl")

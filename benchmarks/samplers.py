@@ -15,7 +15,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import prepare
 import record
+
+from positionbias.replicas import replica_key, replica_seeds, stream
 
 GOAL = 0.05  # of a step
 WARM_UP = 2  # pairs that are not counted
@@ -24,21 +29,9 @@ CONFIGS = ["configs/quickstart.py", "configs/associative_recall/quick.py"]
 
 def measure(config_file: str, pairs: int) -> dict[str, Any]:
     """Milliseconds a step of "step" and "sampler", their ratio "share", the task and the steps in a call."""
-    import jax
-    import jax.numpy as jnp
-
-    from positionbias import launch
-    from positionbias.config import build, cli, resolve
-    from positionbias.replicas import replica_key, replica_seeds, stream
-    from positionbias.training import auto
-    from positionbias.training.program import Program
-
-    config = resolve.resolve(cli.load_config(config_file, [("train.replicas", "1")]))
-    launch.set_up(config)
-    experiment = build.build(config)
-    chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
-    compiled = Program(experiment, chosen).compile()
-    task, size = experiment.task, chosen.steps_per_dispatch
+    compiled = prepare.compiled(config_file, ("train.replicas", "1"))
+    experiment, size = compiled.program.experiment, compiled.program.auto.steps_per_dispatch
+    config, task = experiment.config, experiment.task
     data = stream(replica_key(jax.tree.map(lambda x: x[0], replica_seeds(config.seed, 1, None))), "data")
 
     @jax.jit
