@@ -1,4 +1,4 @@
-"""Members that exist for tests only: a short convolution, lists of random lengths, and masked denoising."""
+"""Members that exist for tests only: a short convolution, lists of random lengths, facts, and masked denoising."""
 
 import dataclasses
 
@@ -76,7 +76,7 @@ class TwoLists(Task):
     def prior(self, condition):
         return {"query": np.ones(1), "evidence": np.ones(1)}
 
-    def sample(self, key, condition):
+    def sample(self, key, condition, world=()):
         key, where = jax.random.split(key)
         letters = jax.random.randint(key, (6,), 0, self.letters, jnp.int32)
         start = jax.random.randint(where, (), 1, 6)
@@ -104,6 +104,65 @@ class TwoLists(Task):
         return {"chance": jnp.full(1, 1 / self.letters), "order_free": jnp.full(1, 1 / self.letters)}
 
 
+@spec.member("tasks", "facts")
+@dataclasses.dataclass(frozen=True)
+class Facts(Task):
+    """Every letter stands for a number, the same one throughout a world; a letter is shown, its number asked."""
+
+    letters: int = 4
+    numbers: int = 64
+
+    @property
+    def input(self):
+        return Size("tokens", self.letters)
+
+    @property
+    def output(self):
+        return Size("tokens", self.numbers)
+
+    def conditions(self):
+        return (Condition("train"),)
+
+    def length(self, condition):
+        return 1
+
+    def context_length(self, condition):
+        return 0
+
+    def query_rows(self, condition):
+        return np.array([0])
+
+    def prior(self, condition):
+        return {"query": np.ones(1), "evidence": np.ones(1)}
+
+    def world(self, key):
+        return {"number": jax.random.randint(key, (self.letters,), 0, self.numbers, jnp.int32)}
+
+    def sample(self, key, condition, world=()):
+        letter = jax.random.randint(key, (1,), 0, self.letters, jnp.int32)
+        zero = jnp.zeros(1, jnp.int32)
+        return Batch(
+            inputs=letter,
+            targets=world["number"][letter],
+            weights=jnp.ones(1),
+            tokens=self.tokens(condition),
+            query=zero,
+            evidence=zero[:, None],
+            order=zero,
+            distance=zero,
+            n_distractors=zero,
+            source=zero - 1,
+            query_slot=zero,
+            evidence_slot=zero,
+        )
+
+    def ceiling(self, example, visible):
+        return jnp.full(1, jnp.nan)
+
+    def baselines(self, example, visible):
+        return {"chance": jnp.full(1, 1 / self.numbers), "order_free": jnp.full(1, 1 / self.numbers)}
+
+
 @spec.member("objectives", "hide_some")
 @dataclasses.dataclass(frozen=True)
 class HideSome(NextToken):
@@ -125,6 +184,6 @@ class HideSome(NextToken):
 def register(monkeypatch):
     """Make the toys known by name for one test."""
     index = {axis: dict(members) for axis, members in spec._index().items()}
-    for toy in (ShortConvolution, TwoLists, HideSome):
+    for toy in (ShortConvolution, TwoLists, Facts, HideSome):
         index[toy.axis][toy.spec_name] = __name__
     monkeypatch.setattr(spec, "_index", lambda: index)

@@ -18,7 +18,7 @@ from positionbias.config.build import Experiment
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
-from positionbias.tasks.base import Batch, Condition, Task, batch_axes
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, worlds
 
 WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
 
@@ -39,7 +39,7 @@ class Evaluator:
         items: int | None = None,
     ) -> None:
         self.experiment, self.layout, self.name = experiment, layout, name
-        self.keys = layout.place(keys)
+        self.keys, self.worlds = layout.place(keys), layout.place(worlds(experiment.task, keys))
         settings = experiment.config.evaluation
         self.items, self.influence_items = items or settings.items, settings.influence_items
         self.batch_size = min(settings.batch_size, self.items)
@@ -63,13 +63,13 @@ class Evaluator:
     def _model(self, weights: Tree) -> Model:
         return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
 
-    def _batch(self, key: Key[jax.Array, ""], condition: Condition, size: int) -> Batch:
-        batch = self.experiment.task.batch(key, condition, size)
+    def _batch(self, key: Key[jax.Array, ""], condition: Condition, size: int, world: Tree) -> Batch:
+        batch = self.experiment.task.batch(key, condition, size, world)
         return self.experiment.objective.prepare(stream(key, "objective"), batch)
 
-    def _answers(self, condition: Condition, replica: tuple[Tree, jax.Array]) -> dict[str, jax.Array]:
-        """Columns of the rows, each [items, A], for one replica's weights and key."""
-        weights, key = replica
+    def _answers(self, condition: Condition, replica: tuple[Tree, jax.Array, Tree]) -> dict[str, jax.Array]:
+        """Columns of the rows, each [items, A], for one replica's weights, key and world."""
+        weights, key, world = replica
         task, objective = self.experiment.task, self.experiment.objective
         model, key = self._model(weights), stream(key, f"{self.name}/{condition.name}")
         shared = jnp.asarray(self.experiment.reach(condition))
@@ -88,22 +88,22 @@ class Evaluator:
             }
 
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
-            batch = self._batch(jax.random.fold_in(key, index), condition, self.batch_size)
+            batch = self._batch(jax.random.fold_in(key, index), condition, self.batch_size, world)
             outputs = model(batch.inputs, batch.tokens, task.context_length(condition), Sites())
             return jax.vmap(judge, in_axes=(batch_axes(0, task.shared_tokens), 0))(batch, outputs)
 
         chunks = jax.lax.map(chunk, jnp.arange(-(-self.items // self.batch_size)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
 
-    def _influence(self, condition: Condition, replica: tuple[Tree, jax.Array]) -> Float[jax.Array, "T"]:
+    def _influence(self, condition: Condition, replica: tuple[Tree, jax.Array, Tree]) -> Float[jax.Array, "T"]:
         """E ||d (w . h_query) / d x_j||^2 over inputs and random w, normalised over j.
 
         x is the embedding, h the stream before the readout at each item's last answer, w a Gaussian vector a item.
         """
-        weights, key = replica
+        weights, key, world = replica
         task, model = self.experiment.task, self._model(weights)
         key_items, key_w = jax.random.split(stream(key, f"influence/{self.name}/{condition.name}"))
-        batch = self._batch(key_items, condition, self.influence_items)
+        batch = self._batch(key_items, condition, self.influence_items, world)
 
         def projected(shift: Float[jax.Array, "B T D"]) -> Float[jax.Array, ""]:
             sites = Sites(record=["final"], edit={"embedding": ("add", shift)})
@@ -129,12 +129,12 @@ class Evaluator:
             (len(self.keys), len(conditions), max(task.length(c) for c in conditions)), np.nan, np.float32
         )
         for number, condition in enumerate(conditions):
-            found = jax.device_get(self._measure[condition.name]((weights, self.keys)))
+            found = jax.device_get(self._measure[condition.name]((weights, self.keys, self.worlds)))
             answers = found["correct"].shape
             replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
             found |= {"replica": replica, "condition": np.full(answers, number)}
             parts.append({name: np.asarray(column).reshape(-1) for name, column in found.items()})
-            profile = jax.device_get(self._influences[condition.name]((weights, self.keys)))
+            profile = jax.device_get(self._influences[condition.name]((weights, self.keys, self.worlds)))
             influence[:, number, : profile.shape[1]] = profile
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {

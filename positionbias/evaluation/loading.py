@@ -23,7 +23,7 @@ from positionbias.models.base import Model
 from positionbias.models.sites import EditKind, Sites
 from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError
-from positionbias.tasks.base import Batch, Condition, Task, find_condition
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, worlds
 from positionbias.training import auto, checkpoint
 from positionbias.training.program import Program
 
@@ -63,8 +63,21 @@ class LoadedRun:
         return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
 
     def sample(self, size: int, condition: str | None = None, seed: int = 0) -> Batch:
-        """`size` fresh examples of a condition (the one trained on by default), from a stream training never reads."""
-        return self.task.batch(stream(jax.random.key(seed), "analysis"), self._condition(condition), size)
+        """`size` fresh examples of a condition (the one trained on by default), from a stream training never reads.
+
+        They come as the model was trained and is measured on them. With `replica` "all", of a task where every replica
+        has a world of its own, every array has a leading R.
+        """
+        key, chosen = stream(jax.random.key(seed), "analysis"), self._condition(condition)
+
+        def one(world: Tree) -> Batch:
+            batch = self.task.batch(key, chosen, size, world)
+            return self.experiment.objective.prepare(stream(key, "objective"), batch)
+
+        world = worlds(self.task, self.keys if self.replica == "all" else self.keys[None])
+        if self.replica == "all" and jax.tree.leaves(world):
+            return jax.vmap(one, out_axes=batch_axes(0, self.task.shared_tokens))(world)
+        return one(jax.tree.map(lambda leaf: leaf[0], world))
 
     def apply(
         self,
@@ -77,24 +90,28 @@ class LoadedRun:
 
         `condition` is that of the batch (the one trained on by default). Computed in full float32 precision, as in
         training; differentiable and jit-compatible. Raises ConfigError for a site the model does not have, or a batch
-        that is not as long as its condition's sequences.
+        that is not as long as its condition's sequences. A batch with a leading R is shared out among the replicas.
         """
         chosen = self._condition(condition)
         length = self.task.context_length(chosen)
-        if batch.inputs.shape[1] != self.task.length(chosen):
+        shared = batch.query.ndim == 2  # by all replicas
+        if batch.weights.shape[-1] != self.task.length(chosen):
             raise ConfigError(
-                f"batch: sequences of {batch.inputs.shape[1]} tokens; allowed: {self.task.length(chosen)} in condition"
+                f"batch: sequences of {batch.weights.shape[-1]} rows; allowed: {self.task.length(chosen)} in condition"
                 f" {chosen.name!r} (apply(batch, condition=...) takes the one that sample was given)."
             )
 
-        def one(weights: dict[str, Tree]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def one(weights: dict[str, Tree], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
             sites = Sites(record, edit)
             outputs = self._merge(weights)(batch.inputs, batch.tokens, length, sites)
             sites.check()
             return outputs, sites.recorded
 
         with jax.default_matmul_precision("highest"):
-            return jax.vmap(one)(self.weights) if self.replica == "all" else one(self.weights)
+            if self.replica != "all":
+                return one(self.weights, batch)
+            own = batch_axes(0, self.task.shared_tokens)
+            return jax.vmap(one, in_axes=(0, None if shared else own))(self.weights, batch)
 
     def _condition(self, name: str | None) -> Condition:
         return self.task.conditions()[0] if name is None else find_condition(self.task, name, "condition")

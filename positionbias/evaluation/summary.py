@@ -115,7 +115,7 @@ def _measure(
     if result["influence"]:
         found["influence"] = _indices("input position", profile[:, : len(result["influence"])])
     result["indices"] = found
-    result["order_gap"] = _order_gap(part["correct"], part["order"], replica, size)
+    result["order_gap"] = _order_gap(part, replica, size)
     result["collinear"] = _collinear(part["evidence_slot"], part["distance"])
     return result
 
@@ -164,17 +164,24 @@ def influence_rows(profile: Float[np.ndarray, "R T"]) -> list[dict[str, Any]]:
     return rows
 
 
-def _order_gap(correct: np.ndarray, order: np.ndarray, replica: np.ndarray, size: int) -> dict[str, Any]:
-    """Accuracy in the first order (the lowest rank) minus the last (for all ranks present: its reversal), paired."""
-    ranks, rank = np.unique(order.astype(np.int64), return_inverse=True)
+def _order_gap(part: dict[str, np.ndarray], replica: np.ndarray, size: int) -> dict[str, Any]:
+    """Accuracy in the first order (the lowest rank) minus the last (for all ranks present: its reversal), paired.
+
+    `above_chance` is the gap of accuracy minus the chance of each item. Answers of order -1 are left out.
+    """
+    counted = part["order"] >= 0
+    ranks, rank = np.unique(part["order"][counted].astype(np.int64), return_inverse=True)
     if len(ranks) < 2:
         return {}
+    correct, replica = part["correct"][counted], replica[counted]
     curves = _by_replica(correct, replica, size, rank, len(ranks))
+    above = _by_replica(correct - part["baseline/chance"][counted], replica, size, rank, len(ranks))
     gap: Interval = interval(curves[:, 0] - curves[:, -1])
     return {
         "first": int(ranks[0]),
         "second": int(ranks[-1]),
         **gap.to_dict(),
+        "above_chance": interval(above[:, 0] - above[:, -1]).to_dict(),
         "by_order": [
             {"order": int(one), **interval(curves[:, i]).to_dict(), "count": int((rank == i).sum())}
             for i, one in enumerate(ranks)

@@ -212,7 +212,10 @@ def _orders(summary: Mapping[str, Any]) -> list[str]:
     if not gap:
         return []
     body = [[one["order"], between(one), one["count"]] for one in gap["by_order"]]
-    caption = f"Order {gap['first']} minus order {gap['second']}, paired by replica: {between(gap, True)}."
+    caption = (
+        f"Order {gap['first']} minus order {gap['second']}, paired by replica: {between(gap, True)};"
+        f" of accuracy above chance: {between(gap['above_chance'], True)}."
+    )
     return ["<h2>Order of the evidence</h2>", grid(["order", "accuracy", "answers"], body, caption)]
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Int, Key
+from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import distinct, permutation
 from positionbias.tokens import Tokens, sequential
 
@@ -26,6 +26,11 @@ class AssociativeRecall(Task):
     """Recall the value of an asked key; the pair asked for (slot k) and the delay g after the context are free.
 
         filler * padding | key value | key value | ... | `delays` rows: filler, but for the asked key(s)
+
+    One sample of `associative_recall(pairs=4, keys=6, values=6, delays=3)`:
+
+        input    d 4 a 0 c 5 f 1 d - -
+        target   . . . . . . . . 4 . .
 
     Slot k and delay g of every answer are uniform and independent by construction; their distance follows. Keys of a
     sequence are distinct, values are drawn with replacement. Of the `pairs` slots, `queries` + `distractors` at random
@@ -110,9 +115,14 @@ class AssociativeRecall(Task):
             "evidence": np.full(self.pairs, 1 / self.pairs),
         }
 
+    def word(self, token: int) -> str:
+        if token == FILLER:
+            return "-"
+        return letters(token - 1) if token <= self.keys else str(token - 1 - self.keys)
+
     # ---- sampled
 
-    def sample(self, key: Key[jax.Array, ""], condition: Condition) -> Batch:
+    def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
         key_key, value_key, slot_key, place_key = jax.random.split(key, 4)
         # One random order of the slots gives both the asked pairs (its head) and the real ones (a longer head).
         order = permutation(slot_key, self.pairs)

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Int, Key, Shaped
-from positionbias.spec import unknown
+from positionbias.arrays import Bool, Float, Int, Key, Shaped, Tree
+from positionbias.replicas import stream
+from positionbias.spec import ConfigError, unknown
 from positionbias.tokens import Tokens, sequential
 
 
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
     tokens: Tokens
     query: Int[jax.Array, "... A"]  # row that answers
     evidence: Int[jax.Array, "... A E"]  # positions the answer needs, in the order a solver needs them, -1 padded
-    order: Int[jax.Array, "... A"]  # rank of that order among its permutations; 0 where there is only one order
+    order: Int[jax.Array, "... A"]  # rank of that order; 0 where there is only one, -1: not for the order gap
     distance: Int[jax.Array, "... A"]  # query minus nearest position that holds the answer itself; negative: later
     n_distractors: Int[jax.Array, "... A"]  # wrong candidates among the evidence's like
     source: Int[jax.Array, "... A"]  # input index that holds the teacher-forced target, or -1
@@ -77,6 +78,20 @@ class Task:
         """The evaluation grid, at most four static shapes; the first is the one trained on."""
         raise NotImplementedError
 
+    def stretched(self, factor: int) -> Task:
+        """The same task with a context `factor` times as long, the same vocabulary and the same world."""
+        raise ConfigError(f"{self.spec_name} has no length to stretch; allowed: another task.")  # type: ignore[attr-defined]
+
+    def word(self, token: int) -> str:
+        """What a person reads for a token id; must not hold blanks."""
+        return str(token)
+
+    def words(self, values: Shaped[np.ndarray, "T *D"], size: Size) -> list[str]:
+        """What a person reads at each row of the inputs or targets, which `size` tells apart where they differ."""
+        if size.kind == "tokens":
+            return [self.word(int(token)) for token in values]
+        return [",".join(f"{number:g}" for number in np.round(row, 1)) for row in values]
+
     def length(self, condition: Condition) -> int:
         """T."""
         raise NotImplementedError
@@ -113,19 +128,29 @@ class Task:
 
     # ---- sampled
 
-    def sample(self, key: Key[jax.Array, ""], condition: Condition) -> Batch:
-        """One example; pure, jit- and vmap-able."""
+    def world(self, key: Key[jax.Array, ""]) -> Tree:
+        """What holds for all examples of a replica, drawn once: facts, class means. Nothing by default.
+
+        Must not depend on lengths, so that a model can be measured on longer sequences of the world it was trained in.
+        """
+        return ()
+
+    def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
+        """One example of a `world`; pure, jit- and vmap-able."""
         raise NotImplementedError
 
-    def batch(self, key: Key[jax.Array, ""], condition: Condition, size: int) -> Batch:
+    def batch(self, key: Key[jax.Array, ""], condition: Condition, size: int, world: Tree = ()) -> Batch:
         """`size` independent examples; `tokens` have a leading B only where they are not shared."""
         axes = batch_axes(0, self.shared_tokens)
-        return jax.vmap(lambda k: self.sample(k, condition), out_axes=axes)(jax.random.split(key, size))
+        return jax.vmap(lambda k: self.sample(k, condition, world), out_axes=axes)(jax.random.split(key, size))
 
     # ---- judged, for one example
 
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
-        """Probability that an ideal observer answers right if row i knows only the inputs j with visible[i, j]."""
+        """Probability that an ideal observer answers right if row i knows only the inputs j with visible[i, j].
+
+        It knows the world as a trained model can. nan where no such observer is known.
+        """
         raise NotImplementedError
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
@@ -137,6 +162,16 @@ def batch_axes(axis: int, shared_tokens: bool) -> Any:
     """A `Batch` of vmap axes."""
     axes: dict[str, Any] = dict.fromkeys(Batch._fields, axis)
     return Batch(**{**axes, "tokens": None if shared_tokens else axis})
+
+
+def letters(number: int) -> str:
+    """The number as letters, for people: a .. z, aa, ab, ..."""
+    return (letters(number // 26 - 1) if number >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[number % 26]
+
+
+def worlds(task: Task, keys: Key[jax.Array, "R"]) -> Tree:
+    """The world of every replica, a leading R on every leaf; () for a task that has none."""
+    return jax.vmap(lambda key: task.world(stream(key, "world")))(keys)
 
 
 def find_condition(task: Task, name: str, field: str) -> Condition:

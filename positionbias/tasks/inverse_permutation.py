@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from positionbias.arrays import Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import permutation
 
 
@@ -23,10 +24,10 @@ class InversePermutation(Task):
     at slot k of n scratch tokens that follow. Read at slot k of the second block a causal model has seen the letter
     only if it stands at a slot e <= k: accuracy is at most (k+1)/n + (1-(k+1)/n)/alphabet, whatever is learned.
 
-    One sample, n=4, alphabet=4 (letters a-d), p = 2 0 3 1, y = b d a c:
+    One sample of `inverse_permutation(n=4, alphabet=4)`:
 
-        input    2 0 3 1 a b c d
-        target   . . . . b d a c
+        input    0 2 3 1 a d b a
+        target   . . . . a a d b
     """
 
     n: int = 8
@@ -64,12 +65,17 @@ class InversePermutation(Task):
         uniform = np.full(self.n, 1 / self.n)
         return {"query": uniform, "evidence": uniform}
 
-    def sample(self, key: jax.Array, condition: Condition) -> Batch:
+    def word(self, token: int) -> str:
+        if token < self.n:
+            return str(token)
+        return "*" if token == self.n + self.alphabet else letters(token - self.n)
+
+    def sample(self, key: jax.Array, condition: Condition, world: Tree = ()) -> Batch:
         n, first = self.n, self.context_length(condition)
         key_order, key_letters = jax.random.split(key)
         order = permutation(key_order, n)
-        letters = n + jax.random.randint(key_letters, (n,), 0, self.alphabet, jnp.int32)
-        blocks = [order, letters[order]]
+        string = n + jax.random.randint(key_letters, (n,), 0, self.alphabet, jnp.int32)
+        blocks = [order, string[order]]
         if self.scratch:
             blocks.append(jnp.full(n, n + self.alphabet, jnp.int32))
         slot = jnp.arange(n, dtype=jnp.int32)
@@ -77,7 +83,7 @@ class InversePermutation(Task):
         nothing = jnp.zeros(first, jnp.int32)
         return Batch(
             inputs=jnp.concatenate(blocks),
-            targets=jnp.concatenate([nothing, letters]),
+            targets=jnp.concatenate([nothing, string]),
             weights=jnp.concatenate([nothing, jnp.ones(n, jnp.int32)]).astype(jnp.float32),
             tokens=self.tokens(condition),
             query=first + slot,

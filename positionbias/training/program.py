@@ -20,6 +20,7 @@ from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import Sites
 from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
+from positionbias.tasks.base import worlds
 from positionbias.training.auto import Auto
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 from positionbias.training.packing import Packed, Packing
@@ -47,6 +48,7 @@ class Program:
             "seeds": replica_seeds(config.seed, count, vary.get("seed")),
             "learning_rate": np.asarray(rates, np.float32),
             "weight_decay": np.asarray(decays, np.float32),
+            "world": jax.device_get(worlds(self.experiment.task, self.keys())),
         }
 
     def keys(self) -> Key[jax.Array, "R"]:
@@ -76,7 +78,7 @@ class Program:
         data = stream(replica_key(own["seeds"]), "data")
 
         def step(state: State, index: jax.Array) -> tuple[State, Tree]:
-            grads, metrics = self._gradient(state, jax.random.fold_in(data, index))
+            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), own["world"])
             metrics["gradient_norm"] = optax.tree.norm(grads)
             direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
             share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)
@@ -86,12 +88,12 @@ class Program:
 
         return jax.lax.scan(step, state, start + jnp.arange(self.auto.steps_per_dispatch))
 
-    def _gradient(self, state: State, key: Key[jax.Array, ""]) -> tuple[Tree, Tree]:
+    def _gradient(self, state: State, key: Key[jax.Array, ""], world: Tree) -> tuple[Tree, Tree]:
         """The gradient and metrics of one step's batch, a micro-batch at a time: the same sums in smaller pieces."""
         experiment, size = self.experiment, self.experiment.config.train.batch_size
         task, objective = experiment.task, experiment.objective
         condition = task.conditions()[0]
-        batch = objective.prepare(stream(key, "objective"), task.batch(key, condition, size))
+        batch = objective.prepare(stream(key, "objective"), task.batch(key, condition, size, world))
         graph = nnx.graphdef(experiment.abstract)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-9)
 

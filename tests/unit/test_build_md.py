@@ -11,6 +11,7 @@ import pytest
 
 import positionbias
 from positionbias import spec
+from positionbias.tasks import show
 from positionbias.tasks.base import Condition
 from positionbias.tokens import sequential
 
@@ -104,3 +105,6 @@ def test_the_example_task(example):
     np.testing.assert_array_equal(batch.inputs[:, 4:] - 3, slot)
     np.testing.assert_array_equal(batch.targets[:, 4:], np.take_along_axis(np.asarray(batch.inputs), slot, axis=1))
     assert len(np.unique(slot)) == 4
+    task = example("A task").Pick(n=4, alphabet=4)
+    drawn = show.drawn(task, show.sampled(task, task.conditions()[0]))
+    assert "".join(f"        {line}\n" for line in drawn) in PAGE

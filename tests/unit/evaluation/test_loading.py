@@ -78,7 +78,7 @@ def test_a_batch_goes_with_its_condition(run):
     loaded = load(run)
     batch = loaded.sample(3, "shifted")
     assert loaded.apply(batch, condition="shifted")[0].shape[:2] == (3, 8)
-    with pytest.raises(ConfigError, match=r"^batch: sequences of 8 tokens; allowed: 6 in condition 'train'"):
+    with pytest.raises(ConfigError, match=r"^batch: sequences of 8 rows; allowed: 6 in condition 'train'"):
         loaded.apply(batch)
     with pytest.raises(ConfigError, match="condition"):
         loaded.apply(batch, condition="none")

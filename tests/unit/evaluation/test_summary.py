@@ -159,6 +159,23 @@ def test_order_gap_is_paired_and_empty_without_orders():
     assert [(o["order"], o["count"]) for o in gap["by_order"]] == [(0, 36), (1, 36)]
 
 
+def test_order_gap_above_chance_and_without_the_answers_that_do_not_count():
+    rows = fabricate(order=2)
+    rows["correct"] = (rows["order"] == 0).astype(float)
+    rows["baseline/chance"] = np.where(rows["order"] == 0, 0.5, 0.25)
+    gap = strict(summarise(rows))["order_gap"]
+    assert gap["mean"] == 1
+    assert gap["above_chance"]["mean"] == 0.75
+    rows["order"] = np.where(rows["order"] == 1, -1, rows["order"])
+    assert summarise(rows)["order_gap"] == {}
+    rows["order"] = np.where(rows["order"] == 0, 1, np.where(rows["query_slot"] == 0, 0, -1))
+    rows["correct"] = np.where(rows["order"] == -1, 1, rows["correct"])
+    gap = strict(summarise(rows))["order_gap"]
+    assert (gap["first"], gap["second"]) == (0, 1)
+    assert gap["mean"] == -1
+    assert sum(o["count"] for o in gap["by_order"]) < len(rows["order"])
+
+
 def test_start_and_end_carry_the_same_measures():
     summary = strict(summarise(fabricate(), fabricate(replicas=2)))
     assert summary["at_init"]["accuracy"]["replicas"] == pytest.approx([10 / 24, 14 / 24])

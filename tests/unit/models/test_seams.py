@@ -12,13 +12,17 @@ from flax import nnx
 from positionbias.config import build as module
 from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
+from positionbias.evaluation.loading import load
+from positionbias.evaluation.rows import read_rows
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import Sites
 from positionbias.positions.base import Matrix, PositionScheme
 from positionbias.replicas import Layout, replica_keys
 from positionbias.spec import ConfigError
+from positionbias.tasks.base import worlds
 from positionbias.tokens import sequential
 from positionbias.training.auto import Auto
+from positionbias.training.loop import train
 from positionbias.training.program import Program, fetch
 
 
@@ -216,3 +220,25 @@ def test_what_is_hidden_is_what_is_learned(tiny):
     config = tiny({"objective": "hide_some(rate=0)"})
     _, metrics = trained(config, steps=2)
     assert (metrics["loss"] == 0).all(), "no row is hidden, so no row weighs"
+
+
+# ------------------------------------------------------------------------------------------------------------ worlds
+
+
+def test_every_replica_learns_and_is_measured_in_a_world_of_its_own(tiny, tmp_path):
+    config = tiny({"task": "facts", "train.steps": 100, "train.log_every": 50, "model.position": "none"})
+    assert train(config, tmp_path / "run", [], lambda line: None).status == "finished"
+    run = load(tmp_path / "run", replica="all")
+    numbers = np.asarray(worlds(run.task, run.keys)["number"])
+    assert not np.array_equal(numbers[0], numbers[1])
+    batch = run.sample(16)
+    assert batch.inputs.shape == (2, 16, 1)
+    outputs, _ = run.apply(batch)
+    for replica in range(2):
+        np.testing.assert_array_equal(batch.targets[replica], numbers[replica][batch.inputs[replica]])
+        np.testing.assert_array_equal(np.argmax(outputs[replica], axis=-1), batch.targets[replica])
+    alone = load(tmp_path / "run", replica=1)
+    np.testing.assert_array_equal(alone.sample(16).targets, batch.targets[1])
+    np.testing.assert_allclose(alone.apply(alone.sample(16))[0], outputs[1], atol=1e-5)
+    assert read_rows(tmp_path / "run" / "evals" / "000100.npz")["correct"].mean() == 1
+    assert read_rows(tmp_path / "run" / "evals" / "000000.npz")["correct"].mean() < 0.5

@@ -42,7 +42,7 @@ class MeanOfVectors(Task):
     def prior(self, condition):
         return {"query": np.ones(1), "evidence": np.full(4, 0.25)}
 
-    def sample(self, key, condition):
+    def sample(self, key, condition, world=()):
         key, slot = jax.random.split(key)
         x = jax.random.normal(key, (4, 6))
         one = jnp.zeros(1, jnp.int32)

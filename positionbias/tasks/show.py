@@ -1,0 +1,97 @@
+"""`python -m positionbias.tasks.show 'multi_hop(hops=2)'`: one sample of a task, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from positionbias import runtime, spec
+from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.spec import ConfigError
+
+COLUMNS = 96
+
+
+def main(argv: list[str]) -> int:
+    """Print a sample and what it says of its answers; returns the exit code."""
+    made = Parser("python -m positionbias.tasks.show", "Print one sample of a task, decoded.")
+    made.add_argument("task", help="spec of a task, such as 'inverse_permutation(n=4)'")
+    made.add_argument("--condition", help="one of the task's conditions; default: the one trained on")
+    made.add_argument("--seed", type=int, default=0, help="another sample")
+    given, _ = parse_command_line(made, argv)
+    if not 0 <= given.seed <= spec.LARGEST:
+        raise ConfigError(f"--seed: {given.seed} is not allowed; allowed: 0 to {spec.LARGEST}.")
+    runtime.configure()
+    task = spec.build("tasks", given.task, "TASK")
+    print("\n".join(described(task, given.condition, given.seed)))
+    return 0
+
+
+def described(task: Any, condition_name: str | None = None, seed: int = 0) -> list[str]:
+    """What a sample is, the sample, and a line an answer."""
+    from positionbias.tasks.base import find_condition
+
+    grid = task.conditions()
+    condition = grid[0] if condition_name is None else find_condition(task, condition_name, "--condition")
+    example = sampled(task, condition, seed)
+    length, context = task.length(condition), task.context_length(condition)
+    lines = [
+        spec.canonical(task),
+        f"condition {condition.name} of {', '.join(c.name for c in grid)}; {length} rows, {context} of them context",
+        "",
+        *drawn(task, example),
+        "",
+    ]
+    for answer, row in enumerate(example.query):
+        needs = " ".join(str(at) for at in example.evidence[answer] if at >= 0)
+        lines.append(
+            f"row {row} answers from {needs}: distance {example.distance[answer]}, order {example.order[answer]},"
+            f" {example.n_distractors[answer]} distractors; {task.query_axis} {example.query_slot[answer]},"
+            f" {task.evidence_axis} {example.evidence_slot[answer]}"
+        )
+    return lines
+
+
+def sampled(task: Any, condition: Any, seed: int = 0) -> Any:
+    """One example, numpy arrays, of the world that the seed gives."""
+    import jax
+
+    from positionbias.replicas import replica_keys, stream
+    from positionbias.tasks.base import worlds
+
+    keys = replica_keys(seed, 1)
+    world = jax.tree.map(lambda leaf: leaf[0], worlds(task, keys))
+    return jax.device_get(jax.jit(lambda: task.sample(stream(keys[0], "show"), condition, world))())
+
+
+def drawn(task: Any, example: Any) -> list[str]:
+    """The rows "input" and "target" of an example, a column a position, folded; a dot is a row with no target."""
+    inputs = [
+        word if valid else "_"
+        for word, valid in zip(task.words(example.inputs, task.input), example.tokens.valid, strict=True)
+    ]
+    asked = task.words(example.targets, task.output)
+    targets = [word if weight > 0 else "." for word, weight in zip(asked, example.weights, strict=True)]
+    lines: list[str] = []
+    for start, stop in _folds(inputs, targets):
+        wide = [max(len(a), len(b)) for a, b in zip(inputs[start:stop], targets[start:stop], strict=True)]
+        for name, words in (("input", inputs), ("target", targets)):
+            cells = (word.ljust(width) for word, width in zip(words[start:stop], wide, strict=True))
+            lines.append(f"{name:<8} {' '.join(cells)}".rstrip())
+    return lines
+
+
+def _folds(inputs: Sequence[str], targets: Sequence[str]) -> list[tuple[int, int]]:
+    """Ranges of positions that fit a line."""
+    found, start, used = [], 0, 0
+    for at, (one, other) in enumerate(zip(inputs, targets, strict=True)):
+        width = max(len(one), len(other)) + 1
+        if used + width > COLUMNS and at > start:
+            found.append((start, at))
+            start, used = at, 0
+        used += width
+    return [*found, (start, len(inputs))]
+
+
+if __name__ == "__main__":
+    run_entry(main)

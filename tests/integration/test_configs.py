@@ -1,0 +1,54 @@
+"""Every config that ships builds, with all its sweeps, and trains, evaluates and resumes when shrunk."""
+
+import pathlib
+
+import pytest
+
+from positionbias.config import files, sweeps
+from positionbias.config.build import build
+from positionbias.config.cli import load_config
+from positionbias.config.resolve import resolve
+from positionbias.training.loop import train
+
+CONFIGS_FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(CONFIGS_FOLDER.rglob("*.py"))
+SHRUNK = {
+    "train.steps": 4,
+    "train.log_every": 2,
+    "train.batch_size": 4,
+    "train.replicas": 2,
+    "train.vary": {},
+    "optimizer.warmup_steps": 0,
+    "evaluation.every": None,
+    "evaluation.items": 8,
+    "evaluation.batch_size": 8,
+    "evaluation.influence_items": 4,
+    "checkpoint.every": None,
+    "checkpoint.keep_every": None,
+}
+
+
+def name(path):
+    return "-".join(path.relative_to(CONFIGS_FOLDER).parts).removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_a_config_trains(path, tmp_path):
+    config = resolve(load_config(str(path), list(SHRUNK.items())))
+    assert train(config, tmp_path / "run", [], lambda line: None).status == "finished"
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_every_cell_builds(path):
+    for sweep in sweeps.sweep_names(files.read(str(path))):
+        for cell in sweeps.cells(str(path), sweep):
+            build(cell.config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_the_docstring_gives_command_hardware_time_and_number(path):
+    text = path.read_text(encoding="utf-8")
+    assert f"--config configs/{path.relative_to(CONFIGS_FOLDER)}" in text
+    assert "Hardware and time: " in text
+    assert "umber" in text
