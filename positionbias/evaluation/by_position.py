@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from flax import nnx
 from positionbias import spec
 from positionbias.arrays import Float, Key, Tree
 from positionbias.config.build import Experiment
+from positionbias.evaluation.interventions import Intervention, led_by
+from positionbias.evaluation.rows import CHANGED
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
@@ -26,8 +28,9 @@ WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
 class Evaluator:
     """Evaluates every replica on its own fresh items, the same ones each time, so that steps can be compared.
 
-    Items come from the random stream `name` of each replica's key, never seen in training. Programs are compiled
-    when first used.
+    Items come from the random stream `name` of each replica's key, never seen in training; or they are `stored`, the
+    same ones for every replica, a batch for each condition by name. With an `intervention` every item is measured as it
+    changes it, and rows say whether the answer is another than without. Programs are compiled when first used.
     """
 
     def __init__(
@@ -37,28 +40,29 @@ class Evaluator:
         keys: Key[jax.Array, "R"],
         name: str = "evaluation",
         items: int | None = None,
+        conditions: Sequence[Condition] | None = None,
+        intervention: Intervention | None = None,
+        stored: Mapping[str, Batch] | None = None,
     ) -> None:
         self.experiment, self.layout, self.name = experiment, layout, name
         self.keys, self.worlds = layout.place(keys), layout.place(worlds(experiment.task, keys))
         settings = experiment.config.evaluation
+        self.conditions = tuple(conditions or experiment.task.conditions())
+        self.intervention, self.stored = intervention, stored
         self.items, self.influence_items = items or settings.items, settings.influence_items
+        if stored is not None:
+            self.items = len(next(iter(stored.values())).inputs)
         self.batch_size = min(settings.batch_size, self.items)
 
     # ------------------------------------------------------------------------------------------------------ programs
 
     @cached_property
     def _measure(self) -> dict[str, Any]:
-        return {
-            c.name: jax.jit(self.layout.over(functools.partial(self._answers, c)))
-            for c in self.experiment.task.conditions()
-        }
+        return {c.name: jax.jit(self.layout.over(functools.partial(self._answers, c))) for c in self.conditions}
 
     @cached_property
     def _influences(self) -> dict[str, Any]:
-        return {
-            c.name: jax.jit(self.layout.over(functools.partial(self._influence, c)))
-            for c in self.experiment.task.conditions()
-        }
+        return {c.name: jax.jit(self.layout.over(functools.partial(self._influence, c))) for c in self.conditions}
 
     def _model(self, weights: Tree) -> Model:
         return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
@@ -67,30 +71,70 @@ class Evaluator:
         batch = self.experiment.task.batch(key, condition, size, world)
         return self.experiment.objective.prepare(stream(key, "objective"), batch)
 
-    def _answers(self, condition: Condition, replica: tuple[Tree, jax.Array, Tree]) -> dict[str, jax.Array]:
+    def _chunk(
+        self, key: Key[jax.Array, ""], condition: Condition, world: Tree, index: jax.Array, stored: Any
+    ) -> Batch:
+        """Batch number `index` of the items, as the model is measured on them."""
+        key = jax.random.fold_in(key, index)
+        if stored is None:
+            return self._batch(key, condition, self.batch_size, world)
+        rows = (index * self.batch_size + jnp.arange(self.batch_size)) % self.items
+        batch = Batch(
+            *(
+                x if axis is None else jax.tree.map(lambda y: y[rows], x)
+                for x, axis in zip(stored, batch_axes(0, self.experiment.task.shared_tokens), strict=True)
+            )
+        )
+        return self.experiment.objective.prepare(stream(key, "objective"), batch)
+
+    def _changed(self, key: Key[jax.Array, ""], condition: Condition, batch: Batch) -> Batch:
+        """The batch under the intervention, every example with tokens of its own."""
+        task, change = self.experiment.task, self.intervention
+        assert change is not None
+        axes = batch_axes(0, task.shared_tokens)
+        keys = jax.random.split(stream(key, "intervention"), self.batch_size)
+        return jax.vmap(lambda k, one: change.change(k, one, task, condition), in_axes=(0, axes))(keys, batch)
+
+    def _answers(
+        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], stored: Batch | None = None
+    ) -> dict[str, jax.Array]:
         """Columns of the rows, each [items, A], for one replica's weights, key and world."""
         weights, key, world = replica
         task, objective = self.experiment.task, self.experiment.objective
         model, key = self._model(weights), stream(key, f"{self.name}/{condition.name}")
         shared = jnp.asarray(self.experiment.reach(condition))
 
-        def judge(example: Batch, outputs: Float[jax.Array, "T V"]) -> dict[str, jax.Array]:
-            visible = shared if task.shared_tokens else self.experiment.reach(condition, example.tokens)
+        def judge(example: Batch, outputs: Float[jax.Array, "T V"], own: bool) -> dict[str, jax.Array]:
+            visible = self.experiment.reach(condition, example.tokens) if own else shared
             said, target = outputs[example.query], example.targets[example.query]
             answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
             return {
                 **{name: getattr(example, name) for name in WHOLE},
                 "evidence": jnp.take_along_axis(example.evidence, answer[:, None], axis=-1)[:, 0],
                 "correct": objective.right(said, target),
+                "said": objective.said(said),
                 "log_probability": objective.log_probability(said, target),
                 "ceiling": task.ceiling(example, visible),
                 **{f"baseline/{name}": value for name, value in task.baselines(example, visible).items()},
             }
 
+        def measured(batch: Batch, rows: int, own: bool) -> dict[str, jax.Array]:
+            inputs, tokens = led_by(batch, rows, task.filler) if rows else (batch.inputs, batch.tokens)
+            outputs = model(inputs, tokens, task.context_length(condition) + rows, Sites())[:, rows:]
+            axes = batch_axes(0, not own)
+            return jax.vmap(functools.partial(judge, own=own), in_axes=(axes, 0))(batch, outputs)
+
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
-            batch = self._batch(jax.random.fold_in(key, index), condition, self.batch_size, world)
-            outputs = model(batch.inputs, batch.tokens, task.context_length(condition), Sites())
-            return jax.vmap(judge, in_axes=(batch_axes(0, task.shared_tokens), 0))(batch, outputs)
+            batch = self._chunk(key, condition, world, index, stored)
+            found = measured(batch, 0, not task.shared_tokens)
+            before = found.pop("said")
+            if self.intervention is None:
+                return found
+            changed = self._changed(jax.random.fold_in(key, index), condition, batch)
+            found = measured(changed, self.intervention.in_front, True)
+            after = found.pop("said")
+            differs = (before != after).reshape(*batch.query.shape, -1)
+            return {**found, CHANGED: jnp.any(differs, axis=-1)}
 
         chunks = jax.lax.map(chunk, jnp.arange(-(-self.items // self.batch_size)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
@@ -122,20 +166,21 @@ class Evaluator:
 
     def rows(self, weights: Tree) -> dict[str, Any]:
         """The raw rows (see `evaluation.rows`) of weights {"params", "frozen"} with a leading R."""
-        task = self.experiment.task
-        conditions = task.conditions()
+        task, conditions = self.experiment.task, self.conditions
         parts: list[dict[str, np.ndarray]] = []
         influence = np.full(
             (len(self.keys), len(conditions), max(task.length(c) for c in conditions)), np.nan, np.float32
         )
         for number, condition in enumerate(conditions):
-            found = jax.device_get(self._measure[condition.name]((weights, self.keys, self.worlds)))
+            stored = () if self.stored is None else (self.stored[condition.name],)
+            found = jax.device_get(self._measure[condition.name]((weights, self.keys, self.worlds), *stored))
             answers = found["correct"].shape
             replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
             found |= {"replica": replica, "condition": np.full(answers, number)}
             parts.append({name: np.asarray(column).reshape(-1) for name, column in found.items()})
-            profile = jax.device_get(self._influences[condition.name]((weights, self.keys, self.worlds)))
-            influence[:, number, : profile.shape[1]] = profile
+            if self.intervention is None and self.stored is None:
+                profile = jax.device_get(self._influences[condition.name]((weights, self.keys, self.worlds)))
+                influence[:, number, : profile.shape[1]] = profile
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {
             **columns,

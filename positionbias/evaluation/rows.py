@@ -4,7 +4,8 @@ Rows are a plain dict. Columns, 1-D and of one length: `replica`, `condition` (i
 that answers), `evidence` (token index of the evidence that holds the answer), `query_slot`, `evidence_slot` (the same
 two on the task's own axes), `distance` (signed), `order`, `correct` (0 or 1), `log_probability`, `ceiling` (probability
 that the ideal observer is right on this very item, nan where none is known) and one `baseline/NAME` a simple rule
-(probability that it is right), among them always `baseline/chance` and `baseline/order_free`. Beside the columns:
+(probability that it is right), among them always `baseline/chance` and `baseline/order_free`; under an intervention
+also `changed` (0 or 1: whether the answer is another than without it). Beside the columns:
 `conditions` (names), `influence` f32[R, C, T] padded with nan, and `axes`: the labels {"query": ..., "evidence": ...}.
 """
 
@@ -24,6 +25,7 @@ from positionbias.spec import ConfigError
 INTEGERS = ("replica", "condition", "query", "evidence", "query_slot", "evidence_slot", "distance", "order")
 REAL = ("correct", "log_probability", "ceiling")
 BASELINE = "baseline/"
+CHANGED = "changed"  # 0 or 1, only under an intervention: whether the answer is another than without it
 REQUIRED = (*INTEGERS, *REAL, "baseline/chance", "baseline/order_free")
 
 Rows = Mapping[str, Any]
@@ -31,7 +33,8 @@ Rows = Mapping[str, Any]
 
 def columns(rows: Rows) -> dict[str, np.ndarray]:
     """The columns of `rows`, checked: all that are required, 1-D, of one length. Raises ValueError."""
-    names = [*REQUIRED, *sorted(n for n in rows if n.startswith(BASELINE) and n not in REQUIRED)]
+    more = (n for n in rows if n not in REQUIRED and (n.startswith(BASELINE) or n == CHANGED))
+    names = [*REQUIRED, *sorted(more)]
     missing = [name for name in (*names, "conditions") if name not in rows]
     if missing:
         raise ValueError(f"rows lack {', '.join(missing)}")
@@ -44,7 +47,7 @@ def columns(rows: Rows) -> dict[str, np.ndarray]:
 
 def _compact(name: str, column: np.ndarray) -> np.ndarray:
     if name not in INTEGERS:
-        return column.astype(np.uint8 if name == "correct" else np.float32)
+        return column.astype(np.uint8 if name in ("correct", CHANGED) else np.float32)
     low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
     return column.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from positionbias.arrays import Float
-from positionbias.evaluation.rows import BASELINE, Rows, columns
+from positionbias.evaluation.rows import BASELINE, CHANGED, Rows, columns
 from positionbias.evaluation.statistics import INDICES, Interval, indices, interval, share, solved, verdict
 
 BY = {"by_query_position": "query_slot", "by_evidence_position": "evidence_slot", "by_distance": "distance"}
@@ -116,6 +116,8 @@ def _measure(
         found["influence"] = _indices("input position", profile[:, : len(result["influence"])])
     result["indices"] = found
     result["order_gap"] = _order_gap(part, replica, size)
+    if CHANGED in part:
+        result["sensitivity"] = interval(_by_replica(part[CHANGED], replica, size)[:, 0]).to_dict()
     result["collinear"] = _collinear(part["evidence_slot"], part["distance"])
     return result
 

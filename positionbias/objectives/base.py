@@ -51,6 +51,10 @@ class Objective:
         """Whether each row's answer is right."""
         raise NotImplementedError
 
+    def said(self, outputs: Float[jax.Array, "... T V"]) -> Shaped[jax.Array, "... T *Dout"]:
+        """The answer of each row as the model gives it, for telling whether two answers are the same."""
+        raise NotImplementedError
+
     def log_probability(
         self, outputs: Float[jax.Array, "... T V"], targets: Shaped[jax.Array, "... T *Dout"]
     ) -> Float[jax.Array, "... T"]:

@@ -23,7 +23,10 @@ class NextToken(Objective):
         return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
 
     def right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return jnp.argmax(outputs, axis=-1) == targets
+        return self.said(outputs) == targets
+
+    def said(self, outputs: jax.Array) -> jax.Array:
+        return jnp.argmax(outputs, axis=-1)
 
     def log_probability(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return -self.errors(outputs, targets)

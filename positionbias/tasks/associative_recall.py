@@ -53,6 +53,9 @@ class AssociativeRecall(Task):
     padding: int = 0
     shift: int = 8
 
+    filler = FILLER
+    movable = True
+    slots_are_segments = True
     query_axis = "delay after the context"
     evidence_axis = "slot of the asked pair"
 
@@ -96,6 +99,9 @@ class AssociativeRecall(Task):
         shifted = Condition("shifted", (("padding", self.padding + self.shift),))
         return (train, shifted) if self.shift else (train,)
 
+    def stretched(self, factor: int) -> AssociativeRecall:
+        return dataclasses.replace(self, pairs=factor * self.pairs)
+
     def length(self, condition: Condition) -> int:
         return self.context_length(condition) + self.delays
 
@@ -107,7 +113,9 @@ class AssociativeRecall(Task):
 
     def tokens(self, condition: Condition) -> Tokens:
         role = [PADDING_ROLE] * condition["padding"] + [KEY_ROLE, VALUE_ROLE] * self.pairs + [QUERY_ROLE] * self.delays
-        return sequential(self.length(condition), role=np.array(role, np.int32))
+        pair = np.repeat(np.arange(1, self.pairs + 1), 2)
+        segment = np.concatenate([np.zeros(condition["padding"], int), pair, np.zeros(self.delays, int)])
+        return sequential(self.length(condition), role=np.array(role, np.int32), segment=segment.astype(np.int32))
 
     def prior(self, condition: Condition) -> dict[str, Float[np.ndarray, "P"]]:
         return {

@@ -60,6 +60,9 @@ class Task:
     axis = "tasks"
     query_axis = "query position"  # what `query_slot` counts, for labels
     evidence_axis = "evidence position"  # what `evidence_slot` counts, for labels
+    filler: int | None = None  # a token that means nothing and may stand anywhere in front, where there is one
+    movable: ClassVar[bool] = False  # whether segments 1, 2, ... may stand in any order with the same right answers
+    slots_are_segments: ClassVar[bool] = False  # whether `evidence_slot` is the place of a segment among the segments
     shared_tokens: ClassVar[bool] = True  # whether all examples of a condition have the tokens of `tokens(condition)`
 
     # ---- static

@@ -1,0 +1,212 @@
+"""Interventions: the same items with their positions changed, for measuring a trained model again.
+
+Each changes one thing and leaves the right answer as it was: where contents stand, which positions the model is told,
+or how much stands in front. An item and its changed form are measured side by side, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Int, Key
+from positionbias.spec import ConfigError, canonical, member, require
+from positionbias.tasks.base import Batch, Condition, Task
+from positionbias.tasks.sampling import permutation
+
+FARTHEST = 2**20  # rows
+
+
+class Intervention:
+    """A change of an example's positions."""
+
+    axis = "interventions"
+    in_front: int = 0  # rows of filler put in front of the sequence
+
+    def check(self, task: Task, condition: Condition) -> None:
+        """Raise ConfigError where the task has nothing to change in this way."""
+
+    def farther(self) -> int:
+        """How many positions farther than its task's a changed example reaches."""
+        return self.in_front
+
+    def change(self, key: Key[jax.Array, ""], example: Batch, task: Task, condition: Condition) -> Batch:
+        """The changed example, of the same length; filler in front is added by `led_by`."""
+        return example
+
+
+@member("interventions", "shift")
+@dataclasses.dataclass(frozen=True)
+class Shift(Intervention):
+    """Every token is told a position `by` farther on; contents, order and masks stay."""
+
+    by: int = 8
+
+    def __post_init__(self) -> None:
+        require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
+
+    def farther(self) -> int:
+        return self.by
+
+    def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
+        return _told(example, example.tokens.position + self.by)
+
+
+@member("interventions", "move_query")
+@dataclasses.dataclass(frozen=True)
+class MoveQuery(Intervention):
+    """The rows from the end of the context on are told positions `by` farther on: the question moves, alone."""
+
+    by: int = 8
+
+    def __post_init__(self) -> None:
+        require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
+
+    def farther(self) -> int:
+        return self.by
+
+    def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
+        asks = jnp.arange(task.length(condition)) >= task.context_length(condition)
+        return _told(example, example.tokens.position + self.by * asks)
+
+
+@member("interventions", "pad")
+@dataclasses.dataclass(frozen=True)
+class Pad(Intervention):
+    """`by` visible filler tokens are put in front: everything moves, and there is more to attend to."""
+
+    by: int = 8
+
+    def __post_init__(self) -> None:
+        require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
+
+    @property
+    def in_front(self) -> int:  # type: ignore[override]
+        return self.by
+
+    def check(self, task: Task, condition: Condition) -> None:
+        if task.filler is None:
+            raise ConfigError(
+                f"{canonical(self)}: the task {canonical(task)} has no filler token; allowed: shift, which moves the"
+                " positions that are told."
+            )
+
+
+@member("interventions", "permute")
+@dataclasses.dataclass(frozen=True)
+class Permute(Intervention):
+    """The segments of each item (its pairs, documents) are put in a random order of the item's own."""
+
+    def check(self, task: Task, condition: Condition) -> None:
+        _segments(self, task, condition)
+
+    def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
+        count = _segments(self, task, condition)
+        return rearranged(example, permutation(key, count), task)
+
+
+@member("interventions", "swap")
+@dataclasses.dataclass(frozen=True)
+class Swap(Intervention):
+    """The segments that stand at places `first` and `second` change places; negative places count from the end."""
+
+    first: int = 0
+    second: int = -1
+
+    def _places(self, task: Task, condition: Condition) -> tuple[int, int]:
+        count = _segments(self, task, condition)
+        for name in ("first", "second"):
+            place = getattr(self, name)
+            if not -count <= place < count:
+                raise ConfigError(
+                    f"{canonical(self)}: {name} = {place} is not allowed; allowed: {-count} to {count - 1}, the task"
+                    f" has {count} segments."
+                )
+        first, second = self.first % count, self.second % count
+        if first == second:
+            raise ConfigError(f"{canonical(self)}: first and second are one place; allowed: two places.")
+        return first, second
+
+    def check(self, task: Task, condition: Condition) -> None:
+        self._places(task, condition)
+
+    def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
+        first, second = self._places(task, condition)
+        places = np.arange(_segments(self, task, condition))
+        places[[first, second]] = places[[second, first]]
+        return rearranged(example, jnp.asarray(places), task)
+
+
+def _segments(change: Intervention, task: Task, condition: Condition) -> int:
+    """How many segments the task's examples have, numbered from 1; 0 is what belongs to none."""
+    if not task.movable:
+        raise ConfigError(
+            f"{canonical(change)}: the task {canonical(task)} has no segments that may stand in any order;"
+            " allowed: shift, move_query."
+        )
+    count = int(np.max(task.tokens(condition).segment))
+    if count < 2:
+        raise ConfigError(f"{canonical(change)}: the task {canonical(task)} has {count} segments; allowed: from 2.")
+    return count
+
+
+def _told(example: Batch, position: Int[jax.Array, "T"]) -> Batch:
+    return example._replace(tokens=example.tokens._replace(position=jnp.asarray(position, jnp.int32)))
+
+
+def rearranged(example: Batch, place: Int[jax.Array, "S"], task: Task) -> Batch:
+    """The example with its segments in another order: segment s (from 1) goes to place `place[s - 1]` (from 0).
+
+    Segments may have any lengths and need not be contiguous: their tokens, in the new order of segments and within a
+    segment in the order they had, fill the rows that segments held before. All that speaks of rows follows.
+    """
+    tokens = example.tokens
+    segment, rows = jnp.asarray(tokens.segment), jnp.arange(tokens.length)
+    inside = (segment > 0) & jnp.asarray(tokens.valid)
+    rank = jnp.where(inside, place[segment - 1], tokens.length)
+    # Rows of segments first, by new place, then by old row; the others keep theirs.
+    order = jnp.lexsort((rows, rank))
+    held = jnp.cumsum(inside) - 1  # which of the segments' rows this one is
+    source = jnp.where(inside, order[held], rows)  # old row of what now stands here
+    where = jnp.zeros_like(rows).at[source].set(rows)
+    contents = ("segment", "role", "frame", "scale", "valid")
+    moved = tokens._replace(**{name: jnp.asarray(getattr(tokens, name))[source] for name in contents})
+
+    def followed(row: jax.Array) -> jax.Array:
+        return jnp.where(row >= 0, where[row], row)
+
+    slot = example.evidence_slot
+    answer = example.query - example.distance
+    query = followed(example.query)
+    return example._replace(
+        inputs=example.inputs[source],
+        targets=example.targets[source],
+        weights=example.weights[source],
+        tokens=moved,
+        query=query,
+        evidence=followed(example.evidence),
+        source=followed(example.source),
+        distance=query - followed(answer),
+        evidence_slot=place[slot] if task.slots_are_segments else slot,
+    )
+
+
+def led_by(batch: Batch, rows: int, filler: int) -> tuple[jax.Array, Any]:
+    """Inputs and tokens of a batch with `rows` filler tokens in front of every sequence."""
+
+    def front(x: Any, value: int) -> jax.Array:
+        shape = (*x.shape[:-1], rows)
+        return jnp.concatenate([jnp.full(shape, value, x.dtype), jnp.asarray(x)], axis=-1)
+
+    tokens = batch.tokens
+    length = tokens.length + rows
+    led = {name: front(getattr(tokens, name), 0) for name in ("segment", "role", "frame", "scale")}
+    begin = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (*tokens.position.shape[:-1], rows))
+    position = jnp.concatenate([begin, jnp.asarray(tokens.position) + rows], axis=-1)
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*tokens.index.shape[:-1], length))
+    valid = front(tokens.valid, True)
+    return front(batch.inputs, filler), tokens._replace(index=index, position=position, valid=valid, **led)

@@ -1,0 +1,137 @@
+"""What an intervention moves, on literal items, and what a model is measured at under it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.evaluation.by_position import Evaluator
+from positionbias.evaluation.interventions import led_by, rearranged
+from positionbias.evaluation.summary import summarise
+from positionbias.replicas import Layout, replica_keys
+from positionbias.spec import ConfigError
+from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.training.auto import Auto
+from positionbias.training.program import Program
+
+RECALL = AssociativeRecall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)
+TRAIN = RECALL.conditions()[0]
+
+
+def item(seed=0):
+    return RECALL.sample(jax.random.key(seed), TRAIN)
+
+
+def solved(example):
+    """The task solved from the item alone: the value after the asked key, and where both stand."""
+    inputs = np.asarray(example.inputs)
+    row = int(example.query[0])
+    (at,) = np.flatnonzero(inputs[1:7:2] == inputs[row]) * 2 + 1
+    return inputs[at + 1], [[at, at + 1]], row - (at + 1), (at - 1) // 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("place", [[0, 1, 2], [2, 0, 1], [1, 0, 2]])
+def test_rearranging_moves_whole_pairs_and_what_speaks_of_them(seed, place):
+    before = item(seed)
+    after = rearranged(before, jnp.asarray(place), RECALL)
+    pairs = np.asarray(before.inputs[1:7]).reshape(3, 2)
+    moved = np.empty_like(pairs)
+    moved[place] = pairs
+    np.testing.assert_array_equal(after.inputs, [0, *moved.reshape(-1), *before.inputs[7:]])
+    value, evidence, distance, slot = solved(after)
+    assert value == after.targets[after.query[0]]
+    np.testing.assert_array_equal(after.evidence, evidence)
+    assert (int(after.distance[0]), int(after.evidence_slot[0])) == (distance, slot)
+    np.testing.assert_array_equal(after.tokens.segment, [0, *np.repeat(np.argsort(place) + 1, 2), 0, 0])
+    np.testing.assert_array_equal(after.tokens.index, before.tokens.index)
+    np.testing.assert_array_equal(after.tokens.position, before.tokens.position)
+
+
+def test_segments_of_different_lengths_fill_the_rows_that_segments_held():
+    example = item()
+    tokens = example.tokens._replace(
+        segment=np.array([0, 1, 1, 1, 2, 3, 3, 0, 0], np.int32), valid=np.array([False] + [True] * 8)
+    )
+    example = example._replace(tokens=tokens, inputs=jnp.arange(9), evidence=jnp.array([[4, -1]]))
+    after = rearranged(example, jnp.array([2, 0, 1]), RECALL)
+    np.testing.assert_array_equal(after.inputs, [0, 4, 5, 6, 1, 2, 3, 7, 8])
+    np.testing.assert_array_equal(after.tokens.segment, [0, 2, 3, 3, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(after.evidence, [[1, -1]])
+
+
+def test_told_positions_move_and_nothing_else():
+    before = item()
+    length = RECALL.length(TRAIN)
+    for text, expected in (("shift(5)", np.arange(length) + 5), ("move_query(by=3)", [0, 1, 2, 3, 4, 5, 6, 10, 11])):
+        after = spec.build("interventions", text, "x").change(jax.random.key(0), before, RECALL, TRAIN)
+        np.testing.assert_array_equal(after.tokens.position, expected)
+        jax.tree.map(np.testing.assert_array_equal, before, after._replace(tokens=before.tokens))
+        np.testing.assert_array_equal(after.tokens.index, before.tokens.index)
+
+
+def test_filler_in_front():
+    batch = RECALL.batch(jax.random.key(0), TRAIN, 4)
+    inputs, tokens = led_by(batch, 2, 0)
+    np.testing.assert_array_equal(inputs, np.pad(batch.inputs, ((0, 0), (2, 0))))
+    np.testing.assert_array_equal(tokens.index, np.arange(11))
+    np.testing.assert_array_equal(tokens.position, np.arange(11))
+    np.testing.assert_array_equal(tokens.role, [0, 0, *batch.tokens.role])
+    assert np.asarray(tokens.valid).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "told"),
+    [
+        ("pad(2)", "inverse_permutation", "has no filler token; allowed: shift"),
+        ("permute", "inverse_permutation", "has no segments that may stand in any order; allowed: shift, move_query."),
+        ("swap(0, 8)", "associative_recall", "second = 8 is not allowed; allowed: -8 to 7"),
+        ("swap(7, -1)", "associative_recall", "first and second are one place; allowed: two places."),
+        ("permute", "associative_recall(pairs=1)", "has 1 segments; allowed: from 2."),
+    ],
+)
+def test_what_a_task_does_not_have_is_refused(text, task, told):
+    task = spec.build("tasks", task, "task")
+    with pytest.raises(ConfigError, match=told.replace("(", r"\(")):
+        spec.build("interventions", text, "x").check(task, task.conditions()[0])
+
+
+@pytest.mark.parametrize("text", ["shift(0)", "pad(0)", "move_query(0)", "shift(by=2000000)"])
+def test_numbers_out_of_range_are_refused(text):
+    with pytest.raises(ConfigError, match=r"by = .* is not allowed"):
+        spec.build("interventions", text, "--interventions")
+
+
+def measured(config, intervention):
+    """A summary of weights at initialisation."""
+    experiment = build(config)
+    compiled = Program(experiment, Auto(Layout("loop"), 8, 1)).compile()
+    weights = jax.device_get(compiled.unpack(compiled.fresh()))
+    change = spec.build("interventions", intervention, "x") if intervention else None
+    keys = replica_keys(0, config.train.replicas)
+    rows = Evaluator(experiment, Layout("loop"), keys, intervention=change).rows(weights)
+    return summarise(rows), rows
+
+
+def test_positions_matter_to_a_model_that_is_told_them_and_to_no_other(tiny):
+    recall = {"task": "associative_recall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)"}
+    blind = tiny({**recall, "model.position": "none", "model.mask": "bidirectional"})
+    told = tiny({**recall, "model.position": "sinusoidal"})
+    for intervention in ("shift(5)", "permute", "swap", "move_query(4)"):
+        assert measured(blind, intervention)[0]["sensitivity"]["mean"] == 0, intervention
+        assert measured(told, intervention)[0]["sensitivity"]["mean"] > 0, intervention
+    assert "sensitivity" not in measured(told, None)[0]
+    assert measured(told, "pad(4)")[0]["sensitivity"]["mean"] > 0
+    relative = tiny({**recall, "model.position": "rope"})
+    assert measured(relative, "shift(5)")[0]["sensitivity"]["mean"] == 0
+
+
+def test_rows_are_those_of_the_changed_items(tiny):
+    config = tiny({"task": "associative_recall(pairs=3, keys=3, values=4, delays=2, shift=0)", "evaluation.items": 20})
+    plain, moved = measured(config, None)[1], measured(config, "swap(0, 2)")[1]
+    np.testing.assert_array_equal(moved["evidence_slot"], 2 - plain["evidence_slot"])
+    np.testing.assert_array_equal(moved["query"], plain["query"])
+    np.testing.assert_array_equal(moved["ceiling"], plain["ceiling"])
+    assert np.isnan(moved["influence"]).all()
