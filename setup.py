@@ -8,6 +8,12 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "positionbias" / "__init__.py").read_text()).group(1)
 
+DATA = [
+    "tensorflow-datasets>=4.9.10,<4.10",  # frozen evaluation sets; works without TensorFlow
+    "array_record>=0.8.3,<0.9",  # their files
+    "importlib_resources>=7.1,<8",  # which tensorflow-datasets imports and does not name
+]
+
 setup(
     name="positionbias",
     version=VERSION,
@@ -28,7 +34,8 @@ setup(
         "matplotlib>=3.10,<3.12",  # figures of the report; imported only when one is drawn
     ],
     extras_require={
-        "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7"],
+        "data": DATA,
+        "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", *DATA],
         "check": ["ruff>=0.17,<0.18", "mypy>=2.4,<2.5"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

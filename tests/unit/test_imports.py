@@ -23,7 +23,7 @@ LAYERS = [
     ["evaluation"],
     ["training"],
     ["evaluation.loading"],
-    ["analysis", "reporting", "tasks.show"],
+    ["analysis", "reporting", "tasks.export", "tasks.show"],
     [""],  # the package itself (`load`) and the entries directly in it
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,178 @@
+"""`python -m positionbias.tasks.export --task SPEC --data_dir DIR`: a frozen evaluation set, as a TFDS dataset.
+
+The items are those that `positionbias.evaluate` draws for one replica of a run. They are written as array_record files
+that `tfds.data_source` reads, here or anywhere; `positionbias.evaluate --data_dir` measures a run on them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+
+from positionbias import runtime, spec
+from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.spec import ConfigError
+
+VERSION = "1.0.0"
+STREAM = "evaluation/again"  # what `positionbias.evaluate` draws from
+CHUNK = 256  # sequences drawn from one key, as `evaluation.batch_size` is by default
+MOST = 10_000_000
+NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")  # what TFDS takes for a dataset's or a split's name
+
+
+def parser() -> Parser:
+    """The flags of this entry."""
+    made = Parser("python -m positionbias.tasks.export", "Write a frozen evaluation set that tfds.data_source reads.")
+    made.add_argument("--task", required=True, metavar="SPEC", help="the task")
+    made.add_argument("--data_dir", required=True, help="folder of datasets; this one goes to NAME/" + VERSION)
+    made.add_argument("--examples", type=int, default=1000, help="number of examples; default: 1000")
+    made.add_argument("--condition", help="one of the task's conditions; default: the one trained on")
+    made.add_argument("--split", default="test", help="name of the split; default: test")
+    made.add_argument("--name", help="name of the dataset; default: the task's name")
+    made.add_argument("--seed", type=int, default=0, help="seed of the run whose items these are; default: 0")
+    made.add_argument("--replica", type=int, default=0, help="replica of that run; default: 0")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run the entry; returns its exit code."""
+    given, _ = parse_command_line(parser(), argv)
+    for flag, most in (("examples", MOST), ("seed", spec.LARGEST), ("replica", 4095)):
+        low, value = int(flag == "examples"), getattr(given, flag)
+        if not low <= value <= most:
+            raise ConfigError(f"--{flag}: {value} is not allowed; allowed: a whole number from {low} to {most}.")
+    task = spec.build("tasks", given.task, "--task")
+    name = given.name or task.spec_name
+    for flag, value in (("name", name), ("split", given.split)):
+        if not NAME.fullmatch(value):
+            raise ConfigError(
+                f"--{flag}: {value!r} is not allowed; allowed: lower-case letters, digits and '_', a letter first."
+            )
+    folder = pathlib.Path(given.data_dir) / name / VERSION
+    if folder.exists():
+        raise ConfigError(f"--data_dir: {str(folder)!r} is there already; allowed: another --name or folder.")
+    runtime.configure()
+    export(task, given.condition, folder, given.split, given.examples, given.seed, given.replica)
+    print(f"{given.examples} examples of {spec.canonical(task)}: {folder}")
+    return 0
+
+
+def export(
+    task: Any, condition_name: str | None, folder: pathlib.Path, split: str, examples: int, seed: int, replica: int
+) -> None:
+    """Draw the items and write them to `folder`, DATA_DIR/NAME/VERSION; nothing is left of it where that fails."""
+    from positionbias.tasks.base import find_condition
+
+    grid = task.conditions()
+    condition = grid[0] if condition_name is None else find_condition(task, condition_name, "--condition")
+    columns = drawn(task, condition, examples, seed, replica)
+    tfds = _tfds()
+    features = {
+        name: tfds.features.Tensor(shape=column.shape[1:], dtype=column.dtype.type) for name, column in columns.items()
+    }
+    told = {"task": spec.full(task), "condition": condition.name, "seed": seed, "replica": replica}
+
+    class Frozen(tfds.core.GeneratorBasedBuilder):  # type: ignore[name-defined, misc]
+        name = folder.parent.name
+        VERSION = tfds.core.Version(folder.name)
+        pkg_dir_path = None
+
+        def _info(self) -> Any:
+            metadata = tfds.core.MetadataDict(told)
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata, disable_shuffling=True
+            )
+
+        def _split_generators(self, manager: Any) -> dict[str, Any]:
+            return {split: self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            for index in range(examples):
+                yield index, {name: column[index] for name, column in columns.items()}
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS tells of a download that there is none of
+            Frozen(data_dir=str(folder.parents[1]), file_format="array_record").download_and_prepare()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> dict[str, np.ndarray]:
+    """Every field of the items by name, those of `tokens` as `tokens_NAME`, a leading axis of examples on each."""
+    import jax
+
+    from positionbias.replicas import replica_keys, stream
+    from positionbias.tasks.base import worlds
+
+    keys = replica_keys(seed, replica + 1)[replica:]
+    world = jax.tree.map(lambda leaf: leaf[0], worlds(task, keys))
+    key = stream(keys[0], f"{STREAM}/{condition.name}")
+    draw = jax.jit(lambda index: task.batch(jax.random.fold_in(key, index), condition, CHUNK, world))
+    parts: dict[str, list[np.ndarray]] = {}
+    for index in range(-(-examples // CHUNK)):
+        batch = jax.device_get(draw(index))
+        fields = {**batch._asdict(), **{f"tokens_{name}": leaf for name, leaf in batch.tokens._asdict().items()}}
+        del fields["tokens"]
+        for name, leaf in fields.items():
+            parts.setdefault(name, []).append(
+                np.broadcast_to(leaf, (CHUNK, *leaf.shape[-1:])) if leaf.ndim == 1 else leaf
+            )
+    return {name: np.concatenate(part)[:examples] for name, part in parts.items()}
+
+
+def read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
+    """What `export` wrote: {"task", "condition", "seed", "replica"} and the items as a `Batch`, a leading axis on all.
+
+    Raises ConfigError for a folder that holds something else.
+    """
+    from positionbias.tasks.base import Batch
+    from positionbias.tokens import Tokens
+
+    tfds = _tfds()
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        told = dict(builder.info.metadata or {})
+        (split,) = builder.info.splits
+        rows = list(builder.as_data_source(split))
+        task = spec.build("tasks", told["task"], "task")
+        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        tokens = Tokens(*(columns.pop(f"tokens_{name}") for name in Tokens._fields))
+        if task.shared_tokens:
+            tokens = Tokens(*(leaf[0] for leaf in tokens))
+        return told, Batch(tokens=tokens, **columns)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        tfds.core.DatasetNotFoundError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise ConfigError(
+            f"--data_dir: {str(folder)!r} is not an exported evaluation set ({reason});"
+            f" allowed: DATA_DIR/NAME/{VERSION}."
+        ) from None
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise ConfigError(
+            "--data_dir: needs tensorflow-datasets, which is not installed; allowed: pip install 'positionbias[data]'."
+        ) from None
+    tensorflow_datasets.disable_progress_bar()
+    return tensorflow_datasets
+
+
+if __name__ == "__main__":
+    run_entry(main)

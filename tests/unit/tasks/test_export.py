@@ -1,0 +1,101 @@
+"""A frozen evaluation set: what is written is what is drawn, and measuring on it is measuring on the device."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.evaluation.by_position import Evaluator
+from positionbias.replicas import Layout, replica_keys
+from positionbias.spec import ConfigError
+from positionbias.tasks import export
+from positionbias.training.auto import Auto
+from positionbias.training.program import Program
+
+TASK = "associative_recall(pairs=3, keys=3, values=4, delays=2, shift=2)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data")
+    arguments = ["--task", TASK, "--data_dir", str(home), "--examples", "300", "--seed", "5", "--replica", "1"]
+    assert export.main([*arguments, "--condition", "shifted"]) == 0
+    return home / "associative_recall" / export.VERSION
+
+
+def test_what_is_read_back_is_what_was_drawn(folder):
+    told, batch = export.read(folder)
+    task = spec.build("tasks", TASK, "task")
+    assert told == {"task": spec.full(task), "condition": "shifted", "seed": 5, "replica": 1}
+    drawn = export.drawn(task, task.conditions()[1], 300, 5, 1)
+    assert batch.inputs.shape == (300, 10)
+    for name in batch._fields[:3] + batch._fields[4:]:
+        np.testing.assert_array_equal(getattr(batch, name), drawn[name])
+        assert getattr(batch, name).dtype == drawn[name].dtype
+    for name, leaf in batch.tokens._asdict().items():
+        np.testing.assert_array_equal(leaf, drawn[f"tokens_{name}"][0])
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_reads_it_as_any_other_dataset(folder):
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(str(folder)).as_data_source("test")
+    assert len(source) == 300
+    np.testing.assert_array_equal(source[7]["inputs"], export.read(folder)[1].inputs[7])
+    named = tfds.data_source("associative_recall", split="test", data_dir=str(folder.parents[1]))
+    np.testing.assert_array_equal(named[299]["query"], export.read(folder)[1].query[299])
+
+
+def test_measuring_on_it_is_measuring_on_the_device(folder, tiny):
+    experiment = build(tiny({"task": TASK, "seed": 5, "evaluation.items": 300, "evaluation.batch_size": 256}))
+    compiled = Program(experiment, Auto(Layout("loop"), 8, 1)).compile()
+    weights = jax.device_get(compiled.unpack(compiled.fresh()))
+    conditions, keys = experiment.task.conditions()[1:], replica_keys(5, 2)
+    fresh = Evaluator(experiment, Layout("loop"), keys, export.STREAM, conditions=conditions).rows(weights)
+    stored = Evaluator(
+        experiment, Layout("loop"), keys, conditions=conditions, stored={"shifted": export.read(folder)[1]}
+    ).rows(weights)
+    second = fresh["replica"] == 1
+    assert second.sum() == 300
+    for name, column in stored.items():
+        if isinstance(column, np.ndarray) and column.ndim == 1:
+            np.testing.assert_allclose(column[stored["replica"] == 1], fresh[name][second], rtol=1e-5, err_msg=name)
+    assert not np.array_equal(stored["query"][stored["replica"] == 0], fresh["query"][fresh["replica"] == 0])
+
+
+def test_a_set_that_is_there_is_not_written_again(folder):
+    with pytest.raises(ConfigError, match="is there already; allowed: another --name or folder"):
+        export.main(["--task", TASK, "--data_dir", str(folder.parents[1]), "--examples", "3"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--examples", "0"], "--examples: 0 is not allowed; allowed: a whole number from 1"),
+        (["--seed", "-1"], "--seed: -1 is not allowed; allowed: a whole number from 0"),
+        (["--name", "../x"], "--name: '../x' is not allowed"),
+        (["--split", "a b"], "--split: 'a b' is not allowed"),
+        (["--condition", "shiftd"], "unknown condition 'shiftd', did you mean 'shifted'?"),
+    ],
+)
+def test_bad_arguments_are_refused_and_nothing_is_written(arguments, told, tmp_path):
+    with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
+        export.main(["--task", TASK, "--data_dir", str(tmp_path / "data"), *arguments])
+    assert not (tmp_path / "data").exists()
+
+
+def test_another_folder_is_no_evaluation_set(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is not an exported evaluation set"):
+        export.read(tmp_path)
+
+
+def test_without_tfds_it_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'positionbias\[data\]'"):
+        export.main(["--task", TASK, "--data_dir", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
