@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
@@ -60,7 +61,10 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     from positionbias.training import auto
 
     run = load(workdir, given.step, "all", given.task)
-    layout = auto.resolve(run.experiment, jax.default_backend(), len(jax.devices())).layout
+    # On the devices that are here, which need not be as many as it was trained on.
+    train = dataclasses.replace(run.config.train, devices="auto")
+    here = dataclasses.replace(run.experiment, config=dataclasses.replace(run.config, train=train))
+    layout = auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
     evaluator = Evaluator(run.experiment, layout, run.keys, STREAM, given.items)
     rows = evaluator.rows(layout.place(run.weights))
     label = given.label or _label(given.task, run.step)

@@ -25,8 +25,7 @@ def set_up(config: schema.Config) -> None:
     with runtime.no_garbage():
         from positionbias.training import auto
 
-    asked = config.train.devices
-    runtime.configure(auto.devices(config, runtime.cores()) if asked == "auto" else asked)
+    runtime.configure(auto.virtual_devices(config, runtime.cores()))
 
 
 def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = None) -> int:

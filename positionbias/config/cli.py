@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from positionbias import spec
 from positionbias.config import files
 from positionbias.config.resolve import Leaf, groups, leaves, not_a_group, plain, unknown_field
+from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 
 PREFIX = "--config."
@@ -236,7 +237,10 @@ def _meaning(leaf: Leaf) -> str:
 
 
 def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
-    """Call `main` with the command line and exit with what it returns; a ConfigError is one line and exit code 2."""
+    """Call `main` with the command line and exit with what it returns.
+
+    A ConfigError is one line and exit code 2; so is a disk or memory without room, but its code is 1.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever called
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -245,6 +249,9 @@ def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except (WriteError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # whoever reads the output has seen enough

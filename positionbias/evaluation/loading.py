@@ -107,7 +107,7 @@ def read_config(workdir: pathlib.Path) -> schema.Config:
         config = resolve(found["config"])
     except ConfigError:
         raise
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise ConfigError(
             f"workdir: {str(workdir)!r} is not a run folder; allowed: a folder with config.json."
         ) from None

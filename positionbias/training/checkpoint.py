@@ -12,12 +12,15 @@ against a second writer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -26,7 +29,7 @@ import numpy as np
 from flax import nnx
 
 from positionbias.arrays import Tree
-from positionbias.files import sync, write_json
+from positionbias.files import WriteError, sync, write_json, writing
 
 FORMAT = 1
 MARK = "mark.json"
@@ -124,10 +127,9 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
     """Write one step: `state` is nested dicts with string keys and arrays as leaves, `meta` is JSON.
 
     When it returns, the step is on the disk. A whole step is never overwritten: saving the same leaves again changes
-    nothing, other leaves raise CheckpointError; what is there but not whole is replaced.
+    nothing, other leaves raise CheckpointError; what is there but not whole is replaced. Raises WriteError where it
+    cannot be written, and leaves nothing of it.
     """
-    import orbax.checkpoint.experimental.v1 as ocp
-
     leaves = dict(_flat(state))
     for name, leaf in leaves.items():
         if leaf.dtype.kind in "OSU":
@@ -142,14 +144,30 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
     for leftover in _folders(folder).values():
         if not (leftover / MARK).exists():
             _remove(leftover)
-    home.mkdir(parents=True)
-    with _quiet():
-        ocp.save(home / "state", _nonempty(state))
-    for path in (home, *home.rglob("*")):
-        sync(path)
     payload = {"format": FORMAT, "step": step, "meta": meta, "leaves": told}
-    write_json(home / MARK, {**payload, "sha256": _digest_of_mark(payload)})
-    sync(home.parent)
+    try:
+        with writing(home):
+            home.mkdir(parents=True)
+            _write_state(home, state)
+            for path in (home, *home.rglob("*")):
+                sync(path)
+            write_json(home / MARK, {**payload, "sha256": _digest_of_mark(payload)})
+            sync(home.parent)
+    except WriteError:
+        _remove(home)  # on a full disk the manifest needs the room
+        raise
+
+
+def _write_state(home: pathlib.Path, state: dict[str, Any]) -> None:
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    try:
+        with _quiet():
+            ocp.save(home / "state", _nonempty(state))
+    except Exception as error:  # its writers tell a full disk as a ValueError of many lines
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        text = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise WriteError(f"cannot write {str(home)!r}: {os.strerror(int(number[1])) if number else text}.") from None
 
 
 def _nonempty(plain: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +312,8 @@ def _whole(folder: pathlib.Path, step: int) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports a damaged file line after line before it raises; the error we make of it says it once."""
+    """Orbax reports a damaged file or a full disk line after line before it raises; our error says it once."""
+    _ignore_late_threads()
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -302,6 +321,18 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@functools.cache
+def _ignore_late_threads() -> None:
+    """For good: where one file fails, Orbax's threads for the others find its event loop closed, some much later."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 # ---------------------------------------------------------------------------------------------------------- keeping

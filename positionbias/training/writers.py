@@ -9,11 +9,11 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from positionbias.files import as_list, read_lines, write_text
+from positionbias.files import as_list, read_lines, write_text, writing
 
 PLAIN_SECONDS = 60.0  # between lines of progress where there is no terminal
 WIDTH = 80  # of a terminal that does not say
@@ -31,14 +31,17 @@ class MetricsWriter:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        self._stream: IO[str] | None = None
+        self._stream: BinaryIO | None = None
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; arrays become lists."""
-        if self._stream is None:
-            self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (open from line to line)
-        self._stream.write(_encode(line) + "\n")
-        self._stream.flush()
+        """Append one line; arrays become lists. Raises WriteError."""
+        left = f"{_encode(line)}\n".encode()
+        with writing(self.path):
+            if self._stream is None:
+                # Without a buffer: what a full disk did not take must not come back when the file is closed.
+                self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115  (open from line to line)
+            while left:
+                left = left[self._stream.write(left) :]
 
     def close(self) -> None:
         """Close the file until the next line; may be called twice."""

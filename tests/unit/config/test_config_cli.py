@@ -8,6 +8,7 @@ from broken import BASE, put
 
 from positionbias.config.cli import Parser, apply_overrides, describe_fields, parse_command_line, run_entry
 from positionbias.config.resolve import leaves, resolve
+from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 
 
@@ -240,3 +241,13 @@ def test_a_bug_is_no_users_mistake():
 
     with pytest.raises(ValueError, match="a bug"):
         run_entry(main)
+
+
+@pytest.mark.parametrize("error", [WriteError("no room."), MemoryError("no room.")])
+def test_a_machine_without_room_is_one_line_and_code_1(error, capsys):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert (caught.value.code, capsys.readouterr().err) == (1, "error: no room.\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from positionbias import files
+from positionbias.files import WriteError
 from positionbias.training import writers
 from positionbias.training.writers import MetricsWriter, Progress, read_metrics
 
@@ -83,6 +85,33 @@ def test_cut_back_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         writer.cut_back(1)
     assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_told_and_leaves_no_line_to_come(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, path):
+            self.file, self.room = open(path, "ab", buffering=0), 5  # noqa: SIM115
+
+        def write(self, content):
+            if not self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room = 0
+            return self.file.write(content[:5])
+
+        def close(self):
+            self.file.close()
+
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    monkeypatch.setattr(writers, "open", lambda path, *a, **k: Full(path), raising=False)
+    with pytest.raises(WriteError, match=r"^cannot write '.*/metrics\.jsonl': No space left on device\.$"):
+        writer.write({"step": 10})
+    writer.close()
+    monkeypatch.undo()
+    assert path.read_text() == '{"ste'
+    writer.cut_back(0)
+    writer.write({"step": 10})
+    assert path.read_text() == '{"step": 10}\n'
 
 
 def test_a_damaged_earlier_line_is_named(tmp_path):
