@@ -5,11 +5,16 @@ import pytest
 from positionbias import runtime
 
 
+@runtime.no_garbage()
+def failing_start():
+    assert not gc.isenabled()
+    raise KeyError
+
+
 def test_garbage_is_collected_again_after_a_start_that_fails():
     before = gc.get_freeze_count()
-    with pytest.raises(KeyError), runtime.no_garbage():
-        assert not gc.isenabled()
-        raise KeyError
+    with pytest.raises(KeyError):
+        failing_start()
     assert gc.isenabled()
     assert gc.get_freeze_count() > before
     gc.unfreeze()
