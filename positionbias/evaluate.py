@@ -35,9 +35,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--items: {given.items} is not allowed; allowed: a whole number from 1.")
     if given.label is not None:
         resolve.check_safe_name(given.label, "--label")
-        if given.label.isdecimal():
-            raise ConfigError(f"--label: {given.label!r} is not allowed, numbers are training steps; allowed: a name.")
-    workdir = pathlib.Path(given.workdir)
+        if given.label.partition(".")[0].isdecimal() or given.label.endswith((".npz", ".json")):
+            raise ConfigError(
+                f"--label: {given.label!r} is not allowed, numbers are training steps and .npz and .json are added;"
+                " allowed: a name."
+            )
+    workdir = launch.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
     from positionbias.training.run_folder import FolderInUse, locked
 

@@ -15,6 +15,13 @@ from positionbias.spec import ConfigError
 IN_USE = 4
 
 
+def folder(given: str) -> pathlib.Path:
+    """The path given as `--workdir`."""
+    if not given:  # which pathlib takes for the folder one is in
+        raise ConfigError("--workdir: '' is not allowed; allowed: the path of a folder.")
+    return pathlib.Path(given)
+
+
 def default_workdir(config: schema.Config) -> pathlib.Path:
     """`runs/NAME/HASH`."""
     return pathlib.Path("runs", config.name, resolve.config_hash(config))

@@ -52,6 +52,7 @@ class ConfigFile:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call one of the file's functions; ConfigError with the file's line if it raises."""
+        _not_async(function, self.path)
         with _told_in_one_sentence(self.path):
             function(*arguments)
 
@@ -68,6 +69,7 @@ def read(path_with_arguments: str) -> ConfigFile:
         raise ConfigError(
             f"--config: {path} defines no function get_config{found}; allowed: get_config(...) -> config."
         )
+    _not_async(get_config, path)
     return ConfigFile(path, _arguments(get_config, given if separator else None, path), module)
 
 
@@ -107,6 +109,9 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 def _run(path: str) -> types.ModuleType:
     file = pathlib.Path(path)
+    if file.is_dir():
+        inside = ", ".join(map(str, sorted(file.glob("*.py"))[:50])) or "a Python file"
+        raise ConfigError(f"--config: {path!r} is a folder; allowed: {inside}.")
     if not file.is_file():
         raise spec.unknown("--config", "file", path, _neighbours(file))
     module = types.ModuleType(f"config_file_{file.stem}")
@@ -116,6 +121,11 @@ def _run(path: str) -> types.ModuleType:
         # Compiled here rather than imported, so that the file as it is now is what runs and no cache is left beside it.
         exec(compile(file.read_bytes(), path, "exec", dont_inherit=True), vars(module))
     return module
+
+
+def _not_async(function: Callable[..., Any], path: str) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"--config: {function.__name__} of {path} is async; allowed: a plain function.")
 
 
 def _neighbours(file: pathlib.Path) -> list[str]:
@@ -186,11 +196,15 @@ def _split(text: str) -> list[str]:
 def _told_in_one_sentence(path: str) -> Iterator[None]:
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file may raise or exit as it likes, and its errors may not even have a text
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         where = f"{path}, line {lines[-1]}" if lines and lines[-1] else path
-        text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split()) or "raised"
+        text = "raised"
+        with contextlib.suppress(Exception):
+            text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split()) or text
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"--config: {where}: {kind}{text}{'' if text[-1] in '.?' else '.'}") from None

@@ -136,7 +136,7 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
             raise CheckpointError(f"checkpoint {step}: leaf {name!r} is not an array of numbers.")
     told = {name: _tell(leaf) for name, leaf in leaves.items()}
     home = path_of(folder, step)
-    if _whole(folder, step):
+    if whole(folder, step):
         if _read_mark(home, step)["leaves"] != told:
             raise CheckpointError(f"checkpoint {step} is there and whole, and holds another state.")
         return
@@ -246,12 +246,6 @@ def restore_latest(
     return None
 
 
-def latest(folder: pathlib.Path, log: Callable[[str], None]) -> int | None:
-    """The newest whole step, or None, as `restore_latest` finds it."""
-    found = restore_latest(folder, log)
-    return None if found is None else found[0]
-
-
 def _fitted(step: int, plain: dict[str, Any], like: Tree) -> Tree:
     if like is None:
         return plain
@@ -270,14 +264,15 @@ def _read_mark(home: pathlib.Path, step: int) -> dict[str, Any]:
     try:
         mark = json.loads((home / MARK).read_text(encoding="utf-8"))
         digest = mark.pop("sha256")
+        found = _digest_of_mark(mark)
     except FileNotFoundError:
         what = "has no mark: its save was cut short" if home.exists() else "is not there"
         raise CheckpointError(f"checkpoint {step} {what}.") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"checkpoint {step}: its mark cannot be read.") from None
     if mark.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {step} has format {mark.get('format')!r}, allowed: {FORMAT}.")
-    if _digest_of_mark(mark) != digest or mark["step"] != step:
+    if found != digest or mark["step"] != step:
         raise CheckpointError(f"checkpoint {step}: its mark does not hold what was saved.")
     return mark
 
@@ -302,7 +297,8 @@ def _graft(plain: dict[str, Any], name: str, leaf: np.ndarray) -> None:
     plain[last] = leaf
 
 
-def _whole(folder: pathlib.Path, step: int) -> bool:
+def whole(folder: pathlib.Path, step: int) -> bool:
+    """Whether the checkpoint of `step` can be restored; reads all of it."""
     try:
         restore(folder, step)
     except CheckpointError:
@@ -325,14 +321,18 @@ def _quiet() -> Iterator[None]:
 
 @functools.cache
 def _ignore_late_threads() -> None:
-    """For good: where one file fails, Orbax's threads for the others find its event loop closed, some much later."""
+    """For good: where one file fails, Orbax's tasks and threads for the others say so too, some much later."""
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
             before(unraisable)
 
+    def once(record: logging.LogRecord) -> bool:
+        return not ("never retrieved" in record.getMessage() and "OCDBT" in record.getMessage())
+
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(once)
 
 
 # ---------------------------------------------------------------------------------------------------------- keeping
@@ -347,7 +347,7 @@ def prune(folder: pathlib.Path, keep_last: int, keep_every: int | None, known: C
     kept = 0
     for step in reversed(steps(folder)):
         if kept < keep_last:
-            kept += step in known or _whole(folder, step)
+            kept += step in known or whole(folder, step)
         elif keep_every is None or step % keep_every:
             _remove(path_of(folder, step))
 

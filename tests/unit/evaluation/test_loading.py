@@ -50,8 +50,29 @@ def test_a_damaged_checkpoint_is_warned_of_once_and_the_one_before_read_once(run
     with pytest.warns(UserWarning, match="skipped checkpoint 4 has no mark") as told:
         loaded = load(tmp_path / "run")
     assert (loaded.step, steps_read, len(told)) == (2, [2], 1)
-    with pytest.raises(ConfigError, match=r"step: 4 has no checkpoint in .*; allowed: 2\."):
+    with pytest.raises(ConfigError, match=r"^step: checkpoint 4 has no mark: .*; allowed in .*: 2\.$"):
         load(tmp_path / "run", step=4)
+
+
+def test_only_whole_checkpoints_are_offered(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "000004" / "state" / "state" / "manifest.ocdbt").write_bytes(b"")
+    for step, said in ((3, "is not there"), (4, "cannot be read")):
+        with pytest.raises(ConfigError, match=rf"^step: checkpoint {step}.* {said}.*; allowed in '.*/run': 2\.$"):
+            load(tmp_path / "run", step=step)
+    (checkpoints / "000002" / "mark.json").write_text("[" * 100_000)
+    with pytest.raises(
+        ConfigError, match=r"^step: checkpoint 2: its mark .*; allowed in .*: none, no step is whole\.$"
+    ):
+        load(tmp_path / "run", step=2)
+    with pytest.raises(
+        ConfigError, match=r"^workdir: '.*/run' has no whole checkpoint: skipped checkpoint 4.*point 2: "
+    ):
+        load(tmp_path / "run")
+    shutil.rmtree(checkpoints)
+    with pytest.raises(ConfigError, match=r"^workdir: .* has no whole checkpoint: the run has not saved yet\.$"):
+        load(tmp_path / "run")
 
 
 def test_the_newest_checkpoint_is_loaded_without_a_word(run):

@@ -22,7 +22,6 @@ from positionbias.training import checkpoint
 from positionbias.training.checkpoint import (
     CheckpointError,
     from_plain,
-    latest,
     prune,
     restore,
     restore_latest,
@@ -30,6 +29,11 @@ from positionbias.training.checkpoint import (
     steps,
     to_plain,
 )
+
+
+def latest(folder, log):
+    found = restore_latest(folder, log)
+    return found and found[0]
 
 
 def make_state():
@@ -206,6 +210,14 @@ def test_every_bit_flipped_in_the_mark_is_found(tmp_path):
         assert json.loads(damaged) == whole  # white space
 
 
+@pytest.mark.parametrize("depth", [100_000, 900])
+def test_a_mark_nested_without_end_cannot_be_read(tmp_path, depth):
+    save(tmp_path, 3, {"a": np.zeros(2, np.float32)}, {})
+    (tmp_path / "000003" / "mark.json").write_text(f'{{"sha256": "", "meta": {"[" * depth}{"]" * depth}}}')
+    with pytest.raises(CheckpointError, match=r"^checkpoint 3(: its mark cannot be read| has format None.*)\.$"):
+        restore(tmp_path, 3)
+
+
 def rewrite(tmp_path, step, change):
     """Replace a step's arrays by what `change` makes of them, behind the mark's back."""
     import orbax.checkpoint.experimental.v1 as ocp
@@ -334,13 +346,19 @@ def test_a_save_without_room_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     assert steps(tmp_path) == [1, 2]
 
 
-def test_late_threads_of_a_failed_file_are_silent_and_others_are_not(monkeypatch):
+def test_late_threads_of_a_failed_file_are_silent_and_others_are_not(monkeypatch, caplog):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(str(unraisable.exc_value)))
     checkpoint._ignore_late_threads.__wrapped__()
     for text in ("Event loop is closed", "something else"):
         sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
     assert told == ["something else"]
+    asyncio = logging.getLogger("asyncio")
+    with caplog.at_level(logging.ERROR):
+        asyncio.error("Task exception was never retrieved\nfuture: ... in OCDBT database ...")
+        asyncio.error("Task exception was never retrieved\nfuture: ... of others")
+    asyncio.removeFilter(asyncio.filters[-1])
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["others"]
 
 
 @pytest.mark.parametrize(
