@@ -194,12 +194,14 @@ class _Run:
         logged = False  # the first loss is shown as soon as it is there, not a dispatch late
         self._resume()
         while True:
-            due, stopped = self._due(), stop.number is not None
-            ends = stopped or self.step >= last
+            due = self._due()
+            ends = stop.number is not None or self.step >= last
             if pending is not None and (due or ends or not logged):
                 logged = self._take(pending, self.step) or logged
                 pending = None
             if pending is None:
+                stopped = stop.number is not None  # anew: the dispatch just fetched may have taken long
+                ends = ends or stopped
                 self._pause()
                 if due.get("save") or (ends and self.step > 0):
                     self._save(compiled.unpack(state))
@@ -208,6 +210,8 @@ class _Run:
                 self._resume()
             if ends:
                 return
+            if pending is None and stop.number is not None:
+                continue  # the signal came during an evaluation, when no dispatch was in flight
             state, metrics = compiled.advance(state, self.step)
             if pending is not None:
                 self._take(pending, self.step)  # while the device works on the next dispatch

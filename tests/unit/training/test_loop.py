@@ -305,6 +305,25 @@ def test_what_came_after_the_restored_step_is_cut(config, reference, tmp_path):
     assert not list((tmp_path / "run" / "evals").glob("0*.npz"))
 
 
+@pytest.mark.parametrize("during", ["_take", "_evaluate"])
+def test_a_signal_lets_no_further_dispatch_begin(config, reference, tmp_path, monkeypatch, during):
+    original, at = getattr(loop._Run, during), []
+
+    def late(self, *arguments):
+        if not at:
+            at.append(self.step)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(loop._Run, during, late)
+    outcome = run(config, tmp_path / "run")
+    assert (outcome.status, [outcome.step], outcome.code) == ("stopped", at, 130)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == at
+    assert (tmp_path / "run" / "evals" / "000000.npz").exists() == (during == "_evaluate")
+    run(config, tmp_path / "run")
+    assert_same(left(tmp_path / "run"), reference)
+
+
 def unfinish(workdir):
     path = workdir / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "status": "running"}))
