@@ -9,7 +9,6 @@ from typing import TextIO
 
 from positionbias import runtime
 from positionbias.config import resolve, schema
-from positionbias.files import read_json
 from positionbias.spec import ConfigError
 
 IN_USE = 4
@@ -65,17 +64,13 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 def conclude(workdir: pathlib.Path) -> None:
     """Print the table of a run that has been evaluated, and where its report lies."""
+    from positionbias.evaluation.stored import read_summary
     from positionbias.evaluation.summary import table
     from positionbias.reporting.report import write_report
 
-    try:
-        summary = read_json(workdir / "summary.json")
-        if summary is not None:
-            say(table(summary))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ConfigError(
-            f"workdir: the summary.json of {str(workdir)!r} is not that of an evaluation; delete it to go on."
-        ) from None
+    summary = read_summary(workdir / "summary.json")
+    if summary:
+        say(table(summary))
     try:
         say(f"report: {write_report(workdir)}")
     except ConfigError as error:  # a report that cannot be drawn must not hide a run that was trained

@@ -145,7 +145,7 @@ def _same_plan(workdir: pathlib.Path, plan: dict[str, Any]) -> None:
         before = read_json(path)
         if before is None:
             return
-        old = {c["name"]: c["hash"] for c in before["cells"]}
+        old = {str(c["name"]): c["hash"] for c in before["cells"]}
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             f"--workdir: {str(path)!r} cannot be read; allowed: a sweep folder as it was written."
@@ -164,17 +164,21 @@ def _same_plan(workdir: pathlib.Path, plan: dict[str, Any]) -> None:
 
 def _finished(workdir: pathlib.Path) -> bool:
     try:
-        return (read_json(workdir / "manifest.json") or {}).get("status") == "finished"
-    except ValueError:
+        return dict(read_json(workdir / "manifest.json") or {}).get("status") == "finished"
+    except (TypeError, ValueError):
         return False
 
 
 def _told(line: dict[str, Any], workdir: pathlib.Path) -> str:
+    from positionbias.evaluation.stored import read_summary
+
     text = f"cell {line['cell']} {line['status']} after {line['seconds']} s"
-    summary = read_json(workdir / "summary.json")
-    if line["status"] == "finished" and summary is not None:
-        accuracy = summary["accuracy"]
-        low, high = accuracy["low"], accuracy["high"]
+    try:
+        summary = read_summary(workdir / "summary.json")
+    except ConfigError as error:
+        return f"{text}: {error}"
+    if line["status"] == "finished" and summary:
+        mean, low, high = (summary["accuracy"][bound] for bound in ("mean", "low", "high"))
         band = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
-        text += f": accuracy {accuracy['mean']:.4f}{band}"
+        text += f": accuracy {mean:.4f}{band}" if mean is not None else ""
     return text

@@ -91,6 +91,32 @@ def test_a_cell_without_room_is_told_in_its_own_sentence(cells, tmp_path, monkey
     assert (line["status"], line["code"], line["message"]) == ("failed", 1, "no room.")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("summary.json", "{}"), ("summary.json", "[1"), ("manifest.json", "[1]")]
+)
+def test_damaged_files_of_a_cell_do_not_end_the_sweep(cells, tmp_path, capsys, name, content):
+    class Ended(Recorder):
+        def run(self, cells, workdir):
+            self.cells += [cell.name for cell in cells]
+            for cell in cells:
+                yield {"cell": cell.name, "status": "finished", "code": 0, "message": "", "seconds": 0}
+
+    home = tmp_path / "cells" / "one"
+    home.mkdir(parents=True)
+    (tmp_path / "plan.json").write_text('{"cells": []}')
+    (home / name).write_text(content)
+    executor = Ended()
+    assert sweeping.run(cells, tmp_path, executor, "study") == 0
+    assert executor.cells == ["one", "wide", "last"]
+    told = capsys.readouterr()
+    assert "cell wide finished after 0 s\n" in told.out
+    assert (
+        f"cell one finished after 0 s{f': workdir: {str(home / name)!r} ' if name == 'summary.json' else ''}"
+        in told.out
+    )
+    assert f"no report: workdir: '{home / name}' " in told.err
+
+
 def test_a_ledger_without_room_ends_the_sweep(cells, tmp_path):
     class Ended(Recorder):
         def run(self, cells, workdir):
