@@ -63,15 +63,17 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 
 def conclude(workdir: pathlib.Path) -> None:
-    """Print the table of a run that has been evaluated, and where its report lies."""
+    """Print the table of a run that has been evaluated since training began, and where its report lies."""
     from positionbias.evaluation.stored import read_summary
     from positionbias.evaluation.summary import table
     from positionbias.reporting.report import write_report
 
     summary = read_summary(workdir / "summary.json")
-    if summary:
+    initial = summary.get("steps") == 0  # a run stopped early: its table would tell nothing of training
+    if summary and not initial:
         say(table(summary))
     try:
-        say(f"report: {write_report(workdir)}")
+        only = " (only the evaluation at initialisation is there yet)" if initial else ""
+        say(f"report: {write_report(workdir)}{only}")
     except ConfigError as error:  # a report that cannot be drawn must not hide a run that was trained
         say(f"no report: {error}", sys.stderr)
