@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -22,6 +23,9 @@ from typing import Any, Union
 from positionbias import spec
 from positionbias.config.resolve import plain
 from positionbias.spec import ConfigError
+
+A_CONFIG = "a Python file that defines get_config"
+DEFINES = re.compile(r"^(def |from .*import .*)?get_config\b", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +114,10 @@ def _options(annotation: Any) -> Iterator[Any]:
 def _run(path: str) -> types.ModuleType:
     file = pathlib.Path(path)
     if file.is_dir():
-        inside = ", ".join(map(str, sorted(file.glob("*.py"))[:50])) or "a Python file"
+        inside = ", ".join(_neighbours(file / "config.py")) or A_CONFIG
         raise ConfigError(f"--config: {path!r} is a folder; allowed: {inside}.")
     if not file.is_file():
-        raise spec.unknown("--config", "file", path, _neighbours(file))
+        raise spec.unknown("--config", "file", path, _neighbours(file) or [A_CONFIG])
     module = types.ModuleType(f"config_file_{file.stem}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses defined in the file look their module up
@@ -129,11 +133,19 @@ def _not_async(function: Callable[..., Any], path: str) -> None:
 
 
 def _neighbours(file: pathlib.Path) -> list[str]:
-    """Python files the user may have meant: those of the folder, or if there is none, of the folders beside it."""
+    """Config files the user may have meant: those of the folder, or if there is none, of the folders beside it; and
+    where the path is relative, those under configs/."""
     folder, pattern = file.parent, "*.py"
     while not folder.is_dir():
         folder, pattern = folder.parent, f"*/{pattern}"
-    return [str(found) for found in sorted(folder.glob(pattern))[:50]]
+    found = {*folder.glob(pattern), *(() if file.is_absolute() else pathlib.Path("configs").rglob("*.py"))}
+    return [str(path) for path in sorted(found) if _defines_a_config(path)][:50]
+
+
+def _defines_a_config(path: pathlib.Path) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(DEFINES.search(path.read_text(encoding="utf-8", errors="replace")))
+    return False
 
 
 def _arguments(get_config: Callable[..., Any], given: str | None, path: str) -> dict[str, Any]:

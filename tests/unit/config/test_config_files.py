@@ -108,6 +108,22 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
     assert refused(str(tmp_path / "configs")).endswith(f"is a folder; allowed: {inside}.")
 
 
+def test_only_config_files_are_offered_those_under_configs_too(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("from setuptools import setup\nsetup()\n", "setup.py")
+    message = "--config: unknown file 'stup.py'; allowed: a Python file that defines get_config."
+    assert refused("stup.py") == message
+    assert refused(".") == "--config: '.' is a folder; allowed: a Python file that defines get_config."
+    write("from setup import get_config\n", "mine.py")
+    (tmp_path / "configs" / "recall").mkdir(parents=True)
+    write(FILE, "configs/recall/quick.py")
+    (tmp_path / "configs" / "folder.py").mkdir()
+    allowed = "allowed: configs/recall/quick.py, mine.py."
+    assert refused("stup.py") == f"--config: unknown file 'stup.py'; {allowed}"
+    assert refused("recall_quick.py").endswith(f", did you mean 'configs/recall/quick.py'? {allowed}")
+    assert refused(".") == f"--config: '.' is a folder; {allowed}"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
