@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+import warnings
 
 from positionbias import launch
 from positionbias.config import cli, resolve
@@ -63,7 +64,9 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     from positionbias.evaluation.summary import summarise, table
     from positionbias.training import auto
 
-    run = load(workdir, given.step, "all", given.task)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: launch.say(str(message), sys.stderr)  # a line, not a place in here
+        run = load(workdir, given.step, "all", given.task)
     # On the devices that are here, which need not be as many as it was trained on.
     train = dataclasses.replace(run.config.train, devices="auto")
     here = dataclasses.replace(run.experiment, config=dataclasses.replace(run.config, train=train))

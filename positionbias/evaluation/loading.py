@@ -167,11 +167,15 @@ def _restored(folder: pathlib.Path, step: int | None, shape: Tree) -> tuple[int,
         allowed = ", ".join(map(str, kept)) or "none, no step is whole"
         raise ConfigError(f"step: {str(error).rstrip('.')}; allowed in {str(folder)!r}: {allowed}.") from None
     if found is None:
-        why = "; ".join(skipped) or "the run has not saved yet."
+        why = _joined(skipped) if skipped else "the run has not saved yet."
         raise ConfigError(f"workdir: {str(folder)!r} has no whole checkpoint: {why}")
     if skipped:
-        warnings.warn("; ".join(skipped), stacklevel=3)
+        warnings.warn(_joined(skipped), stacklevel=3)
     return found[0], found[1]
+
+
+def _joined(sentences: list[str]) -> str:
+    return "; ".join(sentence.rstrip(".") for sentence in sentences) + "."
 
 
 def _fitted(weights: Tree, experiment: Experiment, name: str) -> Tree:

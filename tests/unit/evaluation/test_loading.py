@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import positionbias
+from positionbias import evaluate, launch
 from positionbias.evaluation.loading import load
 from positionbias.spec import ConfigError
 from positionbias.training import checkpoint
@@ -67,12 +68,22 @@ def test_only_whole_checkpoints_are_offered(run, tmp_path):
     ):
         load(tmp_path / "run", step=2)
     with pytest.raises(
-        ConfigError, match=r"^workdir: '.*/run' has no whole checkpoint: skipped checkpoint 4.*point 2: "
+        ConfigError, match=r"^workdir: '.*/run' has no whole checkpoint: skipped checkpoint 4.*[^.]; skip.*[^.]\.$"
     ):
         load(tmp_path / "run")
     shutil.rmtree(checkpoints)
     with pytest.raises(ConfigError, match=r"^workdir: .* has no whole checkpoint: the run has not saved yet\.$"):
         load(tmp_path / "run")
+
+
+def test_evaluating_past_a_damaged_checkpoint_says_so_in_a_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "set_up", lambda config: None)  # devices are set up for the whole test session
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "000004" / "mark.json").write_text("{")
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--items", "4", "--label", "again"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "skipped checkpoint 4: its mark cannot be read.\n"
+    assert "evaluated at step 2 of 4" in told.out
 
 
 def test_the_newest_checkpoint_is_loaded_without_a_word(run):
