@@ -1,5 +1,6 @@
 """A run from its folder alone."""
 
+import re
 import shutil
 import warnings
 
@@ -11,6 +12,7 @@ import positionbias
 from positionbias import evaluate, launch
 from positionbias.evaluation.loading import load
 from positionbias.spec import ConfigError
+from positionbias.tasks.base import Size
 from positionbias.training import checkpoint
 from positionbias.training.loop import train
 
@@ -104,6 +106,31 @@ def test_a_shorter_task_uses_the_first_of_the_trained_positions(run):
 def test_a_longer_task_than_was_trained_is_refused(run):
     with pytest.raises(ConfigError, match=r"^task: needs .* but .* was trained; allowed: a task no longer"):
         load(run, task=LONGER)
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        (
+            "inverse_permutation(n=4, alphabet=6)",
+            "inverse_permutation(n=4, alphabet=6) has a vocabulary of 10 tokens, but the run was trained with a"
+            " vocabulary of 9 tokens; allowed: the sizes trained with, as in associative_recall(pairs=2, ",
+        ),
+        ("asociative_recall", "unknown task 'asociative_recall', did you mean 'associative_recall'?"),
+        (LONGER, "needs ["),
+    ],
+)
+def test_evaluating_another_task_is_refused_by_the_name_of_its_flag(run, monkeypatch, task, sentence):
+    monkeypatch.setattr(launch, "set_up", lambda config: None)
+    with pytest.raises(ConfigError, match=f"^--task: {re.escape(sentence)}"):
+        evaluate.main(["--workdir", str(run), "--task", task])
+
+
+def test_kinds_are_told_with_their_sizes():
+    class Map:
+        input, output = Size("vectors", 3), Size("tokens", 5)
+
+    assert evaluate._sizes(Map) == "vectors of 3 features as inputs and a vocabulary of 5 tokens as targets"
 
 
 def test_a_batch_goes_with_its_condition(run):
