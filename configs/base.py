@@ -94,7 +94,9 @@ def get_config() -> ConfigDict:
                 "every": None,  # steps between evaluations; None evaluates at the start and the end only
                 "items": 2048,  # fresh sequences a replica and condition
                 "batch_size": 256,  # sequences evaluated at once
-                "influence_items": 256,  # sequences of the influence profile; at least 256 for figures to be reported
+                # sequences the influence profile is averaged over; below 256 it is drawn all the same, but
+                # noisy
+                "influence_items": 256,
             },
             # what is kept of a run
             "checkpoint": {

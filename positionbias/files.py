@@ -10,6 +10,19 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 
+class WriteError(Exception):
+    """A file that cannot be written, told in one sentence that names it and the reason; entries exit with code 1."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """An OSError of the block becomes the WriteError of `path`: that of a write itself knows no name."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {str(path)!r}: {error.strerror or error}.") from None
+
+
 def sync(path: pathlib.Path) -> None:
     """Wait until a file's content, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -23,15 +36,21 @@ def sync(path: pathlib.Path) -> None:
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """A stream whose content replaces `path` at the end of the block, atomically.
 
-    Whoever reads the file, and whenever this is cut short, it is the old one or the new one.
+    Whoever reads the file, and whenever this is cut short, it is the old one or the new one. Raises WriteError.
     """
     aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
-    sync(path.parent)
+    with writing(path):
+        try:
+            with open(aside, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+        sync(path.parent)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -69,6 +88,6 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any] | None]
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         line = None
         if text.endswith("\n"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
         yield text, line if isinstance(line, dict) else None

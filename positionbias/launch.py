@@ -9,10 +9,16 @@ from typing import TextIO
 
 from positionbias import runtime
 from positionbias.config import resolve, schema
-from positionbias.files import read_json
 from positionbias.spec import ConfigError
 
 IN_USE = 4
+
+
+def folder(given: str) -> pathlib.Path:
+    """The path given as `--workdir`."""
+    if not given:  # which pathlib takes for the folder one is in
+        raise ConfigError("--workdir: '' is not allowed; allowed: the path of a folder.")
+    return pathlib.Path(given)
 
 
 def default_workdir(config: schema.Config) -> pathlib.Path:
@@ -25,8 +31,7 @@ def set_up(config: schema.Config) -> None:
     with runtime.no_garbage():
         from positionbias.training import auto
 
-    asked = config.train.devices
-    runtime.configure(auto.devices(config, runtime.cores()) if asked == "auto" else asked)
+    runtime.configure(auto.virtual_devices(config, runtime.cores()))
 
 
 def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = None) -> int:
@@ -58,19 +63,17 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 
 def conclude(workdir: pathlib.Path) -> None:
-    """Print the table of a run that has been evaluated, and where its report lies."""
+    """Print the table of a run that has been evaluated since training began, and where its report lies."""
+    from positionbias.evaluation.stored import read_summary
     from positionbias.evaluation.summary import table
     from positionbias.reporting.report import write_report
 
+    summary = read_summary(workdir / "summary.json")
+    initial = summary.get("steps") == 0  # a run stopped early: its table would tell nothing of training
+    if summary and not initial:
+        say(table(summary))
     try:
-        summary = read_json(workdir / "summary.json")
-        if summary is not None:
-            say(table(summary))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ConfigError(
-            f"workdir: the summary.json of {str(workdir)!r} is not that of an evaluation; delete it to go on."
-        ) from None
-    try:
-        say(f"report: {write_report(workdir)}")
+        only = " (only the evaluation at initialisation is there yet)" if initial else ""
+        say(f"report: {write_report(workdir)}{only}")
     except ConfigError as error:  # a report that cannot be drawn must not hide a run that was trained
         say(f"no report: {error}", sys.stderr)

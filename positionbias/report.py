@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.launch import folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -14,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     arguments, _ = parse_command_line(parser, argv)
     from positionbias.reporting.report import write_report
 
-    print(write_report(arguments.workdir))
+    print(write_report(folder(arguments.workdir)))
     return 0
 
 

@@ -348,8 +348,8 @@ def show(value: Any) -> str:
     """A value as one line of at most 80 characters, for a sentence."""
     try:
         text = " ".join(repr(value).split())
-    except ValueError:  # Python refuses to print whole numbers of thousands of digits
-        text = "a whole number too long to print"
+    except Exception:  # whatever a config's own objects raise; Python refuses whole numbers of thousands of digits
+        text = "a whole number too long to print" if issubclass(type(value), int) else f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 
-from positionbias import sweeping
+from positionbias import launch, sweeping
 from positionbias.config import cli, files, resolve, sweeps
 
 EXECUTORS = {"local": sweeping.LocalExecutor}
@@ -24,11 +24,11 @@ def parser() -> cli.Parser:
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, overrides = cli.parse_command_line(parser(), argv)
+    workdir = None if given.workdir is None else launch.folder(given.workdir)
     cells = sweeps.cells(given.config, given.sweep, overrides)
     digest = hashlib.sha256(" ".join(resolve.config_hash(c.config) for c in cells).encode()).hexdigest()[:12]
     name = pathlib.Path(files.read(given.config).path).stem
-    workdir = pathlib.Path(given.workdir or pathlib.Path("sweeps", name, digest))
-    return sweeping.run(cells, workdir, EXECUTORS[given.executor](), name)
+    return sweeping.run(cells, workdir or pathlib.Path("sweeps", name, digest), EXECUTORS[given.executor](), name)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from positionbias import launch, runtime
 from positionbias.config import resolve
 from positionbias.config.sweeps import Cell
-from positionbias.files import read_json, write_json
+from positionbias.files import WriteError, read_json, write_json, writing
+from positionbias.launch import say
 from positionbias.spec import ConfigError
 
 
@@ -35,7 +36,7 @@ class LocalExecutor:
 
     def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
         for number, cell in enumerate(cells, 1):
-            print(f"cell {number} of {len(cells)}: {cell.name}", flush=True)
+            say(f"cell {number} of {len(cells)}: {cell.name}")
             started = time.monotonic()
             line = self._one(cell, workdir / "cells" / cell.name)
             yield {"cell": cell.name, **line, "seconds": round(time.monotonic() - started, 1)}
@@ -48,11 +49,13 @@ class LocalExecutor:
         from positionbias.training.run_folder import FolderInUse
 
         try:
-            outcome = train(cell.config, workdir, sys.orig_argv, print)
+            outcome = train(cell.config, workdir, sys.orig_argv, say)
         except FolderInUse as error:
             return {"status": "failed", "code": launch.IN_USE, "message": str(error)}
         except ConfigError as error:
             return {"status": "failed", "code": 2, "message": str(error)}
+        except (WriteError, MemoryError) as error:
+            return {"status": "failed", "code": 1, "message": str(error)}
         except Exception as error:  # whatever breaks one cell must not lose the others
             return {"status": "failed", "code": 1, "message": f"{type(error).__name__}: {error}".splitlines()[0]}
         with contextlib.suppress(ConfigError):  # the sweep's own report says what is missing
@@ -63,8 +66,11 @@ class LocalExecutor:
 def run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, name: str) -> int:
     """Run what is not finished, write the report, list what failed; returns the exit code.
 
-    Every cell is built before anything is written: ConfigError for the whole sweep if one of them cannot be.
+    Every cell is built before anything is written: ConfigError for the whole sweep if one of them cannot be. Of two
+    processes in one folder the second is refused.
     """
+    from positionbias.training.run_folder import FolderInUse, locked
+
     plan = {
         "name": name,
         "command": sys.orig_argv,
@@ -72,30 +78,40 @@ def run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, name: str)
     }
     _same_plan(workdir, plan)
     _build(cells)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "plan.json", plan)
+    try:
+        with locked(workdir):
+            _same_plan(workdir, plan)  # again: another sweep may have begun here in between
+            write_json(workdir / "plan.json", plan)
+            return _run(cells, workdir, executor)
+    except FolderInUse as error:
+        say(f"error: {error}", sys.stderr)
+        return launch.IN_USE
+
+
+def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
     left = [c for c in cells if not _finished(workdir / "cells" / c.name)]
     if len(left) < len(cells):
-        print(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
+        say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
     ended = []
     for line in executor.run(left, workdir) if left else ():
         ended.append(line)
-        with open(workdir / "ledger.jsonl", "a", encoding="utf-8") as ledger:
+        path = workdir / "ledger.jsonl"
+        with writing(path), open(path, "a", encoding="utf-8") as ledger:
             ledger.write(json.dumps(line) + "\n")
             ledger.flush()
             os.fsync(ledger.fileno())
-        print(_told(line, workdir / "cells" / line["cell"]), flush=True)
+        say(_told(line, workdir / "cells" / line["cell"]))
     from positionbias.reporting.report import write_report
 
     try:
-        print(f"report: {write_report(workdir)}")
+        say(f"report: {write_report(workdir)}")
     except ConfigError as error:
-        print(f"no report: {error}", file=sys.stderr)
+        say(f"no report: {error}", sys.stderr)
     failed = [line for line in ended if line["status"] == "failed"]
     if failed:
-        print(f"{len(failed)} of {len(cells)} cells failed:", file=sys.stderr)
+        say(f"{len(failed)} of {len(cells)} cells failed:", sys.stderr)
         for line in failed:
-            print(f"  {line['cell']}: {line['message']}", file=sys.stderr)
+            say(f"  {line['cell']}: {line['message']}", sys.stderr)
     stopped = [line["code"] for line in ended if line["code"] in (130, 143)]
     return stopped[0] if stopped else max((line["code"] for line in failed), default=0)
 
@@ -105,9 +121,7 @@ def _build(cells: list[Cell]) -> None:
     build every cell as its run will."""
     from positionbias.training import auto
 
-    asked = [c.config.train.devices for c in cells]
-    chosen = [auto.devices(c.config, runtime.cores()) for c in cells if c.config.train.devices == "auto"]
-    runtime.configure(max([*chosen, *(a for a in asked if a != "auto")]))
+    runtime.configure(max(auto.virtual_devices(c.config, runtime.cores()) for c in cells))
     import jax
 
     from positionbias.config.build import build
@@ -121,7 +135,9 @@ def _build(cells: list[Cell]) -> None:
 
 def _same_plan(workdir: pathlib.Path, plan: dict[str, Any]) -> None:
     path = workdir / "plan.json"
-    if workdir.exists() and any(workdir.iterdir()) and not path.exists():
+    # A sweep that was killed early has left no more than these.
+    early = (".lock", ".plan.json.tmp")
+    if workdir.is_dir() and not path.exists() and any(p.name not in early for p in workdir.iterdir()):
         raise ConfigError(
             f"--workdir: {str(workdir)!r} holds something else; allowed: a new, an empty or a sweep folder."
         )
@@ -129,7 +145,7 @@ def _same_plan(workdir: pathlib.Path, plan: dict[str, Any]) -> None:
         before = read_json(path)
         if before is None:
             return
-        old = {c["name"]: c["hash"] for c in before["cells"]}
+        old = {str(c["name"]): c["hash"] for c in before["cells"]}
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             f"--workdir: {str(path)!r} cannot be read; allowed: a sweep folder as it was written."
@@ -148,17 +164,21 @@ def _same_plan(workdir: pathlib.Path, plan: dict[str, Any]) -> None:
 
 def _finished(workdir: pathlib.Path) -> bool:
     try:
-        return (read_json(workdir / "manifest.json") or {}).get("status") == "finished"
-    except ValueError:
+        return dict(read_json(workdir / "manifest.json") or {}).get("status") == "finished"
+    except (TypeError, ValueError):
         return False
 
 
 def _told(line: dict[str, Any], workdir: pathlib.Path) -> str:
+    from positionbias.evaluation.stored import read_summary
+
     text = f"cell {line['cell']} {line['status']} after {line['seconds']} s"
-    summary = read_json(workdir / "summary.json")
-    if line["status"] == "finished" and summary is not None:
-        accuracy = summary["accuracy"]
-        low, high = accuracy["low"], accuracy["high"]
+    try:
+        summary = read_summary(workdir / "summary.json")
+    except ConfigError as error:
+        return f"{text}: {error}"
+    if line["status"] == "finished" and summary:
+        mean, low, high = (summary["accuracy"][bound] for bound in ("mean", "low", "high"))
         band = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
-        text += f": accuracy {accuracy['mean']:.4f}{band}"
+        text += f": accuracy {mean:.4f}{band}" if mean is not None else ""
     return text

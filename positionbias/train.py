@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 from positionbias import launch
 from positionbias.config import cli, resolve
 from positionbias.spec import ConfigError
@@ -23,11 +21,12 @@ def parser() -> cli.Parser:
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, overrides = cli.parse_command_line(parser(), argv)
+    workdir = None if given.workdir is None else launch.folder(given.workdir)
     config = resolve.resolve(cli.load_config(given.config, overrides))
     if given.stop_after is not None and given.stop_after < 1:
         raise ConfigError(f"--stop_after: {given.stop_after} is not allowed; allowed: a whole number from 1.")
     launch.set_up(config)
-    return launch.run(config, pathlib.Path(given.workdir or launch.default_workdir(config)), given.stop_after)
+    return launch.run(config, workdir or launch.default_workdir(config), given.stop_after)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 import textwrap
 import typing
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 from positionbias import spec
 from positionbias.config import files
 from positionbias.config.resolve import Leaf, groups, leaves, not_a_group, plain, unknown_field
+from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 
 PREFIX = "--config."
@@ -167,6 +169,18 @@ class Parser(argparse.ArgumentParser):
             hint = f", did you mean {same[0]!r}?" if same else near
         return ConfigError(f"command line: unknown flag {flag!r}{hint or ';'} allowed: {', '.join(self._allowed())}.")
 
+    def missing(self, flag: str, tokens: Sequence[str]) -> ConfigError:
+        """The error for a required flag that is not among `tokens`, hinting at it where its value seems to be."""
+        for before, token in zip(["", *tokens], tokens, strict=False):
+            taken = before in self.flags and self.flags[before].nargs is None
+            if token.startswith("--") and token.partition("=")[0] not in self.flags:
+                return self.refuse(token)
+            if not taken and not token.startswith("-") and (flag != "--config" or ".py" in token):
+                wanted = f"{flag} {shlex.quote(token)}"
+                return ConfigError(f"command line: unexpected {token!r}, did you mean {wanted!r}?")
+        value = self.flags[flag].metavar or flag.lstrip("-").upper()
+        return ConfigError(f"command line: {flag} is missing; write {self.prog} {flag} {value} (--help tells more).")
+
     def _allowed(self) -> list[str]:
         return [*self.flags, *([f"{PREFIX}FIELD=VALUE"] if "--config" in self.flags else [])]
 
@@ -174,7 +188,7 @@ class Parser(argparse.ArgumentParser):
 def parse_command_line(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """The parser's own flags, and the overrides as (dotted path, text) in the order given.
 
-    Raises ConfigError for an unknown flag, a flag given twice and an override without a value.
+    Raises ConfigError for an unknown flag, a flag given twice or missing, and an override without a value.
     """
     rest, overrides = [], []
     tokens = list(argv)
@@ -193,6 +207,9 @@ def parse_command_line(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Na
     for flag, action in parser.flags.items():
         if action.nargs is None and given.count(flag) > 1:
             raise ConfigError(f"command line: {flag} is given twice; allowed: once.")
+    missing = [flag for flag, action in parser.flags.items() if action.required and flag not in given]
+    if missing and not {"-h", "--help"} & set(rest):
+        raise parser.missing(missing[0], rest)
     namespace, left = parser.parse_known_args(rest)
     if left:
         raise parser.refuse(left[0])
@@ -207,7 +224,8 @@ def describe_fields() -> str:
         "--config.task.n=16; `python -m positionbias.list` prints every name a spec may use.",
         "",
     ]
-    rows = [(path, _default(leaf), _meaning(leaf)) for path, leaf in leaves().items()]
+    rows = [("field", "default", "meaning")]
+    rows += [(path, _default(leaf), _meaning(leaf)) for path, leaf in leaves().items()]
     left, middle = max(len(r[0]) for r in rows), max(len(r[1]) for r in rows)
     for path, default, meaning in rows:
         first, *more = textwrap.wrap(meaning, 100 - left - middle - 6, break_on_hyphens=False)
@@ -228,15 +246,20 @@ def _default(leaf: Leaf) -> str:
 def _meaning(leaf: Leaf) -> str:
     doc = str(leaf.field.metadata["doc"])
     if leaf.axis:
-        return f"{doc} (one of the {leaf.axis}{', or a list with one a layer' if leaf.layered else ''})"
+        return f"{doc} (one of the {leaf.axis}{', or a list, one for each layer' if leaf.layered else ''})"
     if typing.get_origin(leaf.annotation) is typing.Literal:
         named = [value for value in typing.get_args(leaf.annotation) if f"{value}:" not in doc]
-        return f"{doc} ({' or '.join(named)})" if named else doc
+        if named:
+            *most, last = named
+            return f"{doc} ({', '.join(most)} or {last})" if most else f"{doc} ({last})"
     return doc
 
 
 def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
-    """Call `main` with the command line and exit with what it returns; a ConfigError is one line and exit code 2."""
+    """Call `main` with the command line and exit with what it returns.
+
+    A ConfigError is one line and exit code 2; so is a disk or memory without room, but its code is 1.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever called
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -245,6 +268,9 @@ def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except (WriteError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # whoever reads the output has seen enough

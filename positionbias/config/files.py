@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -22,6 +23,9 @@ from typing import Any, Union
 from positionbias import spec
 from positionbias.config.resolve import plain
 from positionbias.spec import ConfigError
+
+A_CONFIG = "a Python file that defines get_config"
+DEFINES = re.compile(r"^(def |from .*import .*)?get_config\b", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ConfigFile:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call one of the file's functions; ConfigError with the file's line if it raises."""
+        _not_async(function, self.path)
         with _told_in_one_sentence(self.path):
             function(*arguments)
 
@@ -68,6 +73,7 @@ def read(path_with_arguments: str) -> ConfigFile:
         raise ConfigError(
             f"--config: {path} defines no function get_config{found}; allowed: get_config(...) -> config."
         )
+    _not_async(get_config, path)
     return ConfigFile(path, _arguments(get_config, given if separator else None, path), module)
 
 
@@ -107,8 +113,11 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 def _run(path: str) -> types.ModuleType:
     file = pathlib.Path(path)
+    if file.is_dir():
+        inside = ", ".join(_neighbours(file / "config.py")) or A_CONFIG
+        raise ConfigError(f"--config: {path!r} is a folder; allowed: {inside}.")
     if not file.is_file():
-        raise spec.unknown("--config", "file", path, _neighbours(file))
+        raise spec.unknown("--config", "file", path, _neighbours(file) or [A_CONFIG])
     module = types.ModuleType(f"config_file_{file.stem}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses defined in the file look their module up
@@ -118,12 +127,25 @@ def _run(path: str) -> types.ModuleType:
     return module
 
 
+def _not_async(function: Callable[..., Any], path: str) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"--config: {function.__name__} of {path} is async; allowed: a plain function.")
+
+
 def _neighbours(file: pathlib.Path) -> list[str]:
-    """Python files the user may have meant: those of the folder, or if there is none, of the folders beside it."""
+    """Config files the user may have meant: those of the folder, or if there is none, of the folders beside it; and
+    where the path is relative, those under configs/."""
     folder, pattern = file.parent, "*.py"
     while not folder.is_dir():
         folder, pattern = folder.parent, f"*/{pattern}"
-    return [str(found) for found in sorted(folder.glob(pattern))[:50]]
+    found = {*folder.glob(pattern), *(() if file.is_absolute() else pathlib.Path("configs").rglob("*.py"))}
+    return [str(path) for path in sorted(found) if _defines_a_config(path)][:50]
+
+
+def _defines_a_config(path: pathlib.Path) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(DEFINES.search(path.read_text(encoding="utf-8", errors="replace")))
+    return False
 
 
 def _arguments(get_config: Callable[..., Any], given: str | None, path: str) -> dict[str, Any]:
@@ -186,11 +208,15 @@ def _split(text: str) -> list[str]:
 def _told_in_one_sentence(path: str) -> Iterator[None]:
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file may raise or exit as it likes, and its errors may not even have a text
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         where = f"{path}, line {lines[-1]}" if lines and lines[-1] else path
-        text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split()) or "raised"
+        text = "raised"
+        with contextlib.suppress(Exception):
+            text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split()) or text
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"--config: {where}: {kind}{text}{'' if text[-1] in '.?' else '.'}") from None

@@ -156,7 +156,10 @@ class Evaluation:
     items: int = between(1, 100_000_000, 2048, "fresh sequences a replica and condition")
     batch_size: int = between(1, MOST_SEQUENCES, 256, "sequences evaluated at once")
     influence_items: int = between(
-        1, MOST_SEQUENCES, 256, "sequences of the influence profile; at least 256 for figures to be reported"
+        1,
+        MOST_SEQUENCES,
+        256,
+        "sequences the influence profile is averaged over; below 256 it is drawn all the same, but noisy",
     )
 
 

@@ -124,7 +124,7 @@ def read_config(workdir: pathlib.Path) -> schema.Config:
         config = resolve(found["config"])
     except ConfigError:
         raise
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         raise ConfigError(
             f"workdir: {str(workdir)!r} is not a run folder; allowed: a folder with config.json."
         ) from None
@@ -159,30 +159,40 @@ def load(
     replicas = config.train.replicas
     if replica != "all" and (not isinstance(replica, int) or not 0 <= replica < replicas):
         raise ConfigError(f"replica: {replica!r} is not allowed; allowed: 'all' or 0 to {replicas - 1}.")
-    kept = checkpoint.steps(folder / "checkpoints")
     program = Program(trained, auto.Auto(Layout("loop"), 1, 1))
     shape = program.shape()
-    skipped: list[str] = []
-    try:
-        found = None
-        if step is None:
-            found = checkpoint.restore_latest(folder / "checkpoints", skipped.append, shape)
-        elif step in kept:
-            found = (step, *checkpoint.restore(folder / "checkpoints", step, shape))
-    except checkpoint.CheckpointError as error:
-        raise ConfigError(str(error)) from None
-    if skipped:
-        warnings.warn("; ".join(skipped), stacklevel=2)
-    if found is None:
-        shown = ", ".join(map(str, kept)) or "none, the run has not saved yet"
-        raise ConfigError(f"step: {step} has no checkpoint in {str(folder)!r}; allowed: {shown}.")
-    step, state, _ = found
+    step, state = _restored(folder, step, shape)
     weights = {name: _fitted(state[name], experiment, name) for name in ("params", "frozen")}
     keys = program.keys()
     if replica != "all":
         pick = functools.partial(jax.tree.map, lambda x: jnp.asarray(x[replica]))
         return LoadedRun(folder, step, replica, experiment, {k: pick(v) for k, v in weights.items()}, keys[replica])
     return LoadedRun(folder, step, replica, experiment, jax.tree.map(jnp.asarray, weights), keys)
+
+
+def _restored(folder: pathlib.Path, step: int | None, shape: Tree) -> tuple[int, Tree]:
+    """The checkpoint at `step`, or the newest whole one; ConfigError says which whole ones there are."""
+    checkpoints, skipped = folder / "checkpoints", list[str]()
+    try:
+        if step is not None:
+            return step, checkpoint.restore(checkpoints, step, shape)[0]
+        found = checkpoint.restore_latest(checkpoints, skipped.append, shape)
+    except checkpoint.CheckpointError as error:
+        kept = [kept for kept in checkpoint.steps(checkpoints) if checkpoint.whole(checkpoints, kept)]
+        if step in kept:
+            raise ConfigError(str(error)) from None  # whole, but of another model
+        allowed = ", ".join(map(str, kept)) or "none, no step is whole"
+        raise ConfigError(f"step: {str(error).rstrip('.')}; allowed in {str(folder)!r}: {allowed}.") from None
+    if found is None:
+        why = _joined(skipped) if skipped else "the run has not saved yet."
+        raise ConfigError(f"workdir: {str(folder)!r} has no whole checkpoint: {why}")
+    if skipped:
+        warnings.warn(_joined(skipped), stacklevel=3)
+    return found[0], found[1]
+
+
+def _joined(sentences: list[str]) -> str:
+    return "; ".join(sentence.rstrip(".") for sentence in sentences) + "."
 
 
 def _fitted(weights: Tree, experiment: Experiment, name: str) -> Tree:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from positionbias.files import replacing
+from positionbias.files import replacing, writing
 from positionbias.spec import ConfigError
 
 INTEGERS = ("replica", "condition", "query", "evidence", "query_slot", "evidence_slot", "distance", "order")
@@ -53,14 +53,18 @@ def _compact(name: str, column: np.ndarray) -> np.ndarray:
 
 
 def write_rows(path: str | os.PathLike, rows: Rows) -> None:
-    """Write rows to `path`, compressed, in the smallest types that hold them; a reader never sees half a file."""
+    """Write rows to `path`, compressed, in the smallest types that hold them; a reader never sees half a file.
+
+    Raises WriteError.
+    """
     path = pathlib.Path(path)
     arrays = {name: _compact(name, column) for name, column in columns(rows).items()}
     labels = rows.get("axes", {})
     arrays["conditions"] = np.array(list(rows["conditions"]), np.str_)
     arrays["axes"] = np.array([labels.get("query", "query position"), labels.get("evidence", "evidence position")])
     arrays["influence"] = np.asarray(rows.get("influence", np.zeros((0, 0, 0))), np.float32)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 

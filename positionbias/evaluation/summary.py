@@ -270,7 +270,7 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[f
     rows = summary[f"by_{axis}_position"]
     step = -(-len(rows) // LONGEST_TABLE)
     shown = sorted({*range(0, len(rows), step), len(rows) - 1})
-    header = ["slot", "mean", "interval", "ceiling", "baseline", *(["theory"] if theory is not None else [])]
+    header = ["at", "mean", "interval", "ceiling", "baseline", *(["theory"] if theory is not None else [])]
     body = []
     for i in shown:
         row = rows[i]

@@ -71,10 +71,22 @@ class Sites(SiteFunction):
         """Raise ConfigError for a recorded pattern or edited name that met no site."""
         for pattern in self.patterns:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in self.seen):
-                raise unknown("record", "site", pattern, self.seen)
+                raise unknown("record", "site", pattern, {_like(pattern, name) for name in self.seen})
         for name in self.edit:
             if name not in self.seen:
                 raise unknown("edit", "site", name, self.seen)
+
+
+def _like(pattern: str, name: str) -> str:
+    """`name` with `*` where `pattern` has it, so that a hint leaves open what the user left open."""
+    wanted, parts = pattern.split("."), name.split(".")
+    star = next((i for i, part in enumerate(wanted) if "*" in part), None)
+    more = len(parts) - len(wanted)
+    if star is None or more < 0:
+        return name
+    parts[star : star + more + 1] = [wanted[star]]  # a star may stand for dots as well
+    made = ".".join(want if "*" in want else part for want, part in zip(wanted, parts, strict=True))
+    return made if fnmatch.fnmatchcase(name, made) else name
 
 
 class Scoped(SiteFunction):

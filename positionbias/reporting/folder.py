@@ -6,8 +6,15 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from positionbias.files import read_json, read_lines
+from positionbias.evaluation import stored
+from positionbias.files import read_lines
 from positionbias.spec import ConfigError
+from positionbias.training.writers import read_metrics
+
+# What a report relies on; whatever else is there is shown as it is.
+CONFIG = {"config?": dict, "command?": [str]}
+MANIFEST = {"status?": str, "step?": int, "message?": str}
+PLAN = {"cells?": [{"name": str, "overrides?": dict}], "command?": [str]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Sweep:
 
 
 def read(workdir: pathlib.Path) -> Run | Sweep:
-    """Read a run or sweep folder. ConfigError if `workdir` is neither or holds a file that is not JSON."""
+    """Read a run or sweep folder. ConfigError if `workdir` is neither or holds a damaged file."""
     if not workdir.is_dir():
         raise ConfigError(f"workdir: {str(workdir)!r} is not a folder; allowed: a run folder or a sweep folder.")
     if (workdir / "plan.json").is_file():
@@ -71,35 +78,22 @@ def read(workdir: pathlib.Path) -> Run | Sweep:
 def _run(path: pathlib.Path) -> Run:
     return Run(
         path=path,
-        config=_json(path / "config.json"),
-        manifest=_json(path / "manifest.json"),
-        metrics=_lines(path / "metrics.jsonl"),
-        summary=_json(path / "summary.json"),
+        config=stored.read(path / "config.json", CONFIG),
+        manifest=stored.read(path / "manifest.json", MANIFEST),
+        metrics=read_metrics(path / "metrics.jsonl"),
+        summary=stored.read_summary(path / "summary.json"),
     )
 
 
 def _sweep(path: pathlib.Path) -> Sweep:
-    plan = _json(path / "plan.json")
-    planned = [str(cell["name"]) for cell in plan.get("cells", [])]
+    plan = stored.read(path / "plan.json", PLAN)
+    planned = [cell["name"] for cell in plan.get("cells", [])]
+    astray = next((name for name in planned if name in ("", "..") or pathlib.PurePath(name).name != name), None)
+    if astray is not None:
+        raise ConfigError(f"workdir: {str(path / 'plan.json')!r} has a cell {astray!r}; allowed: names of folders.")
     cells = path / "cells"
     found = sorted(p.name for p in cells.iterdir() if p.is_dir()) if cells.is_dir() else []
     names = [*planned, *(name for name in found if name not in planned)]
-    ledger = {str(line["cell"]): line for line in _lines(path / "ledger.jsonl") if "cell" in line}
+    # It may be written to right now: a broken line is left out.
+    ledger = {str(line["cell"]): line for _, line in read_lines(path / "ledger.jsonl") if line and "cell" in line}
     return Sweep(path=path, plan=plan, cells={name: _run(cells / name) for name in names}, ledger=ledger)
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = read_json(path)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ConfigError(f"workdir: {str(path)!r} cannot be read; allowed: a JSON object.")
-    return value
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may be written to right now; a broken one is left out."""
-    return [line for _, line in read_lines(path) if line is not None]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import pathlib
 
-from positionbias.files import write_text
+from positionbias.files import WriteError, write_text
 from positionbias.reporting.folder import Run, Sweep, read
 from positionbias.reporting.run import run_page
 from positionbias.reporting.sweep import sweep_page
+from positionbias.spec import ConfigError
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Write `report.html` into a run folder, or into a sweep folder and each of its cells; return the path.
 
-    The file is self-contained and the same for the same folder. Raises ConfigError if `workdir` is no such folder, or
-    if matplotlib is missing.
+    The file is self-contained and the same for the same folder. Raises ConfigError if `workdir` is no such folder,
+    holds a damaged file or cannot be written in, or if matplotlib is missing.
     """
     folder = pathlib.Path(workdir)
     found = read(folder)
@@ -33,5 +34,8 @@ def _write_cells(sweep: Sweep) -> None:
 
 def _write(folder: pathlib.Path, text: str) -> pathlib.Path:
     path = folder / "report.html"
-    write_text(path, text)
+    try:
+        write_text(path, text)
+    except WriteError as error:
+        raise ConfigError(f"workdir: {error}") from None
     return path

@@ -10,7 +10,7 @@ from positionbias.evaluation.statistics import INDICES, Interval, paired_differe
 from positionbias.evaluation.summary import above_ceiling, solved_count
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
-from positionbias.reporting.html import between, escape, figure, flatten, grid, note, number, page, pairs
+from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.run import COLLINEAR, band, label
 
@@ -119,14 +119,14 @@ def _unfinished(sweep: Sweep) -> list[str]:
     for name, run in sweep.cells.items():
         if sweep.status(name) == "finished" and run.summary:
             continue
-        line = {k: v for k, v in sweep.ledger.get(name, {}).items() if k not in ("cell", "status")}
-        told = "; ".join(f"{key}: {value}" for key, value in flatten(line).items()) or run.manifest.get("message", "")
-        body.append([name, sweep.status(name) or "not started", told])
+        line = sweep.ledger.get(name, {})
+        told = line.get("message") or run.manifest.get("message", "")
+        body.append([name, sweep.status(name) or "not started", line.get("code", "–"), told])
     if not body:
         return []
     return [
         "<h2>Cells without a result, or not finished</h2>",
-        grid(["cell", "status", "what is known"], body, texts=3),
+        grid(["cell", "status", "exit code", "message"], body, texts=4),
     ]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+
+import jax
 
 from positionbias.config import schema
 from positionbias.config.build import Experiment
@@ -41,6 +44,14 @@ def devices(config: schema.Config, available: int) -> int:
     return asked
 
 
+def virtual_devices(config: schema.Config, cores: int) -> int:
+    """How many devices a CPU of `cores` cores is split into, before it is known whether there is another device.
+
+    One a core at most: beyond that, `resolve` refuses what was asked.
+    """
+    return devices(config, cores) if config.train.devices == "auto" else min(config.train.devices, cores)
+
+
 def dispatch(config: schema.Config) -> int:
     """Steps in one compiled call: as asked, else the greatest number that divides every cadence and the steps."""
     if config.train.steps_per_dispatch != "auto":
@@ -50,13 +61,33 @@ def dispatch(config: schema.Config) -> int:
 
 
 def resolve(experiment: Experiment, platform: str, available: int) -> Auto:
-    """Choose for `platform` ("cpu", "gpu", "tpu") with `available` devices."""
+    """Choose for `platform` ("cpu", "gpu", "tpu") with `available` devices.
+
+    Raises ConfigError for more devices than that, and for more parameters than this machine's memory holds: they are
+    the least that a run needs, and on their way to a checkpoint they are in that memory whatever the platform.
+    """
     config, task = experiment.config, experiment.task
+    _check_memory(experiment)
     train, length = config.train, max(task.length(c) for c in task.conditions())
     form = train.replica_layout
     if form == "auto":
         form = "loop" if platform == "cpu" else "vmap"
     return Auto(Layout(form, devices(config, available)), _microbatch(train, platform, length), dispatch(config))
+
+
+def memory() -> int:
+    """Bytes of physical memory; a container may be given less."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(experiment: Experiment) -> None:
+    replicas, has = experiment.config.train.replicas, memory()
+    needed = replicas * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(experiment.abstract))
+    if needed > has:
+        raise ConfigError(
+            f"model: its parameters take {needed / 2**30:.1f} GiB in {replicas} replicas, more than the"
+            f" {has / 2**30:.1f} GiB of memory here; allowed: a smaller model or fewer train.replicas."
+        )
 
 
 def _microbatch(train: schema.Train, platform: str, length: int) -> int:

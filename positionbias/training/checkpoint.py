@@ -12,12 +12,15 @@ against a second writer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -26,7 +29,7 @@ import numpy as np
 from flax import nnx
 
 from positionbias.arrays import Tree
-from positionbias.files import sync, write_json
+from positionbias.files import WriteError, sync, write_json, writing
 
 FORMAT = 1
 MARK = "mark.json"
@@ -124,17 +127,16 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
     """Write one step: `state` is nested dicts with string keys and arrays as leaves, `meta` is JSON.
 
     When it returns, the step is on the disk. A whole step is never overwritten: saving the same leaves again changes
-    nothing, other leaves raise CheckpointError; what is there but not whole is replaced.
+    nothing, other leaves raise CheckpointError; what is there but not whole is replaced. Raises WriteError where it
+    cannot be written, and leaves nothing of it.
     """
-    import orbax.checkpoint.experimental.v1 as ocp
-
     leaves = dict(_flat(state))
     for name, leaf in leaves.items():
         if leaf.dtype.kind in "OSU":
             raise CheckpointError(f"checkpoint {step}: leaf {name!r} is not an array of numbers.")
     told = {name: _tell(leaf) for name, leaf in leaves.items()}
     home = path_of(folder, step)
-    if _whole(folder, step):
+    if whole(folder, step):
         if _read_mark(home, step)["leaves"] != told:
             raise CheckpointError(f"checkpoint {step} is there and whole, and holds another state.")
         return
@@ -142,14 +144,30 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
     for leftover in _folders(folder).values():
         if not (leftover / MARK).exists():
             _remove(leftover)
-    home.mkdir(parents=True)
-    with _quiet():
-        ocp.save(home / "state", _nonempty(state))
-    for path in (home, *home.rglob("*")):
-        sync(path)
     payload = {"format": FORMAT, "step": step, "meta": meta, "leaves": told}
-    write_json(home / MARK, {**payload, "sha256": _digest_of_mark(payload)})
-    sync(home.parent)
+    try:
+        with writing(home):
+            home.mkdir(parents=True)
+            _write_state(home, state)
+            for path in (home, *home.rglob("*")):
+                sync(path)
+            write_json(home / MARK, {**payload, "sha256": _digest_of_mark(payload)})
+            sync(home.parent)
+    except WriteError:
+        _remove(home)  # on a full disk the manifest needs the room
+        raise
+
+
+def _write_state(home: pathlib.Path, state: dict[str, Any]) -> None:
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    try:
+        with _quiet():
+            ocp.save(home / "state", _nonempty(state))
+    except Exception as error:  # its writers tell a full disk as a ValueError of many lines
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        text = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise WriteError(f"cannot write {str(home)!r}: {os.strerror(int(number[1])) if number else text}.") from None
 
 
 def _nonempty(plain: dict[str, Any]) -> dict[str, Any]:
@@ -228,12 +246,6 @@ def restore_latest(
     return None
 
 
-def latest(folder: pathlib.Path, log: Callable[[str], None]) -> int | None:
-    """The newest whole step, or None, as `restore_latest` finds it."""
-    found = restore_latest(folder, log)
-    return None if found is None else found[0]
-
-
 def _fitted(step: int, plain: dict[str, Any], like: Tree) -> Tree:
     if like is None:
         return plain
@@ -252,14 +264,15 @@ def _read_mark(home: pathlib.Path, step: int) -> dict[str, Any]:
     try:
         mark = json.loads((home / MARK).read_text(encoding="utf-8"))
         digest = mark.pop("sha256")
+        found = _digest_of_mark(mark)
     except FileNotFoundError:
         what = "has no mark: its save was cut short" if home.exists() else "is not there"
         raise CheckpointError(f"checkpoint {step} {what}.") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"checkpoint {step}: its mark cannot be read.") from None
     if mark.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {step} has format {mark.get('format')!r}, allowed: {FORMAT}.")
-    if _digest_of_mark(mark) != digest or mark["step"] != step:
+    if found != digest or mark["step"] != step:
         raise CheckpointError(f"checkpoint {step}: its mark does not hold what was saved.")
     return mark
 
@@ -284,7 +297,8 @@ def _graft(plain: dict[str, Any], name: str, leaf: np.ndarray) -> None:
     plain[last] = leaf
 
 
-def _whole(folder: pathlib.Path, step: int) -> bool:
+def whole(folder: pathlib.Path, step: int) -> bool:
+    """Whether the checkpoint of `step` can be restored; reads all of it."""
     try:
         restore(folder, step)
     except CheckpointError:
@@ -294,7 +308,8 @@ def _whole(folder: pathlib.Path, step: int) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports a damaged file line after line before it raises; the error we make of it says it once."""
+    """Orbax reports a damaged file or a full disk line after line before it raises; our error says it once."""
+    _ignore_late_threads()
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -302,6 +317,22 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@functools.cache
+def _ignore_late_threads() -> None:
+    """For good: where one file fails, Orbax's tasks and threads for the others say so too, some much later."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    def once(record: logging.LogRecord) -> bool:
+        return not ("never retrieved" in record.getMessage() and "OCDBT" in record.getMessage())
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(once)
 
 
 # ---------------------------------------------------------------------------------------------------------- keeping
@@ -316,7 +347,7 @@ def prune(folder: pathlib.Path, keep_last: int, keep_every: int | None, known: C
     kept = 0
     for step in reversed(steps(folder)):
         if kept < keep_last:
-            kept += step in known or _whole(folder, step)
+            kept += step in known or whole(folder, step)
         elif keep_every is None or step % keep_every:
             _remove(path_of(folder, step))
 

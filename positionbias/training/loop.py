@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -35,7 +36,7 @@ from positionbias.config.resolve import config_hash
 from positionbias.evaluation.by_position import Evaluator, theory_curves
 from positionbias.evaluation.rows import Rows, read_rows, write_rows
 from positionbias.evaluation.summary import summarise
-from positionbias.files import write_json
+from positionbias.files import WriteError, write_json
 from positionbias.spec import ConfigError
 from positionbias.training import auto, checkpoint
 from positionbias.training.interval import Interval, NonFinite
@@ -68,7 +69,8 @@ def train(
     """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
 
     `say` prints one line of the log; the progress line goes to standard output. Raises ConfigError for a config or
-    folder that cannot be used, FolderInUse if another process owns the folder.
+    folder that cannot be used, FolderInUse if another process owns the folder, WriteError or MemoryError, which the
+    manifest then tells, where disk or memory has no room.
     """
     experiment = build(config)
     chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
@@ -80,8 +82,14 @@ def train(
         try:
             outcome = run.go(stop, config.train.steps if stop_after is None else min(stop_after, config.train.steps))
         except NonFinite as error:
-            folder.update(status="failed", message=str(error))
+            with contextlib.suppress(WriteError):
+                folder.update(status="failed", message=str(error))
             outcome = Outcome("failed", run.step, NON_FINITE, str(error))
+        except jax.errors.JaxRuntimeError as error:
+            text = str(error).partition("\n")[0].rstrip(".")
+            if not any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+                raise
+            raise MemoryError(f"memory ran out, a smaller model or train.microbatch needs less: {text}.") from None
         finally:
             run.progress.close()
             run.metrics.close()
@@ -186,12 +194,14 @@ class _Run:
         logged = False  # the first loss is shown as soon as it is there, not a dispatch late
         self._resume()
         while True:
-            due, stopped = self._due(), stop.number is not None
-            ends = stopped or self.step >= last
+            due = self._due()
+            ends = stop.number is not None or self.step >= last
             if pending is not None and (due or ends or not logged):
                 logged = self._take(pending, self.step) or logged
                 pending = None
             if pending is None:
+                stopped = stop.number is not None  # anew: the dispatch just fetched may have taken long
+                ends = ends or stopped
                 self._pause()
                 if due.get("save") or (ends and self.step > 0):
                     self._save(compiled.unpack(state))
@@ -200,6 +210,8 @@ class _Run:
                 self._resume()
             if ends:
                 return
+            if pending is None and stop.number is not None:
+                continue  # the signal came during an evaluation, when no dispatch was in flight
             state, metrics = compiled.advance(state, self.step)
             if pending is not None:
                 self._take(pending, self.step)  # while the device works on the next dispatch

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from positionbias import runtime
-from positionbias.files import as_list, read_json, write_json
+from positionbias.config.resolve import stored_hash
+from positionbias.files import WriteError, as_list, read_json, write_json
 from positionbias.spec import PACKAGE, ConfigError
 
 STATUSES = ("running", "finished", "stopped", "failed")
@@ -62,15 +63,15 @@ class RunFolder:
         """Take `workdir` for the run of `config`, the one given by the user, before `auto` is resolved.
 
         Raises ConfigError for a folder of another config or of something else, FolderInUse if another process holds
-        it; neither leaves a trace. A finished run's manifest is left as it is until the first `update`.
+        it; neither leaves a trace. Raises WriteError on a full disk. A finished run's manifest is left as it is until
+        the first `update`.
         """
         path = pathlib.Path(workdir).absolute()
         try:
             _check(path, config, config_hash)
-            path.mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(path)
         except OSError as error:
-            raise ConfigError(f"workdir: cannot write in {str(path)!r}: {error.strerror}.") from None
+            raise ConfigError(f"workdir: cannot read {str(path)!r}: {error.strerror}.") from None
+        lock = _hold(path)
         try:
             _check(path, config, config_hash)  # again: another run may have begun here in between
             if not (path / "config.json").exists():
@@ -85,7 +86,7 @@ class RunFolder:
         return folder
 
     def update(self, **fields: Any) -> None:
-        """Change fields of the manifest and write it."""
+        """Change fields of the manifest and write it. Raises WriteError, and then they are as they were."""
         for name in fields:
             if name not in self.manifest:
                 raise KeyError(f"the manifest has no field {name!r}; it has {', '.join(self.manifest)}")
@@ -93,8 +94,9 @@ class RunFolder:
             raise ValueError(f"status {fields['status']!r}; allowed: {', '.join(STATUSES)}")
         # While the run goes on, nobody waits for git; its last word does.
         ends = fields.get("status", "running") != "running"
-        self.manifest.update(self._source.found(GIT_SECONDS if ends else 0.0), **fields)
-        write_json(self.path / "manifest.json", self.manifest)
+        changed = {**self.manifest, **self._source.found(GIT_SECONDS if ends else 0.0), **fields}
+        write_json(self.path / "manifest.json", changed)
+        self.manifest = changed
 
     def circumstances(self) -> dict[str, Any]:
         """All that the bits of a run depend on beside its config, JSON-ready; waits for git."""
@@ -112,26 +114,44 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if isinstance(error, KeyboardInterrupt) and self.manifest["status"] == "running":
-                self.update(status="stopped", message="interrupted, without a checkpoint of the last steps")
-            elif isinstance(error, Exception) and self.manifest["status"] == "running":
-                self.update(status="failed", message=f"{type(error).__name__}: {error}".splitlines()[0])
+            if self.manifest["status"] == "running":
+                with contextlib.suppress(WriteError):  # what ended the run is the error to be told
+                    self._write_down(error)
         finally:
             self.release()
+
+    def _write_down(self, error: BaseException | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.update(status="stopped", message="interrupted, without a checkpoint of the last steps")
+        elif isinstance(error, WriteError | MemoryError):
+            self.update(status="failed", message=str(error))
+        elif isinstance(error, Exception):
+            self.update(status="failed", message=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Keep training and others out of a run folder that is there. Raises FolderInUse, or ConfigError if read-only."""
-    path = path.absolute()
-    try:
-        lock = _take_lock(path)
-    except OSError as error:
-        raise ConfigError(f"workdir: cannot write in {str(path)!r}: {error.strerror}.") from None
+    """Keep others out of a run or sweep folder, made if it is not there.
+
+    Raises FolderInUse, or ConfigError if nothing can be written there.
+    """
+    lock = _hold(path.absolute())
     try:
         yield
     finally:
         _free(lock)
+
+
+def _hold(path: pathlib.Path) -> int:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:  # checkpoints cannot be written there
+        raise ConfigError(f"workdir: {str(path)!r} is not UTF-8; allowed: a path that is.") from None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return _take_lock(path)
+    except OSError as error:
+        raise ConfigError(f"workdir: cannot write in {str(path)!r}: {error.strerror}.") from None
 
 
 def _take_lock(path: pathlib.Path) -> int:
@@ -143,8 +163,9 @@ def _take_lock(path: pathlib.Path) -> int:
         owner = os.read(lock, 1000).decode("utf-8", "replace").strip() or "another process"
         os.close(lock)
         raise FolderInUse(f"workdir: {str(path)!r} is in use by {owner}.") from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    with contextlib.suppress(OSError):  # on a full disk the lock holds, and nobody is named
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return lock
 
 
@@ -166,12 +187,18 @@ def _check(path: pathlib.Path, config: dict[str, Any], config_hash: str) -> None
         return
     try:
         there = read_json(path / "config.json")
-        known, before = there["hash"], there["config"]
-    except (ValueError, TypeError, KeyError):
+        known, before = there["hash"], dict(there["config"])
+        found = stored_hash(before)  # of what is there, whatever it says of itself
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ConfigError(
             f"workdir: {str(path)!r} holds {foreign[0]!r} but no run;"
             " allowed: a new or empty folder, or this config's run folder."
         ) from None
+    if found != known:
+        raise ConfigError(
+            f"workdir: the config of {str(path)!r} has hash {found}, but config.json says {known};"
+            " allowed: a folder as it was written."
+        )
     if known != config_hash:
         raise ConfigError(
             f"workdir: {str(path)!r} belongs to another config, {known}, this one is {config_hash}"

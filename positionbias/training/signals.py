@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 
 class StopSignal:
-    """Context manager; inside it the first SIGINT or SIGTERM is remembered, a second SIGINT interrupts at once.
+    """Context manager; inside it the first SIGINT or SIGTERM is remembered, a second SIGINT interrupts.
 
-    Outside the main thread, where Python cannot set handlers, it remembers nothing.
+    The first is acknowledged on standard error as it arrives, and by a thread: Python's handlers run only when the
+    dispatch in flight gives the main thread back. Outside the main thread, where Python cannot set handlers, it
+    remembers nothing.
     """
 
     def __init__(self) -> None:
@@ -27,6 +32,11 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
+            self._reads, self._writes = os.pipe()
+            os.set_blocking(self._writes, False)
+            self._fd_before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=_acknowledge, args=(self._reads,), daemon=True)
+            self._thread.start()
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._remember)
         return self
@@ -34,8 +44,32 @@ class StopSignal:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._fd_before)
+            os.close(self._writes)  # which ends the thread
+            self._thread.join()
+            os.close(self._reads)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+
+
+def _acknowledge(pipe: int) -> None:
+    """Print one line for the first SIGINT or SIGTERM whose number arrives in `pipe`; returns when it is closed."""
+    told = False
+    while arrived := os.read(pipe, 1):
+        if told or arrived[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        told = True
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: no reason to lose the run
+            start = (
+                "\n" if sys.stderr.isatty() else ""
+            )  # below the progress line, which then goes on in a row of its own
+            again = "Ctrl-C again" if arrived[0] == signal.SIGINT else "Ctrl-C"
+            print(
+                f"{start}stopping as soon as the steps under way are saved; {again} stops without saving",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -9,12 +9,16 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from positionbias.files import as_list, read_lines, write_text
+from positionbias.evaluation.stored import NUMBER, misfit
+from positionbias.files import as_list, read_lines, write_text, writing
+from positionbias.spec import ConfigError
 
+METRICS = ("loss", "accuracy", "gradient_norm")
+LINE = {"step": int, **{f"{name}?": [NUMBER] for name in METRICS}}  # what readers rely on
 PLAIN_SECONDS = 60.0  # between lines of progress where there is no terminal
 WIDTH = 80  # of a terminal that does not say
 
@@ -31,14 +35,17 @@ class MetricsWriter:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        self._stream: IO[str] | None = None
+        self._stream: BinaryIO | None = None
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; arrays become lists."""
-        if self._stream is None:
-            self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (open from line to line)
-        self._stream.write(_encode(line) + "\n")
-        self._stream.flush()
+        """Append one line; arrays become lists. Raises WriteError."""
+        left = f"{_encode(line)}\n".encode()
+        with writing(self.path):
+            if self._stream is None:
+                # Without a buffer: what a full disk did not take must not come back when the file is closed.
+                self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115  (open from line to line)
+            while left:
+                left = left[self._stream.write(left) :]
 
     def close(self) -> None:
         """Close the file until the next line; may be called twice."""
@@ -62,12 +69,21 @@ class MetricsWriter:
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, [] where there is none, without a last line that is still being written.
 
-    Raises ValueError naming the line if an earlier one cannot be read.
+    Raises ConfigError naming the line if another cannot be read, or has other replicas than the first.
     """
-    lines = [line if line and "step" in line else None for _, line in read_lines(path)]
-    for number, line in enumerate(lines[:-1], start=1):
-        if line is None:
-            raise ValueError(f"{path}: line {number} is not a line of metrics.")
+    lines = [line for _, line in read_lines(path)]
+    if lines and lines[-1] is None:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        place = misfit(line, LINE)
+        if place is None and line and lines[0]:
+            place = next((n for n in METRICS if len(line.get(n) or ()) != len(lines[0].get(n) or ())), None)
+        if place is not None:
+            where = f" at {place!r}" if place else ""
+            raise ConfigError(
+                f"workdir: line {number} of {str(path)!r} is not a line of metrics{where};"
+                " allowed: the file as it was written, or none."
+            )
     return [line for line in lines if line is not None]
 
 

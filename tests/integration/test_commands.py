@@ -77,7 +77,7 @@ def test_train_evaluate_report_and_load(config, tmp_path):
     assert (tmp_path / "run" / "evals" / "inverse_permutation_n_3__alphabet_5_step000008.json").exists()
     longer = run("evaluate", "--workdir", "run", "--task", "inverse_permutation(n=5, alphabet=3)", cwd=tmp_path)
     assert longer.returncode == 2
-    assert longer.stderr.startswith("error: task: ")
+    assert longer.stderr.startswith("error: --task: ")
 
     reported = run("report", "--workdir", "run", cwd=tmp_path)
     assert (reported.returncode, reported.stderr) == (0, "")

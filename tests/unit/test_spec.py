@@ -256,3 +256,15 @@ def test_require():
 def test_endless_nesting_is_refused(text):
     with pytest.raises(ConfigError, match="is nested too deeply"):
         spec.parse(text, "model.mask")
+
+
+def test_a_value_that_cannot_be_printed_still_has_a_sentence():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert spec.show(Broken()) == "a Broken"
+    assert spec.show([Broken()]) == "a list"
+    assert spec.show(10**10_000) == "a whole number too long to print"
+    with pytest.raises(ConfigError, match=r"^seed: a Broken is not allowed; allowed: a whole number\.$"):
+        spec.check_type(Broken(), int, "seed")

@@ -1,14 +1,17 @@
 """The life of a sweep: what is refused before it starts, and what ends it early."""
 
 import json
+import os
 import signal
 
 import pytest
 
 from positionbias import runtime, sweeping
 from positionbias.config.sweeps import Cell
+from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 from positionbias.training import loop
+from positionbias.training.run_folder import locked
 
 
 @pytest.fixture
@@ -52,6 +55,76 @@ def test_devices_are_those_of_all_cells_also_when_only_some_are_left(cells, tmp_
     recorder = Recorder()
     sweeping.run(cells, tmp_path, recorder, "study")
     assert (recorder.cells, asked) == (["one", "last"], [2])
+
+
+def test_two_sweeps_at_once_are_refused(cells, tmp_path, capsys):
+    recorder = Recorder()
+    with locked(tmp_path / "sweep"):
+        assert sweeping.run(cells, tmp_path / "sweep", recorder, "study") == 4
+    assert capsys.readouterr().err.startswith(f"error: workdir: '{tmp_path}/sweep' is in use by process ")
+    assert (recorder.cells, os.listdir(tmp_path / "sweep")) == ([], [".lock"])
+    assert sweeping.run(cells, tmp_path / "sweep", recorder, "study") == 0  # what was refused left nothing foreign
+    assert recorder.cells == ["one", "wide", "last"]
+
+
+def test_a_sweep_that_begins_while_another_is_planned_refuses_it(cells, tiny, tmp_path, monkeypatch):
+    build = sweeping._build
+
+    def beaten(planned):
+        build(planned)
+        if planned is cells:
+            sweeping.run([Cell("one", tiny({"seed": 9}), {})], tmp_path, Recorder(), "other")
+
+    monkeypatch.setattr(sweeping, "_build", beaten)
+    with pytest.raises(ConfigError, match="belongs to another sweep, cell 'one' has another config"):
+        sweeping.run(cells, tmp_path, Recorder(), "study")
+
+
+@pytest.mark.parametrize("error", [WriteError, MemoryError])
+def test_a_cell_without_room_is_told_in_its_own_sentence(cells, tmp_path, monkeypatch, error):
+    def without_room(*arguments):
+        raise error("no room.")
+
+    monkeypatch.setattr(loop, "train", without_room)
+    assert sweeping.run(cells[:1], tmp_path, sweeping.LocalExecutor(), "study") == 1
+    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert (line["status"], line["code"], line["message"]) == ("failed", 1, "no room.")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("summary.json", "{}"), ("summary.json", "[1"), ("manifest.json", "[1]")]
+)
+def test_damaged_files_of_a_cell_do_not_end_the_sweep(cells, tmp_path, capsys, name, content):
+    class Ended(Recorder):
+        def run(self, cells, workdir):
+            self.cells += [cell.name for cell in cells]
+            for cell in cells:
+                yield {"cell": cell.name, "status": "finished", "code": 0, "message": "", "seconds": 0}
+
+    home = tmp_path / "cells" / "one"
+    home.mkdir(parents=True)
+    (tmp_path / "plan.json").write_text('{"cells": []}')
+    (home / name).write_text(content)
+    executor = Ended()
+    assert sweeping.run(cells, tmp_path, executor, "study") == 0
+    assert executor.cells == ["one", "wide", "last"]
+    told = capsys.readouterr()
+    assert "cell wide finished after 0 s\n" in told.out
+    assert (
+        f"cell one finished after 0 s{f': workdir: {str(home / name)!r} ' if name == 'summary.json' else ''}"
+        in told.out
+    )
+    assert f"no report: workdir: '{home / name}' " in told.err
+
+
+def test_a_ledger_without_room_ends_the_sweep(cells, tmp_path):
+    class Ended(Recorder):
+        def run(self, cells, workdir):
+            (workdir / "ledger.jsonl").mkdir()
+            yield {"cell": cells[0].name, "status": "failed", "code": 1, "message": "", "seconds": 0}
+
+    with pytest.raises(WriteError, match=r"^cannot write '.*/ledger\.jsonl': Is a directory\.$"):
+        sweeping.run(cells, tmp_path, Ended(), "study")
 
 
 def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from broken import BASE, put
 
 from positionbias.config.cli import Parser, apply_overrides, describe_fields, parse_command_line, run_entry
 from positionbias.config.resolve import leaves, resolve
+from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 
 
@@ -188,9 +189,39 @@ def test_command_line_refusals(argv, sentence, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_required_flag_is_named():
-    message = refused(parse_command_line, parser(), [])
-    assert message.startswith("command line: the following arguments are required: --config; allowed: ")
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([], "--config is missing; write python -m positionbias.train --config CONFIG (--help tells more)."),
+        (["--again"], "--config is missing; write python -m positionbias.train --config CONFIG (--help tells more)."),
+        (["recall.py"], "unexpected 'recall.py', did you mean '--config recall.py'?"),
+        (["--workdir", "a.py", "--again", "b.py:n=4"], "unexpected 'b.py:n=4', did you mean '--config b.py:n=4'?"),
+        (["--config.seed=3", "a b.py"], """unexpected 'a b.py', did you mean "--config 'a b.py'"?"""),
+        (["steps=4"], "--config is missing; write python -m positionbias.train --config CONFIG (--help tells more)."),
+        (
+            ["--workdir", "a.py"],
+            "--config is missing; write python -m positionbias.train --config CONFIG (--help tells more).",
+        ),
+        (["--confg", "a.py"], "unknown flag '--confg', did you mean '--config'? allowed: -h, --help, --config, --work"),
+    ],
+)
+def test_a_required_flag_is_named(argv, sentence):
+    assert refused(parse_command_line, parser(), argv).startswith(f"command line: {sentence}")
+
+
+def test_a_folder_may_be_meant_for_the_one_flag_that_is_required():
+    bare = Parser("report", "Report.")
+    bare.add_argument("--workdir", required=True)
+    sentence = "command line: unexpected 'runs/a', did you mean '--workdir runs/a'?"
+    assert refused(parse_command_line, bare, ["runs/a"]) == sentence
+    sentence = "command line: --workdir is missing; write report --workdir WORKDIR (--help tells more)."
+    assert refused(parse_command_line, bare, []) == sentence
+
+
+def test_help_is_given_without_the_required_flag(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(parser(), ["a.py", "--help"])
+    assert "model.heads" in capsys.readouterr().out
 
 
 def test_entries_without_a_config_take_no_overrides():
@@ -207,7 +238,8 @@ def test_help_lists_every_field_within_100_columns():
     lines = describe_fields().splitlines()
     assert text.endswith(describe_fields())
     assert max(map(len, lines)) <= 100
-    assert [line.split()[0] for line in lines[4:] if line[2:3].strip()] == list(leaves())
+    assert [line.split()[0] for line in lines[5:] if line[2:3].strip()] == list(leaves())
+    assert lines[4].split() == ["field", "default", "meaning"]
     assert "  model.heads                 4                 number of attention heads N" in lines
 
 
@@ -240,3 +272,13 @@ def test_a_bug_is_no_users_mistake():
 
     with pytest.raises(ValueError, match="a bug"):
         run_entry(main)
+
+
+@pytest.mark.parametrize("error", [WriteError("no room."), MemoryError("no room.")])
+def test_a_machine_without_room_is_one_line_and_code_1(error, capsys):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert (caught.value.code, capsys.readouterr().err) == (1, "error: no room.\n")

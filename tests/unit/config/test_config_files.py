@@ -104,7 +104,24 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
     (tmp_path / "configs").mkdir()
     inside = write(FILE, "configs/study.py")
     assert f"did you mean '{inside}'?" in refused(str(tmp_path / "config" / "study.py"))
-    assert "unknown file" in refused(str(tmp_path))
+    assert refused(str(tmp_path)) == f"--config: '{tmp_path}' is a folder; allowed: {path}."
+    assert refused(str(tmp_path / "configs")).endswith(f"is a folder; allowed: {inside}.")
+
+
+def test_only_config_files_are_offered_those_under_configs_too(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("from setuptools import setup\nsetup()\n", "setup.py")
+    message = "--config: unknown file 'stup.py'; allowed: a Python file that defines get_config."
+    assert refused("stup.py") == message
+    assert refused(".") == "--config: '.' is a folder; allowed: a Python file that defines get_config."
+    write("from setup import get_config\n", "mine.py")
+    (tmp_path / "configs" / "recall").mkdir(parents=True)
+    write(FILE, "configs/recall/quick.py")
+    (tmp_path / "configs" / "folder.py").mkdir()
+    allowed = "allowed: configs/recall/quick.py, mine.py."
+    assert refused("stup.py") == f"--config: unknown file 'stup.py'; {allowed}"
+    assert refused("recall_quick.py").endswith(f", did you mean 'configs/recall/quick.py'? {allowed}")
+    assert refused(".") == f"--config: '.' is a folder; {allowed}"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +133,13 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
         ("def get_config():\n    a = {}\n    return a['b']\n", "line 3: KeyError: 'b'."),
         ("def get_config():\n    raise SystemExit\n", "line 2: SystemExit: raised."),
         ("def get_config():\n    raise ValueError('two\\nlines')\n", "line 2: ValueError: two lines."),
+        ("raise BaseException('whatever')\n", "line 1: BaseException: whatever."),
+        ("raise SystemExit(3)\n", "line 1: SystemExit: 3."),
+        ("def get_config():\n    raise GeneratorExit\n", "line 2: GeneratorExit: raised."),
+        (
+            "class Odd(Exception):\n    def __str__(self): raise self\nraise Odd\n",
+            "line 3: Odd: raised.",
+        ),
         ("def h(): assert 0\ndef get_config():\n    h()\n", "line 1: AssertionError: raised."),
         (
             "import ml_collections\ndef get_config():\n    c = ml_collections.ConfigDict({'a': 1})\n    c.a = 'x'\n",
@@ -136,6 +160,22 @@ def test_files_without_a_config(write):
     )
     path = write("def get_config(): return None")
     assert refused(path) == f"--config: get_config of {path} returned None; allowed: a ConfigDict or a dict."
+
+
+def test_an_async_get_config_is_refused(write, recwarn):
+    path = write("async def get_config(): return {}")
+    assert refused(path) == f"--config: get_config of {path} is async; allowed: a plain function."
+    path = write("def get_config(): return {}\nasync def sweep(add): add({})")
+    read = files.read(path)
+    with pytest.raises(ConfigError, match=r"sweep of .* is async; allowed: a plain function\.$"):
+        read.call(read.functions("sweep")["sweep"], None)
+    assert not list(recwarn)
+
+
+def test_ctrl_c_in_a_config_is_an_interrupt(write):
+    path = write("def get_config(): raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_config(path)
 
 
 def test_nothing_is_left_beside_the_file(write, tmp_path):

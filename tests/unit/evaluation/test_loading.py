@@ -1,5 +1,6 @@
 """A run from its folder alone."""
 
+import re
 import shutil
 import warnings
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 import positionbias
+from positionbias import evaluate, launch
 from positionbias.evaluation.loading import load
 from positionbias.spec import ConfigError
+from positionbias.tasks.base import Size
 from positionbias.training import checkpoint
 from positionbias.training.loop import train
 
@@ -50,8 +53,39 @@ def test_a_damaged_checkpoint_is_warned_of_once_and_the_one_before_read_once(run
     with pytest.warns(UserWarning, match="skipped checkpoint 4 has no mark") as told:
         loaded = load(tmp_path / "run")
     assert (loaded.step, steps_read, len(told)) == (2, [2], 1)
-    with pytest.raises(ConfigError, match=r"step: 4 has no checkpoint in .*; allowed: 2\."):
+    with pytest.raises(ConfigError, match=r"^step: checkpoint 4 has no mark: .*; allowed in .*: 2\.$"):
         load(tmp_path / "run", step=4)
+
+
+def test_only_whole_checkpoints_are_offered(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "000004" / "state" / "state" / "manifest.ocdbt").write_bytes(b"")
+    for step, said in ((3, "is not there"), (4, "cannot be read")):
+        with pytest.raises(ConfigError, match=rf"^step: checkpoint {step}.* {said}.*; allowed in '.*/run': 2\.$"):
+            load(tmp_path / "run", step=step)
+    (checkpoints / "000002" / "mark.json").write_text("[" * 100_000)
+    with pytest.raises(
+        ConfigError, match=r"^step: checkpoint 2: its mark .*; allowed in .*: none, no step is whole\.$"
+    ):
+        load(tmp_path / "run", step=2)
+    with pytest.raises(
+        ConfigError, match=r"^workdir: '.*/run' has no whole checkpoint: skipped checkpoint 4.*[^.]; skip.*[^.]\.$"
+    ):
+        load(tmp_path / "run")
+    shutil.rmtree(checkpoints)
+    with pytest.raises(ConfigError, match=r"^workdir: .* has no whole checkpoint: the run has not saved yet\.$"):
+        load(tmp_path / "run")
+
+
+def test_evaluating_past_a_damaged_checkpoint_says_so_in_a_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "set_up", lambda config: None)  # devices are set up for the whole test session
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "000004" / "mark.json").write_text("{")
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--items", "4", "--label", "again"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "skipped checkpoint 4: its mark cannot be read.\n"
+    assert "evaluated at step 2 of 4" in told.out
 
 
 def test_the_newest_checkpoint_is_loaded_without_a_word(run):
@@ -72,6 +106,31 @@ def test_a_shorter_task_uses_the_first_of_the_trained_positions(run):
 def test_a_longer_task_than_was_trained_is_refused(run):
     with pytest.raises(ConfigError, match=r"^task: needs .* but .* was trained; allowed: a task no longer"):
         load(run, task=LONGER)
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        (
+            "inverse_permutation(n=4, alphabet=6)",
+            "inverse_permutation(n=4, alphabet=6) has a vocabulary of 10 tokens, but the run was trained with a"
+            " vocabulary of 9 tokens; allowed: the sizes trained with, as in associative_recall(pairs=2, ",
+        ),
+        ("asociative_recall", "unknown task 'asociative_recall', did you mean 'associative_recall'?"),
+        (LONGER, "needs ["),
+    ],
+)
+def test_evaluating_another_task_is_refused_by_the_name_of_its_flag(run, monkeypatch, task, sentence):
+    monkeypatch.setattr(launch, "set_up", lambda config: None)
+    with pytest.raises(ConfigError, match=f"^--task: {re.escape(sentence)}"):
+        evaluate.main(["--workdir", str(run), "--task", task])
+
+
+def test_kinds_are_told_with_their_sizes():
+    class Map:
+        input, output = Size("vectors", 3), Size("tokens", 5)
+
+    assert evaluate._sizes(Map) == "vectors of 3 features as inputs and a vocabulary of 5 tokens as targets"
 
 
 def test_a_batch_goes_with_its_condition(run):

@@ -264,7 +264,7 @@ def test_table_shows_both_curves_the_theory_and_every_replica():
     assert table(summarise(fabricate(), theory=curves)) == text
     lines = text.splitlines()
     assert lines[0] == "accuracy by slot read"
-    assert lines[1].split() == ["slot", "mean", "interval", "ceiling", "baseline", "theory"]
+    assert lines[1].split() == ["at", "mean", "interval", "ceiling", "baseline", "theory"]
     assert lines[2].split() == ["0", "0.333", "[-0.081,", "0.747]", "0.250", "0.125", "0.250"]
     assert lines[6].split() == ["all", "0.583", "[0.169,", "0.997]", "0.625", "0.125"]
     assert lines[8] == "accuracy by slot told"

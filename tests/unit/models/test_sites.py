@@ -1,5 +1,7 @@
 """Sites: recorded, edited, and free when unused."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,5 +82,16 @@ def test_unknown_names_and_kinds_are_refused(setting):
     setting(sites)
     with pytest.raises(ConfigError, match=r"did you mean 'layers.0.attention.pattern'"):
         sites.check()
+    for wrong, right in (
+        ("layers.*.attention.patern", "layers.*.attention.pattern"),
+        ("*.patern", "*.pattern"),
+        ("layers.*.attnetion.*", "layers.*.attention.*"),
+        ("layer.*.mlp.*den", "layers.*.mlp.*den"),
+        ("finall*", "final"),
+    ):
+        sites = Sites(record=[wrong])
+        setting(sites)
+        with pytest.raises(ConfigError, match=rf"unknown site '{re.escape(wrong)}', did you mean '{re.escape(right)}'"):
+            sites.check()
     with pytest.raises(ConfigError, match="unknown kind 'remove'"):
         Sites(edit={"final": ("remove", jnp.zeros(()))})

@@ -113,7 +113,9 @@ def write_sweep(path: pathlib.Path) -> pathlib.Path:
     write_run(path / "cells" / "half<b>", name="half", skill=0.5)
     write_run(path / "cells" / "scratch", name="scratch", status="failed")
     ledger = [{"cell": name, "status": "finished"} for name in ("causal", "bidirectional", "half<b>")]
-    ledger.append({"cell": "scratch", "status": "failed", "message": "loss is not finite at steps 320 to 340"})
+    ledger.append(
+        {"cell": "scratch", "status": "failed", "code": 3, "message": "loss is not finite at steps 320 to 340"}
+    )
     (path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ledger))
     return path
 

@@ -9,6 +9,8 @@ import fabricate
 import pytest
 
 from positionbias import report
+from positionbias.files import WriteError
+from positionbias.reporting import report as reporting
 from positionbias.reporting.html import number
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
@@ -296,8 +298,8 @@ def test_arms_with_different_tasks_name_every_axis(tmp_path):
 def test_a_sweep_lists_what_failed_with_its_reason_and_what_has_not_started(sweep_folder):
     text = Reader((sweep_folder / "report.html").read_text()).text
     assert "1 of 5 cells failed: scratch." in text
-    assert "scratch failed message: loss is not finite at steps 320 to 340" in text
-    assert "later not started" in text
+    assert "cell status exit code message scratch failed 3 loss is not finite at steps 320 to 340" in text
+    assert "later not started –" in text
 
 
 def test_a_sweep_without_any_result_says_so(tmp_path):
@@ -335,6 +337,52 @@ def test_a_wrong_folder_is_refused_and_left_alone(tmp_path, monkeypatch, capsys,
     assert error.count("\n") == 1
     assert "allowed:" in error
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", {"config": 3}, "is damaged at 'config'"),
+        ("config.json", {"command": 3}, "is damaged at 'command'"),
+        ("manifest.json", {"step": [1]}, "is damaged at 'step'"),
+        ("manifest.json", [1], "cannot be read as a JSON object"),
+        ("summary.json", {}, "is damaged at 'by_query_position'"),
+        ("metrics.jsonl", {"step": "x"}, "is not a line of metrics at 'step'"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, told):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    (folder / name).write_text(json.dumps(content) + "\n")
+    with pytest.raises(ConfigError, match=rf"^workdir: .*{name}' {told}; allowed: ") as caught:
+        write_report(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        ({"cells": 3}, "is damaged at 'cells'"),
+        ({"cells": [{}]}, r"is damaged at 'cells\[0\]\.name'"),
+        ({"cells": [{"name": "a", "overrides": []}]}, r"is damaged at 'cells\[0\]\.overrides'"),
+        ({"cells": [{"name": "../run"}]}, "has a cell '../run'"),
+        ({"cells": [{"name": ".."}]}, r"has a cell '\.\.'"),
+    ],
+)
+def test_a_damaged_plan_is_named(tmp_path, plan, told):
+    fabricate.write_run(tmp_path / "run", items=16)
+    (tmp_path / "sweep" / "cells").mkdir(parents=True)
+    (tmp_path / "sweep" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=rf"^workdir: .*plan\.json' {told}; allowed: "):
+        write_report(tmp_path / "sweep")
+
+
+def test_a_folder_that_cannot_be_written_in_is_told(run_folder, monkeypatch):
+    def readonly(path, text):
+        raise WriteError(f"cannot write '{path}': Read-only file system.")
+
+    monkeypatch.setattr(reporting, "write_text", readonly)
+    with pytest.raises(ConfigError, match=r"^workdir: cannot write '.*/report\.html': Read-only file system\.$"):
+        write_report(run_folder)
 
 
 def test_without_matplotlib_the_refusal_names_it(run_folder, monkeypatch):

@@ -1,5 +1,6 @@
 """What `auto` resolves to."""
 
+import jax
 import pytest
 
 from positionbias.config.build import build
@@ -32,6 +33,24 @@ def test_devices_divide_replicas(tiny, replicas, available, expected):
 def test_too_many_devices_are_refused(tiny):
     with pytest.raises(ConfigError, match=r"train.devices = 2 is more than this machine has; allowed: 1 to 1"):
         auto.devices(tiny({"train.devices": 2}), 1)
+
+
+def test_a_cpu_is_split_into_no_more_devices_than_cores(tiny):
+    config = tiny({"train.devices": 4096, "train.replicas": 4096})
+    assert auto.virtual_devices(config, 8) == 8
+    assert auto.virtual_devices(tiny({"train.replicas": 6}), 4) == 3
+    with pytest.raises(ConfigError, match=r"train.devices = 4096 is more than this machine has; allowed: 1 to 8"):
+        auto.devices(config, 8)
+
+
+def test_more_parameters_than_memory_are_refused(tiny, monkeypatch):
+    config = tiny({"train.replicas": 2})
+    size = 2 * 4 * sum(x.size for x in jax.tree.leaves(build(config).abstract))
+    monkeypatch.setattr(auto, "memory", lambda: size)
+    resolved(config)
+    monkeypatch.setattr(auto, "memory", lambda: size - 1)
+    with pytest.raises(ConfigError, match=r"^model: its parameters take 0\.0 GiB in 2 replicas, more than the"):
+        resolved(config)
 
 
 def test_dispatches_divide_every_cadence(tiny):

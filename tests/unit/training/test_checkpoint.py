@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 import random
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,11 @@ import optax
 import pytest
 from flax import nnx
 
+from positionbias.files import WriteError
 from positionbias.training import checkpoint
 from positionbias.training.checkpoint import (
     CheckpointError,
     from_plain,
-    latest,
     prune,
     restore,
     restore_latest,
@@ -27,6 +29,11 @@ from positionbias.training.checkpoint import (
     steps,
     to_plain,
 )
+
+
+def latest(folder, log):
+    found = restore_latest(folder, log)
+    return found and found[0]
 
 
 def make_state():
@@ -203,6 +210,14 @@ def test_every_bit_flipped_in_the_mark_is_found(tmp_path):
         assert json.loads(damaged) == whole  # white space
 
 
+@pytest.mark.parametrize("depth", [100_000, 900])
+def test_a_mark_nested_without_end_cannot_be_read(tmp_path, depth):
+    save(tmp_path, 3, {"a": np.zeros(2, np.float32)}, {})
+    (tmp_path / "000003" / "mark.json").write_text(f'{{"sha256": "", "meta": {"[" * depth}{"]" * depth}}}')
+    with pytest.raises(CheckpointError, match=r"^checkpoint 3(: its mark cannot be read| has format None.*)\.$"):
+        restore(tmp_path, 3)
+
+
 def rewrite(tmp_path, step, change):
     """Replace a step's arrays by what `change` makes of them, behind the mark's back."""
     import orbax.checkpoint.experimental.v1 as ocp
@@ -311,6 +326,39 @@ def test_a_save_replaces_what_is_not_whole_and_sweeps_leftovers_away(tmp_path):
     save(tmp_path, 5, {"x": np.ones(3)}, {})
     assert_same(restore(tmp_path, 5)[0], {"x": np.ones(3)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000005", "000007"]
+
+
+def full(*arguments, **more):
+    raise ValueError("RESOURCE_EXHAUSTED: Error writing\nFailed to write 4 bytes to file 9 [os_error_code='28']")
+
+
+def test_a_save_without_room_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    save(tmp_path, 1, {"x": np.zeros(3)}, {})
+    for broken in ((ocp, "save", full), (checkpoint, "sync", lambda path: os.open(path / "none", os.O_RDONLY))):
+        monkeypatch.setattr(*broken)
+        with pytest.raises(WriteError, match=r"^cannot write '.*/000002': (No space left on device|No such file.*)\.$"):
+            save(tmp_path, 2, {"x": np.zeros(3)}, {})
+        monkeypatch.undo()
+        assert [p.name for p in tmp_path.iterdir()] == ["000001"]
+    save(tmp_path, 2, {"x": np.zeros(3)}, {})
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_late_threads_of_a_failed_file_are_silent_and_others_are_not(monkeypatch, caplog):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(str(unraisable.exc_value)))
+    checkpoint._ignore_late_threads.__wrapped__()
+    for text in ("Event loop is closed", "something else"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert told == ["something else"]
+    asyncio = logging.getLogger("asyncio")
+    with caplog.at_level(logging.ERROR):
+        asyncio.error("Task exception was never retrieved\nfuture: ... in OCDBT database ...")
+        asyncio.error("Task exception was never retrieved\nfuture: ... of others")
+    asyncio.removeFilter(asyncio.filters[-1])
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["others"]
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ import json
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from positionbias.evaluation.rows import read_rows
+from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 from positionbias.training import checkpoint, loop, run_folder
 from positionbias.training.loop import train
+from positionbias.training.program import Compiled
 from positionbias.training.run_folder import FolderInUse
 from positionbias.training.writers import read_metrics
 
@@ -165,6 +168,51 @@ def test_numbers_that_are_not_finite_stop_the_run_and_are_not_saved(tiny, tmp_pa
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
 
 
+def test_a_disk_without_room_ends_the_run_with_a_sentence_and_the_same_command_goes_on(
+    config, reference, tmp_path, monkeypatch
+):
+    save = checkpoint._write_state
+
+    def filling(home, state):
+        save(home, state)
+        if home.name == "000012":
+            raise WriteError(f"cannot write '{home}': No space left on device.")
+
+    monkeypatch.setattr(checkpoint, "_write_state", filling)
+    with pytest.raises(WriteError, match=r"^cannot write '.*/000012': No space left on device\.$"):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["message"].endswith("No space left on device.")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["000006"]
+    run(config, tmp_path / "run")
+    assert_same(left(tmp_path / "run"), reference)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore", MemoryError),
+        ("INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.", MemoryError),
+        ("INTERNAL: something else", jax.errors.JaxRuntimeError),
+    ],
+)
+def test_memory_that_runs_out_is_told_in_one_sentence(config, tmp_path, monkeypatch, said, kind):
+    def advance(self, state, start):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(Compiled, "advance", advance)
+    with pytest.raises(kind) as caught:
+        run(config, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    if kind is MemoryError:
+        assert str(caught.value).startswith("memory ran out, a smaller model or train.microbatch needs less: ")
+        assert str(caught.value).endswith(" 9 bytes.")
+        assert manifest["message"] == str(caught.value)
+
+
 def test_the_step_is_compiled_once(config, tmp_path, monkeypatch):
     from positionbias.training.program import Program
 
@@ -255,6 +303,25 @@ def test_what_came_after_the_restored_step_is_cut(config, reference, tmp_path):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
     assert not list((tmp_path / "run" / "evals").glob("0*.npz"))
+
+
+@pytest.mark.parametrize("during", ["_take", "_evaluate"])
+def test_a_signal_lets_no_further_dispatch_begin(config, reference, tmp_path, monkeypatch, during):
+    original, at = getattr(loop._Run, during), []
+
+    def late(self, *arguments):
+        if not at:
+            at.append(self.step)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(loop._Run, during, late)
+    outcome = run(config, tmp_path / "run")
+    assert (outcome.status, [outcome.step], outcome.code) == ("stopped", at, 130)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == at
+    assert (tmp_path / "run" / "evals" / "000000.npz").exists() == (during == "_evaluate")
+    run(config, tmp_path / "run")
+    assert_same(left(tmp_path / "run"), reference)
 
 
 def unfinish(workdir):

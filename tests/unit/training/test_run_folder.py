@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -15,18 +16,20 @@ import numpy as np
 import pytest
 
 from positionbias import files, runtime
-from positionbias.files import read_json, write_json
+from positionbias.config.resolve import stored_hash
+from positionbias.files import WriteError, read_json, write_json
 from positionbias.spec import ConfigError
 from positionbias.training import run_folder
 from positionbias.training.run_folder import FolderInUse, RunFolder, locked
 
 ROOT = pathlib.Path(__file__).parents[3]
 CONFIG = {"name": "one", "model": {"layers": 2, "mask": "causal", "init": {}}, "train": {"vary": {}, "steps": 10}}
+HASH = stored_hash(CONFIG)
 COMMAND = ["python", "-m", "positionbias.train", "--config", "c.py"]
 
 
-def claim(path, config=CONFIG, config_hash="aaaa"):
-    return RunFolder.claim(path, config, config_hash, COMMAND)
+def claim(path, config=CONFIG):
+    return RunFolder.claim(path, config, stored_hash(config), COMMAND)
 
 
 def content(path):
@@ -37,11 +40,11 @@ def test_a_fresh_folder_holds_config_and_manifest(tmp_path):
     with claim(tmp_path / "runs" / "one") as folder:
         assert folder.path == tmp_path / "runs" / "one"
         assert folder.previous == {}
-        assert read_json(folder.path / "config.json") == {"config": CONFIG, "hash": "aaaa", "command": COMMAND}
+        assert read_json(folder.path / "config.json") == {"config": CONFIG, "hash": HASH, "command": COMMAND}
         manifest = read_json(folder.path / "manifest.json")
         assert manifest == folder.manifest
         assert manifest["status"] == "running"
-        assert (manifest["step"], manifest["hash"], manifest["seconds"]) == (0, "aaaa", 0.0)
+        assert (manifest["step"], manifest["hash"], manifest["seconds"]) == (0, HASH, 0.0)
         assert manifest["bits_guaranteed"] is True
         assert manifest["versions"]["jax"] == jax.__version__
         assert manifest["versions"]["numpy"] == np.__version__
@@ -93,7 +96,7 @@ def test_a_second_claim_resumes_and_keeps_the_config_file(tmp_path):
     with claim(tmp_path) as folder:
         folder.update(status="stopped", step=30, seconds=1.5, message="stopped by signal 2", bits_guaranteed=False)
     before = (tmp_path / "config.json").read_bytes()
-    with RunFolder.claim(tmp_path, CONFIG, "aaaa", ["another", "command"]) as folder:
+    with RunFolder.claim(tmp_path, CONFIG, HASH, ["another", "command"]) as folder:
         assert (folder.previous["status"], folder.previous["step"]) == ("stopped", 30)
         manifest = read_json(tmp_path / "manifest.json")
     assert [manifest[k] for k in ("status", "step", "seconds", "message")] == ["running", 30, 1.5, ""]
@@ -147,6 +150,42 @@ def test_what_the_run_said_of_its_end_stands(tmp_path):
     assert read_json(tmp_path / "manifest.json")["message"] == "stopped by signal 15"
 
 
+# --------------------------------------------------------------------------------------------------------- no room
+
+
+def full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_found_no_room_is_told_and_written_down(tmp_path):
+    with pytest.raises(WriteError), claim(tmp_path):
+        raise WriteError("cannot write 'x': No space left on device.")
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["status"], manifest["message"]) == ("failed", "cannot write 'x': No space left on device.")
+
+
+def test_a_manifest_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch):
+    folder = claim(tmp_path)
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(RuntimeError, match="out of luck"), folder:
+        raise RuntimeError("out of luck")
+    monkeypatch.undo()
+    claim(tmp_path).release()
+    with claim(tmp_path) as folder:
+        monkeypatch.setattr(files.os, "fsync", full)
+        with pytest.raises(WriteError, match=r"^cannot write '.*/manifest\.json': No space left on device\.$"):
+            folder.update(status="finished")
+        monkeypatch.undo()
+        assert folder.manifest["status"] == read_json(tmp_path / "manifest.json")["status"] == "running"
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.json", "manifest.json"]
+
+
+def test_a_lock_holds_where_there_is_no_room_for_its_owners_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.os, "write", full)
+    with locked(tmp_path), pytest.raises(FolderInUse, match="in use by another process"), locked(tmp_path):
+        raise AssertionError
+
+
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -162,14 +201,14 @@ def refused(tmp_path, path, *arguments):
 def test_a_folder_of_another_config_is_refused(tmp_path):
     claim(tmp_path / "run").release()
     other = {**CONFIG, "model": {"layers": 4, "mask": "causal", "init": {}, "heads": 8}, "seed": 1}
-    said = refused(tmp_path, tmp_path / "run", other, "bbbb")
+    said = refused(tmp_path, tmp_path / "run", other)
     assert said == (
-        f"workdir: '{tmp_path}/run' belongs to another config, aaaa, this one is bbbb"
+        f"workdir: '{tmp_path}/run' belongs to another config, {HASH}, this one is {stored_hash(other)}"
         " (model.layers = 2 there, 4 here; model.heads = absent there, 8 here; seed = absent there, 1 here);"
         " allowed: a new folder or this config's run folder."
     )
     four = {**other, "train": {"vary": {}, "steps": 20}}
-    said = refused(tmp_path, tmp_path / "run", four, "bbbb")
+    said = refused(tmp_path, tmp_path / "run", four)
     assert "; and 1 more)" in said
 
 
@@ -185,6 +224,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert "but no run" in refused(tmp_path, tmp_path / "thesis")
     (tmp_path / "thesis" / "config.json").write_text("{torn")
     assert "but no run" in refused(tmp_path, tmp_path / "thesis")
+
+
+def test_a_config_changed_behind_its_hash_is_refused(tmp_path):
+    claim(tmp_path / "run").release()
+    changed = {**CONFIG, "name": "two"}
+    write_json(tmp_path / "run" / "config.json", {"config": changed, "hash": HASH, "command": COMMAND})
+    assert refused(tmp_path, tmp_path / "run") == (
+        f"workdir: the config of '{tmp_path}/run' has hash {stored_hash(changed)}, but config.json says {HASH};"
+        " allowed: a folder as it was written."
+    )
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    path = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert refused(tmp_path, path) == f"workdir: '{tmp_path}/caf\\udce9' is not UTF-8; allowed: a path that is."
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
@@ -206,7 +260,7 @@ def test_an_empty_folder_or_a_claim_killed_early_is_taken(tmp_path, left):
     for name in left:
         (tmp_path / name).write_text("{")
     with claim(tmp_path):
-        assert read_json(tmp_path / "config.json")["hash"] == "aaaa"
+        assert read_json(tmp_path / "config.json")["hash"] == HASH
 
 
 # -------------------------------------------------------------------------------------------------------------- lock
@@ -233,7 +287,8 @@ def test_a_folder_can_be_held_without_being_a_runs_own(tmp_path):
                 other()
     assert sorted(os.listdir(tmp_path)) == [".lock"]
     claim(tmp_path).release()
-    with pytest.raises(ConfigError, match="cannot write in"), locked(tmp_path / "none"):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write in"), locked(tmp_path / "file"):
         raise AssertionError
 
 
@@ -247,8 +302,9 @@ def test_a_copy_of_the_lock_in_a_child_does_not_outlive_the_release(tmp_path):
 
 HOLDER = """
 import sys, time
+from positionbias.config.resolve import stored_hash
 from positionbias.training.run_folder import RunFolder
-folder = RunFolder.claim(sys.argv[1], {"a": 1}, "aaaa", [])
+folder = RunFolder.claim(sys.argv[1], {"a": 1}, stored_hash({"a": 1}), [])
 folder.update(step=5)
 print("held", flush=True)
 time.sleep(60)
@@ -278,15 +334,15 @@ def test_a_folder_that_becomes_anothers_while_claimed_is_refused(tmp_path, monke
     take = run_folder._take_lock
 
     def beaten(path):
-        write_json(path / "config.json", {"config": {}, "hash": "bbbb", "command": []})
+        write_json(path / "config.json", {"config": {}, "hash": stored_hash({}), "command": []})
         return take(path)
 
     monkeypatch.setattr(run_folder, "_take_lock", beaten)
-    with pytest.raises(ConfigError, match="belongs to another config, bbbb"):
+    with pytest.raises(ConfigError, match=f"belongs to another config, {stored_hash({})}"):
         claim(tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.json").exists()
     monkeypatch.undo()
-    claim(tmp_path / "run", {}, "bbbb").release()  # the refused claim let go of it
+    claim(tmp_path / "run", {}).release()  # the refused claim let go of it
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -311,8 +367,9 @@ def test_an_interrupted_manifest_write_leaves_the_old_one(tmp_path, monkeypatch,
 
 WRITER = """
 import sys
+from positionbias.config.resolve import stored_hash
 from positionbias.training.run_folder import RunFolder
-folder = RunFolder.claim(sys.argv[1], {}, "aaaa", [])
+folder = RunFolder.claim(sys.argv[1], {}, stored_hash({}), [])
 print("held", flush=True)
 for step in range(10**9):
     folder.update(step=step, message="x" * 50_000)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from positionbias import files
+from positionbias.files import WriteError
+from positionbias.spec import ConfigError
 from positionbias.training import writers
 from positionbias.training.writers import MetricsWriter, Progress, read_metrics
 
@@ -85,10 +88,57 @@ def test_cut_back_is_atomic(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_a_full_disk_is_told_and_leaves_no_line_to_come(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, path):
+            self.file, self.room = open(path, "ab", buffering=0), 5  # noqa: SIM115
+
+        def write(self, content):
+            if not self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room = 0
+            return self.file.write(content[:5])
+
+        def close(self):
+            self.file.close()
+
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    monkeypatch.setattr(writers, "open", lambda path, *a, **k: Full(path), raising=False)
+    with pytest.raises(WriteError, match=r"^cannot write '.*/metrics\.jsonl': No space left on device\.$"):
+        writer.write({"step": 10})
+    writer.close()
+    monkeypatch.undo()
+    assert path.read_text() == '{"ste'
+    writer.cut_back(0)
+    writer.write({"step": 10})
+    assert path.read_text() == '{"step": 10}\n'
+
+
 def test_a_damaged_earlier_line_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1}) + "\n{torn\n" + json.dumps({"step": 3}) + "\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not a line of metrics"):
+    with pytest.raises(ConfigError, match=r"^workdir: line 2 of '.*/metrics\.jsonl' is not a line of metrics; allowed"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ({"step": "x"}, "step"),
+        ({"step": 10**30}, "step"),
+        ({"loss": [1.0, 2.0]}, "step"),
+        ({"step": 2, "loss": 3.0}, "loss"),
+        ({"step": 2, "loss": [1.0, "a"]}, r"loss\[1\]"),
+        ({"step": 2, "loss": [1.0]}, "loss"),
+        ({"step": 2}, "loss"),
+        ({"step": 2, "loss": [1.0, 2.0], "accuracy": [1.0]}, "accuracy"),
+    ],
+)
+def test_a_line_of_wrong_types_is_named(tmp_path, line, place):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": [1.0, None]}) + "\n" + json.dumps(line) + "\n")
+    with pytest.raises(ConfigError, match=f"^workdir: line 2 of .* is not a line of metrics at '{place}'; allowed: "):
         read_metrics(path)
 
 

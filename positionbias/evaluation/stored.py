@@ -1,0 +1,112 @@
+"""Reading JSON of run and sweep folders back, checked: a file that was damaged or edited is named, with the place.
+
+A shape says what a value may be: `int`, `float` (any finite number), `str`, `bool`, `dict` or `None`; a tuple of
+alternatives, so that `()` is nothing; `[shape]` a list, `[shape, ...]` one that is not empty; or shapes by key. A key
+that ends in "?" may be missing, `str` stands for every key that is not named, and without it those are let through.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from positionbias.evaluation.statistics import INDICES
+from positionbias.files import read_json
+from positionbias.spec import ConfigError
+
+LARGEST = {int: 2**53, float: 1e300}  # that figures can still scale
+NUMBER = (float, None)
+
+
+def misfit(value: Any, shape: Any, name: str = "") -> str | None:
+    """The place in `value` that is not as `shape` wants it, as `name.key[0]`; None if all of it is."""
+    if isinstance(shape, tuple):
+        return None if any(misfit(value, one) is None for one in shape) else name
+    if isinstance(shape, list):
+        if type(value) is not list or (len(shape) == 2 and not value):
+            return name
+        places = (misfit(one, shape[0], f"{name}[{i}]") for i, one in enumerate(value))
+    elif isinstance(shape, dict):
+        if type(value) is not dict:
+            return name
+        named = {key.removesuffix("?"): inner for key, inner in shape.items() if key is not str}
+        missing = next((key for key in shape if key is not str and key not in value and not key.endswith("?")), None)
+        if missing is not None:
+            return f"{name}.{missing}".lstrip(".")
+        shapes = {key: named.get(key, shape.get(str)) for key in value if key in named or str in shape}
+        places = (misfit(value[key], inner, f"{name}.{key}".lstrip(".")) for key, inner in shapes.items())
+    elif shape in LARGEST:
+        kinds = (int, float) if shape is float else (int,)
+        return None if type(value) in kinds and abs(value) <= LARGEST[shape] else name
+    else:
+        return None if type(value) is (type(None) if shape is None else shape) else name
+    return next((place for place in places if place is not None), None)
+
+
+def read(path: pathlib.Path, shape: Any) -> dict[str, Any]:
+    """The JSON object in `path`, {} where there is none; ConfigError if it cannot be read or is not of `shape`."""
+    if not path.exists():
+        return {}
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        value = None
+    place = misfit(value, shape)
+    if place is not None:
+        what = f"is damaged at {place!r}" if place else "cannot be read as a JSON object"
+        raise ConfigError(f"workdir: {str(path)!r} {what}; allowed: the file as it was written, or none.")
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------- summary.json
+
+
+def _interval(**more: Any) -> Any:
+    """A mean with both of its bounds, or with none."""
+    return (
+        {"mean": float, "low": float, "high": float, **more},
+        {"mean": NUMBER, "low": None, "high": None, **more},
+    )
+
+
+_PLACES = [_interval(position=int)]
+_ROWS = [_interval(position=int, count=int, ceiling=NUMBER, baseline=NUMBER, log_probability=_interval()), ...]
+_INDICES = {"axis": str, **dict.fromkeys(INDICES, _interval())}
+_BELOW = {**_INDICES, "ceiling_minus_accuracy": dict.fromkeys(INDICES, _interval())}
+_ACCURACY = _interval(
+    replicas=[NUMBER, ...], solved=NUMBER, verdict=(str, None), deviation={"mean": NUMBER, "replicas": [NUMBER, ...]}
+)
+_CURVES = {"by_query_position": _ROWS, "by_evidence_position": _ROWS, "by_distance": _ROWS, "influence": _PLACES}
+_MEASURES = {
+    **_CURVES,
+    "accuracy": _ACCURACY,
+    "ceiling": {"mean": NUMBER, "replicas": [NUMBER, ...]},
+    "baselines": {"order_free": NUMBER, str: NUMBER},
+    "items": int,
+    "indices": {"query_position": _BELOW, "evidence_position": _BELOW, "distance": _BELOW, "influence?": _INDICES},
+    "order_gap": (
+        _interval(first=int, second=int, by_order=[_interval(order=int, count=int)]),
+        {str: ()},
+    ),
+    "collinear": bool,
+}
+SUMMARY = {
+    **_MEASURES,
+    "by_condition": {str: _MEASURES},
+    "at_init": {f"{name}?": curve for name, curve in _CURVES.items()},
+    "axes": {"query": str, "evidence": str},
+    "steps": (int, None),
+    "of": (int, None),
+    "note": (str, None),
+    "theory": {"query?": [float], "evidence?": [float]},
+}
+
+
+def read_summary(path: pathlib.Path) -> dict[str, Any]:
+    """A `summary.json` as `summarise` made it, {} where there is none. Raises ConfigError."""
+    summary = read(path, SUMMARY)
+    if summary and len(summary["accuracy"]["replicas"]) != len(summary["ceiling"]["replicas"]):
+        raise ConfigError(
+            f"workdir: {str(path)!r} is damaged at 'ceiling.replicas'; allowed: the file as it was written, or none."
+        )
+    return summary
