@@ -1,9 +1,8 @@
-"""Evaluate a trained run again: `python -m positionbias.evaluate --workdir RUN [--step N] [--task SPEC] ...`."""
+"""Evaluate a trained run again: `python -m positionbias.evaluate --workdir RUN [--lengths 1x,2x] ...`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 import warnings
@@ -11,21 +10,29 @@ from typing import Any
 
 from positionbias import launch, spec
 from positionbias.config import cli, resolve
-from positionbias.files import write_json
 from positionbias.spec import ConfigError
-
-STREAM = "evaluation/again"  # one for all, so that two evaluations of one task see the same items
 
 
 def parser() -> cli.Parser:
     """The flags of this entry."""
     made = cli.Parser(
-        "python -m positionbias.evaluate", "Evaluate a checkpoint by position, on fresh items or on another task."
+        "python -m positionbias.evaluate",
+        "Evaluate a checkpoint by position: on fresh or stored items, another task, longer sequences, or with positions"
+        " changed.",
     )
     made.add_argument("--workdir", required=True, help="run folder")
     made.add_argument("--step", type=int, help="checkpoint to evaluate; default: the newest")
     made.add_argument("--items", type=int, help="fresh sequences a replica and condition; default: as in the config")
     made.add_argument("--task", metavar="SPEC", help="another task of the same vocabulary: other lengths or positions")
+    made.add_argument("--conditions", metavar="NAME[,NAME2]", help="conditions to measure; default: all of the task")
+    made.add_argument("--lengths", metavar="1x[,2x,...]", help="contexts so many times as long as the task's")
+    made.add_argument(
+        "--interventions",
+        metavar="SPEC[,SPEC2]",
+        help="measure each item also with its positions changed, as 'shift(8), swap(0, -1), permute'"
+        " (python -m positionbias.list interventions)",
+    )
+    made.add_argument("--data_dir", metavar="FOLDER", help="items exported by positionbias.tasks.export: NAME/VERSION")
     made.add_argument("--label", help="name of the results in evals/; default: the task's name and the step")
     return made
 
@@ -42,6 +49,9 @@ def main(argv: list[str]) -> int:
                 f"--label: {given.label!r} is not allowed, numbers are training steps and .npz and .json are added;"
                 " allowed: a name."
             )
+    for other in ("task", "items", "conditions", "lengths"):
+        if given.data_dir is not None and getattr(given, other) is not None:
+            raise ConfigError(f"--data_dir: cannot be given with --{other}, which the stored items settle.")
     workdir = launch.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
     from positionbias.training.run_folder import FolderInUse, locked
@@ -60,35 +70,39 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
-    import jax
+    from positionbias.evaluation import again
+    from positionbias.evaluation.summary import table
+    from positionbias.reporting.report import write_report
 
-    from positionbias.evaluation.by_position import Evaluator, theory_curves
-    from positionbias.evaluation.loading import load
-    from positionbias.evaluation.rows import write_rows
-    from positionbias.evaluation.summary import summarise, table
-    from positionbias.training import auto
-
+    wanted = again.variants(given.lengths, given.interventions)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: launch.say(str(message), sys.stderr)  # a line, not a place in here
         try:
-            run = load(workdir, given.step, "all", given.task)
+            measurer = again.Measurer(
+                workdir,
+                wanted,
+                step=given.step,
+                task=given.task,
+                conditions=given.conditions,
+                items=given.items,
+                data=None if given.data_dir is None else pathlib.Path(given.data_dir),
+            )
         except ConfigError as error:
             told = str(error)  # names the field of a config, which the flag has replaced
             raise ConfigError(f"--{told}" if given.task is not None and told.startswith("task: ") else told) from None
-    # On the devices that are here, which need not be as many as it was trained on.
-    train = dataclasses.replace(run.config.train, devices="auto")
-    here = dataclasses.replace(run.experiment, config=dataclasses.replace(run.config, train=train))
-    layout = auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
-    evaluator = Evaluator(run.experiment, layout, run.keys, STREAM, given.items)
-    rows = evaluator.rows(layout.place(run.weights))
-    label = given.label or _label(given.task, run.step)
-    write_rows(workdir / "evals" / f"{label}.npz", rows)
-    train, theory = run.config.train, theory_curves(run.experiment)
-    summary = summarise(rows, steps=run.step, of=train.steps, varied=train.vary, theory=theory)
-    write_json(workdir / "evals" / f"{label}.json", {**summary, "task": run.config.task})
-    print(run.config.task)
-    print(table(summary))
-    print(f"results: {workdir / 'evals' / label}.json and .npz")
+    label, base = given.label or _label(given, measurer.run.step), None
+    for one in measurer.measured():
+        base = one if one.variant.intervention is None else base
+        assert base is not None  # every length begins without an intervention
+        name = "_".join([label, *([_safe(one.variant.name)] if one.variant.name else [])])
+        again.write(workdir, name, one, base)
+        if one.variant == wanted[0]:
+            print(one.task)
+            print(table(one.summary))
+        else:
+            print(again.line(one, base))
+        print(f"results: {workdir / 'evals' / name}.json and .npz")
+    print(f"report: {write_report(workdir)}")
 
 
 def _check_task(text: str, trained: str) -> None:
@@ -109,10 +123,14 @@ def _sizes(task: Any) -> str:
     return read if read == said else f"{read} as inputs and {said} as targets"
 
 
-def _label(task: str | None, step: int) -> str:
-    """`step000600`, after the task's text where it is not the one trained on."""
-    safe = "" if task is None else "".join(c if c.isalnum() or c in "-." else "_" for c in task).strip("_") + "_"
-    return f"{safe}step{step:06d}"
+def _label(given: argparse.Namespace, step: int) -> str:
+    """`step000600`, after what is measured where it is not the task trained on, whole."""
+    told = [given.task, given.conditions, given.data_dir and pathlib.Path(given.data_dir).parent.name]
+    return "_".join([*(_safe(text) for text in told if text), f"step{step:06d}"])
+
+
+def _safe(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,11 @@ def is_pattern(text: str, field: str) -> bool:
     return isinstance(node, ast.List) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult))
 
 
+def parse_list(text: str, field: str) -> list[Node]:
+    """The nodes of `a, b(x=1), ...`."""
+    return _pattern(_tree(f"[{text}]", field), field, text)
+
+
 def parse_layers(text: str, layers: int, field: str) -> list[Node]:
     """One node a layer: a single spec serves every layer, a pattern must have exactly `layers` entries."""
     if not is_pattern(text, field):

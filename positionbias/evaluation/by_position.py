@@ -119,7 +119,7 @@ class Evaluator:
             }
 
         def measured(batch: Batch, rows: int, own: bool) -> dict[str, jax.Array]:
-            inputs, tokens = led_by(batch, rows, task.filler) if rows else (batch.inputs, batch.tokens)
+            inputs, tokens = led_by(batch, rows, task.filler or 0) if rows else (batch.inputs, batch.tokens)
             outputs = model(inputs, tokens, task.context_length(condition) + rows, Sites())[:, rows:]
             axes = batch_axes(0, not own)
             return jax.vmap(functools.partial(judge, own=own), in_axes=(axes, 0))(batch, outputs)

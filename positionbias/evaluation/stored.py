@@ -85,9 +85,10 @@ _MEASURES = {
     "items": int,
     "indices": {"query_position": _BELOW, "evidence_position": _BELOW, "distance": _BELOW, "influence?": _INDICES},
     "order_gap": (
-        _interval(first=int, second=int, by_order=[_interval(order=int, count=int)]),
+        _interval(first=int, second=int, above_chance=_interval(), by_order=[_interval(order=int, count=int)]),
         {str: ()},
     ),
+    "sensitivity?": _interval(),
     "collinear": bool,
 }
 SUMMARY = {
@@ -100,6 +101,16 @@ SUMMARY = {
     "note": (str, None),
     "theory": {"query?": [float], "evidence?": [float]},
 }
+
+
+AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str)}
+
+
+def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The summaries of `positionbias.evaluate` in a run folder by label, the newest last. Raises ConfigError."""
+    paths = [p for p in (folder / "evals").glob("*.json") if not p.stem.isdecimal()]
+    paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+    return {path.stem: read(path, AGAIN) for path in paths}
 
 
 def read_summary(path: pathlib.Path) -> dict[str, Any]:

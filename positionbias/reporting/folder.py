@@ -26,6 +26,7 @@ class Run:
     manifest: dict[str, Any]  # manifest.json: {"status": ..., "step": ..., "commit": ..., ...}
     metrics: list[dict[str, Any]]  # metrics.jsonl: {"step", "seconds", "loss": [R], "accuracy": [R]} a line
     summary: dict[str, Any]  # summary.json
+    again: dict[str, dict[str, Any]]  # evals/LABEL.json, what `positionbias.evaluate` measured, by label
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def _run(path: pathlib.Path) -> Run:
         manifest=stored.read(path / "manifest.json", MANIFEST),
         metrics=read_metrics(path / "metrics.jsonl"),
         summary=stored.read_summary(path / "summary.json"),
+        again=stored.read_again(path),
     )
 
 

@@ -37,7 +37,7 @@ def run_page(run: Run) -> str:
     if summary:
         body += ["<h2>Measured by position</h2>", side_by_side(_figures(summary))]
         body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary), _rows(summary)]
-    body += [*_training(run), *_config(run), *_manifest(run)]
+    body += [*_again(run), *_training(run), *_config(run), *_manifest(run)]
     return page(f"{run.name}: position bias", body)
 
 
@@ -217,6 +217,31 @@ def _orders(summary: Mapping[str, Any]) -> list[str]:
         f" of accuracy above chance: {between(gap['above_chance'], True)}."
     )
     return ["<h2>Order of the evidence</h2>", grid(["order", "accuracy", "answers"], body, caption)]
+
+
+def _again(run: Run) -> list[str]:
+    if not run.again:
+        return []
+    body = []
+    for name, one in run.again.items():
+        minus, sensitivity, gap = one.get("minus"), one.get("sensitivity"), one["order_gap"]
+        body.append(
+            [
+                name,
+                one.get("variant") or one["task"],
+                between(one["accuracy"]),
+                number(one["ceiling"]["mean"]),
+                between(minus, True) if minus else "",
+                between(sensitivity) if sensitivity else "",
+                between(gap, True) if gap else "",
+            ]
+        )
+    head = ["evaluation", "of", "accuracy", "ceiling", "minus unchanged", "answers changed", "order gap"]
+    caption = (
+        "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
+        " replica; answers changed is the share that an intervention made another."
+    )
+    return ["<h2>Evaluated again</h2>", grid(head, body, caption, texts=2)]
 
 
 def _rows(summary: Mapping[str, Any]) -> str:

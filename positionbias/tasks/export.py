@@ -146,7 +146,7 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
         tokens = Tokens(*(columns.pop(f"tokens_{name}") for name in Tokens._fields))
         if task.shared_tokens:
             tokens = Tokens(*(leaf[0] for leaf in tokens))
-        return told, Batch(tokens=tokens, **columns)
+        return told, Batch(**columns, tokens=tokens)  # type: ignore[arg-type]
     except (
         OSError,
         ValueError,

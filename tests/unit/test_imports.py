@@ -20,10 +20,11 @@ LAYERS = [
     ["operators", "theory"],
     ["models", "objectives"],
     ["config"],
-    ["evaluation"],
+    ["evaluation", "tasks.export", "tasks.show"],
     ["training"],
     ["evaluation.loading"],
-    ["analysis", "reporting", "tasks.export", "tasks.show"],
+    ["evaluation.again"],
+    ["analysis", "reporting"],
     [""],  # the package itself (`load`) and the entries directly in it
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}

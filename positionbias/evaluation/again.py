@@ -1,0 +1,216 @@
+"""Measuring a trained run again: on fresh or stored items, on longer sequences, under interventions.
+
+Every variant is measured on the same random streams, so that variants of one length have the same items and are
+compared item by item.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from positionbias import spec
+from positionbias.config.build import Experiment
+from positionbias.evaluation.by_position import Evaluator, theory_curves
+from positionbias.evaluation.interventions import Intervention
+from positionbias.evaluation.loading import LoadedRun, load
+from positionbias.evaluation.rows import Rows, write_rows
+from positionbias.evaluation.statistics import interval
+from positionbias.evaluation.summary import summarise
+from positionbias.files import write_json
+from positionbias.spec import ConfigError
+from positionbias.tasks import export
+from positionbias.tasks.base import Batch, Task, find_condition
+from positionbias.training import auto
+
+MOST_TIMES = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to measure: a context `times` as long as the task's, and perhaps an intervention."""
+
+    times: int = 1
+    intervention: Intervention | None = None
+
+    @property
+    def name(self) -> str:
+        """`2x shift(by=8)`; empty for the task as it is."""
+        parts = [f"{self.times}x"] if self.times > 1 else []
+        return " ".join([*parts, *([spec.canonical(self.intervention)] if self.intervention is not None else [])])
+
+
+def variants(lengths: str | None, interventions: str | None) -> list[Variant]:
+    """Every length, unchanged and then under every intervention; from `1x,2x` and `swap(0, -1), shift`."""
+    times = [_times(text.strip()) for text in lengths.split(",")] if lengths is not None else [1]
+    if len(set(times)) < len(times):
+        raise ConfigError(f"--lengths: {lengths!r} has a length twice; allowed: each once.")
+    changes: list[Intervention | None] = [None]
+    if interventions is not None:
+        nodes = spec.parse_list(interventions, "--interventions")
+        changes += [spec.build("interventions", node, "--interventions") for node in nodes]
+        if len({repr(change) for change in changes}) < len(changes):
+            raise ConfigError(f"--interventions: {interventions!r} has one twice; allowed: each once.")
+    return [Variant(one, change) for one in times for change in changes]
+
+
+def _times(text: str) -> int:
+    number = text.removesuffix("x")
+    if not number.isdecimal() or not 1 <= int(number) <= MOST_TIMES or not text.endswith("x"):
+        raise ConfigError(f"--lengths: {text!r} is not allowed; allowed: 1x to {MOST_TIMES}x, as in 1x,2x,4x.")
+    return int(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The rows and summary of a variant, and how it differs from the variant of its length without intervention."""
+
+    variant: Variant
+    task: str
+    rows: Rows
+    summary: dict[str, Any]
+
+
+class Measurer:
+    """Measures one checkpoint of a run folder. Everything that can be refused is refused when it is made."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        wanted: Sequence[Variant],
+        *,
+        step: int | None = None,
+        task: str | None = None,
+        conditions: str | None = None,
+        items: int | None = None,
+        data: pathlib.Path | None = None,
+    ) -> None:
+        self.wanted, self.items = wanted, items
+        self.stored: dict[str, Batch] | None = None
+        if data is not None:
+            told, batch = export.read(data)
+            task, conditions, self.stored = told["task"], told["condition"], {told["condition"]: batch}
+        self.runs: dict[int, LoadedRun] = {}
+        for variant in wanted:
+            if variant.times not in self.runs:
+                self.runs[variant.times] = self._load(folder, step, task, variant.times)
+        self.run = self.runs[wanted[0].times]
+        if data is not None:
+            self._check_world(told)
+        names = None if conditions is None else [name.strip() for name in conditions.split(",")]
+        self.names = names
+        for variant in wanted:
+            self._check(variant)
+
+    def _load(self, folder: pathlib.Path, step: int | None, task: str | None, times: int) -> LoadedRun:
+        if times > 1:
+            base: Task = load(folder, step, 0, task).task
+            try:
+                task = spec.canonical(base.stretched(times))
+            except ConfigError as error:
+                raise ConfigError(f"--lengths: {times}x: {error}") from None
+        return load(folder, step, "all", task)
+
+    def _check_world(self, told: dict[str, Any]) -> None:
+        """Stored items of a task with a world hold for the replica they were drawn for alone."""
+        config = self.run.config
+        if not jax.tree.leaves(jax.eval_shape(self.run.task.world, jax.random.key(0))):
+            return
+        if (config.seed, config.train.replicas, config.train.vary.get("seed")) != (told["seed"], 1, None):
+            raise ConfigError(
+                f"--data_dir: these items are of the world of seed {told['seed']}, replica {told['replica']}; allowed:"
+                " a run of that one replica and seed."
+            )
+
+    def _check(self, variant: Variant) -> None:
+        run, change = self.runs[variant.times], variant.intervention
+        for condition in self._conditions(run):
+            if change is None:
+                continue
+            try:
+                change.check(run.task, condition)
+                reaches = int(np.max(run.task.tokens(condition).position)) + 1 + change.farther()
+                check_room(run.experiment, reaches)
+            except ConfigError as error:
+                raise ConfigError(f"--interventions: {error}") from None
+
+    def _conditions(self, run: LoadedRun) -> list[Any]:
+        grid = run.task.conditions()
+        return list(grid) if self.names is None else [find_condition(run.task, n, "--conditions") for n in self.names]
+
+    def measured(self) -> Iterator[Measured]:
+        """Every variant, in the order wanted."""
+        for variant in self.wanted:
+            run = self.runs[variant.times]
+            # On the devices that are here, which need not be as many as it was trained on.
+            train = dataclasses.replace(run.config.train, devices="auto")
+            here = dataclasses.replace(run.experiment, config=dataclasses.replace(run.config, train=train))
+            layout = auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
+            evaluator = Evaluator(
+                run.experiment,
+                layout,
+                run.keys,
+                export.STREAM,
+                self.items,
+                self._conditions(run),
+                variant.intervention,
+                self.stored,
+            )
+            rows = evaluator.rows(layout.place(run.weights))
+            plain = variant.intervention is None and self.names is None
+            theory = theory_curves(run.experiment) if plain else None
+            settings = run.config.train
+            summary = summarise(rows, steps=run.step, of=settings.steps, varied=settings.vary, theory=theory)
+            yield Measured(variant, run.config.task, rows, summary)
+
+
+def check_room(experiment: Experiment, length: int) -> None:
+    """Raise ConfigError if a position scheme has no parameters for positions up to `length` - 1."""
+    blueprint = experiment.blueprint
+    if length <= blueprint.length:
+        return
+    longer = dataclasses.replace(blueprint.dims, length=length)
+    for scheme in blueprint.positions:
+        scheme.check(longer)
+        for made in (scheme.embedding_parameters, scheme.layer_parameters):
+            if made(longer) != made(blueprint.dims):
+                raise ConfigError(
+                    f"positions up to {length - 1} are needed, but {spec.canonical(scheme)} was trained on"
+                    f" {blueprint.length}; allowed: a smaller number, or a position scheme without a table."
+                )
+
+
+def compared(one: Measured, base: Measured) -> dict[str, Any]:
+    """Accuracy minus that of the base, paired by replica: {"mean", "low", "high"}."""
+    pairs = zip(one.summary["accuracy"]["replicas"], base.summary["accuracy"]["replicas"], strict=True)
+    return interval([a - b for a, b in pairs]).to_dict()
+
+
+def line(one: Measured, base: Measured) -> str:
+    """A variant in a line: its accuracy, the difference to the base, and how many answers the intervention changed."""
+    accuracy, minus = one.summary["accuracy"], compared(one, base)
+    parts = [f"{one.variant.name or one.task}: accuracy {_told(accuracy)}"]
+    if one is not base:
+        parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
+        parts.append(f"{_told(one.summary['sensitivity'])} of the answers are others")
+    return ", ".join(parts)
+
+
+def _told(found: Mapping[str, Any], sign: str = "") -> str:
+    if found["low"] is None:
+        return f"{found['mean']:{sign}.3f}"
+    return f"{found['mean']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+
+
+def write(folder: pathlib.Path, label: str, one: Measured, base: Measured) -> None:
+    """Write `evals/LABEL.npz` and `.json`: the rows, and the summary with task, variant and its difference."""
+    write_rows(folder / "evals" / f"{label}.npz", one.rows)
+    more: dict[str, Any] = {"task": one.task, "variant": one.variant.name}
+    if one is not base:
+        more |= {"minus": {"variant": base.variant.name, **compared(one, base)}}
+    write_json(folder / "evals" / f"{label}.json", {**one.summary, **more})

@@ -1,0 +1,157 @@
+"""Measuring a run again: lengths, interventions, stored items, and what is refused before anything is measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from positionbias import evaluate, spec
+from positionbias.evaluation import again, stored
+from positionbias.evaluation.rows import read_rows
+from positionbias.reporting.report import write_report
+from positionbias.spec import ConfigError
+from positionbias.tasks import export
+from positionbias.training.loop import train
+
+TASK = "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=0)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("again") / "run"
+
+
+@pytest.fixture
+def run(tiny, folder):
+    """A run without a table of positions."""
+    if not folder.exists():
+        position = {"model.position": "rope", "train.steps": 4, "evaluation.items": 64}
+        train(tiny({"task": TASK, **position}), folder, [], lambda line: None)
+    return folder
+
+
+def test_every_length_is_measured_unchanged_and_under_every_intervention():
+    found = again.variants("1x,2x", "shift(4), swap(0, -1)")
+    assert [one.name for one in found] == [
+        "",
+        "shift(by=4)",
+        "swap",
+        "2x",
+        "2x shift(by=4)",
+        "2x swap",
+    ]
+    assert [one.name for one in again.variants(None, None)] == [""]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "interventions", "told"),
+    [
+        ("1x,1x", None, "--lengths: '1x,1x' has a length twice; allowed: each once."),
+        ("2", None, "--lengths: '2' is not allowed; allowed: 1x to 1024x, as in 1x,2x,4x."),
+        ("0x", None, "--lengths: '0x' is not allowed"),
+        ("", None, "--lengths: '' is not allowed"),
+        (None, "shift, shift(8)", "--interventions: 'shift, shift(8)' has one twice; allowed: each once."),
+        (None, "shft", "--interventions: unknown intervention 'shft', did you mean 'shift'?"),
+        (None, "shift(", "--interventions: cannot read"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(lengths, interventions, told):
+    with pytest.raises(ConfigError) as caught:
+        again.variants(lengths, interventions)
+    assert str(caught.value).startswith(told)
+
+
+def test_results_of_every_variant(run, capsys):
+    arguments = ["--workdir", str(run), "--lengths", "1x,2x", "--interventions", "shift(4), swap", "--items", "96"]
+    assert evaluate.main(arguments) == 0
+    evals = run / "evals"
+    names = ["", "_shift_by_4", "_swap", "_2x", "_2x_shift_by_4", "_2x_swap"]
+    told = {name: json.loads((evals / f"step000004{name}.json").read_text()) for name in names}
+    rows = {name: read_rows(evals / f"step000004{name}.npz") for name in names}
+    assert {name: len(found["correct"]) for name, found in rows.items()} == dict.fromkeys(names, 2 * 96)
+    assert [one["variant"] for one in told.values()] == [
+        "",
+        "shift(by=4)",
+        "swap",
+        "2x",
+        "2x shift(by=4)",
+        "2x swap",
+    ]
+    assert told["_2x"]["task"] == spec.full(spec.build("tasks", TASK.replace("pairs=2", "pairs=4"), "task"))
+    assert [row["position"] for row in told["_2x"]["by_evidence_position"]] == [0, 1, 2, 3]
+    # Relative positions do not see a shift of all, and swapping two pairs moves what stands where.
+    assert told["_shift_by_4"]["sensitivity"]["mean"] == 0
+    np.testing.assert_array_equal(rows["_swap"]["evidence_slot"], 1 - rows[""]["evidence_slot"])
+    paired = [rows["_swap"]["correct"][rows["_swap"]["replica"] == r].mean() for r in range(2)]
+    before = [rows[""]["correct"][rows[""]["replica"] == r].mean() for r in range(2)]
+    assert told["_swap"]["minus"]["mean"] == pytest.approx(np.mean(np.subtract(paired, before)))
+    assert "minus" not in told[""]
+    out = capsys.readouterr().out
+    assert "accuracy by delay after the context" in out
+    assert "shift(by=4): accuracy " in out
+    assert "0.000 [0.000, 0.000] of the answers are others" in out
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Evaluated again</h2>" in page
+    assert page.count("<td>2x swap</td>") == 1
+    assert list(stored.read_again(run)) == [f"step000004{name}" for name in names]
+
+
+def test_a_damaged_result_is_named(run):
+    path = run / "evals" / "damaged.json"
+    path.write_text('{"accuracy": 3}')
+    with pytest.raises(ConfigError, match=r"damaged.json' is damaged at 'by_query_position'"):
+        write_report(run)
+    path.unlink()
+
+
+def test_one_condition(run, tmp_path, tiny):
+    assert evaluate.main(["--workdir", str(run), "--conditions", "train", "--items", "8", "--label", "one"]) == 0
+    assert list(json.loads((run / "evals" / "one.json").read_text())["by_condition"]) == ["train"]
+
+
+def test_stored_items(run, tmp_path):
+    export.main(["--task", TASK, "--data_dir", str(tmp_path), "--examples", "40"])
+    data = tmp_path / "associative_recall" / export.VERSION
+    assert evaluate.main(["--workdir", str(run), "--data_dir", str(data)]) == 0
+    rows = read_rows(run / "evals" / "associative_recall_step000004.npz")
+    first, second = (rows["query"][rows["replica"] == replica] for replica in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, export.read(data)[1].query[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--lengths", "1x,4x"], "--lengths: 4x: keys = 4 is not allowed"),
+        (["--interventions", "swap(0, 5)"], "--interventions: swap(second=5): second = 5 is not allowed"),
+        (["--conditions", "trian"], "--conditions: unknown condition 'trian', did you mean 'train'?"),
+        (["--data_dir", "x", "--items", "3"], "--data_dir: cannot be given with --items"),
+        (["--data_dir", "/nowhere"], "--data_dir: '/nowhere' is not an exported evaluation set"),
+    ],
+)
+def test_what_does_not_fit_the_run_is_refused_before_anything_is_measured(run, arguments, told):
+    before = sorted((run / "evals").iterdir())
+    with pytest.raises(ConfigError) as caught:
+        evaluate.main(["--workdir", str(run), *arguments])
+    assert str(caught.value).startswith(told)
+    assert sorted((run / "evals").iterdir()) == before
+
+
+def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):
+    train(tiny({"task": TASK, "train.steps": 4, "evaluation.items": 8}), tmp_path / "run", [], lambda line: None)
+    for arguments in (
+        ["--interventions", "shift(1)"],
+        ["--interventions", "pad(1)"],
+        ["--interventions", "move_query(1)"],
+    ):
+        with pytest.raises(ConfigError, match="positions up to 6 are needed, but learned was trained on 6"):
+            evaluate.main(["--workdir", str(tmp_path / "run"), *arguments])
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "permute"]) == 0
+
+
+def test_a_longer_table_leaves_room(tiny, tmp_path):
+    config = tiny({"task": TASK, "model.position": "learned(length=8)", "train.steps": 4, "evaluation.items": 8})
+    train(config, tmp_path / "run", [], lambda line: None)
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "shift(2)"]) == 0
+    with pytest.raises(ConfigError, match=r"--interventions: learned.length = 8 is shorter"):
+        evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "shift(3)"])
