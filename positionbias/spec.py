@@ -141,22 +141,22 @@ def _pattern(node: ast.expr, field: str, text: str) -> list[Node]:
     raise ConfigError(f"{field}: '*' and '+' in {text!r} work on lists only, as in '[a, b] * 2'.")
 
 
+def parse_list(text: str, field: str) -> list[Node]:
+    """The nodes of a list expression."""
+    return _pattern(_tree(text, field), field, text)
+
+
 def is_pattern(text: str, field: str) -> bool:
     """Whether `text` is a layer pattern (a list expression) rather than one spec for every layer."""
     node = _tree(text, field)
     return isinstance(node, ast.List) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult))
 
 
-def parse_list(text: str, field: str) -> list[Node]:
-    """The nodes of `a, b(x=1), ...`."""
-    return _pattern(_tree(f"[{text}]", field), field, text)
-
-
 def parse_layers(text: str, layers: int, field: str) -> list[Node]:
     """One node a layer: a single spec serves every layer, a pattern must have exactly `layers` entries."""
     if not is_pattern(text, field):
         return [parse(text, field)] * layers
-    nodes = _pattern(_tree(text, field), field, text)
+    nodes = parse_list(text, field)
     if len(nodes) != layers:
         raise ConfigError(f"{field}: the pattern {text!r} has {len(nodes)} entries, allowed: {layers}, one a layer.")
     return nodes
@@ -280,11 +280,10 @@ def type_name(annotation: Any) -> str:
         return " or ".join(type_name(a) for a in args)
     if origin is tuple:
         return f"a list of {type_name(args[0])}" if args else "a list"
-    if annotation is type(None):
-        return "None"
     if hasattr(annotation, "axis"):
         return f"one of the {annotation.axis}"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
+    plain[type(None)] = "None"
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

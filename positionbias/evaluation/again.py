@@ -52,7 +52,7 @@ def variants(lengths: str | None, interventions: str | None) -> list[Variant]:
         raise ConfigError(f"--lengths: {lengths!r} has a length twice; allowed: each once.")
     changes: list[Intervention | None] = [None]
     if interventions is not None:
-        nodes = spec.parse_list(interventions, "--interventions")
+        nodes = spec.parse_list(f"[{interventions}]", "--interventions")
         changes += [spec.build("interventions", node, "--interventions") for node in nodes]
         if len({repr(change) for change in changes}) < len(changes):
             raise ConfigError(f"--interventions: {interventions!r} has one twice; allowed: each once.")
