@@ -22,7 +22,6 @@ def no_garbage() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         if enabled:
             gc.enable()
 

@@ -246,7 +246,7 @@ def _fresh(config_hash: str, previous: dict[str, Any]) -> dict[str, Any]:
         "step": previous.get("step", 0),
         "hash": config_hash,
         "commit": None,  # of the checkout the package runs from; None where it is installed
-        "dirty": None,  # whether tracked files of that checkout were changed
+        "dirty": None,  # whether the package there was changed, new files included
         "versions": _versions(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "threads": runtime.cores(),
@@ -284,7 +284,7 @@ class _Source:
     def _ask(self) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             commit = _git("rev-parse", "HEAD")
-            self._found = {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+            self._found = {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", str(PACKAGE)))}
 
 
 def _git(*arguments: str) -> str:

@@ -12,12 +12,10 @@ def failing_start():
 
 
 def test_garbage_is_collected_again_after_a_start_that_fails():
-    before = gc.get_freeze_count()
     with pytest.raises(KeyError):
         failing_start()
     assert gc.isenabled()
-    assert gc.get_freeze_count() > before
-    gc.unfreeze()
+    assert gc.get_freeze_count() == 0  # frozen garbage would never go: a sweep would keep every cell it has run
 
 
 def test_a_collector_that_is_off_stays_off():
@@ -28,7 +26,6 @@ def test_a_collector_that_is_off_stays_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

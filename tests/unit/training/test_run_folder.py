@@ -78,7 +78,23 @@ def test_the_commit_is_in_the_last_manifest(tmp_path):
         folder.update(status="finished")
     manifest = read_json(tmp_path / "run" / "manifest.json")
     assert manifest["commit"] == git("rev-parse", "HEAD")
-    assert manifest["dirty"] is bool(git("status", "--porcelain", "--untracked-files=no"))
+    assert manifest["dirty"] is bool(git("status", "--porcelain", "--", "positionbias"))
+
+
+@pytest.mark.parametrize(("changed", "dirty"), [("README.md", False), ("positionbias/tasks/new.py", True)])
+def test_dirty_is_a_package_that_differs_from_its_commit(tmp_path, monkeypatch, changed, dirty):
+    home = tmp_path / "checkout"
+    (home / "positionbias" / "tasks").mkdir(parents=True)
+    (home / "positionbias" / "one.py").write_text("")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run(
+            ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(home), *command], check=True, text=True
+        )
+    (home / changed).write_text("changed")
+    monkeypatch.setattr(run_folder, "PACKAGE", home / "positionbias")
+    with claim(tmp_path / "run") as folder:
+        folder.update(status="finished")
+    assert read_json(tmp_path / "run" / "manifest.json")["dirty"] is dirty
 
 
 def test_without_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
