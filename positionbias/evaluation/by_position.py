@@ -22,6 +22,7 @@ from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, worlds
 
+INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
 WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
 
 
@@ -149,17 +150,30 @@ class Evaluator:
         key_items, key_w = jax.random.split(stream(key, f"influence/{self.name}/{condition.name}"))
         batch = self._batch(key_items, condition, self.influence_items, world)
 
-        def projected(shift: Float[jax.Array, "B T D"]) -> Float[jax.Array, ""]:
-            sites = Sites(record=["final"], edit={"embedding": ("add", shift)})
-            model(batch.inputs, batch.tokens, task.context_length(condition), sites)
-            final = sites.recorded["final"]
-            row = batch.query[:, -1] - (task.length(condition) - final.shape[1])
-            hidden = jnp.take_along_axis(final, row[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-            return jnp.sum(hidden * jax.random.normal(key_w, hidden.shape))
+        def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
+            inputs, own, query, key = piece
 
-        shape = (self.influence_items, task.length(condition), self.experiment.config.model.width)
-        slope = jax.grad(projected)(jnp.zeros(shape))
-        size = jnp.mean(jnp.sum(jnp.square(slope), axis=-1), axis=0)
+            def projected(shift: Float[jax.Array, "C T D"]) -> Float[jax.Array, ""]:
+                sites = Sites(record=["final"], edit={"embedding": ("add", shift)})
+                model(inputs, own or batch.tokens, task.context_length(condition), sites)
+                final = sites.recorded["final"]
+                row = query - (task.length(condition) - final.shape[1])
+                hidden = jnp.take_along_axis(final, row[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+                return jnp.sum(hidden * jax.random.normal(key, hidden.shape))
+
+            shape = (len(query), task.length(condition), self.experiment.config.model.width)
+            return jnp.sum(jnp.square(jax.grad(projected)(jnp.zeros(shape))), axis=-1)
+
+        # A few items at a time: a gradient takes far more memory than the answers of as many.
+        most = max(INFLUENCE_TOKENS // task.length(condition), 1)
+        chunk = max(size for size in range(1, most + 1) if self.influence_items % size == 0)
+        count = self.influence_items // chunk
+        own_tokens = None if task.shared_tokens else batch.tokens
+        pieces = jax.tree.map(
+            lambda x: x.reshape(count, chunk, *x.shape[1:]), (batch.inputs, own_tokens, batch.query[:, -1])
+        )
+        found = jax.lax.map(sizes, (*pieces, jax.random.split(key_w, count)))
+        size = jnp.mean(found, axis=(0, 1))
         return size / jnp.sum(size)
 
     # ---------------------------------------------------------------------------------------------------------- rows

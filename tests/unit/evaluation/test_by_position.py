@@ -1,0 +1,71 @@
+"""Rows and influence against what they are by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias.config.build import build
+from positionbias.evaluation import by_position
+from positionbias.evaluation.by_position import Evaluator
+from positionbias.models.sites import Sites
+from positionbias.replicas import Layout, replica_keys
+from positionbias.training.auto import Auto
+from positionbias.training.program import Program
+
+
+def fresh(config):
+    experiment = build(config)
+    compiled = Program(experiment, Auto(Layout("loop"), 8, 1)).compile()
+    return experiment, jax.device_get(compiled.unpack(compiled.fresh()))
+
+
+# Uniform attention of one head over the rows seen, whose values are `SHARE` times the stream itself.
+SHARE = 3.0
+LINEAR = {
+    "model.heads": 1,
+    "model.position": "none",
+    "model.norm": "none",
+    "model.mlp": False,
+    "model.init.query": "constant(value=0.0)",
+    "model.init.value": f"identity(scale={SHARE})",
+    "model.init.output": "identity",
+    "evaluation.influence_items": 12,
+    "train.replicas": 1,
+}
+
+
+@pytest.mark.parametrize("tokens", [8, 30, 4096], ids=["one at a time", "three", "all"])
+def test_influence_of_a_linear_model_is_the_square_of_its_weights(tiny, monkeypatch, tokens):
+    monkeypatch.setattr(by_position, "INFLUENCE_TOKENS", tokens)
+    experiment, weights = fresh(tiny(LINEAR))
+    found = Evaluator(experiment, Layout("loop"), replica_keys(0, 1)).rows(weights)["influence"]
+    expected = np.full(8, SHARE / 8)
+    expected[7] += 1  # the residual of the last row, which is the last answer's
+    np.testing.assert_allclose(found[0, 0], expected**2 / (expected**2).sum(), rtol=1e-4)
+
+
+def test_columns_are_those_of_the_models_own_outputs(tiny):
+    experiment, weights = fresh(tiny({"train.replicas": 1, "evaluation.items": 20, "evaluation.batch_size": 8}))
+    task = experiment.task
+    (condition,) = task.conditions()
+    batch = task.batch(jax.random.key(7), condition, 20)
+    # One item needs its first position only: -1 pads, and what is left holds the answer.
+    batch = batch._replace(evidence=batch.evidence.at[0, :, 1].set(-1))
+    keys = replica_keys(0, 1)
+    evaluator = Evaluator(experiment, Layout("loop"), keys, stored={"train": batch})
+    rows = evaluator.rows(weights)
+    model = evaluator._model(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), weights))
+    outputs = np.asarray(model(batch.inputs, batch.tokens, task.context_length(condition), Sites()), np.float64)
+    said = np.take_along_axis(outputs, np.asarray(batch.query)[..., None], axis=1)
+    target = np.take_along_axis(np.asarray(batch.targets), np.asarray(batch.query), axis=1)
+    log_share = said - np.log(np.exp(said).sum(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(log_share, target[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(rows["log_probability"], chosen.reshape(-1), atol=1e-4)
+    np.testing.assert_array_equal(rows["correct"], (said.argmax(axis=-1) == target).reshape(-1))
+    evidence = np.asarray(batch.evidence).copy()
+    evidence[0, :, 1] = evidence[0, :, 0]
+    np.testing.assert_array_equal(rows["evidence"], evidence[..., 1].reshape(-1))
+    for name in ("query", "query_slot", "evidence_slot", "distance", "order"):
+        np.testing.assert_array_equal(rows[name], np.asarray(getattr(batch, name)).reshape(-1))
+    assert 0 < rows["correct"].mean() < 1
