@@ -274,7 +274,7 @@ def type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
     if origin is tuple:
-        return f"a list of {type_name(args[0])}" if args else "a list"
+        return f"a list of {type_name(args[0]).replace('a list', 'lists')}" if args else "a list"
     if annotation is type(None):
         return "None"
     if hasattr(annotation, "axis"):
