@@ -279,7 +279,7 @@ def type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
     if origin is tuple:
-        return f"a list of {type_name(args[0])}" if args else "a list"
+        return f"a list of {type_name(args[0]).replace('a list', 'lists')}" if args else "a list"
     if hasattr(annotation, "axis"):
         return f"one of the {annotation.axis}"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}

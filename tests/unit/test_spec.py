@@ -207,6 +207,7 @@ def test_what_cannot_be_built(axis, text, sentence):
         (None, int | None, None),
         ("auto", int | Literal["auto"], "auto"),
         ([1, 2], tuple[float, ...], (1.0, 2.0)),
+        ([[1, 2], (3,)], tuple[tuple[int, ...], ...], ((1, 2), (3,))),
         ("text", str, "text"),
         (object, Any, object),
         (Call("causal"), Mask, spec.build("masks", "causal", "x")),
@@ -232,6 +233,7 @@ def test_types_taken(value, annotation, result):
         (1, Literal["a", "b"], "'a' or 'b'"),
         (True, Literal[1], "1"),
         ("ab", tuple[str, ...], "a list of text"),
+        ([4, 16], tuple[tuple[int, ...], ...], "a list of lists of a whole number"),
         ("causal", Mask, "one of the masks"),
     ],
 )
