@@ -69,8 +69,8 @@ def train(
     """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
 
     `say` prints one line of the log; the progress line goes to standard output. Raises ConfigError for a config or
-    folder that cannot be used, FolderInUse if another process owns the folder, WriteError or MemoryError, which the
-    manifest then tells, where disk or memory has no room.
+    folder that cannot be used, FolderInUse if another process owns the folder, FileError or MemoryError, which the
+    manifest then tells, where disk or memory has no room or a file cannot be read.
     """
     experiment = build(config)
     chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
@@ -120,10 +120,11 @@ class _Run:
     def go(self, stop: StopSignal, last: int) -> Outcome:
         """Start or resume, and train up to step `last`."""
         program = Program(self.experiment, self.chosen)
+        found = self._restored(program.shape())
         with runtime.no_garbage():
             compiled = program.compile()
         self._announce()
-        state = self._start(compiled)
+        state = self._start(compiled, found)
         self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
         self._train(compiled, state, stop, last)
         steps = self.config.train.steps
@@ -142,8 +143,15 @@ class _Run:
             self.say(line)
         self.folder.update(status="running", auto=found, message="")
 
-    def _start(self, compiled: Compiled) -> Packed:
-        found = checkpoint.restore_latest(self.checkpoints, self.say, compiled.program.shape())
+    def _restored(self, like: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
+        """The newest whole checkpoint, None before the first; ConfigError rather than losing what others hold."""
+        try:
+            return checkpoint.restore_latest(self.checkpoints, self.say, like)
+        except checkpoint.CheckpointError as error:
+            told, where = str(error).rstrip("."), str(self.checkpoints)
+            raise ConfigError(f"workdir: {told}; allowed in {where!r}: what was saved, or nothing.") from None
+
+    def _start(self, compiled: Compiled, found: tuple[int, Tree, dict[str, Any]] | None) -> Packed:
         if found is None:
             state = compiled.fresh()
         else:
