@@ -262,6 +262,7 @@ class _Run:
     def _save(self, state: State) -> None:
         if self.step in self.whole:
             return
+        self.metrics.sync()  # a run resumed from this checkpoint does not write them again
         meta = {
             "seconds": self.seconds,
             "interval": self.interval.saved(),

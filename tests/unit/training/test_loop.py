@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import signal
 
@@ -438,6 +439,24 @@ def test_a_checkpoint_is_read_once_on_starting_and_never_on_saving(config, tmp_p
     )
     run(config, tmp_path / "run")
     assert steps_read == [2]
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_after_them(config, tmp_path, monkeypatch):
+    synced, save, fsync = [], checkpoint.save, os.fsync
+
+    def noting(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(folder, step, *arguments):
+        assert os.stat(tmp_path / "run" / "metrics.jsonl").st_ino in synced
+        synced.clear()
+        save(folder, step, *arguments)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(checkpoint, "save", checked)
+    run(config, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [6, 12]
 
 
 def test_what_an_operator_does_not_see_is_said(config, tmp_path, monkeypatch):
