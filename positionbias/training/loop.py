@@ -34,7 +34,7 @@ from positionbias.config import schema
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import config_hash
 from positionbias.evaluation.by_position import Evaluator, theory_curves
-from positionbias.evaluation.rows import Rows, read_rows, write_rows
+from positionbias.evaluation.rows import read_rows, write_rows
 from positionbias.evaluation.summary import summarise
 from positionbias.files import WriteError, write_json
 from positionbias.spec import ConfigError
@@ -110,9 +110,9 @@ class _Run:
         self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
         self.checkpoints = folder.path / "checkpoints"
         self.whole: set[int] = set()  # steps whose checkpoint was read or written here
+        self.evaluated: set[int] = set()  # steps whose rows are there
         self.bits_guaranteed = True
-        self.metrics = MetricsWriter(folder.path / "metrics.jsonl")
-        self.interval = Interval()
+        self.metrics, self.interval = MetricsWriter(folder.path / "metrics.jsonl"), Interval()
         self.theory = theory_curves(experiment)
 
     # -------------------------------------------------------------------------------------------------------- stages
@@ -181,19 +181,19 @@ class _Run:
 
     def _cut_evaluations(self, step: int) -> None:
         """Delete the evaluations after `step`; the summary becomes that of the newest one left, if any."""
-        kept = {}
         for path in (self.folder.path / "evals").glob("*.npz"):
             if not path.stem.isdecimal():
                 continue
             try:
                 if int(path.stem) <= step:
-                    kept[int(path.stem)] = read_rows(path)
+                    read_rows(path)
+                    self.evaluated.add(int(path.stem))
                     continue
             except ConfigError as error:
-                self.say(f"skipped {error}")  # a damaged one is made again where it is due
+                self.say(f"skipped {error}")  # made again if it is that of step 0 or of the step resumed at
             path.unlink()
-        if 0 in kept:
-            self._summarise(kept[max(kept)], max(kept))
+        if 0 in self.evaluated:
+            self._summarise()
         else:
             (self.folder.path / "summary.json").unlink(missing_ok=True)
 
@@ -240,8 +240,8 @@ class _Run:
 
     def _evaluations(self, compiled: Compiled, state: Packed, due: bool, initial: bool) -> None:
         """The evaluations that are due here and not there yet; the one at initialisation comes before any other."""
-        due = due and not self._rows_path(self.step).exists()
-        if (initial or due) and not self._rows_path(0).exists():
+        due = due and self.step not in self.evaluated
+        if (initial or due) and 0 not in self.evaluated:
             self._evaluate(compiled.unpack(compiled.fresh()), 0)
         if due:
             self._evaluate(compiled.unpack(state), self.step)
@@ -278,11 +278,13 @@ class _Run:
     def _evaluate(self, state: State, step: int) -> None:
         rows = self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]})
         write_rows(self._rows_path(step), rows)
-        self._summarise(rows, step)
+        self.evaluated.add(step)
+        self._summarise()
 
-    def _summarise(self, rows: Rows, step: int) -> None:
-        initial = rows if step == 0 else read_rows(self._rows_path(0))
-        train = self.config.train
+    def _summarise(self) -> None:
+        """Write the summary of the newest evaluation, which that at initialisation made again is not."""
+        step, train = max(self.evaluated), self.config.train
+        rows, initial = read_rows(self._rows_path(step)), read_rows(self._rows_path(0))
         summary = summarise(rows, initial, steps=step, of=train.steps, varied=train.vary, theory=self.theory)
         write_json(self.folder.path / "summary.json", summary)
 

@@ -466,13 +466,36 @@ def test_what_an_operator_does_not_see_is_said(config, tmp_path, monkeypatch):
     assert "layer 0 sees less" in said
 
 
-@pytest.mark.parametrize("name", ["000000.npz", "000006.npz"])
-def test_a_damaged_evaluation_is_made_again(config, reference, tmp_path, name):
+def test_a_damaged_evaluation_at_initialisation_is_made_again(config, reference, tmp_path):
     run(config, tmp_path / "run", stop_after=10)
-    path = tmp_path / "run" / "evals" / name
-    path.write_bytes(path.read_bytes()[:-40])
+    damage_rows(tmp_path / "run", 0)
     said = []
     assert run(config, tmp_path / "run", say=said.append).status == "finished"
     assert any("skipped evals" in line for line in said)
-    if name == "000000.npz":
-        assert_same(left(tmp_path / "run"), reference)
+    assert_same(left(tmp_path / "run"), reference)
+
+
+def test_a_damaged_evaluation_of_a_step_gone_by_is_left_out(config, reference, tmp_path):
+    run(config, tmp_path / "run", stop_after=10)
+    damage_rows(tmp_path / "run", 6)
+    said = []
+    assert run(config, tmp_path / "run", say=said.append).status == "finished"
+    assert any("skipped evals" in line for line in said)
+    plain, metrics, rows, summary = reference
+    rest = {name: found for name, found in rows.items() if name != "000006.npz"}
+    assert_same(left(tmp_path / "run"), (plain, metrics, rest, summary))
+
+
+@pytest.mark.parametrize("damaged", [[0], [12], [0, 12]], ids=str)
+def test_a_run_killed_before_it_said_finished_ends_with_the_last_summary(config, reference, tmp_path, damaged):
+    run(config, tmp_path / "run")
+    unfinish(tmp_path / "run")
+    for step in damaged:
+        damage_rows(tmp_path / "run", step)
+    assert run(config, tmp_path / "run").status == "finished"
+    assert_same(left(tmp_path / "run"), reference)
+
+
+def damage_rows(workdir, step):
+    path = workdir / "evals" / f"{step:06d}.npz"
+    path.write_bytes(path.read_bytes()[:-40])
