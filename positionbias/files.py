@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -10,8 +11,22 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 
-class WriteError(Exception):
-    """A file that cannot be written, told in one sentence that names it and the reason; entries exit with code 1."""
+class FileError(Exception):
+    """A file the machine does not let us use, told in one sentence that names it and why; entries exit with code 1."""
+
+
+class WriteError(FileError):
+    """A file that cannot be written."""
+
+
+# All else (too many open files, no rights, a failing disk) says nothing of what is in the file.
+_OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def refuse_unread(path: pathlib.Path, number: int | None) -> None:
+    """Raise the FileError of `path` unless errno `number`, met on reading it, is of its content, or None."""
+    if number is not None and number not in _OF_CONTENT:
+        raise FileError(f"cannot read {str(path)!r}: {os.strerror(number)}.") from None
 
 
 @contextlib.contextmanager

@@ -37,7 +37,6 @@ def set_up(config: schema.Config) -> None:
 def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = None) -> int:
     """Train, print the table and write the report; returns the exit code."""
     with runtime.no_garbage():
-        from positionbias.training.checkpoint import CheckpointError
         from positionbias.training.loop import train
         from positionbias.training.run_folder import FolderInUse
 
@@ -46,8 +45,6 @@ def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = N
     except FolderInUse as error:
         print(f"error: {error}", file=sys.stderr)
         return IN_USE
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
     if outcome.message:
         say(outcome.message, sys.stderr if outcome.status == "failed" else sys.stdout)
     conclude(workdir)

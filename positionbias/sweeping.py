@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from positionbias import launch, runtime
 from positionbias.config import resolve
 from positionbias.config.sweeps import Cell
-from positionbias.files import WriteError, read_json, write_json, writing
+from positionbias.files import FileError, read_json, write_json, writing
 from positionbias.launch import say
 from positionbias.spec import ConfigError
 
@@ -54,7 +54,7 @@ class LocalExecutor:
             return {"status": "failed", "code": launch.IN_USE, "message": str(error)}
         except ConfigError as error:
             return {"status": "failed", "code": 2, "message": str(error)}
-        except (WriteError, MemoryError) as error:
+        except (FileError, MemoryError) as error:
             return {"status": "failed", "code": 1, "message": str(error)}
         except Exception as error:  # whatever breaks one cell must not lose the others
             return {"status": "failed", "code": 1, "message": f"{type(error).__name__}: {error}".splitlines()[0]}

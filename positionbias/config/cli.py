@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from positionbias import spec
 from positionbias.config import files
 from positionbias.config.resolve import Leaf, groups, leaves, not_a_group, plain, unknown_field
-from positionbias.files import WriteError
+from positionbias.files import FileError
 from positionbias.spec import ConfigError
 
 PREFIX = "--config."
@@ -268,7 +268,7 @@ def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except (WriteError, MemoryError) as error:
+    except (FileError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:

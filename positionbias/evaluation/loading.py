@@ -181,6 +181,8 @@ def _restored(folder: pathlib.Path, step: int | None, shape: Tree) -> tuple[int,
         kept = [kept for kept in checkpoint.steps(checkpoints) if checkpoint.whole(checkpoints, kept)]
         if step in kept:
             raise ConfigError(str(error)) from None  # whole, but of another model
+        if step is None and not kept:
+            raise ConfigError(f"workdir: {str(folder)!r} has no whole checkpoint: {error}") from None
         allowed = ", ".join(map(str, kept)) or "none, no step is whole"
         raise ConfigError(f"step: {str(error).rstrip('.')}; allowed in {str(folder)!r}: {allowed}.") from None
     if found is None:

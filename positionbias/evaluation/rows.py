@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from positionbias.files import replacing, writing
+from positionbias.files import refuse_unread, replacing, writing
 from positionbias.spec import ConfigError
 
 INTEGERS = ("replica", "condition", "query", "evidence", "query_slot", "evidence_slot", "distance", "order")
@@ -70,7 +70,10 @@ def write_rows(path: str | os.PathLike, rows: Rows) -> None:
 
 
 def read_rows(path: str | os.PathLike) -> dict[str, Any]:
-    """The rows in `path`; `conditions` is a list and `axes` a dict again. Raises ConfigError if they cannot be read."""
+    """The rows in `path`; `conditions` is a list and `axes` a dict again.
+
+    Raises ConfigError if it does not hold them, FileError if the machine cannot read it now.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             rows: dict[str, Any] = dict(file)
@@ -78,6 +81,7 @@ def read_rows(path: str | os.PathLike) -> dict[str, Any]:
         rows["conditions"] = [str(name) for name in rows["conditions"]]
         rows["axes"] = dict(zip(("query", "evidence"), (str(a) for a in rows["axes"]), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        refuse_unread(pathlib.Path(path), getattr(error, "errno", None))
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"evals: {str(path)!r} does not hold the rows of an evaluation ({reason}).") from None
     return rows

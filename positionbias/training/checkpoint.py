@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 
 from positionbias.arrays import Tree
-from positionbias.files import WriteError, sync, write_json, writing
+from positionbias.files import WriteError, refuse_unread, sync, write_json, writing
 
 FORMAT = 1
 MARK = "mark.json"
@@ -38,6 +38,10 @@ _STEP = re.compile(r"\d{6,}")
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be used, told in one sentence that names the step and the leaf."""
+
+
+class ForeignError(CheckpointError):
+    """A checkpoint of another format: not damaged, so no older one may stand in for it."""
 
 
 # ----------------------------------------------------------------------------------------------------- plain trees
@@ -165,9 +169,15 @@ def _write_state(home: pathlib.Path, state: dict[str, Any]) -> None:
         with _quiet():
             ocp.save(home / "state", _nonempty(state))
     except Exception as error:  # its writers tell a full disk as a ValueError of many lines
-        number = re.search(r"os_error_code='(\d+)'", str(error))
+        number = _errno(error)
         text = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise WriteError(f"cannot write {str(home)!r}: {os.strerror(int(number[1])) if number else text}.") from None
+        raise WriteError(f"cannot write {str(home)!r}: {os.strerror(number) if number else text}.") from None
+
+
+def _errno(error: Exception) -> int | None:
+    """What the system said, in an OSError or in the text of one of Orbax's."""
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
 
 
 def _nonempty(plain: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def restore(folder: pathlib.Path, step: int, like: Tree = None) -> tuple[Tree, d
     """(state, meta) of one step, every leaf a numpy array whose bytes were checked against the mark.
 
     With `like` the state comes back in that structure (see `from_plain`). Raises CheckpointError if the step is not
-    whole or does not fit.
+    whole or does not fit, FileError or MemoryError if this machine cannot read it now.
     """
     home = path_of(folder, step)
     mark = _read_mark(home, step)
@@ -234,15 +244,24 @@ def restore_latest(
 ) -> tuple[int, Tree, dict[str, Any]] | None:
     """(step, state, meta) of the newest whole step, or None; `log` is told of every later one skipped, and why.
 
-    Raises CheckpointError if that step does not fit `like`: an older one would not either.
+    None means that nothing was ever saved. Raises CheckpointError if steps have marks and none is whole, or if the
+    newest that is not damaged has another format or does not fit `like`: an older one would not either.
     """
+    marked, reasons = steps(folder), {}
     for step in sorted(_folders(folder), reverse=True):
         try:
             plain, meta = restore(folder, step)
+        except ForeignError:
+            raise
         except CheckpointError as error:
             log(f"skipped {error}")
+            reasons[step] = str(error).rstrip(".")
         else:
             return step, _fitted(step, plain, like), meta
+    if marked:
+        raise CheckpointError(
+            f"no checkpoint can be restored, of {', '.join(map(str, marked))} ({reasons[marked[-1]]})."
+        )
     return None
 
 
@@ -263,15 +282,16 @@ def steps(folder: pathlib.Path) -> list[int]:
 def _read_mark(home: pathlib.Path, step: int) -> dict[str, Any]:
     try:
         mark = json.loads((home / MARK).read_text(encoding="utf-8"))
-        digest = mark.pop("sha256")
+        digest, form = mark.pop("sha256"), mark["format"]
         found = _digest_of_mark(mark)
     except FileNotFoundError:
         what = "has no mark: its save was cut short" if home.exists() else "is not there"
         raise CheckpointError(f"checkpoint {step} {what}.") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        refuse_unread(home / MARK, getattr(error, "errno", None))
         raise CheckpointError(f"checkpoint {step}: its mark cannot be read.") from None
-    if mark.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {step} has format {mark.get('format')!r}, allowed: {FORMAT}.")
+    if form != FORMAT:
+        raise ForeignError(f"checkpoint {step} has format {form!r}, allowed: {FORMAT}.")
     if found != digest or mark["step"] != step:
         raise CheckpointError(f"checkpoint {step}: its mark does not hold what was saved.")
     return mark
@@ -283,7 +303,12 @@ def _read_state(home: pathlib.Path, step: int, told: dict[str, Any]) -> dict[str
     try:
         with _quiet():
             return ocp.load(home / "state")
+    except ImportError:
+        raise
+    except MemoryError:
+        raise MemoryError(f"memory ran out while reading {str(home)!r}.") from None
     except Exception as error:  # whatever a damaged file makes its readers raise
+        refuse_unread(home, _errno(error))
         text = str(error) or type(error).__name__
         hit = next((name for name in told if f'"{name.replace("/", ".")}/' in text), None)
         what = f"leaf {hit!r}" if hit else "its state"

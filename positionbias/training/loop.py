@@ -34,7 +34,7 @@ from positionbias.config import schema
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import config_hash
 from positionbias.evaluation.by_position import Evaluator, theory_curves
-from positionbias.evaluation.rows import Rows, read_rows, write_rows
+from positionbias.evaluation.rows import read_rows, write_rows
 from positionbias.evaluation.summary import summarise
 from positionbias.files import WriteError, write_json
 from positionbias.spec import ConfigError
@@ -69,8 +69,8 @@ def train(
     """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
 
     `say` prints one line of the log; the progress line goes to standard output. Raises ConfigError for a config or
-    folder that cannot be used, FolderInUse if another process owns the folder, WriteError or MemoryError, which the
-    manifest then tells, where disk or memory has no room.
+    folder that cannot be used, FolderInUse if another process owns the folder, FileError or MemoryError, which the
+    manifest then tells, where disk or memory has no room or a file cannot be read.
     """
     experiment = build(config)
     chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
@@ -110,9 +110,9 @@ class _Run:
         self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
         self.checkpoints = folder.path / "checkpoints"
         self.whole: set[int] = set()  # steps whose checkpoint was read or written here
+        self.evaluated: set[int] = set()  # steps whose rows are there
         self.bits_guaranteed = True
-        self.metrics = MetricsWriter(folder.path / "metrics.jsonl")
-        self.interval = Interval()
+        self.metrics, self.interval = MetricsWriter(folder.path / "metrics.jsonl"), Interval()
         self.theory = theory_curves(experiment)
 
     # -------------------------------------------------------------------------------------------------------- stages
@@ -120,10 +120,11 @@ class _Run:
     def go(self, stop: StopSignal, last: int) -> Outcome:
         """Start or resume, and train up to step `last`."""
         program = Program(self.experiment, self.chosen)
+        found = self._restored(program.shape())
         with runtime.no_garbage():
             compiled = program.compile()
         self._announce()
-        state = self._start(compiled)
+        state = self._start(compiled, found)
         self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
         self._train(compiled, state, stop, last)
         steps = self.config.train.steps
@@ -142,8 +143,15 @@ class _Run:
             self.say(line)
         self.folder.update(status="running", auto=found, message="")
 
-    def _start(self, compiled: Compiled) -> Packed:
-        found = checkpoint.restore_latest(self.checkpoints, self.say, compiled.program.shape())
+    def _restored(self, like: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
+        """The newest whole checkpoint, None before the first; ConfigError rather than losing what others hold."""
+        try:
+            return checkpoint.restore_latest(self.checkpoints, self.say, like)
+        except checkpoint.CheckpointError as error:
+            told, where = str(error).rstrip("."), str(self.checkpoints)
+            raise ConfigError(f"workdir: {told}; allowed in {where!r}: what was saved, or nothing.") from None
+
+    def _start(self, compiled: Compiled, found: tuple[int, Tree, dict[str, Any]] | None) -> Packed:
         if found is None:
             state = compiled.fresh()
         else:
@@ -173,19 +181,19 @@ class _Run:
 
     def _cut_evaluations(self, step: int) -> None:
         """Delete the evaluations after `step`; the summary becomes that of the newest one left, if any."""
-        kept = {}
         for path in (self.folder.path / "evals").glob("*.npz"):
             if not path.stem.isdecimal():
                 continue
             try:
                 if int(path.stem) <= step:
-                    kept[int(path.stem)] = read_rows(path)
+                    read_rows(path)
+                    self.evaluated.add(int(path.stem))
                     continue
             except ConfigError as error:
-                self.say(f"skipped {error}")  # a damaged one is made again where it is due
+                self.say(f"skipped {error}")  # made again if it is that of step 0 or of the step resumed at
             path.unlink()
-        if 0 in kept:
-            self._summarise(kept[max(kept)], max(kept))
+        if 0 in self.evaluated:
+            self._summarise()
         else:
             (self.folder.path / "summary.json").unlink(missing_ok=True)
 
@@ -232,8 +240,8 @@ class _Run:
 
     def _evaluations(self, compiled: Compiled, state: Packed, due: bool, initial: bool) -> None:
         """The evaluations that are due here and not there yet; the one at initialisation comes before any other."""
-        due = due and not self._rows_path(self.step).exists()
-        if (initial or due) and not self._rows_path(0).exists():
+        due = due and self.step not in self.evaluated
+        if (initial or due) and 0 not in self.evaluated:
             self._evaluate(compiled.unpack(compiled.fresh()), 0)
         if due:
             self._evaluate(compiled.unpack(state), self.step)
@@ -254,6 +262,7 @@ class _Run:
     def _save(self, state: State) -> None:
         if self.step in self.whole:
             return
+        self.metrics.sync()  # a run resumed from this checkpoint does not write them again
         meta = {
             "seconds": self.seconds,
             "interval": self.interval.saved(),
@@ -269,11 +278,13 @@ class _Run:
     def _evaluate(self, state: State, step: int) -> None:
         rows = self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]})
         write_rows(self._rows_path(step), rows)
-        self._summarise(rows, step)
+        self.evaluated.add(step)
+        self._summarise()
 
-    def _summarise(self, rows: Rows, step: int) -> None:
-        initial = rows if step == 0 else read_rows(self._rows_path(0))
-        train = self.config.train
+    def _summarise(self) -> None:
+        """Write the summary of the newest evaluation, which that at initialisation made again is not."""
+        step, train = max(self.evaluated), self.config.train
+        rows, initial = read_rows(self._rows_path(step)), read_rows(self._rows_path(0))
         summary = summarise(rows, initial, steps=step, of=train.steps, varied=train.vary, theory=self.theory)
         write_json(self.folder.path / "summary.json", summary)
 

@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from positionbias.evaluation.stored import NUMBER, misfit
-from positionbias.files import as_list, read_lines, write_text, writing
+from positionbias.files import as_list, read_lines, sync, write_text, writing
 from positionbias.spec import ConfigError
 
 METRICS = ("loss", "accuracy", "gradient_norm")
@@ -47,6 +47,13 @@ class MetricsWriter:
             while left:
                 left = left[self._stream.write(left) :]
 
+    def sync(self) -> None:
+        """Wait until every line written is on the disk. Raises WriteError."""
+        if self._stream is not None:
+            with writing(self.path):
+                os.fsync(self._stream.fileno())
+                sync(self.path.parent)
+
     def close(self) -> None:
         """Close the file until the next line; may be called twice."""
         if self._stream is not None:
@@ -54,14 +61,12 @@ class MetricsWriter:
             self._stream = None
 
     def cut_back(self, step: int) -> None:
-        """Drop the lines after `step`, and whatever a killed run left half written. Atomic."""
+        """Drop the lines after `step`, and a last one that a killed run left half written. Atomic.
+
+        Raises ConfigError as `read_metrics` does, and then nothing is dropped.
+        """
         self.close()
-        kept = []
-        for text, line in read_lines(self.path):
-            if line is None or not isinstance(line.get("step"), int):
-                break
-            if line["step"] <= step:
-                kept.append(text)
+        kept = [text for text, line in _checked(self.path) if line["step"] <= step]
         if self.path.exists():
             write_text(self.path, "".join(kept))
 
@@ -71,20 +76,26 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
     Raises ConfigError naming the line if another cannot be read, or has other replicas than the first.
     """
-    lines = [line for _, line in read_lines(path)]
-    if lines and lines[-1] is None:
+    return [line for _, line in _checked(path)]
+
+
+def _checked(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line's text and content, for `read_metrics`."""
+    lines = list(read_lines(path))
+    if lines and lines[-1][1] is None:
         lines.pop()
-    for number, line in enumerate(lines, start=1):
+    first = (lines[0][1] if lines else None) or {}
+    for number, (_, line) in enumerate(lines, start=1):
         place = misfit(line, LINE)
-        if place is None and line and lines[0]:
-            place = next((n for n in METRICS if len(line.get(n) or ()) != len(lines[0].get(n) or ())), None)
+        if place is None and line and first:
+            place = next((n for n in METRICS if len(line.get(n) or ()) != len(first.get(n) or ())), None)
         if place is not None:
             where = f" at {place!r}" if place else ""
             raise ConfigError(
                 f"workdir: line {number} of {str(path)!r} is not a line of metrics{where};"
                 " allowed: the file as it was written, or none."
             )
-    return [line for line in lines if line is not None]
+    return [(text, line) for text, line in lines if line is not None]
 
 
 def _encode(line: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import optax
 import pytest
 from flax import nnx
 
-from positionbias.files import WriteError
+from positionbias.files import FileError, WriteError
 from positionbias.training import checkpoint
 from positionbias.training.checkpoint import (
     CheckpointError,
@@ -214,7 +215,7 @@ def test_every_bit_flipped_in_the_mark_is_found(tmp_path):
 def test_a_mark_nested_without_end_cannot_be_read(tmp_path, depth):
     save(tmp_path, 3, {"a": np.zeros(2, np.float32)}, {})
     (tmp_path / "000003" / "mark.json").write_text(f'{{"sha256": "", "meta": {"[" * depth}{"]" * depth}}}')
-    with pytest.raises(CheckpointError, match=r"^checkpoint 3(: its mark cannot be read| has format None.*)\.$"):
+    with pytest.raises(CheckpointError, match=r"^checkpoint 3: its mark cannot be read\.$"):
         restore(tmp_path, 3)
 
 
@@ -247,23 +248,80 @@ def test_damage_names_step_and_leaf(tmp_path, change, message):
 
 
 def test_latest_skips_to_the_last_whole_step_and_says_why(tmp_path):
-    for step in (10, 20, 30, 40, 50):
+    for step in (10, 20, 30, 40):
         save(tmp_path, step, {"x": np.full(4, step, np.float32)}, {})
     rewrite(tmp_path, 20, lambda s: s.update(x=s["x"] + 1))
     (tmp_path / "000030" / "state" / "state" / "manifest.ocdbt").write_bytes(b"")
     (tmp_path / "000040" / "mark.json").unlink()
-    mark = json.loads((tmp_path / "000050" / "mark.json").read_text())
-    (tmp_path / "000050" / "mark.json").write_text(json.dumps({**mark, "format": 2}))
     (tmp_path / "notes").mkdir()
     said = []
     assert latest(tmp_path, said.append) == 10
-    assert said[0] == "skipped checkpoint 50 has format 2, allowed: 1."
-    assert said[1] == "skipped checkpoint 40 has no mark: its save was cut short."
-    assert said[2].startswith("skipped checkpoint 30: ")
-    assert "cannot be read" in said[2]
-    assert said[3] == "skipped checkpoint 20: leaf 'x' does not hold the bits that were saved."
-    assert len(said) == 4
-    assert steps(tmp_path) == [10, 20, 30, 50]
+    assert said[0] == "skipped checkpoint 40 has no mark: its save was cut short."
+    assert said[1].startswith("skipped checkpoint 30: ")
+    assert "cannot be read" in said[1]
+    assert said[2] == "skipped checkpoint 20: leaf 'x' does not hold the bits that were saved."
+    assert len(said) == 3
+    assert steps(tmp_path) == [10, 20, 30]
+
+
+def test_another_format_is_refused_and_not_skipped(tmp_path):
+    for step in (10, 20):
+        save(tmp_path, step, {"x": np.zeros(4)}, {})
+    mark = json.loads((tmp_path / "000020" / "mark.json").read_text())
+    (tmp_path / "000020" / "mark.json").write_text(json.dumps({**mark, "format": 2}))
+    with pytest.raises(CheckpointError, match=r"^checkpoint 20 has format 2, allowed: 1\.$"):
+        latest(tmp_path, no_log)
+
+
+def test_marks_of_which_none_is_whole_are_refused(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step, {"x": np.zeros(4)}, {})
+    (tmp_path / "000030" / "mark.json").unlink()
+    (tmp_path / "000020" / "mark.json").write_text("{")
+    rewrite(tmp_path, 10, lambda s: s.update(x=s["x"] + 1))
+    said = []
+    why = r"checkpoint 20: its mark cannot be read"
+    with pytest.raises(CheckpointError, match=rf"^no checkpoint can be restored, of 10, 20 \({why}\)\.$"):
+        latest(tmp_path, said.append)
+    assert [line.split(":")[0].split(" has")[0] for line in said] == [f"skipped checkpoint {s}" for s in (30, 20, 10)]
+    for step in (10, 20):  # only leftovers of killed saves: nothing to lose
+        (tmp_path / f"{step:06d}" / "mark.json").unlink()
+    assert latest(tmp_path, said.append) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (OSError(errno.EMFILE, "whatever"), FileError, r"cannot read '.*/000002': Too many open files\."),
+        (OSError(errno.EIO, "whatever"), FileError, r"cannot read '.*/000002': Input/output error\."),
+        (ValueError("x\ny [os_error_code='12']"), FileError, r"cannot read '.*/000002': Cannot allocate memory\."),
+        (MemoryError(), MemoryError, r"memory ran out while reading '.*/000002'\."),
+        (ImportError("no module"), ImportError, "no module"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_lacks_is_no_damage(tmp_path, monkeypatch, error, kind, told):
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    for step in (1, 2):
+        save(tmp_path, step, {"x": np.zeros(3)}, {})
+
+    def lacking(*arguments):
+        raise error
+
+    monkeypatch.setattr(ocp, "load", lacking)
+    for use in (lambda: latest(tmp_path, no_log), lambda: checkpoint.whole(tmp_path, 2)):
+        with pytest.raises(kind, match=f"^{told}$"):
+            use()
+
+
+def test_a_mark_that_the_machine_cannot_open_is_no_damage(tmp_path, monkeypatch):
+    save(tmp_path, 1, {"x": np.zeros(3)}, {})
+    for number, kind in ((errno.EMFILE, FileError), (errno.EISDIR, CheckpointError)):
+        error = OSError(number, "whatever")
+        monkeypatch.setattr(pathlib.Path, "read_text", lambda *a, error=error, **k: (_ for _ in ()).throw(error))
+        with pytest.raises(kind):
+            restore(tmp_path, 1)
 
 
 def test_the_newest_whole_step_is_read_once_and_must_fit(tmp_path, monkeypatch):

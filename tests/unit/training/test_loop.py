@@ -1,20 +1,23 @@
 """The loop's contract: resuming to the bit, refusing, stopping, and what it leaves behind."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import signal
 
 import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from positionbias.evaluation.rows import read_rows
-from positionbias.files import WriteError
+from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
 from positionbias.training import checkpoint, loop, run_folder
 from positionbias.training.loop import train
-from positionbias.training.program import Compiled
+from positionbias.training.program import Compiled, Program
 from positionbias.training.run_folder import FolderInUse
 from positionbias.training.writers import read_metrics
 
@@ -106,6 +109,56 @@ def test_a_truncated_checkpoint_is_skipped_for_the_last_whole_one(config, refere
     run(config, tmp_path / "run", say=said.append)
     assert any("skipped checkpoint 10" in line for line in said)
     assert any("resumed at step 6" in line for line in said)
+    assert_same(left(tmp_path / "run"), reference)
+
+
+def content(workdir):
+    return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def of_another_format(mark):
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "format": 2}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda mark: mark.write_text("{"), r"no checkpoint can be restored, of 6, 10 \(checkpoint 10: its mark .*\)"),
+        (of_another_format, "checkpoint 10 has format 2, allowed: 1"),
+        (None, "checkpoint 10 does not fit: leaf .* is missing"),
+    ],
+    ids=["none whole", "format", "fit"],
+)
+def test_checkpoints_that_cannot_be_used_are_refused_and_nothing_is_cut(config, tmp_path, monkeypatch, damage, reason):
+    run(config, tmp_path / "run", stop_after=10)
+    if damage is None:
+        shape = Program.shape
+        monkeypatch.setattr(Program, "shape", lambda self: {**shape(self), "more": jax.ShapeDtypeStruct((), np.int32)})
+    else:
+        for step in ("000006", "000010"):
+            damage(tmp_path / "run" / "checkpoints" / step / "mark.json")
+    before = content(tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"^workdir: {reason}; allowed in '.*/checkpoints': what was saved, or no"):
+        run(config, tmp_path / "run")
+    assert content(tmp_path / "run") == before
+
+
+def test_a_machine_that_cannot_read_loses_nothing(config, reference, tmp_path, monkeypatch):
+    run(config, tmp_path / "run", stop_after=10)
+    before = content(tmp_path / "run")
+
+    def lacking(path, *arguments, **more):
+        raise OSError(errno.EMFILE, "whatever")
+
+    for module in (np, ocp):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "load", lacking)
+            with pytest.raises(FileError, match=r"^cannot read '.*': Too many open files\.$"):
+                run(config, tmp_path / "run")
+        manifest = tmp_path / "run" / "manifest.json"
+        assert json.loads(manifest.read_text())["message"].endswith("Too many open files.")
+        assert {**content(tmp_path / "run"), manifest: before[manifest]} == before
+    run(config, tmp_path / "run")
     assert_same(left(tmp_path / "run"), reference)
 
 
@@ -214,8 +267,6 @@ def test_memory_that_runs_out_is_told_in_one_sentence(config, tmp_path, monkeypa
 
 
 def test_the_step_is_compiled_once(config, tmp_path, monkeypatch):
-    from positionbias.training.program import Program
-
     traces = []
     advance = Program.advance
     monkeypatch.setattr(Program, "advance", lambda self, *args: traces.append(1) or advance(self, *args))
@@ -390,6 +441,24 @@ def test_a_checkpoint_is_read_once_on_starting_and_never_on_saving(config, tmp_p
     assert steps_read == [2]
 
 
+def test_metrics_are_on_the_disk_before_the_checkpoint_after_them(config, tmp_path, monkeypatch):
+    synced, save, fsync = [], checkpoint.save, os.fsync
+
+    def noting(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def checked(folder, step, *arguments):
+        assert os.stat(tmp_path / "run" / "metrics.jsonl").st_ino in synced
+        synced.clear()
+        save(folder, step, *arguments)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(checkpoint, "save", checked)
+    run(config, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [6, 12]
+
+
 def test_what_an_operator_does_not_see_is_said(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Experiment, "narrowed", ["layer 0 sees less"])
     said = []
@@ -397,13 +466,36 @@ def test_what_an_operator_does_not_see_is_said(config, tmp_path, monkeypatch):
     assert "layer 0 sees less" in said
 
 
-@pytest.mark.parametrize("name", ["000000.npz", "000006.npz"])
-def test_a_damaged_evaluation_is_made_again(config, reference, tmp_path, name):
+def test_a_damaged_evaluation_at_initialisation_is_made_again(config, reference, tmp_path):
     run(config, tmp_path / "run", stop_after=10)
-    path = tmp_path / "run" / "evals" / name
-    path.write_bytes(path.read_bytes()[:-40])
+    damage_rows(tmp_path / "run", 0)
     said = []
     assert run(config, tmp_path / "run", say=said.append).status == "finished"
     assert any("skipped evals" in line for line in said)
-    if name == "000000.npz":
-        assert_same(left(tmp_path / "run"), reference)
+    assert_same(left(tmp_path / "run"), reference)
+
+
+def test_a_damaged_evaluation_of_a_step_gone_by_is_left_out(config, reference, tmp_path):
+    run(config, tmp_path / "run", stop_after=10)
+    damage_rows(tmp_path / "run", 6)
+    said = []
+    assert run(config, tmp_path / "run", say=said.append).status == "finished"
+    assert any("skipped evals" in line for line in said)
+    plain, metrics, rows, summary = reference
+    rest = {name: found for name, found in rows.items() if name != "000006.npz"}
+    assert_same(left(tmp_path / "run"), (plain, metrics, rest, summary))
+
+
+@pytest.mark.parametrize("damaged", [[0], [12], [0, 12]], ids=str)
+def test_a_run_killed_before_it_said_finished_ends_with_the_last_summary(config, reference, tmp_path, damaged):
+    run(config, tmp_path / "run")
+    unfinish(tmp_path / "run")
+    for step in damaged:
+        damage_rows(tmp_path / "run", step)
+    assert run(config, tmp_path / "run").status == "finished"
+    assert_same(left(tmp_path / "run"), reference)
+
+
+def damage_rows(workdir, step):
+    path = workdir / "evals" / f"{step:06d}.npz"
+    path.write_bytes(path.read_bytes()[:-40])

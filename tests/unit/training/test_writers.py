@@ -70,6 +70,18 @@ def test_cut_back_drops_later_lines_and_the_torn_one(tmp_path, torn):
     assert path.read_text() == ""
 
 
+def test_cut_back_refuses_a_damaged_line_that_is_not_the_last(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    for step in (10, 20, 30, 40):
+        writer.write({"step": step, "loss": [step / 7]})
+    path.write_text(path.read_text().replace('"step": 20', '"step: 20'))
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"^workdir: line 2 of '.*/metrics\.jsonl' is not a line of metrics; allowed"):
+        writer.cut_back(40)
+    assert path.read_bytes() == before
+
+
 def test_cut_back_without_a_file_makes_none(tmp_path):
     MetricsWriter(tmp_path / "metrics.jsonl").cut_back(0)
     assert list(tmp_path.iterdir()) == []
