@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ class LocalExecutor:
         except (FileError, MemoryError) as error:
             return {"status": "failed", "code": 1, "message": str(error)}
         except Exception as error:  # whatever breaks one cell must not lose the others
+            say(traceback.format_exc().rstrip(), sys.stderr)
             return {"status": "failed", "code": 1, "message": f"{type(error).__name__}: {error}".splitlines()[0]}
         with contextlib.suppress(ConfigError):  # the sweep's own report says what is missing
             write_report(workdir)
@@ -95,11 +97,7 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
     ended = []
     for line in executor.run(left, workdir) if left else ():
         ended.append(line)
-        path = workdir / "ledger.jsonl"
-        with writing(path), open(path, "a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps(line) + "\n")
-            ledger.flush()
-            os.fsync(ledger.fileno())
+        _note(workdir / "ledger.jsonl", line)
         say(_told(line, workdir / "cells" / line["cell"]))
     from positionbias.reporting.report import write_report
 
@@ -114,6 +112,16 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
             say(f"  {line['cell']}: {line['message']}", sys.stderr)
     stopped = [line["code"] for line in ended if line["code"] in (130, 143)]
     return stopped[0] if stopped else max((line["code"] for line in failed), default=0)
+
+
+def _note(path: pathlib.Path, line: dict[str, Any]) -> None:
+    """Append a line to the ledger, below one that a killed sweep left half written."""
+    with writing(path), open(path, "a+b") as ledger:
+        ledger.seek(max(ledger.seek(0, os.SEEK_END) - 1, 0))
+        torn = ledger.read() not in (b"", b"\n")
+        ledger.write(b"\n" * torn + f"{json.dumps(line)}\n".encode())
+        ledger.flush()
+        os.fsync(ledger.fileno())
 
 
 def _build(cells: list[Cell]) -> None:

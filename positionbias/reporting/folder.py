@@ -57,9 +57,9 @@ class Sweep:
     ledger: dict[str, dict[str, Any]]  # cell -> {"cell": NAME, "status": ..., ...}
 
     def status(self, cell: str) -> str:
-        """How a cell stands: what its own manifest says, but a failure the ledger knows of comes first."""
-        known = str(self.ledger.get(cell, {}).get("status", ""))
-        return known if known == "failed" or not self.cells[cell].manifest else self.cells[cell].status
+        """How a cell stands: what its own manifest says, but unless it is finished the ledger's failure comes first."""
+        known, run = str(self.ledger.get(cell, {}).get("status", "")), self.cells[cell]
+        return known if not run.manifest or (known == "failed" and run.status != "finished") else run.status
 
 
 def read(workdir: pathlib.Path) -> Run | Sweep:

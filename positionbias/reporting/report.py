@@ -28,7 +28,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 def _write_cells(sweep: Sweep) -> None:
     for run in sweep.cells.values():
-        if run.path.is_dir():
+        if run.config:  # in a folder without, a file would keep the cell from ever beginning there
             _write(run.path, run_page(run))
 
 

@@ -1,12 +1,12 @@
 """The training loop. Its contract:
 
 1. Nothing is written before the config is built, cross-checked and the run folder claimed.
-2. Starting. The newest checkpoint whose digests hold is restored; without one, state is drawn from the seed. Metrics
-   and evaluations later than that step are cut, and the summary is that of the newest evaluation kept. A finished run
-   is left alone. So the same command starts, resumes and ends a run.
-3. Between two dispatches of K steps, in this order: fetch metrics, save, evaluate, go on. Saving comes before
-   evaluating, so that no failure there loses the step. State is saved only after its metrics were found finite.
-4. The evaluation at initialisation runs after the first logged loss, on weights drawn anew from the seed.
+2. Starting. The newest checkpoint whose digests hold is restored; if none was saved, state is drawn from the seed; if
+   none of those saved can be used, the run is refused. Metrics and evaluations later than that step are cut, and the
+   summary is that of the newest evaluation kept. A finished run is left alone: one command starts, resumes, ends it.
+3. Between two dispatches of K steps, in this order: fetch metrics (where nothing is due, while the next one runs),
+   save, evaluate, go on: a failing evaluation loses no step. State is saved only after its metrics were found finite.
+4. The evaluation at initialisation runs after the first logged loss, or before one due earlier, on weights drawn anew.
 5. A step's batch is a function of (seed, replica, step): a resumed run equals an unbroken one to the bit, in everything
    but wall-clock, for the same code, layout, versions, device kind and CPU threads. A checkpoint keeps those it was
    made with; where they differ from those that go on from it, the log says so.

@@ -24,8 +24,8 @@ from positionbias.tasks.base import worlds
 from positionbias.training.auto import Auto
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 from positionbias.training.packing import Packed, Packing
+from positionbias.training.writers import METRICS
 
-METRICS = ("loss", "accuracy", "gradient_norm")
 State = dict[str, Any]  # {"params", "frozen", "optimizer"}, a leading R on every leaf
 
 

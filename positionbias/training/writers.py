@@ -27,19 +27,15 @@ WIDTH = 80  # of a terminal that does not say
 
 
 class MetricsWriter:
-    """Appends one line of strict JSON a logging interval; reading a float back gives the same bits.
-
-    JSON has no word for a number that is not finite: it is written as null, and `non_finite` says what it was, as
-    in {"loss": [0.5, null], "non_finite": {"loss[1]": "nan"}}.
-    """
+    """Appends one line of strict JSON a logging interval; reading a float back gives the same bits."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self._stream: BinaryIO | None = None
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; arrays become lists. Raises WriteError."""
-        left = f"{_encode(line)}\n".encode()
+        """Append one line; arrays become lists. Raises WriteError, and ValueError on a number that is not finite."""
+        left = f"{json.dumps(line, allow_nan=False, default=as_list)}\n".encode()
         with writing(self.path):
             if self._stream is None:
                 # Without a buffer: what a full disk did not take must not come back when the file is closed.
@@ -96,23 +92,6 @@ def _checked(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
                 " allowed: the file as it was written, or none."
             )
     return [(text, line) for text, line in lines if line is not None]
-
-
-def _encode(line: dict[str, Any]) -> str:
-    strange: dict[str, str] = {}
-
-    def finite(value: Any, name: str) -> Any:
-        if isinstance(value, dict):
-            return {k: finite(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(v, f"{name}[{i}]") for i, v in enumerate(value)]
-        if isinstance(value, float) and not math.isfinite(value):
-            strange[name] = str(float(value))
-            return None
-        return finite(as_list(value), name) if hasattr(value, "tolist") and not isinstance(value, float) else value
-
-    plain = finite(line, "")
-    return json.dumps({**plain, "non_finite": strange} if strange else plain, allow_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- progress

@@ -8,7 +8,7 @@ import pytest
 
 from positionbias import runtime, sweeping
 from positionbias.config.sweeps import Cell
-from positionbias.files import WriteError
+from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
 from positionbias.training import loop
 from positionbias.training.run_folder import locked
@@ -80,7 +80,7 @@ def test_a_sweep_that_begins_while_another_is_planned_refuses_it(cells, tiny, tm
         sweeping.run(cells, tmp_path, Recorder(), "study")
 
 
-@pytest.mark.parametrize("error", [WriteError, MemoryError])
+@pytest.mark.parametrize("error", [WriteError, FileError, MemoryError])
 def test_a_cell_without_room_is_told_in_its_own_sentence(cells, tmp_path, monkeypatch, error):
     def without_room(*arguments):
         raise error("no room.")
@@ -125,6 +125,32 @@ def test_a_ledger_without_room_ends_the_sweep(cells, tmp_path):
 
     with pytest.raises(WriteError, match=r"^cannot write '.*/ledger\.jsonl': Is a directory\.$"):
         sweeping.run(cells, tmp_path, Ended(), "study")
+
+
+def test_a_torn_ledger_line_does_not_swallow_the_next(cells, tmp_path):
+    class Ended(Recorder):
+        def run(self, cells, workdir):
+            for cell in cells[:2]:
+                yield {"cell": cell.name, "status": "failed", "code": 1, "message": "", "seconds": 0}
+
+    (tmp_path / "plan.json").write_text('{"cells": []}')
+    (tmp_path / "ledger.jsonl").write_text('{"cell": "one", "sta')
+    sweeping.run(cells, tmp_path, Ended(), "study")
+    torn, *lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    assert (torn, [json.loads(line)["cell"] for line in lines]) == ('{"cell": "one", "sta', ["one", "wide"])
+
+
+def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, monkeypatch, capsys):
+    def broken(*arguments):
+        raise ZeroDivisionError("by zero\nindeed")
+
+    monkeypatch.setattr(loop, "train", broken)
+    assert sweeping.run(cells[:1], tmp_path, sweeping.LocalExecutor(), "study") == 1
+    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert (line["code"], line["message"]) == (1, "ZeroDivisionError: by zero")
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback (most recent call last):\n")
+    assert "in broken\n" in told
 
 
 def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from positionbias import report
 from positionbias.files import WriteError
 from positionbias.reporting import report as reporting
+from positionbias.reporting.folder import read as read_folder
 from positionbias.reporting.html import number
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
@@ -300,6 +301,26 @@ def test_a_sweep_lists_what_failed_with_its_reason_and_what_has_not_started(swee
     assert "1 of 5 cells failed: scratch." in text
     assert "cell status exit code message scratch failed 3 loss is not finite at steps 320 to 340" in text
     assert "later not started –" in text
+
+
+def test_a_cell_that_was_only_locked_gets_no_report(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    (folder / "cells" / "later").mkdir()
+    (folder / "cells" / "later" / ".lock").touch()
+    write_report(folder)
+    assert [p.name for p in (folder / "cells" / "later").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("own", "status"), [("finished", "finished"), ("running", "failed"), ("stopped", "failed"), (None, "failed")]
+)
+def test_a_manifest_that_says_finished_outranks_a_failure_of_the_ledger(tmp_path, own, status):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    if own is not None:
+        fabricate.write_run(folder / "cells" / "later", name="later", status=own)
+    with open(folder / "ledger.jsonl", "a") as ledger:
+        ledger.write('{"cell": "later", "status": "failed", "code": 4}\n')
+    assert read_folder(folder).status("later") == status
 
 
 def test_a_sweep_without_any_result_says_so(tmp_path):

@@ -10,7 +10,6 @@ from positionbias.training.optimizer import (
     ConstantRate,
     CosineRate,
     LinearRate,
-    Rule,
     Sgd,
     rate_share,
     transformation,
@@ -65,10 +64,3 @@ def test_sgd_momentum_is_heavy_ball():
         direction, state = tx.update(gradient, state, gradient)
         found.append(float(direction[0]))
     assert found == [1.0, 1.5, 1.75]
-
-
-def test_a_rule_without_weight_decay_decays_nothing():
-    class Bare(Rule):
-        pass
-
-    assert Bare().weight_decay == 0.0

@@ -57,6 +57,8 @@ def test_equal_seeds_make_equal_replicas_and_other_rates_do_not(tiny):
     state, metrics = advance(tiny({"train.vary": {"seed": [5, 6]}}), Auto(Layout("loop"), 8, 4))
     _, swapped = advance(tiny({"train.vary": {"seed": [6, 5]}}), Auto(Layout("loop"), 8, 4))
     assert np.array_equal(metrics["loss"], swapped["loss"][::-1])
+    _, rates = advance(tiny({"train.vary": {"seed": [5, 6], "learning_rate": [0.01, 0.1]}}), Auto(Layout("loop"), 8, 4))
+    assert np.array_equal(metrics["loss"] == rates["loss"], [[True] * 4, [True, False, False, False]])
     assert {"params", "frozen", "optimizer"} == set(state)
 
 
