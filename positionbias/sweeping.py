@@ -111,6 +111,9 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
         for line in failed:
             say(f"  {line['cell']}: {line['message']}", sys.stderr)
     stopped = [line["code"] for line in ended if line["code"] in (130, 143)]
+    if stopped:
+        done = sum(_finished(workdir / "cells" / cell.name) for cell in cells)
+        say(f"stopped: {done} of {len(cells)} cells are finished; the same command goes on from there")
     return stopped[0] if stopped else max((line["code"] for line in failed), default=0)
 
 

@@ -10,7 +10,16 @@ import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.evaluation.rows import BASELINE, CHANGED, Rows, columns
-from positionbias.evaluation.statistics import INDICES, Interval, indices, interval, share, solved, verdict
+from positionbias.evaluation.statistics import (
+    INDICES,
+    SOLVED_WITHIN,
+    Interval,
+    indices,
+    interval,
+    share,
+    solved,
+    verdict,
+)
 
 BY = {"by_query_position": "query_slot", "by_evidence_position": "evidence_slot", "by_distance": "distance"}
 ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
@@ -227,7 +236,7 @@ def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | No
     lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
-    lines += above_ceiling(summary)
+    lines += remarks(summary)
     if accuracy["low"] is not None:
         lines.append("intervals: 95 % Student t over replicas")
     if summary.get("note"):
@@ -252,13 +261,16 @@ def solved_count(measured: Mapping[str, Any]) -> str:
     return f"{round(accuracy['solved'] * known)} of {known}"
 
 
-def above_ceiling(summary: Mapping[str, Any]) -> list[str]:
-    """A line for every condition whose accuracy is further above its ceiling than an ideal observer could be."""
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every condition whose ceiling is chance, or is exceeded further than an ideal observer could."""
     lines = []
     for name, one in summary["by_condition"].items():
+        where = f" in condition {name}" if len(summary["by_condition"]) > 1 else ""
+        ceiling, chance = one["ceiling"]["mean"], one["baselines"].get("chance")
+        if None not in (ceiling, chance) and ceiling <= chance + SOLVED_WITHIN:
+            lines.append(f"the ceiling is chance{where}: the model cannot see what the answers need")
         excess = one["accuracy"]["deviation"]["mean"]
         if excess is not None and excess > ABOVE_CEILING:
-            where = f" in condition {name}" if len(summary["by_condition"]) > 1 else ""
             lines.append(
                 f"accuracy is {excess:.3f} above the ceiling{where}: something leaks or is mislabelled, or the answers"
                 " are too few"

@@ -195,6 +195,8 @@ def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 10 * known.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, at: f"{value:g}")  # the scale's own writes TeX
+            axes.yaxis.set_minor_formatter(lambda value, at: "")
         else:
             axes.set_ylim(bottom=0)
         _finish(axes, "training step", "loss")

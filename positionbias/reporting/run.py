@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from positionbias.evaluation.statistics import INDICES
-from positionbias.evaluation.summary import above_ceiling, solved_count, when
+from positionbias.evaluation.summary import remarks, solved_count, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -95,7 +95,7 @@ def _notes(run: Run) -> list[str]:
         return notes
     if summary.get("steps") == 0:
         notes.append("The only evaluation so far is the one before training.")
-    notes += [f"{line[0].upper()}{line[1:]}." for line in above_ceiling(summary)]
+    notes += [f"{line[0].upper()}{line[1:]}." for line in remarks(summary)]
     if summary.get("note"):
         notes.append(summary["note"])
     if len(summary["accuracy"]["replicas"]) == 1:

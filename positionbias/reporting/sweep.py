@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Mapping
 
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
-from positionbias.evaluation.summary import above_ceiling, solved_count
+from positionbias.evaluation.summary import remarks, solved_count
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -52,7 +52,7 @@ def _notes(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     if len(measured) > MOST_ARMS:
         notes.append(f"The figures show the first {MOST_ARMS} arms; the table has all {len(measured)}.")
     for name, run in measured.items():
-        notes += [f"{name}: {line}." for line in above_ceiling(run.summary)]
+        notes += [f"{name}: {line}." for line in remarks(run.summary)]
         if run.summary.get("note"):
             notes.append(f"{name}: {run.summary['note']}")
     open_ = [name for name, run in measured.items() if run.summary["accuracy"]["verdict"] == "undecided"]

@@ -153,7 +153,7 @@ def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, 
     assert "in broken\n" in told
 
 
-def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_path, monkeypatch, capsys):
     evaluate = loop._Run._evaluate
 
     def late(self, state, step):
@@ -165,3 +165,5 @@ def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_pat
     assert sweeping.run(cells, tmp_path, sweeping.LocalExecutor(), "study") == 130
     ledger = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [(line["cell"], line["status"], line["code"]) for line in ledger] == [("one", "finished", 130)]
+    told = capsys.readouterr().out
+    assert told.endswith("stopped: 1 of 3 cells are finished; the same command goes on from there\n")

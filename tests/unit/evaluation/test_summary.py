@@ -204,6 +204,16 @@ def test_replicas_of_which_nothing_is_known_are_not_counted():
     assert "2 of 3 solved the task" in table(summary)
 
 
+def test_a_ceiling_of_chance_is_told():
+    rows = fabricate(conditions=("near", "far"))
+    assert "the ceiling is chance" not in table(summarise(rows))
+    rows["ceiling"] = np.where(rows["condition"] == 1, 0.26, rows["ceiling"])
+    told = table(summarise(rows))
+    assert "the ceiling is chance in condition far: the model cannot see what the answers need" in told.splitlines()
+    rows["ceiling"] = np.full(rows["ceiling"].shape, np.nan)
+    assert "the ceiling is chance" not in table(summarise(rows))
+
+
 def test_accuracy_above_the_ceiling_is_told():
     summary = strict(summarise(fabricate(replicas=1)))
     assert summary["accuracy"]["deviation"]["mean"] == pytest.approx(10 / 24 - 0.625)

@@ -410,3 +410,17 @@ def test_without_matplotlib_the_refusal_names_it(run_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match="pip install matplotlib"):
         write_report(run_folder)
+
+
+def test_a_loss_that_falls_far_is_labelled_in_plain_numbers(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run")
+    lines = [
+        json.dumps(
+            {"step": step, "seconds": 1.0, "loss": [2.0**-step] * 4, "accuracy": [0.5] * 4, "gradient_norm": [1.0] * 4}
+        )
+        for step in range(1, 9)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "mathdefault" not in page
+    assert "0.01" in Reader(page).text or "<!-- 0.01 -->" in page
