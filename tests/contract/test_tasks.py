@@ -153,7 +153,8 @@ def check_leaks(task):
         rows, sources = batch.query[item, answer], batch.source[item, answer]
         seen[rows, sources] = True
         np.testing.assert_array_equal(seen, declared, "leaks() is not where sources are")
-        np.testing.assert_array_equal(batch.inputs[item, sources], batch.targets[item, rows])
+        if item.size:  # inputs and targets may differ in kind where nothing leaks
+            np.testing.assert_array_equal(batch.inputs[item, sources], batch.targets[item, rows])
 
 
 def check_prior(task):

@@ -147,6 +147,7 @@ def test_theory_computes_with_numpy_only():
                 "dataclasses",
                 "math",
                 "numpy",
+                "typing",
                 "positionbias",
             }
 
