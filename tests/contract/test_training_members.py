@@ -1,4 +1,6 @@
-"""Every registered objective, architecture, initializer, update rule, schedule and theory keeps its protocol."""
+"""Every registered objective, architecture, initializer, update rule, schedule, theory and intervention keeps its
+protocol.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +9,19 @@ import pytest
 
 from positionbias import spec
 from positionbias.config import schema
+from positionbias.evaluation.interventions import Intervention
 from positionbias.models.base import Architecture
 from positionbias.models.parameters import Initializer, Noise
 from positionbias.objectives.base import Objective
 from positionbias.positions.base import Matrix
+from positionbias.tasks.associative_recall import AssociativeRecall
 from positionbias.theory.base import Theory
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 
 PROTOCOLS = {
     "architectures": Architecture,
     "initializers": Initializer,
+    "interventions": Intervention,
     "objectives": Objective,
     "optimizers": Rule,
     "schedules": Schedule,
@@ -77,6 +82,31 @@ def test_rules_go_downhill_and_decay_weights(text):
             assert (np.sign(direction) == np.sign(gradient)).all()
             plain = direction
     np.testing.assert_allclose(direction - plain, 0.5 * value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", members("interventions"))
+def test_interventions_leave_the_right_answer_and_what_it_needs(text):
+    task = AssociativeRecall(pairs=4, keys=4, delays=3, padding=1, shift=0)
+    (condition,) = task.conditions()
+    change = spec.build("interventions", text, "intervention")
+    change.check(task, condition)
+    moved = False
+    for seed in range(8):
+        before = task.sample(jax.random.key(seed), condition)
+        after = change.change(jax.random.key(seed), before, task, condition)
+        row, was = int(after.query[0]), int(before.query[0])
+        assert after.targets[row] == before.targets[was]
+        assert after.weights[row] == before.weights[was]
+        np.testing.assert_array_equal(after.inputs[after.evidence], before.inputs[before.evidence])
+        assert after.inputs[row - after.distance[0]] == before.inputs[was - before.distance[0]]
+        np.testing.assert_array_equal(np.sort(after.inputs), np.sort(before.inputs))
+        np.testing.assert_array_equal(after.tokens.index, before.tokens.index)
+        farthest = np.max(after.tokens.position) - np.max(before.tokens.position)
+        assert farthest + change.in_front <= change.farther()
+        moved |= not all(
+            np.array_equal(a, b) for a, b in zip((*after, *after.tokens), (*before, *before.tokens), strict=True)
+        )
+    assert moved or change.in_front
 
 
 @pytest.mark.parametrize("text", members("objectives"))

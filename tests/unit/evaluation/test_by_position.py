@@ -16,8 +16,8 @@ from positionbias.training.program import Program
 
 def fresh(config):
     experiment = build(config)
-    compiled = Program(experiment, Auto(Layout("loop"), 8, 1)).compile()
-    return experiment, jax.device_get(compiled.unpack(compiled.fresh()))
+    program = Program(experiment, Auto(Layout("loop"), 8, 1))
+    return experiment, jax.jit(jax.vmap(program.fresh))(program.replicas())
 
 
 # Uniform attention of one head over the rows seen, whose values are `SHARE` times the stream itself.

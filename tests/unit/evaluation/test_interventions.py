@@ -107,8 +107,8 @@ def test_numbers_out_of_range_are_refused(text):
 def measured(config, intervention):
     """A summary of weights at initialisation."""
     experiment = build(config)
-    compiled = Program(experiment, Auto(Layout("loop"), 8, 1)).compile()
-    weights = jax.device_get(compiled.unpack(compiled.fresh()))
+    program = Program(experiment, Auto(Layout("loop"), 8, 1))
+    weights = jax.jit(jax.vmap(program.fresh))(program.replicas())
     change = spec.build("interventions", intervention, "x") if intervention else None
     keys = replica_keys(0, config.train.replicas)
     rows = Evaluator(experiment, Layout("loop"), keys, intervention=change).rows(weights)

@@ -52,8 +52,8 @@ def test_tfds_reads_it_as_any_other_dataset(folder):
 
 def test_measuring_on_it_is_measuring_on_the_device(folder, tiny):
     experiment = build(tiny({"task": TASK, "seed": 5, "evaluation.items": 300, "evaluation.batch_size": 256}))
-    compiled = Program(experiment, Auto(Layout("loop"), 8, 1)).compile()
-    weights = jax.device_get(compiled.unpack(compiled.fresh()))
+    program = Program(experiment, Auto(Layout("loop"), 8, 1))
+    weights = jax.jit(jax.vmap(program.fresh))(program.replicas())
     conditions, keys = experiment.task.conditions()[1:], replica_keys(5, 2)
     fresh = Evaluator(experiment, Layout("loop"), keys, export.STREAM, conditions=conditions).rows(weights)
     stored = Evaluator(
