@@ -78,7 +78,7 @@ def export(
     }
     told = {"task": spec.full(task), "condition": condition.name, "seed": seed, "replica": replica}
 
-    class Frozen(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[name-defined, misc]
+    class Frozen(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         name = folder.parent.name
         VERSION = tfds.core.Version(folder.name)
         pkg_dir_path = None
