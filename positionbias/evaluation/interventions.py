@@ -148,7 +148,7 @@ def _segments(change: Intervention, task: Task, condition: Condition) -> int:
             f"{canonical(change)}: the task {canonical(task)} has no segments that may stand in any order;"
             " allowed: shift, move_query."
         )
-    count = int(np.max(task.tokens(condition).segment))
+    count = task.segments(condition)
     if count < 2:
         raise ConfigError(f"{canonical(change)}: the task {canonical(task)} has {count} segments; allowed: from 2.")
     return count
@@ -182,7 +182,7 @@ def rearranged(example: Batch, place: Int[jax.Array, "S"], task: Task) -> Batch:
     slot = example.evidence_slot
     answer = example.query - example.distance
     query = followed(example.query)
-    return example._replace(
+    changed = example._replace(
         inputs=example.inputs[source],
         targets=example.targets[source],
         weights=example.weights[source],
@@ -193,6 +193,7 @@ def rearranged(example: Batch, place: Int[jax.Array, "S"], task: Task) -> Batch:
         distance=query - followed(answer),
         evidence_slot=place[slot] if task.slots_are_segments else slot,
     )
+    return task.after_move(changed)
 
 
 def led_by(batch: Batch, rows: int, filler: int) -> tuple[jax.Array, Any]:

@@ -116,6 +116,10 @@ class Task:
         """
         return sequential(self.length(condition))
 
+    def segments(self, condition: Condition) -> int:
+        """How many segments every example has, numbered from 1; 0 is what belongs to none."""
+        return int(np.max(self.tokens(condition).segment))
+
     def leaks(self, condition: Condition) -> Bool[np.ndarray, "T T"]:
         """Where input j may hold the target that row i is asked for (`source`); objectives forbid that path."""
         size = self.length(condition)
@@ -146,6 +150,13 @@ class Task:
         """`size` independent examples; `tokens` have a leading B only where they are not shared."""
         axes = batch_axes(0, self.shared_tokens)
         return jax.vmap(lambda k: self.sample(k, condition, world), out_axes=axes)(jax.random.split(key, size))
+
+    def after_move(self, example: Batch) -> Batch:
+        """The example with `order`, `query_slot` and `evidence_slot` told anew, where moving its segments changes them.
+
+        `evidence` and `tokens` say where everything stands now. `slots_are_segments` alone needs nothing here.
+        """
+        return example
 
     # ---- judged, for one example
 
