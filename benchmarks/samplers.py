@@ -21,6 +21,7 @@ import prepare
 import record
 
 from positionbias.replicas import replica_key, replica_seeds, stream
+from positionbias.tasks.base import worlds
 
 GOAL = 0.05  # of a step
 WARM_UP = 2  # pairs that are not counted
@@ -32,12 +33,15 @@ def measure(config_file: str, pairs: int) -> dict[str, Any]:
     compiled = prepare.compiled(config_file, ("train.replicas", "1"))
     experiment, size = compiled.program.experiment, compiled.program.auto.steps_per_dispatch
     config, task = experiment.config, experiment.task
-    data = stream(replica_key(jax.tree.map(lambda x: x[0], replica_seeds(config.seed, 1, None))), "data")
+    seeds = replica_seeds(config.seed, 1, None)
+    key = replica_key(jax.tree.map(lambda x: x[0], seeds))
+    data, world = stream(key, "data"), jax.tree.map(lambda x: x[0], worlds(task, jax.vmap(replica_key)(seeds)))
 
     @jax.jit
     def sample(start: jax.Array) -> jax.Array:
         def step(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-            batch = task.batch(jax.random.fold_in(data, index), task.conditions()[0], config.train.batch_size)
+            fold = jax.random.fold_in(data, index)
+            batch = task.batch(fold, task.conditions()[0], config.train.batch_size, world)
             read = (batch.inputs, batch.targets, batch.weights)
             return total + sum(jnp.sum(x, dtype=jnp.float32) for x in read), None
 
