@@ -19,7 +19,7 @@ from positionbias.config.build import Experiment
 from positionbias.evaluation.by_position import Evaluator, theory_curves
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.loading import LoadedRun, load
-from positionbias.evaluation.rows import Rows, write_rows
+from positionbias.evaluation.rows import ERROR, Rows, write_rows
 from positionbias.evaluation.statistics import interval
 from positionbias.evaluation.summary import summarise
 from positionbias.files import write_json
@@ -198,6 +198,8 @@ def line(one: Measured, base: Measured) -> str:
     if one is not base:
         parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
         parts.append(f"{_told(one.summary['sensitivity'])} of the answers are others")
+    if ERROR in one.summary:
+        parts.append(f"error {_told(one.summary[ERROR])}")
     return ", ".join(parts)
 
 

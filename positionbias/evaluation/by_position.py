@@ -16,7 +16,7 @@ from positionbias import spec
 from positionbias.arrays import Float, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention, led_by
-from positionbias.evaluation.rows import CHANGED
+from positionbias.evaluation.rows import CHANGED, ERROR
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
@@ -108,6 +108,10 @@ class Evaluator:
         def judge(example: Batch, outputs: Float[jax.Array, "T V"], own: bool) -> dict[str, jax.Array]:
             visible = self.experiment.reach(condition, example.tokens) if own else shared
             said, target = outputs[example.query], example.targets[example.query]
+            lost = {}
+            if objective.targets == "vectors":
+                lost = {ERROR: objective.errors(said, target)}
+                lost |= {f"{ERROR}/{name}": value for name, value in task.errors(example, visible).items()}
             answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
             return {
                 **{name: getattr(example, name) for name in WHOLE},
@@ -117,6 +121,7 @@ class Evaluator:
                 "log_probability": objective.log_probability(said, target),
                 "ceiling": task.ceiling(example, visible),
                 **{f"baseline/{name}": value for name, value in task.baselines(example, visible).items()},
+                **lost,
             }
 
         def measured(batch: Batch, rows: int, own: bool) -> dict[str, jax.Array]:

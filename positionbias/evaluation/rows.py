@@ -5,8 +5,10 @@ that answers), `evidence` (token index of the evidence that holds the answer), `
 two on the task's own axes), `distance` (signed), `order`, `correct` (0 or 1), `log_probability`, `ceiling` (probability
 that the ideal observer is right on this very item, nan where none is known) and one `baseline/NAME` a simple rule
 (probability that it is right), among them always `baseline/chance` and `baseline/order_free`; under an intervention
-also `changed` (0 or 1: whether the answer is another than without it). Beside the columns:
-`conditions` (names), `influence` f32[R, C, T] padded with nan, and `axes`: the labels {"query": ..., "evidence": ...}.
+also `changed` (0 or 1: whether the answer is another than without it). Where targets are vectors also `error` (the
+loss of the answer) and one `error/NAME` for what the task says of it, `error/floor` the least that can be expected.
+Beside the columns: `conditions` (names), `influence` f32[R, C, T] padded with nan, and `axes`: the labels
+{"query": ..., "evidence": ...}.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ INTEGERS = ("replica", "condition", "query", "evidence", "query_slot", "evidence
 REAL = ("correct", "log_probability", "ceiling")
 BASELINE = "baseline/"
 CHANGED = "changed"  # 0 or 1, only under an intervention: whether the answer is another than without it
+ERROR = "error"  # the loss, only where targets are vectors; under it what the task holds it against
 REQUIRED = (*INTEGERS, *REAL, "baseline/chance", "baseline/order_free")
 
 Rows = Mapping[str, Any]
@@ -33,7 +36,7 @@ Rows = Mapping[str, Any]
 
 def columns(rows: Rows) -> dict[str, np.ndarray]:
     """The columns of `rows`, checked: all that are required, 1-D, of one length. Raises ValueError."""
-    more = (n for n in rows if n not in REQUIRED and (n.startswith(BASELINE) or n == CHANGED))
+    more = (n for n in rows if n not in REQUIRED and (n.startswith((BASELINE, f"{ERROR}/")) or n in (CHANGED, ERROR)))
     names = [*REQUIRED, *sorted(more)]
     missing = [name for name in (*names, "conditions") if name not in rows]
     if missing:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from positionbias.arrays import Float
-from positionbias.evaluation.rows import BASELINE, CHANGED, Rows, columns
+from positionbias.evaluation.rows import BASELINE, CHANGED, ERROR, Rows, columns
 from positionbias.evaluation.statistics import (
     INDICES,
     SOLVED_WITHIN,
@@ -116,6 +116,11 @@ def _measure(
         },
         "items": len(replica),
     }
+    if ERROR in part:
+        error = _by_replica(part[ERROR], replica, size)[:, 0]
+        beside = {name.removeprefix(f"{ERROR}/"): part[name].mean() for name in part if name.startswith(f"{ERROR}/")}
+        floor = beside.pop("floor", None)
+        result[ERROR] = {**interval(error).to_dict(), "replicas": error.tolist(), "floor": floor, "rules": beside}
     found = {}
     for measure, column in BY.items():
         axis = measure.removeprefix("by_")
@@ -157,6 +162,11 @@ def _along(
         }
         for i, at in enumerate(positions)
     ]
+    if ERROR in part:
+        lost = _by_replica(part[ERROR], replica, size, slot, len(positions))
+        floor = np.bincount(slot, weights=part.get(f"{ERROR}/floor", np.full(len(slot), np.nan))) / count
+        for i, row in enumerate(rows):
+            row[ERROR] = {**interval(lost[:, i]).to_dict(), "floor": float(floor[i])}
     found = _indices(axis, curves["correct"])
     below = _indices(axis, curves["ceiling"] - curves["correct"])
     return rows, {**found, "ceiling_minus_accuracy": {name: below[name] for name in INDICES}}
@@ -232,7 +242,9 @@ def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | No
     labels = summary.get("axes", {})
     lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
     for axis in ("query", "evidence"):
-        lines += [*_curve(labels.get(axis, f"{axis} position"), summary, axis, theory.get(axis)), ""]
+        label = labels.get(axis, f"{axis} position")
+        lines += [*_curve(label, summary, axis, theory.get(axis)), ""]
+        lines += [*_errors(label, summary, axis), ""] if ERROR in summary else []
     lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
@@ -279,30 +291,44 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[float] | None) -> list[str]:
-    rows = summary[f"by_{axis}_position"]
-    step = -(-len(rows) // LONGEST_TABLE)
-    shown = sorted({*range(0, len(rows), step), len(rows) - 1})
+    rows, every = _thinned(summary, axis)
     header = ["at", "mean", "interval", "ceiling", "baseline", *(["theory"] if theory is not None else [])]
     body = []
-    for i in shown:
-        row = rows[i]
+    for row in rows:
         cells = [str(row["position"]), *_cells(row, row["ceiling"], row["baseline"])]
         if theory is not None:
             cells.append(_number(theory[row["position"]] if 0 <= row["position"] < len(theory) else None))
         body.append(cells)
     mean = _cells(summary["accuracy"], summary["ceiling"]["mean"], summary["baselines"]["order_free"])
     foot = ["all", *mean, *([""] if theory is not None else [])]
-    wide = [max(len(line[i]) for line in [header, *body, foot]) for i in range(len(header))]
-    title = f"accuracy by {label}" + (f", every {step}th shown" if step > 1 else "")
-    return [
-        title,
-        *("  ".join(c.rjust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in (header, *body, foot)),
-    ]
+    return [f"accuracy by {label}{every}", *_aligned([header, *body, foot])]
 
 
-def _cells(row: Mapping[str, Any], ceiling: float | None, baseline: float | None) -> list[str]:
+def _errors(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
+    rows, every = _thinned(summary, axis)
+    body = [[str(row["position"]), *_cells(row[ERROR], row[ERROR]["floor"])] for row in rows]
+    foot = ["all", *_cells(summary[ERROR], summary[ERROR]["floor"])]
+    rules = [f"{name} {_number(value)}" for name, value in summary[ERROR]["rules"].items()]
+    title = f"error by {label}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
+    return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
+
+
+def _thinned(summary: Mapping[str, Any], axis: str) -> tuple[list[Mapping[str, Any]], str]:
+    """The rows of a curve that a terminal shows, and how the title says so."""
+    rows = summary[f"by_{axis}_position"]
+    step = -(-len(rows) // LONGEST_TABLE)
+    shown = sorted({*range(0, len(rows), step), len(rows) - 1})
+    return [rows[i] for i in shown], f", every {step}th shown" if step > 1 else ""
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(c.rjust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in lines]
+
+
+def _cells(row: Mapping[str, Any], *beside: float | None) -> list[str]:
     between = "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
-    return [_number(row["mean"]), between, _number(ceiling), _number(baseline)]
+    return [_number(row["mean"]), between, *(_number(one) for one in beside)]
 
 
 def _number(value: float | None) -> str:

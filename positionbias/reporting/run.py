@@ -53,7 +53,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
     text += f" (simple rules: {', '.join(beside)})" if beside else ""
     if accuracy["solved"] is not None:
         text += f"; {solved_count(summary)} solved the task"
+    if "error" in summary:
+        text += f"; mean error {_error(summary)}"
     return text + (": undecided with so few." if accuracy["verdict"] == "undecided" else ".")
+
+
+def _error(measured: Mapping[str, Any]) -> str:
+    """The mean loss of vector answers, and the least that can be expected where that is known."""
+    error = measured["error"]
+    return between(error) + (f" (floor {number(error['floor'])})" if error["floor"] is not None else "")
 
 
 def replicas_text(count: int) -> str:
@@ -222,7 +230,8 @@ def _orders(summary: Mapping[str, Any]) -> list[str]:
 def _again(run: Run) -> list[str]:
     if not run.again:
         return []
-    body = []
+    body: list[list[Any]] = []
+    vectors = any("error" in one for one in run.again.values())
     for name, one in run.again.items():
         minus, sensitivity, gap = one.get("minus"), one.get("sensitivity"), one["order_gap"]
         body.append(
@@ -234,9 +243,11 @@ def _again(run: Run) -> list[str]:
                 between(minus, True) if minus else "",
                 between(sensitivity) if sensitivity else "",
                 between(gap, True) if gap else "",
+                *([_error(one) if "error" in one else ""] if vectors else []),
             ]
         )
     head = ["evaluation", "of", "accuracy", "ceiling", "minus unchanged", "answers changed", "order gap"]
+    head += ["error"] if vectors else []
     caption = (
         "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
         " replica; answers changed is the share that an intervention made another."
@@ -258,11 +269,13 @@ def _rows(summary: Mapping[str, Any]) -> str:
                 number(r["ceiling"]),
                 number(r["baseline"]),
                 between(r["log_probability"]),
+                *([_error(r)] if "error" in r else []),
                 r["count"],
             ]
             for r in summary[measure]
         ]
-        head = [what, "accuracy", "ceiling", "order-free", "log-probability", "answers"]
+        error = ["error"] if "error" in summary else []
+        head = [what, "accuracy", "ceiling", "order-free", "log-probability", *error, "answers"]
         parts.append(f"<details><summary>Numbers by {escape(what)}</summary>{grid(head, body)}</details>")
     replicas = ", ".join(number(one) for one in summary["accuracy"]["replicas"])
     return f"<p>Mean accuracy of each replica: {escape(replicas)}.</p>\n" + "\n".join(parts)

@@ -171,6 +171,13 @@ class Task:
         """Probability of a right answer for simple rules; must hold "chance" and "order_free"."""
         raise NotImplementedError
 
+    def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+        """Squared error, summed over features, of simple rules on this item, where targets are vectors.
+
+        "floor" is the least error that an ideal observer expects, who knows what that of `ceiling` does.
+        """
+        return {}
+
 
 def batch_axes(axis: int, shared_tokens: bool) -> Any:
     """A `Batch` of vmap axes."""

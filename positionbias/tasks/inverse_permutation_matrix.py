@@ -137,13 +137,17 @@ class InversePermutationMatrix(Task):
         string = example.inputs[start + d : start + 2 * d, :d]
         return seen[:, start : start + d], seen[:, start + d : start + 2 * d], string
 
-    def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
-        """Exact, of a whole row of bits."""
+    def _candidates(self, example: Batch, visible: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The slots, equally likely, that each row may stand at bool[A, d]; then as `_seen`."""
         pointer, held, string = self._seen(example, visible)
         asked = example.evidence_slot[:, None] == jnp.arange(self.d)
         found = jnp.any(asked & pointer, axis=-1, keepdims=True)
         # Whoever sees the pointer knows the slot; else it can only rule out the slots whose pointers it sees.
-        candidate = jnp.where(found, asked, ~pointer)
+        return jnp.where(found, asked, ~pointer), held, string
+
+    def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
+        """Exact, of a whole row of bits."""
+        candidate, held, string = self._candidates(example, visible)
         known = jnp.max((candidate & held).astype(jnp.float32) @ _alike(string), axis=-1)
         hidden = jnp.sum(candidate & ~held, axis=-1) * 0.5**self.d
         return (known + hidden) / jnp.sum(candidate, axis=-1)
@@ -167,6 +171,13 @@ class InversePermutationMatrix(Task):
             "nearest": jnp.where(some, jnp.take_along_axis(right, nearest[:, None], axis=-1)[:, 0], chance),
             "order_free": jnp.where(some, mode, chance),
         }
+
+    def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+        """floor: exact; chance: one half for every bit."""
+        candidate, held, string = self._candidates(example, visible)
+        bits = jnp.where(held[:, :, None], string, 0.5)  # [A, slots, d]: the mean of each bit of a slot
+        mean = jnp.sum(candidate[:, :, None] * bits, axis=1) / jnp.sum(candidate, axis=-1, keepdims=True)
+        return {"floor": jnp.sum(mean * (1 - mean), axis=-1), "chance": jnp.full(self.d, self.d / 4)}
 
 
 def _alike(string: Float[jax.Array, "d d"]) -> Float[jax.Array, "d d"]:

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_summary import fabricate
+from test_summary import fabricate, with_errors
 
 from positionbias.evaluation.stored import misfit, read, read_summary
 from positionbias.evaluation.summary import summarise
@@ -30,6 +30,19 @@ def test_a_summary_comes_back_as_it_was_written(stored, replicas):
     path = stored(replicas=replicas)
     assert read_summary(path) == json.loads(path.read_text())
     assert read_summary(path.with_name("none.json")) == {}
+
+
+def test_a_summary_with_errors_comes_back_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "summary.json"
+    summary = summarise(with_errors())
+    path.write_text(json.dumps(summary))
+    assert read_summary(path) == json.loads(path.read_text())
+    for place, told in [("error.floor", "error"), ("by_distance.0.error.mean", "by_distance[0]")]:
+        damaged = json.loads(json.dumps(summary))
+        put(place, "low")(damaged)
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(ConfigError, match=f"is damaged at '{told}'".replace("[", r"\[")):
+            read_summary(path)
 
 
 def put(place, value):

@@ -94,16 +94,17 @@ def test_roles_name_the_blocks():
 
 
 @pytest.mark.parametrize(("scratch", "rows"), FORMS)
-def test_ceiling_is_the_enumerated_posterior(scratch, rows):
+def test_ceiling_and_floor_are_those_of_the_enumerated_posterior(scratch, rows):
     task = InversePermutationMatrix(d=2 if scratch else 3, scratch=scratch, answer_rows=rows)
     cases = list(every_case(task))
     batch, size, d = as_batch(task, cases), len(cases[0][0]), task.d
     judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    errors = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.errors(item, visible))(batch))
     random = np.random.default_rng(0)
     contents = np.array([x[:, :d] for x, _, _ in cases])
     for visible in [np.tri(size, dtype=bool)] + [random.random((size, size)) < p for p in (0.3, 0.5, 0.8)]:
         views = [(row, contents[:, visible[row]].reshape(len(cases), -1)) for row in np.asarray(batch.query[0])]
-        wanted = np.zeros((len(cases), d))
+        wanted, least = np.zeros((2, len(cases), d))
         for k, (_, seen) in enumerate(views):
             keys, answers = [v.tobytes() for v in seen], [y[k].tobytes() for _, y, _ in cases]
             posterior = defaultdict(Counter)
@@ -111,7 +112,13 @@ def test_ceiling_is_the_enumerated_posterior(scratch, rows):
                 posterior[key][answer] += 1
             peak = {key: max(counts.values()) / sum(counts.values()) for key, counts in posterior.items()}
             wanted[:, k] = [peak[key] for key in keys]
+            truth, same = np.array([y[k] for _, y, _ in cases]), np.unique(keys, return_inverse=True)[1]
+            mean = np.stack([np.bincount(same, bits) / np.bincount(same) for bits in truth.T], axis=-1)
+            least[:, k] = (mean * (1 - mean)).sum(axis=-1)[same]
         np.testing.assert_allclose(judge(batch, jnp.asarray(visible)), wanted, rtol=1e-5)
+        found = errors(batch, jnp.asarray(visible))
+        np.testing.assert_allclose(found["floor"], least, rtol=1e-5, atol=1e-6)
+        assert (np.asarray(found["chance"]) == d / 4).all()
 
 
 @pytest.mark.parametrize(
