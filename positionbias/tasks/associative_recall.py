@@ -11,11 +11,12 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch, Condition, Size, Task, letters
-from positionbias.tasks.sampling import distinct, permutation
+from positionbias.tasks.sampling import by_weight, distinct, permutation, shares_by_weight
 from positionbias.tokens import Tokens, sequential
 
 LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_NAMES = 65536  # keys, and values
+MOST_DELAYS = 512  # of a gap law; its prior is computed in cubic time
 FILLER = 0
 PADDING_ROLE, KEY_ROLE, VALUE_ROLE, QUERY_ROLE = range(4)
 
@@ -41,6 +42,19 @@ class AssociativeRecall(Task):
     would move only the numbers that a position scheme reads, while visible ones also lengthen what is attended to, as
     a longer document does.
 
+    `gap_power` a draws the delays by the law of published MQAR instead (Arora et al. 2023, "Zoology", arXiv
+    2312.04927): one after another, each in proportion to (g + 1)^(a - 1) among the rows that are left. Published is
+    a = 0.01, where near rows are asked far more often. The prior of an answer's delay for `delays=8`:
+
+        delay         0     1     2     3     4     5     6     7
+        1 query    .365  .184  .123  .093  .074  .062  .053  .047
+        4 queries  .227  .182  .145  .119  .100  .086  .075  .067
+        uniform    .125  .125  .125  .125  .125  .125  .125  .125
+
+    Slot and delay stay independent; the published generator hands its delays to the pairs in the order drawn, so that
+    earlier pairs are asked earlier. It also asks for every pair, on every other row, draws distinct values, and by
+    default fills the rows that ask nothing with random tokens.
+
     Vocabulary: 0 is filler, then `keys` keys, then `values` values.
     """
 
@@ -52,6 +66,7 @@ class AssociativeRecall(Task):
     distractors: int | None = None
     padding: int = 0
     shift: int = 8
+    gap_power: float | None = None
 
     filler = FILLER
     movable = True
@@ -78,11 +93,20 @@ class AssociativeRecall(Task):
             self.distractors,
             f"None or 0 to {others}, pairs - queries",
         )
+        if self.gap_power is not None:
+            require(0 <= self.gap_power <= 2, "gap_power", self.gap_power, "None or a number from 0 to 2")
+            require(self.delays <= MOST_DELAYS, "delays", self.delays, f"1 to {MOST_DELAYS} with gap_power")
 
     @property
     def real(self) -> int:
         """Number of slots that hold a real pair."""
         return self.pairs if self.distractors is None else self.queries + self.distractors
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        """Of the delays, by the gap law."""
+        assert self.gap_power is not None
+        return tuple((delay + 1) ** (self.gap_power - 1) for delay in range(self.delays))
 
     # ---- static
 
@@ -118,10 +142,10 @@ class AssociativeRecall(Task):
         return sequential(self.length(condition), role=np.array(role, np.int32), segment=segment.astype(np.int32))
 
     def prior(self, condition: Condition) -> dict[str, Float[np.ndarray, "P"]]:
-        return {
-            "query": np.full(self.delays, 1 / self.delays),
-            "evidence": np.full(self.pairs, 1 / self.pairs),
-        }
+        delays = np.full(self.delays, 1 / self.delays)
+        if self.gap_power is not None:
+            delays = shares_by_weight(self.queries, self._weights)
+        return {"query": delays, "evidence": np.full(self.pairs, 1 / self.pairs)}
 
     def word(self, token: int) -> str:
         if token == FILLER:
@@ -141,7 +165,12 @@ class AssociativeRecall(Task):
         pairs = jnp.where(real[:, None], jnp.stack([names, contents], axis=-1), FILLER)
 
         # Places are drawn in random order too, so that which pair is asked where is left to chance.
-        place = distinct(place_key, self.queries, self.delays)
+        if self.gap_power is None:
+            place = distinct(place_key, self.queries, self.delays)
+        else:
+            draw_key, order_key = jax.random.split(place_key)
+            drawn = by_weight(draw_key, self.queries, self._weights)  # likely ones first
+            place = drawn[permutation(order_key, self.queries)]
         region = jnp.full(self.delays, FILLER).at[place].set(names[asked])
         inputs = jnp.concatenate([jnp.full(condition["padding"], FILLER), pairs.reshape(-1), region])
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from positionbias import runtime, spec
 from positionbias.config.cli import Parser, parse_command_line, run_entry
 from positionbias.spec import ConfigError
 
 COLUMNS = 96
+MEASURED = 4096  # samples
+SLOTS = 12  # of a prior, told one by one
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 def described(task: Any, condition_name: str | None = None, seed: int = 0) -> list[str]:
-    """What a sample is, the sample, and a line an answer."""
+    """What a sample is, the sample, a line an answer, and the positional prior, declared and measured."""
     from positionbias.tasks.base import find_condition
 
     grid = task.conditions()
@@ -49,11 +53,38 @@ def described(task: Any, condition_name: str | None = None, seed: int = 0) -> li
             f" {example.n_distractors[answer]} distractors; {task.query_axis} {example.query_slot[answer]},"
             f" {task.evidence_axis} {example.evidence_slot[answer]}"
         )
+    return [*lines, "", *priors(task, condition, seed)]
+
+
+def priors(task: Any, condition: Any, seed: int = 0) -> list[str]:
+    """The shares of query and evidence slots that the task declares, and those in MEASURED samples."""
+
+    def slots(example: Any) -> dict[str, Any]:
+        return {"query": example.query_slot, "evidence": example.evidence_slot}
+
+    found = _on_device(task, seed, lambda key, world: slots(task.batch(key, condition, MEASURED, world)))
+    lines = []
+    for axis, share in task.prior(condition).items():
+        counts = np.bincount(found[axis].ravel(), minlength=len(share))
+        lines.append(f"{getattr(task, f'{axis}_axis')}: share of slots 0 to {len(share) - 1}")
+        lines.append(f"    declared {_shares(share)}")
+        lines.append(f"    measured {_shares(counts / counts.sum())} in {MEASURED} samples")
     return lines
+
+
+def _shares(share: np.ndarray) -> str:
+    """Numbers of three digits, with the middle left out where there are many."""
+    words = [f"{part:.3f}" for part in share]
+    return " ".join(words if len(words) <= SLOTS else [*words[: SLOTS - 1], "...", words[-1]])
 
 
 def sampled(task: Any, condition: Any, seed: int = 0) -> Any:
     """One example, numpy arrays, of the world that the seed gives."""
+    return _on_device(task, seed, lambda key, world: task.sample(key, condition, world))
+
+
+def _on_device(task: Any, seed: int, draw: Callable[[Any, Any], Any]) -> Any:
+    """What `draw` makes of a key and the world that the seed gives, as numpy arrays."""
     import jax
 
     from positionbias.replicas import replica_keys, stream
@@ -61,7 +92,7 @@ def sampled(task: Any, condition: Any, seed: int = 0) -> Any:
 
     keys = replica_keys(seed, 1)
     world = jax.tree.map(lambda leaf: leaf[0], worlds(task, keys))
-    return jax.device_get(jax.jit(lambda: task.sample(stream(keys[0], "show"), condition, world))())
+    return jax.device_get(jax.jit(lambda: draw(stream(keys[0], "show"), world))())
 
 
 def drawn(task: Any, example: Any) -> list[str]:

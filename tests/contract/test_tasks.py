@@ -33,6 +33,7 @@ MORE = {
     "associative_recall": [
         "associative_recall(pairs=4, keys=6, values=3, delays=3, padding=1, shift=2)",
         "associative_recall(pairs=4, keys=6, values=3, queries=2, delays=3, distractors=1)",
+        "associative_recall(pairs=4, keys=6, values=3, queries=2, delays=5, gap_power=0.01)",
     ],
 }
 EXAMPLES = {name: list({given: 0 for given, _, _ in shown(name)}) + MORE.get(name, []) for name in spec.names(AXIS)}

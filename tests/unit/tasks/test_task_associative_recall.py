@@ -1,6 +1,7 @@
 """Associative recall: layout, independence of slot and delay, and ceilings against enumeration."""
 
 import itertools
+import re
 from collections import Counter, defaultdict
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from scipy import stats
 
 from positionbias import spec
+from positionbias.tasks import associative_recall
 from positionbias.tasks.associative_recall import AssociativeRecall
 from positionbias.tasks.base import Batch
 
@@ -123,6 +125,57 @@ def test_the_independence_test_catches_queries_in_slot_order():
     assert stats.chisquare(table.ravel()).pvalue < 1e-4
 
 
+@pytest.mark.parametrize(("queries", "power"), [(1, 2.0), (3, 0.01)])
+def test_the_gap_law_is_the_declared_one_for_every_answer_and_knows_nothing_of_slots(queries, power):
+    task = AssociativeRecall(pairs=4, keys=8, values=4, queries=queries, delays=5, gap_power=power)
+    condition = task.conditions()[0]
+    batch = jax.jit(lambda key: task.batch(key, condition, 20000))(jax.random.key(0))
+    prior = task.prior(condition)
+    for answer in range(queries):
+        table = np.zeros((4, 5))
+        np.add.at(table, (batch.evidence_slot[:, answer], batch.query_slot[:, answer]), 1)
+        expected = 20000 * np.outer(prior["evidence"], prior["query"])
+        assert stats.chisquare(table, expected, axis=None).pvalue > 1e-4
+    assert (np.diff(np.sort(batch.query, axis=1), axis=1) > 0).all()
+
+
+def test_the_test_of_the_gap_law_catches_answers_in_the_order_drawn(monkeypatch):
+    monkeypatch.setattr(associative_recall, "permutation", lambda key, size: jnp.arange(size))
+    task = AssociativeRecall(pairs=4, keys=8, values=4, queries=3, delays=5, gap_power=0.01)
+    batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 20000))(jax.random.key(0))
+    counts = np.bincount(batch.query_slot[:, 0], minlength=5)
+    assert stats.chisquare(counts, 20000 * task.prior(task.conditions()[0])["query"]).pvalue < 1e-4
+
+
+def test_the_gap_law_is_that_of_the_published_generator():
+    pairs, space, examples = 4, 6, 20000
+    law = 0.01 * np.arange(1, space + 1) ** (0.01 - 1)
+    random = np.random.default_rng(0)
+    gaps = [random.choice(space, pairs, replace=False, p=law / law.sum()) for _ in range(examples)]
+    task = AssociativeRecall(pairs=pairs, queries=pairs, delays=space, gap_power=0.01)
+    share = task.prior(task.conditions()[0])["query"]
+    asked = np.bincount(np.ravel(gaps), minlength=space) / examples
+    np.testing.assert_allclose(asked, pairs * share, atol=5 * 0.5 / examples**0.5)
+    assert asked.std() > 0.1
+
+
+def test_the_docstring_shows_the_prior_of_the_gap_law():
+    shown = re.findall(r"^ +(\d) quer(?:y|ies) ((?: +[.\d]+)+)$", AssociativeRecall.__doc__, re.MULTILINE)
+    assert [int(queries) for queries, _ in shown] == [1, 4]
+    for queries, shares in shown:
+        task = AssociativeRecall(queries=int(queries), delays=8, gap_power=0.01)
+        np.testing.assert_allclose(
+            [float(share) for share in shares.split()], task.prior(task.conditions()[0])["query"], atol=5e-4
+        )
+
+
+def test_without_a_gap_law_the_draws_are_what_they_were():
+    task = AssociativeRecall(pairs=4, queries=2)
+    item = task.sample(jax.random.key(0), task.conditions()[0])
+    assert item.inputs.tolist() == [48, 79, 41, 71, 40, 73, 61, 112, 0, 0, 0, 0, 0, 61, 0, 40]
+    assert item.query.tolist() == [15, 13]
+
+
 def test_real_slots_keys_and_values_are_uniform():
     task = AssociativeRecall(pairs=4, keys=6, values=5, queries=1, delays=2, distractors=1)
     batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 20000))(jax.random.key(3))
@@ -205,6 +258,14 @@ def test_baselines_on_a_literal_item():
         (
             "associative_recall(queries=2, distractors=7)",
             "distractors = 7 is not allowed; allowed: None or 0 to 6, pairs - queries.",
+        ),
+        (
+            "associative_recall(gap_power=-0.5)",
+            "gap_power = -0.5 is not allowed; allowed: None or a number from 0 to 2.",
+        ),
+        (
+            "associative_recall(gap_power=0.01, delays=513)",
+            "delays = 513 is not allowed; allowed: 1 to 512 with gap_power.",
         ),
         ("associative_recall(padding=-1)", "padding = -1 is not allowed; allowed: a whole number from 0."),
         ("associative_recall(shift=-1)", "shift = -1 is not allowed; allowed: a whole number from 0."),

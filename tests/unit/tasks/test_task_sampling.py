@@ -1,4 +1,4 @@
-"""Samplers without replacement: uniform, and shown to be so by a test that a biased sampler fails."""
+"""Samplers without replacement: uniform or by weight, and shown to be so by a test that a biased sampler fails."""
 
 import itertools
 
@@ -83,3 +83,51 @@ def test_distinct_numbers_are_distinct_and_in_range(count, size):
 def test_distinct_refuses_what_cannot_be_drawn(count, size):
     with pytest.raises(ValueError, match=f"cannot draw {count} distinct numbers of {size}"):
         sampling.distinct(jax.random.key(0), count, size)
+
+
+def one_after_another(count, weights):
+    """The probability of every ordered choice, each draw in proportion to the weights that are left."""
+    law = {}
+    for order in itertools.permutations(range(len(weights)), count):
+        law[order], left = 1.0, sum(weights)
+        for number in order:
+            law[order] *= weights[number] / left
+            left -= weights[number]
+    return law
+
+
+WEIGHTS = (1.0, 0.5, 1.5, 0.25, 3.0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_by_weight_follows_the_law_of_successive_draws(count):
+    law = one_after_another(count, WEIGHTS)
+    rows = draw(lambda key: sampling.by_weight(key, count, WEIGHTS))
+    assert rows.dtype == np.int32
+    counts = dict.fromkeys(law, 0)
+    for row in map(tuple, rows.tolist()):
+        counts[row] += 1
+    expected = DRAWS * np.array(list(law.values()))
+    kept = expected >= 5
+    seen = np.array(list(counts.values()))
+    pooled = [*seen[kept], seen[~kept].sum()] if (~kept).any() else seen
+    wanted = [*expected[kept], expected[~kept].sum()] if (~kept).any() else expected
+    assert stats.chisquare(pooled, wanted).pvalue > LEVEL
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 1.0), (100.0, 1.0, 0.01), tuple(1 / g for g in range(1, 8))])
+def test_shares_by_weight_are_the_enumerated_ones(weights):
+    for count in range(1, len(weights) + 1):
+        shares = np.zeros(len(weights))
+        for order, probability in one_after_another(count, weights).items():
+            shares[list(order)] += probability / count
+        np.testing.assert_allclose(sampling.shares_by_weight(count, weights), shares, rtol=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 50, 199])
+def test_shares_of_many_numbers(count):
+    size = 200
+    np.testing.assert_allclose(sampling.shares_by_weight(count, (2.0,) * size), np.full(size, 1 / size), rtol=1e-9)
+    shares = count * sampling.shares_by_weight(count, tuple(g**-0.99 for g in range(1, size + 1)))
+    assert shares.max() <= 1 + 1e-9  # a probability without having been made one
+    assert (np.diff(shares) <= 1e-9).all()

@@ -1,0 +1,31 @@
+"""What a person is shown of a task beside its sample: the positional prior, declared and measured."""
+
+import numpy as np
+
+from positionbias.tasks import show
+from positionbias.tasks.associative_recall import AssociativeRecall
+
+
+def test_the_prior_is_shown_declared_and_measured():
+    task = AssociativeRecall(pairs=2, keys=4, values=4, delays=14, gap_power=0.01)
+    lines = show.described(task)[-6:]
+    assert lines[0] == "delay after the context: share of slots 0 to 13"
+    shares = task.prior(task.conditions()[0])["query"]
+    assert lines[1] == f"    declared {' '.join(f'{share:.3f}' for share in shares[:11])} ... {shares[13]:.3f}"
+    label, *measured = lines[2].removesuffix(" in 4096 samples").split()
+    assert label == "measured"
+    np.testing.assert_allclose(
+        [float(share) for share in measured if share != "..."], shares[[*range(11), 13]], atol=0.04
+    )
+    assert lines[3] == "slot of the asked pair: share of slots 0 to 1"
+    assert lines[4] == "    declared 0.500 0.500"
+
+
+def test_the_measured_prior_is_that_of_the_samples_and_not_the_declared_one():
+    class Declares(AssociativeRecall):
+        def prior(self, condition):
+            return {"query": np.array([0.9, 0.1]), "evidence": np.array([1.0])}
+
+    lines = show.priors(Declares(pairs=1, keys=4, values=4, delays=2), AssociativeRecall().conditions()[0])
+    assert lines[1] == "    declared 0.900 0.100"
+    assert 0.45 < float(lines[2].split()[1]) < 0.55
