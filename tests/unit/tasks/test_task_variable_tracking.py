@@ -106,7 +106,7 @@ def enumerated_ceiling(inputs, answers, row):
 
 
 def sights(task, length, random):
-    """What rows may see [T, T]: everything, nothing, what stands before, its end, random shares, whole statements."""
+    """What rows may see [T, T]: everything, nothing, what stands before, the end of it, parts at random."""
     yield np.ones((length, length), bool)
     yield np.zeros((length, length), bool)
     yield np.tri(length, dtype=bool)
@@ -115,6 +115,7 @@ def sights(task, length, random):
     rows = length - 3 * task.statements - task.fillers
     asked = np.arange(length) >= length - rows
     statement = (np.arange(length) - task.fillers) // 3
+    yield asked & np.tri(length, dtype=bool)
     for share in (0.3, 0.6, 0.85):
         yield random.random((length, length)) < share
         yield asked | (random.random((length, length)) < share)
