@@ -9,9 +9,10 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "positionbias" / "__init__.py").read_text()).group(1)
 
 DATA = [
-    "tensorflow-datasets>=4.9.10,<4.10",  # frozen evaluation sets; works without TensorFlow
+    "tensorflow-datasets>=4.9.10,<4.10",  # frozen evaluation sets and stored corpora; works without TensorFlow
     "array_record>=0.8.3,<0.9",  # their files
     "importlib_resources>=7.1,<8",  # which tensorflow-datasets imports and does not name
+    "grain>=0.2.18,<0.3",  # reads stored corpora
 ]
 
 setup(
@@ -21,6 +22,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     packages=find_packages(include=["positionbias", "positionbias.*"]),
+    package_data={"positionbias.tasks": ["stored/*/*/*"]},  # the text that comes with the package
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",  # 0.10 is the last for Python 3.11, 0.11 and later need 3.12

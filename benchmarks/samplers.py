@@ -21,7 +21,7 @@ import prepare
 import record
 
 from positionbias.replicas import replica_key, replica_seeds, stream
-from positionbias.tasks.base import worlds
+from positionbias.tasks.base import world_of
 
 GOAL = 0.05  # of a step
 WARM_UP = 2  # pairs that are not counted
@@ -33,12 +33,11 @@ def measure(config_file: str, pairs: int) -> dict[str, Any]:
     compiled = prepare.compiled(config_file, ("train.replicas", "1"))
     experiment, size = compiled.program.experiment, compiled.program.auto.steps_per_dispatch
     config, task = experiment.config, experiment.task
-    seeds = replica_seeds(config.seed, 1, None)
-    key = replica_key(jax.tree.map(lambda x: x[0], seeds))
-    data, world = stream(key, "data"), jax.tree.map(lambda x: x[0], worlds(task, jax.vmap(replica_key)(seeds)))
+    key = replica_key(jax.tree.map(lambda x: x[0], replica_seeds(config.seed, 1, None)))
+    data, world = stream(key, "data"), world_of(task, key)
 
     @jax.jit
-    def sample(start: jax.Array) -> jax.Array:
+    def sample(start: jax.Array, world: Any) -> jax.Array:
         def step(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
             fold = jax.random.fold_in(data, index)
             batch = task.batch(fold, task.conditions()[0], config.train.batch_size, world)
@@ -55,7 +54,7 @@ def measure(config_file: str, pairs: int) -> dict[str, Any]:
     state, step, sampler = compiled.fresh(), [], []
     for start in range(0, (WARM_UP + pairs) * size, size):
         whole, (state, _) = seconds(lambda state=state, start=start: compiled.advance(state, start))
-        alone, _ = seconds(lambda start=start: sample(start))
+        alone, _ = seconds(lambda start=start: sample(start, world))
         step.append(whole)
         sampler.append(alone)
     step, sampler = step[WARM_UP:], sampler[WARM_UP:]

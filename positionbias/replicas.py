@@ -30,6 +30,10 @@ class Layout:
         """Put arrays with a leading R on the devices of this layout."""
         return jax.device_put(tree, NamedSharding(self.mesh(), P("replica")))
 
+    def share(self, tree: Any) -> Any:
+        """Put arrays that all replicas read on every device of this layout."""
+        return jax.device_put(tree, NamedSharding(self.mesh(), P()))
+
     def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function(replica_tree, *shared)` mapped over the leading R of its first argument's leaves."""
 

@@ -84,6 +84,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         for f in dataclasses.fields(model.init)
     }
     objective.check(task)
+    task.corpus()  # that it is there is known before anything is written
     blueprint = Blueprint(
         config=model,
         masks=members["masks"],

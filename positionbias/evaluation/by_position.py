@@ -47,6 +47,7 @@ class Evaluator:
     ) -> None:
         self.experiment, self.layout, self.name = experiment, layout, name
         self.keys, self.worlds = layout.place(keys), layout.place(worlds(experiment.task, keys))
+        self.corpus = layout.share(experiment.task.corpus())
         settings = experiment.config.evaluation
         self.conditions = tuple(conditions or experiment.task.conditions())
         self.intervention, self.stored = intervention, stored
@@ -97,19 +98,19 @@ class Evaluator:
         return jax.vmap(lambda k, one: change.change(k, one, task, condition), in_axes=(0, axes))(keys, batch)
 
     def _answers(
-        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], stored: Batch | None = None
+        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
     ) -> dict[str, jax.Array]:
         """Columns of the rows, each [items, A], for one replica's weights, key and world."""
         weights, key, world = replica
         task, objective = self.experiment.task, self.experiment.objective
-        model, key = self._model(weights), stream(key, f"{self.name}/{condition.name}")
+        model, key, world = self._model(weights), stream(key, f"{self.name}/{condition.stream}"), corpus or world
         shared = jnp.asarray(self.experiment.reach(condition))
 
         def judge(example: Batch, outputs: Float[jax.Array, "T V"], own: bool) -> dict[str, jax.Array]:
             visible = self.experiment.reach(condition, example.tokens) if own else shared
             said, target = outputs[example.query], example.targets[example.query]
             lost = {}
-            if objective.targets == "vectors":
+            if objective.targets == "vectors" or task.by_loss:
                 lost = {ERROR: objective.errors(said, target)}
                 lost |= {f"{ERROR}/{name}": value for name, value in task.errors(example, visible).items()}
             answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
@@ -145,7 +146,9 @@ class Evaluator:
         chunks = jax.lax.map(chunk, jnp.arange(-(-self.items // self.batch_size)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
 
-    def _influence(self, condition: Condition, replica: tuple[Tree, jax.Array, Tree]) -> Float[jax.Array, "T"]:
+    def _influence(
+        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree
+    ) -> Float[jax.Array, "T"]:
         """E ||d (w . h_query) / d x_j||^2 over inputs and random w, normalised over j.
 
         x is the embedding, h the stream before the readout at each item's last answer, w a Gaussian vector a item.
@@ -153,7 +156,7 @@ class Evaluator:
         weights, key, world = replica
         task, model = self.experiment.task, self._model(weights)
         key_items, key_w = jax.random.split(stream(key, f"influence/{self.name}/{condition.name}"))
-        batch = self._batch(key_items, condition, self.influence_items, world)
+        batch = self._batch(key_items, condition, self.influence_items, corpus or world)
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece
@@ -186,24 +189,26 @@ class Evaluator:
     def rows(self, weights: Tree) -> dict[str, Any]:
         """The raw rows (see `evaluation.rows`) of weights {"params", "frozen"} with a leading R."""
         task, conditions = self.experiment.task, self.conditions
+        replicas = (weights, self.keys, self.worlds)
         parts: list[dict[str, np.ndarray]] = []
         influence = np.full(
             (len(self.keys), len(conditions), max(task.length(c) for c in conditions)), np.nan, np.float32
         )
         for number, condition in enumerate(conditions):
             stored = () if self.stored is None else (self.stored[condition.name],)
-            found = jax.device_get(self._measure[condition.name]((weights, self.keys, self.worlds), *stored))
+            found = jax.device_get(self._measure[condition.name](replicas, self.corpus, *stored))
             answers = found["correct"].shape
             replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
             found |= {"replica": replica, "condition": np.full(answers, number)}
             parts.append({name: np.asarray(column).reshape(-1) for name, column in found.items()})
             if self.intervention is None and self.stored is None:
-                profile = jax.device_get(self._influences[condition.name]((weights, self.keys, self.worlds)))
+                profile = jax.device_get(self._influences[condition.name](replicas, self.corpus))
                 influence[:, number, : profile.shape[1]] = profile
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {
             **columns,
             "conditions": [c.name for c in conditions],
+            "items": [c.stream for c in conditions],
             "influence": influence,
             "axes": {"query": task.query_axis, "evidence": task.evidence_axis},
         }

@@ -23,7 +23,7 @@ from positionbias.models.base import Model
 from positionbias.models.sites import EditKind, Sites
 from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError
-from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, worlds
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, world_of, worlds
 from positionbias.training import auto, checkpoint
 from positionbias.training.program import Program
 
@@ -74,10 +74,12 @@ class LoadedRun:
             batch = self.task.batch(key, chosen, size, world)
             return self.experiment.objective.prepare(stream(key, "objective"), batch)
 
-        world = worlds(self.task, self.keys if self.replica == "all" else self.keys[None])
-        if self.replica == "all" and jax.tree.leaves(world):
-            return jax.vmap(one, out_axes=batch_axes(0, self.task.shared_tokens))(world)
-        return one(jax.tree.map(lambda leaf: leaf[0], world))
+        if self.replica != "all":
+            return one(world_of(self.task, self.keys))
+        own = worlds(self.task, self.keys)
+        if jax.tree.leaves(own):
+            return jax.vmap(one, out_axes=batch_axes(0, self.task.shared_tokens))(own)
+        return one(self.task.corpus())
 
     def apply(
         self,

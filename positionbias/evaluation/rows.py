@@ -5,10 +5,11 @@ that answers), `evidence` (token index of the evidence that holds the answer), `
 two on the task's own axes), `distance` (signed), `order`, `correct` (0 or 1), `log_probability`, `ceiling` (probability
 that the ideal observer is right on this very item, nan where none is known) and one `baseline/NAME` a simple rule
 (probability that it is right), among them always `baseline/chance` and `baseline/order_free`; under an intervention
-also `changed` (0 or 1: whether the answer is another than without it). Where targets are vectors also `error` (the
+also `changed` (0 or 1: whether the answer is another than without it). Where losses are measured also `error` (the
 loss of the answer) and one `error/NAME` for what the task says of it, `error/floor` the least that can be expected.
-Beside the columns: `conditions` (names), `influence` f32[R, C, T] padded with nan, and `axes`: the labels
-{"query": ..., "evidence": ...}.
+Beside the columns: `conditions` (names), `influence` f32[R, C, T] padded with nan, `axes`: the labels
+{"query": ..., "evidence": ...}, and where conditions have the same items, in the same order, `items`: a name for those
+of every condition.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ INTEGERS = ("replica", "condition", "query", "evidence", "query_slot", "evidence
 REAL = ("correct", "log_probability", "ceiling")
 BASELINE = "baseline/"
 CHANGED = "changed"  # 0 or 1, only under an intervention: whether the answer is another than without it
-ERROR = "error"  # the loss, only where targets are vectors; under it what the task holds it against
+ERROR = "error"  # the loss, of vectors and where a task is `by_loss`; under it what the task holds it against
 REQUIRED = (*INTEGERS, *REAL, "baseline/chance", "baseline/order_free")
 
 Rows = Mapping[str, Any]
@@ -66,6 +67,9 @@ def write_rows(path: str | os.PathLike, rows: Rows) -> None:
     arrays["conditions"] = np.array(list(rows["conditions"]), np.str_)
     arrays["axes"] = np.array([labels.get("query", "query position"), labels.get("evidence", "evidence position")])
     arrays["influence"] = np.asarray(rows.get("influence", np.zeros((0, 0, 0))), np.float32)
+    items = list(rows.get("items", ()))
+    if len(set(items)) < len(items):
+        arrays["items"] = np.array(items, np.str_)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -82,6 +86,8 @@ def read_rows(path: str | os.PathLike) -> dict[str, Any]:
             rows: dict[str, Any] = dict(file)
         columns(rows)
         rows["conditions"] = [str(name) for name in rows["conditions"]]
+        if "items" in rows:
+            rows["items"] = [str(name) for name in rows["items"]]
         rows["axes"] = dict(zip(("query", "evidence"), (str(a) for a in rows["axes"]), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         refuse_unread(pathlib.Path(path), getattr(error, "errno", None))

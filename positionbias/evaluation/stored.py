@@ -96,6 +96,7 @@ _MEASURES = {
 SUMMARY = {
     **_MEASURES,
     "by_condition": {str: _MEASURES},
+    "paired?": {str: _interval(replicas=[NUMBER, ...], conditions=[str, ...])},
     "at_init": {f"{name}?": curve for name, curve in _CURVES.items()},
     "axes": {"query": str, "evidence": str},
     "steps": (int, None),

@@ -47,6 +47,7 @@ def summarise(
     summary = {
         **next(iter(conditions.values())),
         "by_condition": conditions,
+        "paired": _paired(rows),
         "at_init": next(iter(_conditions(at_init).values())) if at_init is not None else {},
         "axes": {"query": "query position", "evidence": "evidence position", **rows.get("axes", {})},
         "steps": steps,
@@ -56,6 +57,22 @@ def summarise(
         "theory": {axis: list(curve) for axis, curve in (theory or {}).items()},
     }
     return _strict(summary)
+
+
+def _paired(rows: Rows) -> dict[str, dict[str, Any]]:
+    """Accuracy of items that several conditions share, which is right where all of them are answered right."""
+    found, items = columns(rows), [str(name) for name in rows.get("items", ())]
+    replicas, replica = np.unique(found["replica"], return_inverse=True)
+    result = {}
+    for name in dict.fromkeys(items):
+        shared = [index for index, one in enumerate(items) if one == name]
+        if len(shared) > 1:
+            parts = [found["condition"] == index for index in shared]
+            right = np.prod([found["correct"][part] for part in parts], axis=0)
+            accuracy = _by_replica(right, replica[parts[0]], len(replicas))[:, 0]
+            names = [str(rows["conditions"][index]) for index in shared]
+            result[name] = {**interval(accuracy).to_dict(), "replicas": accuracy.tolist(), "conditions": names}
+    return result
 
 
 def _note(varied: Mapping[str, Any]) -> str | None:
@@ -241,19 +258,29 @@ def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | No
     accuracy = summary["accuracy"]
     labels = summary.get("axes", {})
     lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
-    for axis in ("query", "evidence"):
+    for axis in axes_told(summary):
         label = labels.get(axis, f"{axis} position")
         lines += [*_curve(label, summary, axis, theory.get(axis)), ""]
         lines += [*_errors(label, summary, axis), ""] if ERROR in summary else []
     lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
+    for one in summary.get("paired", {}).values():
+        mean, between = _cells(one, None, None)[:2]
+        lines.append(f"right in {' and '.join(one['conditions'])} alike: {mean} {between}")
     lines += remarks(summary)
     if accuracy["low"] is not None:
         lines.append("intervals: 95 % Student t over replicas")
     if summary.get("note"):
         lines.append(summary["note"])
     return "\n".join(lines)
+
+
+def axes_told(summary: Mapping[str, Any]) -> list[str]:
+    """The axes, of query and evidence, whose curves are told: one of a single position only if both are."""
+    axes = ["query", "evidence"]
+    longer = [axis for axis in axes if len(summary[f"by_{axis}_position"]) > 1]
+    return longer or axes
 
 
 def when(summary: Mapping[str, Any]) -> str:

@@ -168,6 +168,41 @@ def accuracy(
     return _draw(name, f"accuracy by {xlabel}", paint)
 
 
+def errors(
+    name: str,
+    xlabel: str,
+    rows: Rows,
+    at_init: Rows = (),
+    rules: Mapping[str, float] | None = None,
+    when: str = "measured",
+) -> str:
+    """Loss along one axis with its band, the floor, the means of simple rules and, where it fits, the start.
+
+    A long axis is logarithmic: that is where the loss of text falls.
+    """
+
+    def paint(axes: Any) -> None:
+        position = _column(rows, "position")
+        long = len(rows) > FEW and position[0] >= 0
+        shift = int(long and position[0] == 0)  # a logarithmic axis has no zero
+        moved = [[{**row, "position": row["position"] + shift} for row in some] for some in (rows, at_init)]
+        _curve(axes, moved[0], BLUE, when)
+        if np.isfinite(_column(rows, "floor")).any():
+            axes.plot(position + shift, _column(rows, "floor"), "--", color=BLACK, linewidth=1.4, label="floor")
+        for i, (rule, value) in enumerate((rules or {}).items()):
+            axes.axhline(value, linestyle=":", color=ARMS[(i + 1) % len(ARMS)], linewidth=1.4, label=rule)
+        if at_init:
+            _curve(axes, moved[1], SKY, "before training", marker="", line="-.")
+        axes.set_ylim(bottom=0)
+        _finish(axes, f"{xlabel} + 1" if shift else xlabel, "loss")
+        if long:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, at: f"{value:g}")  # the scale's own writes TeX
+            axes.xaxis.set_minor_formatter(lambda value, at: "")
+
+    return _draw(name, f"loss by {xlabel}", paint)
+
+
 def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after training") -> str:
     """Share of the influence on the answer that each input position has, at the start and `when` rows were made."""
 

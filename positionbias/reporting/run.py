@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from positionbias.evaluation.statistics import INDICES
-from positionbias.evaluation.summary import remarks, solved_count, when
+from positionbias.evaluation.summary import axes_told, remarks, solved_count, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -119,8 +119,28 @@ def _notes(run: Run) -> list[str]:
 
 
 def _figures(summary: Mapping[str, Any]) -> list[str]:
-    shown = [_accuracy(summary, "query"), _accuracy(summary, "evidence"), _distance(summary), _influence(summary)]
-    return [one for one in shown if one]
+    axes = axes_told(summary)
+    shown = [_errors(summary, axis) for axis in axes] if "error" in summary else []
+    shown += [_accuracy(summary, axis) for axis in axes]
+    if len(summary["by_distance"]) > 1 or len(axes) > 1:
+        shown.append(_distance(summary))
+    return [one for one in (*shown, _influence(summary)) if one]
+
+
+def _errors(summary: Mapping[str, Any], axis: str) -> str:
+    what, rules = label(summary, axis), summary["error"]["rules"]
+    at_init = summary["at_init"].get(f"by_{axis}_position", []) if summary.get("steps") != 0 else []
+    rows, first = (
+        [{**row["error"], "position": row["position"]} for row in curve if "error" in row]
+        for curve in (summary[f"by_{axis}_position"], at_init)
+    )
+    svg = figures.errors(f"error-{axis}", what, rows, first, rules, _when(summary))
+    seen = [f"Blue: loss {_when(summary)}"]
+    if any(row["floor"] is not None for row in rows):
+        seen.append("dashed: the least that an ideal observer of the visible input expects")
+    if rules:
+        seen.append(f"dotted: the mean of simple rules ({', '.join(f'{k} {number(v)}' for k, v in rules.items())})")
+    return figure(svg, f"Loss by {what}. {'; '.join(seen)}. {band(len(summary['accuracy']['replicas']))}")
 
 
 def _training(run: Run) -> list[str]:
@@ -212,7 +232,10 @@ def _conditions(summary: Mapping[str, Any]) -> list[str]:
         for name, one in conditions.items()
     ]
     head = ["condition", "accuracy", "ceiling", "share solved", "answers"]
-    return ["<h2>Conditions</h2>", grid(head, body, "Curves above are those of the first condition.")]
+    caption = "Curves above are those of the first condition."
+    for one in summary.get("paired", {}).values():
+        caption += f" Items right in {' and '.join(one['conditions'])} alike: {between(one)}."
+    return ["<h2>Conditions</h2>", grid(head, body, caption)]
 
 
 def _orders(summary: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ layout of tokens, the declared positional prior) is static and numpy.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -41,6 +42,12 @@ class Condition:
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
+    items: str = ""  # conditions with one name here are drawn from one random stream, so that their items are paired
+
+    @property
+    def stream(self) -> str:
+        """Name of the random stream that its items are drawn from."""
+        return self.items or self.name
 
     def __getitem__(self, key: str) -> Any:
         return dict(self.settings)[key]
@@ -63,6 +70,7 @@ class Task:
     filler: int | None = None  # a token that means nothing and may stand anywhere in front, where there is one
     movable: ClassVar[bool] = False  # whether segments 1, 2, ... may stand in any order with the same right answers
     slots_are_segments: ClassVar[bool] = False  # whether `evidence_slot` is the place of a segment among the segments
+    by_loss: ClassVar[bool] = False  # whether the loss by position is measured of tokens too, as it is of vectors
     shared_tokens: ClassVar[bool] = True  # whether all examples of a condition have the tokens of `tokens(condition)`
 
     # ---- static
@@ -142,8 +150,15 @@ class Task:
         """
         return ()
 
+    def corpus(self) -> Mapping[str, np.ndarray]:
+        """Stored data that all replicas share, by name, in place of a world of their own; read once and kept.
+
+        Raises ConfigError where it cannot be had. Samplers get it on the device, so it must fit there.
+        """
+        return {}
+
     def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
-        """One example of a `world`; pure, jit- and vmap-able."""
+        """One example of a `world`, or of the `corpus` of a task that has one; pure, jit- and vmap-able."""
         raise NotImplementedError
 
     def batch(self, key: Key[jax.Array, ""], condition: Condition, size: int, world: Tree = ()) -> Batch:
@@ -172,7 +187,7 @@ class Task:
         raise NotImplementedError
 
     def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """Squared error, summed over features, of simple rules on this item, where targets are vectors.
+        """The loss of simple rules on this item, where losses are measured (`by_loss`).
 
         "floor" is the least error that an ideal observer expects, who knows what that of `ceiling` does.
         """
@@ -188,6 +203,11 @@ def batch_axes(axis: int, shared_tokens: bool) -> Any:
 def letters(number: int) -> str:
     """The number as letters, for people: a .. z, aa, ab, ..."""
     return (letters(number // 26 - 1) if number >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[number % 26]
+
+
+def world_of(task: Task, key: Key[jax.Array, ""]) -> Tree:
+    """What `sample` gets in the replica of this key: the corpus, or the replica's own world."""
+    return task.corpus() or jax.tree.map(lambda leaf: leaf[0], worlds(task, key[None]))
 
 
 def worlds(task: Task, keys: Key[jax.Array, "R"]) -> Tree:

@@ -109,15 +109,15 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
     import jax
 
     from positionbias.replicas import replica_keys, stream
-    from positionbias.tasks.base import worlds
+    from positionbias.tasks.base import world_of
 
     keys = replica_keys(seed, replica + 1)[replica:]
-    world = jax.tree.map(lambda leaf: leaf[0], worlds(task, keys))
+    world = world_of(task, keys[0])
     key = stream(keys[0], f"{STREAM}/{condition.name}")
-    draw = jax.jit(lambda index: task.batch(jax.random.fold_in(key, index), condition, CHUNK, world))
+    draw = jax.jit(lambda index, world: task.batch(jax.random.fold_in(key, index), condition, CHUNK, world))
     parts: dict[str, list[np.ndarray]] = {}
     for index in range(-(-examples // CHUNK)):
-        batch = jax.device_get(draw(index))
+        batch = jax.device_get(draw(index, world))
         fields = {**batch._asdict(), **{f"tokens_{name}": leaf for name, leaf in batch.tokens._asdict().items()}}
         del fields["tokens"]
         for name, leaf in fields.items():

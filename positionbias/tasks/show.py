@@ -88,11 +88,10 @@ def _on_device(task: Any, seed: int, draw: Callable[[Any, Any], Any]) -> Any:
     import jax
 
     from positionbias.replicas import replica_keys, stream
-    from positionbias.tasks.base import worlds
+    from positionbias.tasks.base import world_of
 
-    keys = replica_keys(seed, 1)
-    world = jax.tree.map(lambda leaf: leaf[0], worlds(task, keys))
-    return jax.device_get(jax.jit(lambda: draw(stream(keys[0], "show"), world))())
+    (key,) = replica_keys(seed, 1)
+    return jax.device_get(jax.jit(draw)(stream(key, "show"), world_of(task, key)))
 
 
 def drawn(task: Any, example: Any) -> list[str]:

@@ -70,7 +70,9 @@ class Program:
         params, frozen = nnx.state(model, nnx.Param), nnx.state(model, Frozen)
         return {"params": params, "frozen": frozen, "optimizer": self._transformation(0.0).init(params)}
 
-    def advance(self, state: State, own: dict[str, Any], start: Int[jax.Array, ""]) -> tuple[State, Tree]:
+    def advance(
+        self, state: State, own: dict[str, Any], start: Int[jax.Array, ""], corpus: Tree = ()
+    ) -> tuple[State, Tree]:
         """K steps of one replica from step `start`; metrics {"loss", "accuracy", "gradient_norm"} are [K]."""
         config = self.experiment.config
         tx = self._transformation(own["weight_decay"])
@@ -78,7 +80,7 @@ class Program:
         data = stream(replica_key(own["seeds"]), "data")
 
         def step(state: State, index: jax.Array) -> tuple[State, Tree]:
-            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), own["world"])
+            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), corpus or own["world"])
             metrics["gradient_norm"] = optax.tree.norm(grads)
             direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
             share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)
@@ -128,18 +130,18 @@ class Program:
     def compile(self) -> Compiled:
         """Compile both functions ahead of time, side by side: a compiled call cannot compile again."""
         layout, own = self.auto.layout, self.replicas()
-        replicas = layout.place(own)
+        replicas, corpus = layout.place(own), layout.share(self.experiment.task.corpus())
         packing = Packing(jax.eval_shape(self.fresh, jax.tree.map(lambda x: x[0], own)))
 
         def fresh(replica: dict[str, Any]) -> Packed:
             return packing.pack(self.fresh(replica))
 
-        def advance(replica: tuple[Packed, dict[str, Any]], start: jax.Array) -> tuple[Packed, jax.Array]:
-            state, metrics = self.advance(packing.unpack(replica[0]), replica[1], start)
+        def advance(replica: tuple[Packed, dict[str, Any]], start: jax.Array, corpus: Tree) -> tuple[Packed, jax.Array]:
+            state, metrics = self.advance(packing.unpack(replica[0]), replica[1], start, corpus)
             return packing.pack(state), jnp.stack([metrics[name] for name in METRICS])
 
-        def both(state: Packed, replicas: dict[str, Any], start: jax.Array) -> tuple[Packed, jax.Array]:
-            return layout.over(advance)((state, replicas), start)
+        def both(state: Packed, replicas: dict[str, Any], start: jax.Array, corpus: Tree) -> tuple[Packed, jax.Array]:
+            return layout.over(advance)((state, replicas), start, corpus)
 
         with concurrent.futures.ThreadPoolExecutor(1) as aside:
             lowered = jax.jit(layout.over(fresh)).lower(replicas)
@@ -147,8 +149,8 @@ class Program:
             sharding = replicas["learning_rate"].sharding
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info)
             start = jax.ShapeDtypeStruct((), np.int32)
-            second = jax.jit(both, donate_argnums=0).lower(state, replicas, start).compile()
-            return Compiled(self, replicas, packing, first.result(), second)
+            second = jax.jit(both, donate_argnums=0).lower(state, replicas, start, corpus).compile()
+            return Compiled(self, replicas, corpus, packing, first.result(), second)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +159,7 @@ class Compiled:
 
     program: Program
     replicas: dict[str, Any]
+    corpus: Tree
     packing: Packing
     _fresh: Any
     _advance: Any
@@ -167,7 +170,7 @@ class Compiled:
 
     def advance(self, state: Packed, start: int) -> tuple[Packed, Float[jax.Array, "R M K"]]:
         """K steps from step `start` of a packed state, which is given up; for the metrics see `fetch`."""
-        return self._advance(state, self.replicas, np.int32(start))
+        return self._advance(state, self.replicas, np.int32(start), self.corpus)
 
     @functools.cached_property
     def unpack(self) -> Callable[[Packed], State]:

@@ -17,7 +17,7 @@ from positionbias.masks.order import Bidirectional, Causal
 from positionbias.replicas import replica_keys
 from positionbias.tasks import show
 from positionbias.tasks.associative_recall import AssociativeRecall
-from positionbias.tasks.base import Batch, batch_axes, find_condition, worlds
+from positionbias.tasks.base import Batch, batch_axes, find_condition, world_of, worlds
 
 AXIS = "tasks"
 
@@ -41,15 +41,15 @@ ITEMS = 1024
 LEVEL = 1e-4  # of the chi-square tests; seeds are fixed
 
 
-def world_of(task, seed=0):
-    """The world of one replica."""
-    return jax.tree.map(lambda leaf: leaf[0], worlds(task, replica_keys(seed, 1)))
+def world(task, seed=0):
+    """What samples of one replica are made of."""
+    return world_of(task, replica_keys(seed, 1)[0])
 
 
 @functools.cache
 def sampled(task, condition):
     """Many examples of one world."""
-    made = jax.jit(lambda key, world: task.batch(key, condition, ITEMS, world))(jax.random.key(0), world_of(task))
+    made = jax.jit(lambda key, world: task.batch(key, condition, ITEMS, world))(jax.random.key(0), world(task))
     return jax.tree.map(np.asarray, made)
 
 
@@ -203,14 +203,14 @@ def check_judges(task):
 
 def check_pure(task):
     """The same key gives the same example of the same world, jit or not; another key another."""
-    world, other_world = world_of(task), world_of(task, 1)
-    jax.tree.map(np.testing.assert_array_equal, world, world_of(task))
-    if jax.tree.leaves(world):
-        pairs = zip(jax.tree.leaves(world), jax.tree.leaves(other_world), strict=True)
+    own = world(task)
+    jax.tree.map(np.testing.assert_array_equal, own, world(task))
+    if one := jax.tree.leaves(worlds(task, replica_keys(0, 1))):
+        pairs = zip(one, jax.tree.leaves(worlds(task, replica_keys(1, 1))), strict=True)
         assert not all(np.array_equal(one, other) for one, other in pairs), "the world does not depend on its key"
     for condition in task.conditions():
-        plain, again = (task.sample(jax.random.key(3), condition, world) for _ in range(2))
-        compiled = jax.jit(lambda key, condition=condition: task.sample(key, condition, world))(jax.random.key(3))
+        plain, again = (task.sample(jax.random.key(3), condition, own) for _ in range(2))
+        compiled = jax.jit(lambda key, condition=condition: task.sample(key, condition, own))(jax.random.key(3))
         for other in (again, compiled):
             jax.tree.map(same, plain, other)
         inputs = sampled(task, condition).inputs

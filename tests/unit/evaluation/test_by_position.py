@@ -62,6 +62,17 @@ def test_errors_of_vectors_are_those_of_the_models_own_outputs(tiny):
     np.testing.assert_array_equal(rows["error/floor"], np.asarray(floor).reshape(-1))
 
 
+def test_conditions_that_share_items_are_asked_of_the_same(tiny):
+    task = "context_or_prior(subjects=4, relations=1, objects=4, folds=2, documents=3)"
+    experiment, weights = fresh(tiny({"task": task, "train.replicas": 1, "evaluation.items": 40}))
+    rows = Evaluator(experiment, Layout("loop"), replica_keys(0, 1)).rows(weights)
+    assert rows["items"] == ["train", "trained", "trained", "absent", "held_out", "held_out"]
+    _, use, ignore, absent, held_out_use, held_out_ignore = rows["evidence_slot"].reshape(6, 40).tolist()
+    assert use == ignore
+    assert held_out_use == held_out_ignore
+    assert use not in (absent, held_out_use)
+
+
 def test_columns_are_those_of_the_models_own_outputs(tiny):
     experiment, weights = fresh(tiny({"train.replicas": 1, "evaluation.items": 20, "evaluation.batch_size": 8}))
     task = experiment.task

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from positionbias.evaluation.rows import read_rows, write_rows
-from positionbias.evaluation.summary import solved_count, summarise, table
+from positionbias.evaluation.summary import axes_told, solved_count, summarise, table
 from positionbias.spec import ConfigError
 
 
@@ -61,6 +61,14 @@ def test_rows_come_back_as_written(tmp_path):
     assert back["axes"] == {"query": "slot read", "evidence": "slot told"}
     assert (back["replica"].dtype, back["distance"].dtype, back["ceiling"].dtype) == (np.uint8, np.int16, np.float32)
     assert [p.name for p in path.parent.iterdir()] == ["600.npz"]
+
+
+def test_names_of_shared_items_come_back(tmp_path):
+    rows = fabricate(conditions=("use", "ignore"))
+    write_rows(tmp_path / "shared.npz", {**rows, "items": ["same", "same"]})
+    assert read_rows(tmp_path / "shared.npz")["items"] == ["same", "same"]
+    write_rows(tmp_path / "own.npz", {**rows, "items": ["use", "ignore"]})
+    assert "items" not in read_rows(tmp_path / "own.npz")
 
 
 def test_equal_rows_make_equal_files(tmp_path):
@@ -183,6 +191,22 @@ def test_the_top_level_is_the_first_condition_and_empty_ones_are_left_out():
     assert summary["by_condition"]["far"]["accuracy"]["mean"] == 1.0
     assert summary["accuracy"] == summary["by_condition"]["near"]["accuracy"]
     assert set(summary["by_condition"]["far"]) < set(summary)
+
+
+def test_items_that_conditions_share_are_right_where_all_of_them_are():
+    rows = fabricate(replicas=2, conditions=("use", "ignore", "other"))
+    assert summarise(rows)["paired"] == {}
+    assert summarise({**rows, "items": ["use", "ignore", "other"]})["paired"] == {}
+    item = np.indices((2, 3, 4, 6))[3].ravel()
+    right = {0: item < 3, 1: item % 2 == 0, 2: item < 0}  # both of use and ignore at 0 and 2 of 6
+    rows["correct"] = np.choose(rows["condition"], list(right.values())) * np.where(rows["replica"] == 1, item > 0, 1)
+    summary = strict(summarise({**rows, "items": ["same", "same", "other"]}))
+    (name, paired), *others = summary["paired"].items()
+    assert (name, others) == ("same", [])
+    assert paired["replicas"] == pytest.approx([1 / 3, 1 / 6])
+    assert paired["mean"] == pytest.approx(1 / 4)
+    assert paired["conditions"] == ["use", "ignore"]
+    assert "right in use and ignore alike: 0.250 [" in table(summary)
 
 
 def test_order_gap_is_paired_and_empty_without_orders():
@@ -339,3 +363,13 @@ def test_table_thins_a_long_curve_but_keeps_its_ends():
     assert lines[0] == "accuracy by slot read, every 4th shown"
     slots = [line.split()[0] for line in lines[2 : lines.index("") - 1]]
     assert (slots[0], slots[1], slots[-1], len(slots)) == ("0", "4", "99", 26)
+
+
+def test_a_curve_of_one_position_is_told_only_beside_no_longer_one():
+    assert axes_told(summarise(fabricate())) == ["query", "evidence"]
+    rows = fabricate()
+    flat = summarise({**rows, "evidence_slot": np.zeros_like(rows["evidence_slot"])})
+    assert axes_told(flat) == ["query"]
+    assert "accuracy by slot read" in table(flat)
+    assert table(flat).count("accuracy by") == 1
+    assert axes_told(summarise(fabricate(slots=1))) == ["query", "evidence"]

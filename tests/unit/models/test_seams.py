@@ -242,3 +242,25 @@ def test_every_replica_learns_and_is_measured_in_a_world_of_its_own(tiny, tmp_pa
     np.testing.assert_allclose(alone.apply(alone.sample(16))[0], outputs[1], atol=1e-5)
     assert read_rows(tmp_path / "run" / "evals" / "000100.npz")["correct"].mean() == 1
     assert read_rows(tmp_path / "run" / "evals" / "000000.npz")["correct"].mean() < 0.5
+
+
+# ------------------------------------------------------------------------------------------------------------ corpora
+
+
+def test_replicas_share_a_corpus_that_resumes_and_reloads(tiny, tmp_path):
+    changes = {"task": "text(window=6)", "train.steps": 4, "train.log_every": 2, "evaluation.items": 8}
+    config = tiny({**changes, "checkpoint.every": 2, "model.position": "none"})
+    for name, stops in (("whole", [None]), ("halves", [2, None])):
+        for stop in stops:
+            train(config, tmp_path / name, [], lambda line: None, stop)
+    whole, halves = (load(tmp_path / name, replica="all") for name in ("whole", "halves"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.weights), jax.device_get(halves.weights))
+    text = bytes(whole.task.corpus()["test"].tolist())
+    batch = whole.sample(16, "test")
+    assert batch.inputs.shape == (16, 6), "the same for all replicas"
+    assert all(bytes(window.tolist()) in text for window in np.asarray(batch.inputs))
+    np.testing.assert_array_equal(load(tmp_path / "whole", replica=1).sample(16, "test").inputs, batch.inputs)
+    rows = read_rows(tmp_path / "whole" / "evals" / "000004.npz")
+    np.testing.assert_allclose(rows["error"], -rows["log_probability"], rtol=1e-5)
+    assert {"error/unigram", "error/bigram"} < set(rows)
+    assert rows["error/bigram"].mean() < rows["error/unigram"].mean() < np.log(256)

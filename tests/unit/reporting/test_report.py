@@ -207,6 +207,8 @@ def test_errors_of_vectors_stand_beside_their_floor(tmp_path):
     assert "log-probability error answers" in text
     assert "0.244 [0.241, 0.245] 64" in text
     assert text.count("(floor 0.114)") == 1
+    assert text.count("dotted: the mean of simple rules (chance 1.100)") == 2
+    assert "Loss by" not in read(fabricate.write_run(tmp_path / "plain", items=16)).text
     assert "error" not in read(fabricate.write_run(tmp_path / "other", items=16)).text
 
 
