@@ -129,7 +129,7 @@ class InContextClassification(Task):
         require(good, "answer_positions", positions, f"different whole numbers from 0 to {n - 1}, or none for all")
         for name, chance in (("p_bursty", self.p_bursty), ("p_novel", self.p_novel)):
             require(0 <= chance <= 1, name, chance, "a number from 0 to 1")
-        require(0 <= self.zipf <= 10, "zipf", self.zipf, "a number from 0 to 10")
+        require(0 <= self.zipf <= 5, "zipf", self.zipf, "a number from 0 to 5")
         slots = self.position_slots
         what = f"0 for none, or a whole number from {2 * n + 1}, the rows of a sequence, to {MOST_FEATURES}"
         require(slots == 0 or 2 * n + 1 <= slots <= MOST_FEATURES, "position_slots", slots, what)

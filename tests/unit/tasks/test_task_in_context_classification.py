@@ -506,7 +506,7 @@ def test_words_are_a_letter_a_class_and_a_capital_a_label():
         ),
         ("p_bursty=1.5", "p_bursty = 1.5 is not allowed; allowed: a number from 0 to 1."),
         ("p_novel=-1", "p_novel = -1.0 is not allowed; allowed: a number from 0 to 1."),
-        ("zipf=11", "zipf = 11.0 is not allowed; allowed: a number from 0 to 10."),
+        ("zipf=6", "zipf = 6.0 is not allowed; allowed: a number from 0 to 5."),
         (
             "position_slots=16",
             "position_slots = 16 is not allowed; allowed: 0 for none, or a whole number from 17, the rows of a"
