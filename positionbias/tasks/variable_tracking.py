@@ -262,9 +262,9 @@ class VariableTracking(Task):
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
         """Exact, for a reader who knows which rows are statements, and whether all chains are kept or all reversed.
 
-        Where they are, and the statements can be laid out in at most MOST_LAYOUTS ways (3 chains of 2 hops: 280), it
-        weighs all layouts that agree with what it sees. Otherwise only two cases are known: it sees every link from
-        what it is told to the answer, or nothing that could be the answer. The rest is nan.
+        If so, and slots fall to chains in at most MOST_LAYOUTS ways (280 for 3 chains of 2 hops), all that agree with
+        what it sees are weighed. Otherwise only two cases are known: it sees every link from what it is told to the
+        answer, or nothing that could be the answer. The rest is nan.
         """
         at, names, contents = self._read(example)
         seen, asked = visible[example.query], example.inputs[-self._asked :]

@@ -39,7 +39,7 @@ TINY = {
 def every_world(task, order):
     """inputs [W, T] and answers [W, A] of all equally likely examples, fillers in front, from the definition.
 
-    By symmetry the asked chain is the first.
+    By symmetry the asked chain is the first, and the others begin in their order.
     """
     steps, chains = task.hops + 1, task.chains
     names = np.array(list(itertools.permutations(range(2, 2 + task.names), steps * chains)))
@@ -48,6 +48,8 @@ def every_world(task, order):
     blank = np.zeros(len(names), int)
     inputs, answers = [], []
     for layout in set(itertools.permutations(steps * list(range(chains)))):
+        if list(dict.fromkeys(chain for chain in layout if chain)) != list(range(1, chains)):
+            continue
         text, count = [blank] * task.fillers, [0] * chains
         for chain in layout:
             step = count[chain] if order == "kept" else task.hops - count[chain]
