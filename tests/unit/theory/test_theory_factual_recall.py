@@ -43,7 +43,7 @@ def test_curves_refuse_another_length():
 
 
 def solution(groups, p, q, a, d, tilt=0.0):
-    """W [2 groups, groups * (p + q) + 2] with differences between groups a, 1, 1, d; tilt 0 is the least common part."""
+    """W [2 groups, groups * (p + q) + 2] with differences between groups a, 1, 1, d, and the least common part."""
     centred = np.eye(groups) - 1 / groups
     facts = np.concatenate([np.kron(a * centred, np.ones((1, p))), np.kron(centred, np.ones((1, q)))], axis=1)
     implications = np.concatenate([np.kron(centred, np.ones((1, p))), np.kron(d * centred, np.ones((1, q)))], axis=1)
