@@ -58,7 +58,8 @@ class ContextOrPrior(Task):
     One fact of each `folds` is never contradicted in training, and learned where no document speaks of its subject;
     these are spread evenly over subjects and relations. Training draws use, ignore and absent with equal chance, then a
     fact. Conditions: "use", "ignore" and "absent" as trained; "held_out_use" and "held_out_ignore" contradict the facts
-    that never were. From one key both intents have the same items, but for the intent.
+    that never were. "use" and "ignore" have the same items, but for the intent, so that pair accuracy is measured:
+    the share of items that are right under both.
 
     Curves: the slot of the document about the asked subject is uniform, whatever is asked; in "absent" it is that of a
     document about another. Evidence is what holds the answer: that document, or the question's own relation and
@@ -104,11 +105,16 @@ class ContextOrPrior(Task):
         return self.input
 
     def conditions(self) -> tuple[Condition, ...]:
-        kinds = {"train": (USE, IGNORE, ABSENT), "use": (USE,), "ignore": (IGNORE,), "absent": (ABSENT,)}
-        held_out = {"held_out_use": (USE,), "held_out_ignore": (IGNORE,)}
-        return tuple(
-            Condition(name, (("kinds", some), ("held_out", name in held_out)))
-            for name, some in {**kinds, **held_out}.items()
+        def made(name: str, kinds: tuple[int, ...], held_out: bool = False, items: str = "") -> Condition:
+            return Condition(name, (("kinds", kinds), ("held_out", held_out)), items)
+
+        return (
+            made("train", (USE, IGNORE, ABSENT)),
+            made("use", (USE,), items="trained"),
+            made("ignore", (IGNORE,), items="trained"),
+            made("absent", (ABSENT,)),
+            made("held_out_use", (USE,), held_out=True, items="held_out"),
+            made("held_out_ignore", (IGNORE,), held_out=True, items="held_out"),
         )
 
     def stretched(self, factor: int) -> ContextOrPrior:

@@ -176,6 +176,16 @@ def test_accuracy_above_the_ceiling_is_told(tmp_path):
     assert "Accuracy is 0.034 above the ceiling: something leaks" in read(edit(folder, leak)).text
 
 
+def test_items_that_conditions_share_are_told_below_them(tmp_path):
+    def share(summary):
+        summary["by_condition"]["other"] = summary["by_condition"]["trained"]
+        found = {"mean": 0.75, "low": 0.5, "high": 1.0, "replicas": [0.7, 0.8]}
+        summary["paired"] = {"same": {**found, "conditions": ["trained", "other"]}}
+
+    folder = edit(fabricate.write_run(tmp_path / "run", items=16), share)
+    assert "Items right in trained and other alike: 0.750 [0.500, 1.000]." in read(folder).text
+
+
 def test_replicas_of_which_nothing_is_known_are_not_counted(tmp_path):
     def lose(summary):
         summary["ceiling"]["replicas"][0] = None

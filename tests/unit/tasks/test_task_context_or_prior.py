@@ -147,6 +147,8 @@ def test_samples_solved_by_reading_them():
 def test_items_are_the_same_under_both_intents():
     task = ContextOrPrior(subjects=12, relations=3, objects=10, folds=4, documents=5)
     shown = drawn(task, 2000)
+    streams = [condition.stream for condition in task.conditions()]
+    assert streams == ["train", "trained", "trained", "absent", "held_out", "held_out"]
     for use, ignore in (("use", "ignore"), ("held_out_use", "held_out_ignore")):
         assert shown[use].inputs[:, -3].tolist() == [0] * 2000
         assert shown[ignore].inputs[:, -3].tolist() == [1] * 2000
