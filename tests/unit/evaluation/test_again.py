@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from test_summary import with_errors
 
 from positionbias import evaluate, spec
 from positionbias.evaluation import again, stored
 from positionbias.evaluation.rows import read_rows
+from positionbias.evaluation.summary import summarise
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
 from positionbias.tasks import export
@@ -81,6 +83,8 @@ def test_results_of_every_variant(run, capsys):
     assert [row["position"] for row in told["_2x"]["by_evidence_position"]] == [0, 1, 2, 3]
     # Relative positions do not see a shift of all, and swapping two pairs moves what stands where.
     assert told["_shift_by_4"]["sensitivity"]["mean"] == 0
+    assert told["_swap"]["order_sensitivity"] == told["_swap"]["sensitivity"]
+    assert "order_sensitivity" not in told["_shift_by_4"]
     np.testing.assert_array_equal(rows["_swap"]["evidence_slot"], 1 - rows[""]["evidence_slot"])
     paired = [rows["_swap"]["correct"][rows["_swap"]["replica"] == r].mean() for r in range(2)]
     before = [rows[""]["correct"][rows[""]["replica"] == r].mean() for r in range(2)]
@@ -90,10 +94,17 @@ def test_results_of_every_variant(run, capsys):
     assert "accuracy by delay after the context" in out
     assert "shift(by=4): accuracy " in out
     assert "0.000 [0.000, 0.000] of the answers are others" in out
+    assert f", order sensitivity {told['_swap']['sensitivity']['mean']:.3f} [" in out
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Evaluated again</h2>" in page
     assert page.count("<td>2x swap</td>") == 1
     assert list(stored.read_again(run)) == [f"step000004{name}" for name in names]
+
+
+def test_the_line_of_a_variant_tells_the_error_of_vectors():
+    rows = with_errors()
+    one = again.Measured(again.Variant(2), "task", rows, summarise(rows))
+    assert again.line(one, one) == "2x: accuracy 0.583 [0.169, 0.997], error 5.500 [-1.952, 12.952]"
 
 
 def test_a_damaged_result_is_named(run):
