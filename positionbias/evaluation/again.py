@@ -197,10 +197,15 @@ def line(one: Measured, base: Measured) -> str:
     parts = [f"{one.variant.name or one.task}: accuracy {_told(accuracy)}"]
     if one is not base:
         parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
-        parts.append(f"{_told(one.summary['sensitivity'])} of the answers are others")
+        changed = _told(one.summary["sensitivity"])
+        parts.append(f"order sensitivity {changed}" if _reorders(one) else f"{changed} of the answers are others")
     if ERROR in one.summary:
         parts.append(f"error {_told(one.summary[ERROR])}")
     return ", ".join(parts)
+
+
+def _reorders(one: Measured) -> bool:
+    return one.variant.intervention is not None and one.variant.intervention.reorders
 
 
 def _told(found: Mapping[str, Any], sign: str = "") -> str:
@@ -210,9 +215,14 @@ def _told(found: Mapping[str, Any], sign: str = "") -> str:
 
 
 def write(folder: pathlib.Path, label: str, one: Measured, base: Measured) -> None:
-    """Write `evals/LABEL.npz` and `.json`: the rows, and the summary with task, variant and its difference."""
+    """Write `evals/LABEL.npz` and `.json`: the rows, and the summary with task, variant and its difference.
+
+    Where the intervention moves segments, `order_sensitivity` is the share of answers that it changes.
+    """
     write_rows(folder / "evals" / f"{label}.npz", one.rows)
     more: dict[str, Any] = {"task": one.task, "variant": one.variant.name}
     if one is not base:
         more |= {"minus": {"variant": base.variant.name, **compared(one, base)}}
+    if _reorders(one):
+        more |= {"order_sensitivity": one.summary["sensitivity"]}
     write_json(folder / "evals" / f"{label}.json", {**one.summary, **more})

@@ -7,7 +7,7 @@ or how much stands in front. An item and its changed form are measured side by s
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class Intervention:
 
     axis = "interventions"
     in_front: int = 0  # rows of filler put in front of the sequence
+    reorders: ClassVar[bool] = False  # whether segments change places, so that what it changes is owed to their order
 
     def check(self, task: Task, condition: Condition) -> None:
         """Raise ConfigError where the task has nothing to change in this way."""
@@ -101,6 +102,8 @@ class Pad(Intervention):
 class Permute(Intervention):
     """The segments of each item (its pairs, documents) are put in a random order of the item's own."""
 
+    reorders = True
+
     def check(self, task: Task, condition: Condition) -> None:
         _segments(self, task, condition)
 
@@ -116,6 +119,8 @@ class Swap(Intervention):
 
     first: int = 0
     second: int = -1
+
+    reorders = True
 
     def _places(self, task: Task, condition: Condition) -> tuple[int, int]:
         count = _segments(self, task, condition)

@@ -106,7 +106,7 @@ SUMMARY = {
 }
 
 
-AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str)}
+AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str), "order_sensitivity?": _interval()}
 
 
 def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
