@@ -311,9 +311,17 @@ def _ranks(
     found = jnp.any(seen, axis=-1)
     certain, open_ = named & seen[:, 1], found & ~seen[:, 1]
     hidden, missing = count - jnp.sum(found), values - jnp.sum(certain)
-    # In units in which `hidden` cells weigh one or more, so that the ways asked for are not far below the most.
-    unit = jnp.sort(places, descending=True)[jnp.maximum(hidden - 1, 0)]
-    weight = jnp.where(hidden > 0, places / jnp.maximum(unit, 1), 0)
+    # Scaled so that `hidden` needles are what a draw of each cell by its odds would expect: the ways asked for are then
+    # not far below the most, and numbers do not run out.
+    odds = jnp.log(places)
+
+    def halve(_: int, bounds: jax.Array) -> jax.Array:
+        middle = jnp.mean(bounds)
+        return jnp.where(
+            jnp.sum(jax.nn.sigmoid(odds + middle)) < hidden, bounds.at[0].set(middle), bounds.at[1].set(middle)
+        )
+
+    weight = jnp.exp(odds + jnp.mean(jax.lax.fori_loop(0, 30, halve, jnp.array([-30.0, 30.0]))))
 
     def step(ways: jax.Array, cell: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         is_open, weight = cell
