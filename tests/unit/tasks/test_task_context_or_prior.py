@@ -86,7 +86,7 @@ def judging(judge, batch):
     return lambda row: jax.tree.map(np.asarray, judge_all(jnp.asarray(row, bool)))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["objects of several facts", "every subject but one"])
 def test_samples_follow_the_definition(name):
     task = TINY[name]
     for condition, batch in drawn(task, 6000, "train", "held_out_use").items():
