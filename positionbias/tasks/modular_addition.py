@@ -39,7 +39,7 @@ class ModularAddition(Task):
     Conditions are `train` and `held_out`, other sums of the same world, which has `train_share` of them to train on.
     Where the papers draw that share at random, here a sum belongs to it by the class sum_i c_i x_i mod `modulus`, with
     coefficients (all different) and classes drawn by the world. In either condition all sums are then equally likely
-    whatever two operands are hidden, and whoever misses one operand is left with the same number of values for it:
+    whatever two or more operands are hidden, and whoever misses one is left with the same number of values for it:
     `n_distractors` and the right one. a + b and b + a are two sums, one of which may be held out, as in the papers.
     """
 
@@ -51,8 +51,8 @@ class ModularAddition(Task):
     evidence_axis = "slot of the last operand"
 
     def __post_init__(self) -> None:
-        prime = self.modulus > 1 and all(self.modulus % n for n in range(2, int(self.modulus**0.5) + 1))
-        require(5 <= self.modulus <= 1009 and prime, "modulus", self.modulus, "a prime from 5 to 1009")
+        prime = 5 <= self.modulus <= 1009 and all(self.modulus % n for n in range(2, int(self.modulus**0.5) + 1))
+        require(prime, "modulus", self.modulus, "a prime from 5 to 1009")
         most = min(16, self.modulus - 1)
         require(2 <= self.terms <= most, "terms", self.terms, f"a whole number from 2 to {most}")
         wanted = "a share between 0 and 1 that leaves both conditions a class of sums"
