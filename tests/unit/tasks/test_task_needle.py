@@ -308,6 +308,7 @@ def test_baselines_on_a_literal_item():
     assert right(range(13)) == {"chance": third, "majority": third, "nearest": 0.0, "order_free": 1.0}
     assert right([2, 5, 8]) == {"chance": third, "majority": third, "nearest": 1.0, "order_free": 1.0}
     assert right([2, 5]) == {"chance": third, "majority": third, "nearest": 0.0, "order_free": 0.5}
+    assert right([2]) == {"chance": third, "majority": third, "nearest": 1.0, "order_free": 1.0}
     assert right([0, 1, 12]) == {"chance": third, "majority": third, "nearest": third, "order_free": third}
 
 
