@@ -36,23 +36,23 @@ class ContextOrPrior(Task):
     """Controllable context sensitivity (Minder et al. 2024, arXiv 2411.07404): answer from the prompt or from memory.
 
     Every subject and relation has one object: facts, which only training teaches. A prompt is `documents` triples of
-    different subjects, objects at random, all about one relation; then the intent, the asked subject and the relation,
+    different subjects, objects at random, all about one relation; then the intent, the relation and the asked subject,
     whose row answers. Where a document speaks of the asked subject, its object is not the one of the fact: the intent
     "use" asks for the document's object, "ignore" for the fact's. Where none does, either intent asks for the fact.
 
     One sample of `context_or_prior(subjects=8, relations=2, objects=8, folds=4, documents=3)`, condition use:
 
-        input    s7 r0 o1 s0 r0 o7 s4 r0 o3 use s7 r0
+        input    s7 r0 o1 s0 r0 o7 s4 r0 o3 use r0 s7
         target   .  .  .  .  .  .  .  .  .  .   .  o1
 
     One sample of `context_or_prior(subjects=8, relations=2, objects=8, folds=4, documents=3)`, condition ignore:
 
-        input    s7 r0 o1 s0 r0 o7 s4 r0 o3 ignore s7 r0
+        input    s7 r0 o1 s0 r0 o7 s4 r0 o3 ignore r0 s7
         target   .  .  .  .  .  .  .  .  .  .      .  o4
 
     One sample of `context_or_prior(subjects=8, relations=2, objects=8, folds=4, documents=3)`, condition absent:
 
-        input    s3 r0 o1 s0 r0 o7 s4 r0 o3 use s6 r0
+        input    s3 r0 o1 s0 r0 o7 s4 r0 o3 use r0 s6
         target   .  .  .  .  .  .  .  .  .  .   .  o5
 
     One fact of each `folds` is never contradicted in training, and learned where no document speaks of its subject;
@@ -185,11 +185,11 @@ class ContextOrPrior(Task):
         ).reshape(-1)
         length = self.length(condition)
         in_prompt = kind == USE
-        evidence = jnp.where(in_prompt, jnp.stack([3 * slot, 3 * slot + 2]), jnp.array([length - 1, length - 2]))
+        evidence = jnp.where(in_prompt, jnp.stack([3 * slot, 3 * slot + 2]), jnp.array([length - 2, length - 1]))
         answer = self._first_object + jnp.where(in_prompt, told[slot], fact)
         zero = jnp.zeros(1, jnp.int32)
         return Batch(
-            inputs=jnp.concatenate([documents, jnp.stack([intent, INTENTS + subject, about])]),
+            inputs=jnp.concatenate([documents, jnp.stack([intent, about, INTENTS + subject])]),
             targets=jnp.zeros(length, jnp.int32).at[-1].set(answer),
             weights=jnp.zeros(length).at[-1].set(1.0),
             tokens=self.tokens(condition),
@@ -210,8 +210,9 @@ class ContextOrPrior(Task):
         question's intent, subject and relation i32[3], and which of them are seen bool[3]."""
         row, starts = visible[example.query[0]], jnp.array([INTENTS, INTENTS + self.subjects, self._first_object])
         numbers = example.inputs[:-3].reshape(-1, 3) - starts
-        asked = example.inputs[-3:] - jnp.array([0, INTENTS, INTENTS + self.subjects])
-        return numbers, row[:-3].reshape(-1, 3), asked, row[-3:]
+        question = np.array([-3, -1, -2])
+        asked = example.inputs[question] - jnp.array([0, INTENTS, INTENTS + self.subjects])
+        return numbers, row[:-3].reshape(-1, 3), asked, row[question]
 
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
         """Exact, for an observer that knows the facts, the layout and training's mixture.

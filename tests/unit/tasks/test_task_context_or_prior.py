@@ -56,10 +56,10 @@ def every_case(task, condition):
             for named, told in cases:
                 about = [subject if kind != ABSENT and k == slot else s for k, s in enumerate(named)]
                 prompt = [x for s, o in zip(about, told, strict=True) for x in (s0 + s, r0 + relation, o0 + o)]
-                evidence, answer = [3 * d + 2, 3 * d + 1], known[subject, relation]
+                evidence, answer = [3 * d + 1, 3 * d + 2], known[subject, relation]
                 if kind == USE:
                     evidence, answer = [3 * slot, 3 * slot + 2], told[slot]
-                inputs = [*prompt, intent, s0 + subject, r0 + relation]
+                inputs = [*prompt, intent, r0 + relation, s0 + subject]
                 yield chance, inputs, kind, slot, evidence, o0 + answer
 
 
@@ -115,8 +115,8 @@ def test_samples_solved_by_reading_them():
     shown = drawn(task, 2000)
     taught = {}
     for row, target in zip(shown["absent"].inputs.tolist(), shown["absent"].targets[:, -1].tolist(), strict=True):
-        assert row[-2] not in row[:-3:3]
-        assert taught.setdefault((row[-2], row[-1]), target) == target
+        assert row[-1] not in row[:-3:3]
+        assert taught.setdefault((row[-1], row[-2]), target) == target
     assert len(taught) == 36
     of_relation = [Counter(o for (_, r), o in taught.items() if r == relation) for relation in (14, 15, 16)]
     assert all(set(count.values()) == {1, 2} and len(count) == 10 for count in of_relation)
@@ -126,7 +126,7 @@ def test_samples_solved_by_reading_them():
         for row, target, kind in zip(
             batch.inputs.tolist(), batch.targets[:, -1].tolist(), batch.query_slot, strict=True
         ):
-            *documents, intent, subject, relation = row
+            *documents, intent, relation, subject = row
             told = dict(zip(documents[::3], documents[2::3], strict=True))
             assert len(told) == len(set(told.values())) == 5
             assert set(documents[1::3]) == {relation}
@@ -187,7 +187,7 @@ def test_baselines_on_literal_items():
         if kind != ABSENT:
             named[slot] = 3
         inputs = [x for n, t in zip(named, told, strict=True) for x in (s + n, 10, o + t)]
-        inputs += [kind if intent is None else intent, s + 3, 10]
+        inputs += [kind if intent is None else intent, 10, s + 3]
         answer = told[slot] if kind == USE else fact
         item = as_batch([(1, inputs, kind, slot, [0, 0], o + answer)])
         rules = judging(task.baselines, item)(np.isin(np.arange(12), list(seen)))
@@ -202,7 +202,7 @@ def test_baselines_on_literal_items():
     assert found(USE, [3, 4, 5, 9, 10, 11]) == [0.125, 1, 0, 1, 1]
     assert found(USE, [3, 4, 9, 10, 11]) == [0.125, 0.125, 0, 0.125, 0], "no object is seen"
     assert found(USE, [3, 5, 10, 11]) == [0.125, 1, 0, 1, 0], "the intent is not seen"
-    assert found(IGNORE, [9, 10]) == [0.125] * 5, "the relation is not seen"
+    assert found(IGNORE, [9, 11]) == [0.125] * 5, "the relation is not seen"
 
 
 def test_a_longer_prompt_has_the_same_facts():
