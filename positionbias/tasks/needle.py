@@ -48,10 +48,10 @@ class Needle(Task):
         target   . . . .  . . . .  .  . . . .  . . . . 3  2  . 1  5
 
     Conditions: "train" is as given. Beside it, where they differ, those of RULER in the same haystack: "single" (one
-    key, one value), "multi_key" (one of the keys asked for), "multi_value" (one key) and "multi_query" (asked keys
-    only), the last and the second with one value a key. With `keys` * `values` = `depths` the haystack is made of
-    needles, with `cell=3` of nothing else, and "train" stands alone; it is stretched to more cells and keys, another
-    haystack to longer cells.
+    key), "multi_key" (all keys, one asked for) and "multi_query" (the asked keys alone), each with one value a key, and
+    "multi_value" (one key, all its values). With `keys` * `values` = `depths` the haystack is made of needles, with
+    `cell=3` of nothing else, and "train" stands alone; it is stretched to more cells and keys, another haystack to
+    longer cells.
 
     Segments are the cells. With one value a key they may change places. Vocabulary: noise, whose first token is the
     filler, the marker, keys, values, and #1 to #`values` if there are several.
