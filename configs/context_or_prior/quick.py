@@ -4,8 +4,9 @@
 
 A causal model learns 64 facts, and 48 of them are contradicted in training by one of the three documents of a prompt:
 an intent says whether that document or the fact is asked for. Pair accuracy is the share of items that are right under
-both intents; who says the fact or the document whatever the intent has 0, and who takes any document has 1/3. The other
-16 facts are contradicted in the held-out conditions alone: there memory still wins too often.
+both intents: 0 for who goes by the fact, or by the document, whatever the intent, and 1/3 for who takes any document
+where one is to be used. The other 16 facts are contradicted in the held-out conditions alone: there memory still wins
+too often.
 
 Hardware and time: 2 CPU cores, under 5 minutes (4 minutes of processor time). Number to reach: pair accuracy of at
 least 0.98 for each of the four replicas (0.999 [0.996, 1.002] was measured; 0.561 [0.422, 0.699] held out, of which
