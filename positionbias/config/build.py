@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -57,6 +58,12 @@ class Experiment:
                 )
         return list(lines.values())
 
+    @property
+    def data(self) -> dict[str, str]:
+        """How long each part of the task's corpus is, and its checksum: what bits depend on beside the config."""
+        parts = self.task.corpus().items()
+        return {name: f"{part.nbytes} bytes, crc32 {zlib.crc32(part.tobytes()):08x}" for name, part in parts}
+
     @cached_property
     def abstract(self) -> Any:
         """The shapes of a model's parameters, without making them."""
@@ -84,7 +91,6 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         for f in dataclasses.fields(model.init)
     }
     objective.check(task)
-    task.corpus()  # that it is there is known before anything is written
     blueprint = Blueprint(
         config=model,
         masks=members["masks"],
@@ -103,6 +109,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     _check_rows(experiment)
     if not jax.tree.leaves(_trained(experiment)):
         raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
+    task.corpus()  # last, as it may have to be fetched
     return experiment
 
 

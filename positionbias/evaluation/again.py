@@ -198,7 +198,7 @@ def line(one: Measured, base: Measured) -> str:
     if one is not base:
         parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
         changed = _told(one.summary["sensitivity"])
-        parts.append(f"order sensitivity {changed}" if _reorders(one) else f"{changed} of the answers are others")
+        parts.append(f"order sensitivity {changed}" if _reorders(one) else f"{changed} of the answers changed")
     if ERROR in one.summary:
         parts.append(f"error {_told(one.summary[ERROR])}")
     return ", ".join(parts)

@@ -20,7 +20,7 @@ from positionbias.evaluation.rows import CHANGED, ERROR
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
-from positionbias.tasks.base import Batch, Condition, Task, batch_axes, worlds
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, shared_corpus, worlds
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
 WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
@@ -47,7 +47,7 @@ class Evaluator:
     ) -> None:
         self.experiment, self.layout, self.name = experiment, layout, name
         self.keys, self.worlds = layout.place(keys), layout.place(worlds(experiment.task, keys))
-        self.corpus = layout.share(experiment.task.corpus())
+        self.corpus = shared_corpus(experiment.task, layout)
         settings = experiment.config.evaluation
         self.conditions = tuple(conditions or experiment.task.conditions())
         self.intervention, self.stored = intervention, stored

@@ -7,6 +7,7 @@ layout of tokens, the declared positional prior) is static and numpy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Shaped, Tree
-from positionbias.replicas import stream
+from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError, unknown
 from positionbias.tokens import Tokens, sequential
 
@@ -167,7 +168,7 @@ class Task:
         return jax.vmap(lambda k: self.sample(k, condition, world), out_axes=axes)(jax.random.split(key, size))
 
     def after_move(self, example: Batch) -> Batch:
-        """The example with `order`, `query_slot` and `evidence_slot` told anew, where moving its segments changes them.
+        """The example with all told anew that moving its segments changes: order and slots, say.
 
         `evidence` and `tokens` say where everything stands now. `slots_are_segments` alone needs nothing here.
         """
@@ -208,6 +209,12 @@ def letters(number: int) -> str:
 def world_of(task: Task, key: Key[jax.Array, ""]) -> Tree:
     """What `sample` gets in the replica of this key: the corpus, or the replica's own world."""
     return task.corpus() or jax.tree.map(lambda leaf: leaf[0], worlds(task, key[None]))
+
+
+@functools.lru_cache(maxsize=1)
+def shared_corpus(task: Task, layout: Layout) -> Tree:
+    """The task's corpus on every device of the layout, put there once for training and evaluation."""
+    return layout.share(task.corpus())
 
 
 def worlds(task: Task, keys: Key[jax.Array, "R"]) -> Tree:

@@ -17,7 +17,7 @@ MOST = 2**30  # bytes; a corpus lies on the device whole
 THREADS = 8
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def read(dataset: str, data_dir: str | None, feature: str, split: str) -> Int[np.ndarray, "N"]:
     """The documents of a split one after another, each ended by `END`, u8[N]; read once and kept.
 

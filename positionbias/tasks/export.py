@@ -113,7 +113,7 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
 
     keys = replica_keys(seed, replica + 1)[replica:]
     world = world_of(task, keys[0])
-    key = stream(keys[0], f"{STREAM}/{condition.name}")
+    key = stream(keys[0], f"{STREAM}/{condition.stream}")
     draw = jax.jit(lambda index, world: task.batch(jax.random.fold_in(key, index), condition, CHUNK, world))
     parts: dict[str, list[np.ndarray]] = {}
     for index in range(-(-examples // CHUNK)):

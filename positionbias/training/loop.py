@@ -8,8 +8,8 @@
    save, evaluate, go on: a failing evaluation loses no step. State is saved only after its metrics were found finite.
 4. The evaluation at initialisation runs after the first logged loss, or before one due earlier, on weights drawn anew.
 5. A step's batch is a function of (seed, replica, step): a resumed run equals an unbroken one to the bit, in everything
-   but wall-clock, for the same code, layout, versions, device kind and CPU threads. A checkpoint keeps those it was
-   made with; where they differ from those that go on from it, the log says so.
+   but wall-clock, for the same code, data, layout, versions, device kind and CPU threads. A checkpoint keeps those it
+   was made with; where they differ from those that go on from it, the log says so.
 6. SIGINT and SIGTERM end the run after the dispatch in flight, with a checkpoint and no evaluation but that of the last
    step, and give it its exit code whenever they arrive. A number that is not finite ends it without a checkpoint, and
    names the steps and the replica.
@@ -141,7 +141,7 @@ class _Run:
         self.say(f"{count:,} parameters a replica; auto: " + ", ".join(f"{k} {v}" for k, v in found.items()))
         for line in self.experiment.narrowed:
             self.say(line)
-        self.folder.update(status="running", auto=found, message="")
+        self.folder.update(status="running", auto=found, data=self.experiment.data, message="")
 
     def _restored(self, like: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
         """The newest whole checkpoint, None before the first; ConfigError rather than losing what others hold."""
@@ -169,15 +169,15 @@ class _Run:
     def _compare(self, meta: dict[str, Any]) -> None:
         """Say what is no longer as it was when the restored checkpoint was made."""
         before, now = meta["circumstances"], self.folder.circumstances()
-        told = []
+        changed = []
         if before["commit"] != now["commit"]:
-            told.append(f"commit changed from {before['commit']} to {now['commit']}")
+            changed.append(f"commit changed from {before['commit']} to {now['commit']}")
         if before["dirty"] or now["dirty"]:
-            told.append("the code has changes that are not committed")
-        told += [f"{name} changed" for name in ("versions", "devices", "threads", "auto") if before[name] != now[name]]
-        if told:
-            self.say(f"bits are not guaranteed after step {self.step}: {', '.join(told)}")
-        self.bits_guaranteed = meta["bits_guaranteed"] and not told
+            changed.append("the code has changes that are not committed")
+        changed += [f"{x} changed" for x in now if x not in ("commit", "dirty") and before.get(x, {}) != now[x]]
+        if changed:
+            self.say(f"bits are not guaranteed after step {self.step}: {', '.join(changed)}")
+        self.bits_guaranteed = meta["bits_guaranteed"] and not changed
 
     def _cut_evaluations(self, step: int) -> None:
         """Delete the evaluations after `step`; the summary becomes that of the newest one left, if any."""

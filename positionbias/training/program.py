@@ -20,7 +20,7 @@ from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import Sites
 from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
-from positionbias.tasks.base import worlds
+from positionbias.tasks.base import shared_corpus, worlds
 from positionbias.training.auto import Auto
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 from positionbias.training.packing import Packed, Packing
@@ -70,9 +70,7 @@ class Program:
         params, frozen = nnx.state(model, nnx.Param), nnx.state(model, Frozen)
         return {"params": params, "frozen": frozen, "optimizer": self._transformation(0.0).init(params)}
 
-    def advance(
-        self, state: State, own: dict[str, Any], start: Int[jax.Array, ""], corpus: Tree = ()
-    ) -> tuple[State, Tree]:
+    def advance(self, state: State, own: dict[str, Any], corpus: Tree, start: Int[jax.Array, ""]) -> tuple[State, Tree]:
         """K steps of one replica from step `start`; metrics {"loss", "accuracy", "gradient_norm"} are [K]."""
         config = self.experiment.config
         tx = self._transformation(own["weight_decay"])
@@ -130,14 +128,14 @@ class Program:
     def compile(self) -> Compiled:
         """Compile both functions ahead of time, side by side: a compiled call cannot compile again."""
         layout, own = self.auto.layout, self.replicas()
-        replicas, corpus = layout.place(own), layout.share(self.experiment.task.corpus())
+        replicas, corpus = layout.place(own), shared_corpus(self.experiment.task, layout)
         packing = Packing(jax.eval_shape(self.fresh, jax.tree.map(lambda x: x[0], own)))
 
         def fresh(replica: dict[str, Any]) -> Packed:
             return packing.pack(self.fresh(replica))
 
         def advance(replica: tuple[Packed, dict[str, Any]], start: jax.Array, corpus: Tree) -> tuple[Packed, jax.Array]:
-            state, metrics = self.advance(packing.unpack(replica[0]), replica[1], start, corpus)
+            state, metrics = self.advance(packing.unpack(replica[0]), replica[1], corpus, start)
             return packing.pack(state), jnp.stack([metrics[name] for name in METRICS])
 
         def both(state: Packed, replicas: dict[str, Any], start: jax.Array, corpus: Tree) -> tuple[Packed, jax.Array]:

@@ -34,7 +34,7 @@ PACKAGES = {
     "numpy": "numpy",
     "positionbias": "positionbias",
 }
-CIRCUMSTANCES = ("commit", "dirty", "versions", "devices", "threads", "auto")
+CIRCUMSTANCES = ("commit", "dirty", "versions", "devices", "threads", "auto", "data")
 GIT_SECONDS = 5.0  # longest wait for git, which may sit on a slow disk
 
 
@@ -253,6 +253,7 @@ def _fresh(config_hash: str, previous: dict[str, Any]) -> dict[str, Any]:
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "threads": runtime.cores(),
         "auto": {},
+        "data": {},  # length and checksum of what is read from a corpus
         "bits_guaranteed": previous.get("bits_guaranteed", True),
         "seconds": previous.get("seconds", 0.0),
         "message": "",

@@ -93,7 +93,7 @@ def test_results_of_every_variant(run, capsys):
     out = capsys.readouterr().out
     assert "accuracy by delay after the context" in out
     assert "shift(by=4): accuracy " in out
-    assert "0.000 [0.000, 0.000] of the answers are others" in out
+    assert "0.000 [0.000, 0.000] of the answers changed" in out
     assert f", order sensitivity {told['_swap']['sensitivity']['mean']:.3f} [" in out
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Evaluated again</h2>" in page

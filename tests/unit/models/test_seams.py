@@ -1,6 +1,7 @@
 """What members may bring of their own: parameters, the whole stream, tokens an example, inputs an objective changes."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -260,6 +261,9 @@ def test_replicas_share_a_corpus_that_resumes_and_reloads(tiny, tmp_path):
     assert batch.inputs.shape == (16, 6), "the same for all replicas"
     assert all(bytes(window.tolist()) in text for window in np.asarray(batch.inputs))
     np.testing.assert_array_equal(load(tmp_path / "whole", replica=1).sample(16, "test").inputs, batch.inputs)
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert manifest["data"] == whole.experiment.data
+    assert manifest["data"]["test"].startswith("111414 bytes, crc32 ")
     rows = read_rows(tmp_path / "whole" / "evals" / "000004.npz")
     np.testing.assert_allclose(rows["error"], -rows["log_probability"], rtol=1e-5)
     assert {"error/unigram", "error/bigram"} < set(rows)

@@ -12,6 +12,7 @@ from positionbias.evaluation.by_position import Evaluator
 from positionbias.replicas import Layout, replica_keys
 from positionbias.spec import ConfigError
 from positionbias.tasks import export
+from positionbias.tasks.base import find_condition
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
@@ -65,6 +66,13 @@ def test_measuring_on_it_is_measuring_on_the_device(folder, tiny):
         if isinstance(column, np.ndarray) and column.ndim == 1:
             np.testing.assert_allclose(column[stored["replica"] == 1], fresh[name][second], rtol=1e-5, err_msg=name)
     assert not np.array_equal(stored["query"][stored["replica"] == 0], fresh["query"][fresh["replica"] == 0])
+
+
+def test_conditions_of_the_same_items_are_exported_as_pairs():
+    task = spec.build("tasks", "context_or_prior", "test")
+    use, ignore = (export.drawn(task, find_condition(task, name, "test"), 32, 0, 0) for name in ("use", "ignore"))
+    told = np.flatnonzero((use["inputs"] != ignore["inputs"]).any(axis=0))
+    assert len(told) == 1, "they differ in the token that tells what to do"
 
 
 def test_a_set_that_is_there_is_not_written_again(folder):

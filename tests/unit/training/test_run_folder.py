@@ -154,7 +154,7 @@ def test_the_circumstances_of_a_run_are_known_when_asked_for(tmp_path):
     with claim(tmp_path / "run") as folder:
         folder.update(auto={"microbatch": 8})
         found = folder.circumstances()
-    assert list(found) == ["commit", "dirty", "versions", "devices", "threads", "auto"]
+    assert list(found) == ["commit", "dirty", "versions", "devices", "threads", "auto", "data"]
     assert (found["commit"], found["auto"]) == (git("rev-parse", "HEAD"), {"microbatch": 8})
 
 
