@@ -69,8 +69,9 @@ def by_weight(key: Key[jax.Array, ""], count: int, weights: tuple[float, ...]) -
     Each draw is from the numbers that are left. The numbers run a race over exponential times, whose rates are their
     weights, and come in the order in which they arrive (Efraimidis and Spirakis 2006).
     """
-    times = jax.random.exponential(key, (len(weights),)) / jnp.asarray(weights, jnp.float32)
-    return jax.lax.top_k(-times, count)[1].astype(jnp.int32)
+    # Minus the logarithms of the times; float32 has no exponential times short enough for a rare number to come first.
+    early = jax.random.gumbel(key, (len(weights),), mode="high") + np.log(weights).astype(np.float32)
+    return jax.lax.top_k(early, count)[1].astype(jnp.int32)
 
 
 @functools.cache

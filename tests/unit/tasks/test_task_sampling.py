@@ -115,6 +115,12 @@ def test_by_weight_follows_the_law_of_successive_draws(count):
     assert stats.chisquare(pooled, wanted).pvalue > LEVEL
 
 
+def test_a_rare_number_is_drawn_as_rarely_as_it_should():
+    weights = (1.0, *[1e-10] * 1000)  # all the others together once in 10 million draws
+    first = jax.jit(lambda keys: jax.lax.map(lambda key: sampling.by_weight(key, 1, weights)[0], keys, batch_size=2048))
+    assert not np.asarray(first(jax.random.split(jax.random.key(0), 2**16))).any()
+
+
 @pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 1.0), (100.0, 1.0, 0.01), tuple(1 / g for g in range(1, 8))])
 def test_shares_by_weight_are_the_enumerated_ones(weights):
     for count in range(1, len(weights) + 1):
