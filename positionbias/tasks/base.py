@@ -29,8 +29,8 @@ class Batch(NamedTuple):
     tokens: Tokens
     query: Int[jax.Array, "... A"]  # row that answers
     evidence: Int[jax.Array, "... A E"]  # positions the answer needs, in the order a solver needs them, -1 padded
-    order: Int[jax.Array, "... A"]  # rank of that order; 0 where there is only one, -1: not for the order gap
-    distance: Int[jax.Array, "... A"]  # query minus nearest position that holds the answer itself; negative: later
+    order: Int[jax.Array, "... A"]  # rank of that order; 0 where there is only one; -1: not for the order gap
+    distance: Int[jax.Array, "... A"]  # query minus nearest evidence that holds the answer itself; negative: later
     n_distractors: Int[jax.Array, "... A"]  # wrong candidates among the evidence's like
     source: Int[jax.Array, "... A"]  # input index that holds the teacher-forced target, or -1
     query_slot: Int[jax.Array, "... A"]  # query on the task's own axis, counted from 0 (what curves are drawn over)

@@ -346,7 +346,10 @@ class MultiHop(Task):
             return jnp.where(jnp.any(candidates), hits, chance)
 
         ends, rows = documents[:, 2], at[:, 2]
-        final = seen[:, 2] & (documents[:, 1] == path[-1])
+        if self.typed:
+            final = seen[:, 2] & (ends > self.hops * self.entities)
+        else:
+            final = jnp.all(seen[:, 1:], axis=-1) & row[-1] & (documents[:, 1] == path[-1])
         last = rows == jnp.max(jnp.where(final, rows, -1))
         first = rows == jnp.min(jnp.where(final, rows, LONGEST))
         names, named, places = documents[:, ::2].reshape(-1), seen[:, ::2].reshape(-1), at[:, ::2].reshape(-1)

@@ -368,11 +368,16 @@ def test_baselines_on_a_literal_item():
     }
     assert right(range(12, 15)) == dict.fromkeys(right([]), sixth)
     cut = right([5, 6, 8, 14])  # without its relation an end is not known to be one; b occurs twice
-    assert (cut["nearest"], cut["last_document"], cut["order_free"]) == (1, 1, 1)
+    assert (cut["nearest"], cut["last_document"], cut["order_free"]) == (1, sixth, 1)
+    assert right([5, 6, 7, 8])["last_document"] == sixth, "nor without the path"
+    assert right([5, 6, 7, 8, 14])["last_document"] == 1
     typed = MultiHop(documents=4, entities=2, relations=1, typed=True, gaps=())
     inputs, answers = every_world(typed)
     found = judging(typed.baselines, as_batch(typed, inputs, answers))(np.ones(15))
     assert (found["order_free"] == 0.5).all()
+    assert (found["any_chain_end"] == 0.5).all()
+    ends = judging(typed.baselines, as_batch(typed, inputs, answers))(np.arange(15) % 3 == 2)
+    assert (ends["any_chain_end"] == 0.5).all(), "kinds tell ends without a relation"
 
 
 def test_rules_that_read_one_document_are_right_once_in_the_chains():
