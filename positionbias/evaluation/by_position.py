@@ -23,6 +23,7 @@ from positionbias.replicas import Layout, stream
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, shared_corpus, worlds
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
+JUDGED_TOKENS = 2**16  # whose ceilings are told at once: some take memory that is quadratic in the length
 WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
 
 
@@ -125,11 +126,19 @@ class Evaluator:
                 **lost,
             }
 
+        def judged(batch: Batch, outputs: Float[jax.Array, "B T V"], own: bool) -> dict[str, jax.Array]:
+            def one(item: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
+                example, said = item
+                return judge(example if own else example._replace(tokens=batch.tokens), said, own)
+
+            items = (batch if own else batch._replace(tokens=None), outputs)  # type: ignore[arg-type]
+            most = max(JUDGED_TOKENS // task.length(condition), 1)
+            return jax.vmap(one)(items) if self.batch_size <= most else jax.lax.map(one, items, batch_size=most)
+
         def measured(batch: Batch, rows: int, own: bool) -> dict[str, jax.Array]:
             inputs, tokens = led_by(batch, rows, task.filler or 0) if rows else (batch.inputs, batch.tokens)
             outputs = model(inputs, tokens, task.context_length(condition) + rows, Sites())[:, rows:]
-            axes = batch_axes(0, not own)
-            return jax.vmap(functools.partial(judge, own=own), in_axes=(axes, 0))(batch, outputs)
+            return judged(batch, outputs, own)
 
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
             batch = self._chunk(key, condition, world, index, stored)

@@ -18,6 +18,7 @@ LONGEST = 8192  # tokens of a sequence; which input can reach which row is check
 MOST_DEPTHS = 256  # the ceiling looks at every cell for every key
 MOST_VALUES = 8  # of a key
 MOST_NAMES = 65536  # key, value and noise tokens
+MOST_WEIGHED = 2**22  # numbers that the ceilings of an example take
 SPAN = 3  # tokens of a needle: marker, key, value
 FILLER = 0  # the first of the noise tokens
 HAYSTACK_ROLE, KEY_ROLE, WHICH_ROLE = range(3)
@@ -76,13 +77,14 @@ class Needle(Task):
         most = min(self.depths, MOST_VALUES)
         require(1 <= self.values <= most, "values", self.values, f"a whole number from 1 to {most}")
         most = self.depths // self.values
-        what = f"a whole number from 1 to {most}, depths = {self.depths} over values = {self.values}"
+        what = f"a whole number from 1 to {most}, depths // values"
         require(1 <= self.keys <= most, "keys", self.keys, what)
         require(1 <= self.queries <= self.keys, "queries", self.queries, f"1 to {self.keys}, the keys")
         what = f"a whole number from {SPAN}, the tokens of a needle"
         require(self.cell >= SPAN, "cell", self.cell, what)
         length = self.depths * self.cell + self._asking(self.values, self.queries)
-        what = f"at most {LONGEST} tokens in all, with {length - self.depths * self.cell} that ask"
+        asked = length - self.depths * self.cell
+        what = f"at most {LONGEST - asked}, for {asked} more ask"
         require(length <= LONGEST, "depths * cell", self.depths * self.cell, what)
         what = f"a whole number from keys = {self.keys} to {MOST_NAMES}"
         require(self.keys <= self.key_tokens <= MOST_NAMES, "key_tokens", self.key_tokens, what)
@@ -248,7 +250,8 @@ class Needle(Task):
         It finds a needle by any of its tokens. Needles whose key is hidden belong to the keys that miss some, all
         choices being equally likely, and those of which nothing is seen lie in any of the places that are left: so it
         counts the ways in which each needle found is the asked one. Where the row sees no key or no number, all that
-        other rows leave over are equally likely. A value that is not seen may be any.
+        other rows leave over are equally likely. A value that is not seen may be any. In haystacks of so many needles
+        that this takes more than MOST_WEIGHED numbers, it is 1 where all of them and the question are seen, else nan.
         """
         values = example.evidence.shape[-1] - 1
         queries = example.query.shape[0] // values
@@ -275,11 +278,15 @@ class Needle(Task):
             shares = jnp.stack(jax.lax.map(found, keys))  # [K, D, V]
             likely = jnp.einsum("k,kdv,v->d", chosen / jnp.sum(chosen), shares, number / jnp.sum(number))
             likely *= tokens_seen[:, 2]
-            by_value = likely @ jax.nn.one_hot(value - self._first_value, self.value_tokens)
+            by_value = likely @ (value[:, None] == value)
             return jnp.max(by_value) + (1 - jnp.sum(likely)) / self.value_tokens
 
-        answers = jnp.arange(queries * values)
-        return jax.vmap(judged)(answers, visible[example.query], tokens_seen, places)
+        answers, sees = jnp.arange(queries * values), visible[example.query]
+        if self.depths * (self.keys * self.values + 1) * (values + 1) * len(answers) > MOST_WEIGHED:
+            whole = jnp.all(jnp.all(tokens_seen, axis=-1) | (key < 0), axis=-1)
+            told = sees[answers, named[answers // values]] & sees[answers, asking.reshape(-1)]
+            return jnp.where(whole & told, 1.0, jnp.nan)
+        return jax.vmap(judged)(answers, sees, tokens_seen, places)
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """chance and majority: any value; nearest: the last value seen; order_free: the value seen most often."""
@@ -288,10 +295,13 @@ class Needle(Task):
         chance = jnp.full(target.shape, 1 / self.value_tokens)
         last = jnp.max(jnp.where(shown, jnp.arange(self.depths), -1), axis=-1)
         nearest = jnp.where(last < 0, chance, (value[last] == target).astype(jnp.float32))
-        counts = shown @ jax.nn.one_hot(value - self._first_value, self.value_tokens)
-        most = counts == jnp.max(counts, axis=-1, keepdims=True)
-        hit = jnp.take_along_axis(most, target[:, None] - self._first_value, axis=-1)[:, 0]
-        return {"chance": chance, "majority": chance, "nearest": nearest, "order_free": hit / jnp.sum(most, axis=-1)}
+        counts = jnp.where(shown, shown.astype(jnp.float32) @ (value[:, None] == value), 0)  # [A, D]
+        top = jnp.max(counts, axis=-1)
+        most = shown & (counts == top[:, None])
+        ties = jnp.sum(most, axis=-1) / jnp.maximum(top, 1)  # values that are seen so often
+        hit = jnp.any(most & (value == target[:, None]), axis=-1)
+        mode = jnp.where(top > 0, hit / jnp.maximum(ties, 1), chance)
+        return {"chance": chance, "majority": chance, "nearest": nearest, "order_free": mode}
 
 
 def _ranks(

@@ -13,6 +13,7 @@ from positionbias.spec import ConfigError
 
 COLUMNS = 96
 MEASURED = 4096  # samples
+AT_ONCE = 2**18  # rows sampled at once
 SLOTS = 12  # of a prior, told one by one
 
 
@@ -62,7 +63,14 @@ def priors(task: Any, condition: Any, seed: int = 0) -> list[str]:
     def slots(example: Any) -> dict[str, Any]:
         return {"query": example.query_slot, "evidence": example.evidence_slot}
 
-    found = _on_device(task, seed, lambda key, world: slots(task.batch(key, condition, MEASURED, world)))
+    def measured(key: Any, world: Any) -> Any:
+        import jax
+
+        most = max(AT_ONCE // task.length(condition), 1)
+        keys = jax.random.split(key, MEASURED)
+        return jax.lax.map(lambda one: slots(task.sample(one, condition, world)), keys, batch_size=most)
+
+    found = _on_device(task, seed, measured)
     lines = []
     for axis, share in task.prior(condition).items():
         counts = np.bincount(found[axis].ravel(), minlength=len(share))

@@ -54,8 +54,8 @@ class FactualRecallTheory(Theory):
         for held-out subjects, a and b for facts, c and d for implications, each weighted by the root of the number of
         subjects. All but d are trained and at their least, sqrt(p), sqrt(q) and sqrt(p); d is free, and the norm least
         at d = a. The margin is d / sqrt(q), the paper's bound. Were facts never to be told from implications, a could
-        grow at no cost until a a = b c, and the margin with it to (p / q)^(1/4): that way the norm rises slowly, and where
-        p < q a model that is not trained to the end may lie above the exact value.
+        grow at no cost until a a = b c, and the margin with it to (p / q)^(1/4): that way the norm rises slowly, and a
+        model that is not trained to the end may lie above the exact value where p < q.
         """
         return min(math.sqrt(self.bridges / self.held_out), 1.0)
 

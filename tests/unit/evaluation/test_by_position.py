@@ -97,3 +97,22 @@ def test_columns_are_those_of_the_models_own_outputs(tiny):
     for name in ("query", "query_slot", "evidence_slot", "distance", "order"):
         np.testing.assert_array_equal(rows[name], np.asarray(getattr(batch, name)).reshape(-1))
     assert 0 < rows["correct"].mean() < 1
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "associative_recall(pairs=2, keys=4, values=4, delays=2)",
+        "set_disjointness(train=[[2, 3], [3, 4]], test=[[2, 3]], vocabulary=64)",
+    ],
+)
+def test_items_may_be_judged_a_few_at_a_time(tiny, monkeypatch, task):
+    experiment, weights = fresh(tiny({"task": task, "train.replicas": 1, "evaluation.items": 10}))
+    evaluator = Evaluator(experiment, Layout("loop"), replica_keys(0, 1))
+    whole = evaluator.rows(weights)
+    monkeypatch.setattr(by_position, "JUDGED_TOKENS", 3 * experiment.task.length(experiment.task.conditions()[0]))
+    few = Evaluator(experiment, Layout("loop"), replica_keys(0, 1)).rows(weights)
+    assert set(whole) == set(few)
+    for name, column in whole.items():
+        if isinstance(column, np.ndarray):
+            np.testing.assert_allclose(few[name], column, rtol=1e-5, atol=1e-6)

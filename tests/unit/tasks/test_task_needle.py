@@ -319,6 +319,17 @@ def test_one_needle_takes_no_order():
     assert (np.asarray(found["order_free"]) == 1).all()
 
 
+def test_the_ceiling_of_many_needles_is_known_where_all_is_seen():
+    task = Needle(keys=256, queries=64, depths=256, cell=3, key_tokens=256)
+    item = task.sample(jax.random.key(0), task.conditions()[0])
+    seen, judge = np.ones((832, 832), bool), jax.jit(task.ceiling)
+    assert (np.asarray(judge(item, jnp.asarray(seen))) == 1).all()
+    seen[768, 5] = seen[769, 769] = False  # a value; which key is asked for
+    found = np.asarray(judge(item, jnp.asarray(seen)))
+    assert np.isnan(found[:2]).all()
+    assert (found[2:] == 1).all()
+
+
 # ----------------------------------------------------------------------------------------------- arguments
 
 
@@ -330,15 +341,15 @@ def test_one_needle_takes_no_order():
         ("values=0", "values = 0 is not allowed; allowed: a whole number from 1 to 8."),
         ("values=9", "values = 9 is not allowed; allowed: a whole number from 1 to 8."),
         ("values=5, depths=4", "values = 5 is not allowed; allowed: a whole number from 1 to 4."),
-        ("keys=0", "keys = 0 is not allowed; allowed: a whole number from 1 to 10, depths = 10 over values = 1."),
+        ("keys=0", "keys = 0 is not allowed; allowed: a whole number from 1 to 10, depths // values."),
         (
             "values=3",
-            "keys = 4 is not allowed; allowed: a whole number from 1 to 3, depths = 10 over values = 3.",
+            "keys = 4 is not allowed; allowed: a whole number from 1 to 3, depths // values.",
         ),
         ("queries=5", "queries = 5 is not allowed; allowed: 1 to 4, the keys."),
         ("queries=0", "queries = 0 is not allowed; allowed: 1 to 4, the keys."),
         ("cell=2", "cell = 2 is not allowed; allowed: a whole number from 3, the tokens of a needle."),
-        ("cell=820", "depths * cell = 8200 is not allowed; allowed: at most 8192 tokens in all, with 1 that ask."),
+        ("cell=820", "depths * cell = 8200 is not allowed; allowed: at most 8191, for 1 more ask."),
         (
             "cell=8191, depths=1, keys=1, queries=1, values=1, key_tokens=0",
             "key_tokens = 0 is not allowed; allowed: a whole number from keys = 1 to 65536.",
