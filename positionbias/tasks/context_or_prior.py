@@ -55,10 +55,11 @@ class ContextOrPrior(Task):
         input    s3 r0 o1 s0 r0 o7 s4 r0 o3 use r0 s6
         target   .  .  .  .  .  .  .  .  .  .   .  o5
 
-    One fact of each `folds` is never contradicted in training, and learned where no document speaks of its subject;
-    these are spread evenly over subjects and relations. Training draws use, ignore and absent with equal chance, then a
-    fact. Conditions: "use", "ignore" and "absent" as trained; "held_out_use" and "held_out_ignore" contradict the facts
-    that never were. "use" and "ignore" have the same items, but for the intent, so that pair accuracy is measured:
+    One fact of each `folds` is, in training, never asked for where a document contradicts it, and learned where no
+    document speaks of its subject; these are spread evenly over subjects and relations (the paper holds out whole
+    relations). Training draws use, ignore and absent with equal chance, then a
+    fact. Conditions: "use", "ignore" and "absent" as trained; "held_out_use" and "held_out_ignore" ask for them
+    where a document does. "use" and "ignore" have the same items, but for the intent, so that pair accuracy is measured:
     the share of items that are right under both.
 
     Curves: the slot of the document about the asked subject is uniform, whatever is asked; in "absent" it is that of a
@@ -217,7 +218,7 @@ class ContextOrPrior(Task):
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
         """Exact, for an observer that knows the facts, the layout and training's mixture.
 
-        Held out, it knows that much: one of the facts never contradicted in training is, under either intent alike.
+        Held out, it knows that much: one of the facts held out is asked for, under either intent alike.
         Every fact that what it sees allows is weighed, with every place that a document about its subject may have.
         """
         numbers, seen, asked, asked_seen = self._read(example, visible)
