@@ -57,10 +57,10 @@ class ContextOrPrior(Task):
 
     One fact of each `folds` is, in training, never asked for where a document contradicts it, and learned where no
     document speaks of its subject; these are spread evenly over subjects and relations (the paper holds out whole
-    relations). Training draws use, ignore and absent with equal chance, then a
-    fact. Conditions: "use", "ignore" and "absent" as trained; "held_out_use" and "held_out_ignore" ask for them
-    where a document does. "use" and "ignore" have the same items, but for the intent, so that pair accuracy is measured:
-    the share of items that are right under both.
+    relations). Training draws use, ignore and absent with equal chance, then a fact. Conditions: "use", "ignore" and
+    "absent" as trained; "held_out_use" and "held_out_ignore" ask for the others where a document does contradict them.
+    "use" and "ignore" have the same items, but for the intent, so that pair accuracy is measured: the share of items
+    that are right under both.
 
     Curves: the slot of the document about the asked subject is uniform, whatever is asked; in "absent" it is that of a
     document about another. Evidence is what holds the answer: that document, or the question's own relation and
