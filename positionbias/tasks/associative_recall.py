@@ -10,11 +10,10 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import by_weight, distinct, permutation, shares_by_weight
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_NAMES = 65536  # keys, and values
 MOST_DELAYS = 512  # of a gap law; its prior is computed in cubic time
 FILLER = 0

@@ -19,6 +19,8 @@ from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError, unknown
 from positionbias.tokens import Tokens, sequential
 
+LONGEST = 8192  # rows of a task's sequence: which input can reach which row is checked in quadratic time
+
 
 class Batch(NamedTuple):
     """One example, or a batch of them with a leading B on every field, but not on `tokens` if examples share them."""

@@ -11,11 +11,10 @@ from jax.scipy.special import gammaln
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import distinct, permutation
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_COMMON = 64  # the ceiling goes through how many of them are seen
 MOST_WORDS = 65536
 MOST_WEIGHED = 65536  # steps of the ceiling for one answer of one example, times its answers

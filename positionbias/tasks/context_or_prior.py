@@ -11,11 +11,10 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task
 from positionbias.tasks.sampling import distinct
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_NAMES = 16384  # subjects, and objects
 MOST_FACTS = 65536  # the ceiling weighs every one of them
 INTENTS = 2

@@ -11,11 +11,10 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import distinct
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_MEMBERS = 26
 MOST_NAMES = 65536
 MEMBER_ROLE, NAMED_ROLE, ASKED_ROLE = range(3)

@@ -10,10 +10,9 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_NAMES = 65536  # tokens of the vocabulary
 RELATIONS = 2
 CONTEXT_ROLE, END_ROLE = range(2)

@@ -10,11 +10,10 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task
 from positionbias.tasks.sampling import distinct
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_NAMES = 32767  # of each kind; with both relations there are at most 65536 tokens
 RELATIONS = 2  # R and R^-1
 SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, ASKED_ROLE, ANSWER_ROLE = range(5)

@@ -11,12 +11,11 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import distinct
 
 Sizes = tuple[tuple[int, ...], ...]  # pairs (|A|, |B|)
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_TOKENS = 65536  # of the vocabulary
 MOST_PAIRS = 256  # of a mixture
 PREFIX, SEPARATOR, QUERY = 1, 2, 3  # tokens; 0 stands where there is nothing

@@ -13,9 +13,8 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import ConfigError, member, require
 from positionbias.tasks import corpora
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task
 
-LONGEST = 8192  # bytes of a window; which input can reach which row is checked in quadratic time
 BYTES = 256
 COUNTED = 2**24  # bytes from the start of the training text that simple rules know
 SHOWN = {corpora.END: "∎", ord("\n"): "⏎", ord(" "): "␣"}

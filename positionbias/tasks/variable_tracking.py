@@ -14,11 +14,10 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
 from positionbias.tasks.sampling import distinct, permutation
 from positionbias.tokens import Tokens, sequential
 
-LONGEST = 8192  # tokens of a sequence; which input can reach which row is checked in quadratic time
 MOST_STATEMENTS = 256  # all pairs of them are compared
 MOST_WORDS = 65536  # names, and values
 MOST_LAYOUTS = 1024  # that the ceiling goes through one by one
