@@ -21,7 +21,8 @@ MOST_WEIGHED = 65536  # steps of the ceiling for one answer of one example, time
 START = 0
 FIRST_WORD = 1
 PARTS = 8  # of the list, on the evidence axis
-LIST_ROLE, ANSWER_ROLE = range(2)
+LIST_ROLE = 0
+ANSWER_ROLES = {"shuffled": 1, "early": 2, "late": 3}  # where the common words stand is known
 
 
 @member("tasks", "common_words")
@@ -106,7 +107,7 @@ class CommonWords(Task):
     def tokens(self, condition: Condition) -> Tokens:
         row = np.arange(self.length(condition), dtype=np.int32)
         asks = row >= self._listed
-        role = np.where(asks, ANSWER_ROLE, LIST_ROLE).astype(np.int32)
+        role = np.where(asks, ANSWER_ROLES[condition["place"]], LIST_ROLE).astype(np.int32)
         return sequential(len(row), role=role, segment=np.where(asks, 0, row + 1).astype(np.int32))
 
     def leaks(self, condition: Condition) -> Bool[np.ndarray, "T T"]:
@@ -153,7 +154,7 @@ class CommonWords(Task):
         query = jnp.arange(self._listed, length, dtype=jnp.int32)
         zero, number = jnp.zeros(self.common, jnp.int32), jnp.arange(self.common, dtype=jnp.int32)
         evidence = places.reshape(self.common, self.often)
-        return self.after_move(
+        return self._placed(
             Batch(
                 inputs=inputs.at[query[1:]].set(common[:-1]),
                 targets=jnp.zeros(length, jnp.int32).at[query].set(common),
@@ -171,6 +172,11 @@ class CommonWords(Task):
         )
 
     def after_move(self, example: Batch) -> Batch:
+        tokens = example.tokens  # words that were apart may stand anywhere now
+        role = jnp.where(tokens.role == LIST_ROLE, LIST_ROLE, ANSWER_ROLES["shuffled"])
+        return self._placed(example._replace(tokens=tokens._replace(role=role)))
+
+    def _placed(self, example: Batch) -> Batch:
         return example._replace(
             distance=example.query - jnp.max(example.evidence, axis=-1),
             evidence_slot=PARTS * example.evidence[:, -1] // self._listed,
@@ -197,7 +203,8 @@ class CommonWords(Task):
         if self.vocabulary * self.common * (self.common + 1) ** 2 > MOST_WEIGHED:
             return jnp.where(sure, 1.0, jnp.nan)
         copies, row = self.common * self.often, jnp.arange(self._listed)
-        early, late = jnp.max(example.evidence) < copies, jnp.min(example.evidence) >= self._listed - copies
+        role = jnp.asarray(example.tokens.role)[example.query[0]]
+        early, late = role == ANSWER_ROLES["early"], role == ANSWER_ROLES["late"]
         block = jnp.where(early, row < copies, row >= self._listed - copies)  # of the common words, if they are apart
         nothing = jnp.zeros(self.vocabulary, bool)
         listed, seen = example.inputs[: self._listed] - FIRST_WORD, visible[example.query, : self._listed]
