@@ -40,11 +40,11 @@ class TreePaths(Task):
     example has one answer: paths of 1 to `longest` edges and their steps, all pairs equally likely. An answer weighs as
     much as in the paper's loss, and nothing leaks.
 
-    A tree is grown edge by edge. When the edges of the path are grown is drawn uniformly; a second path, as long as
-    chance has it, leads elsewhere, and every other node goes to a uniform one that has room. Conditions: edges stand
-    as they were grown ("forward"), in the reverse ("backward": children before their parents), in any order
-    ("shuffled"); "train" is half backward, half shuffled, as in the paper. There the second path begins at the root,
-    and backward is by depth. Here the edge that is asked for is in every slot equally often, in any of the orders.
+    A tree is grown edge by edge. When the edges of the path are grown is drawn uniformly; a second path of uniform
+    length leads elsewhere, and every other node goes to a uniform one that has room. Conditions: edges stand as they
+    were grown ("forward"), in the reverse ("backward": children before their parents), in any order ("shuffled");
+    "train" is half backward, half shuffled, as in the paper. There the second path begins at the root, and backward is
+    by depth. Here the edge that is asked for is in every slot equally often, in any of the orders.
 
     Segments are the edges, numbered from 1 as they stand. Evidence is the edges from the goal up to the answer. `order`
     is 0 where they stand in that order, 1 in its reverse; -1 otherwise, and where there is only one. Vocabulary: three
@@ -248,9 +248,10 @@ class TreePaths(Task):
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """chance and majority: any label; nearest: the last target seen in an edge; order_free: has a bag of the tokens
-        seen, and says the goal or any other node off the path that has children, whichever is likelier; child: any
-        child of the node that it stands at; look_ahead: the goal if it is a child of that node, else any child; deeper:
-        likewise, but takes the child that the longest way leads down from, and knows nothing of the goal beyond."""
+        seen, and says the goal or any other node off the path that has children, whichever is likelier if what is left
+        may be of any length (the best reader of a bag would weigh all trees, and is not known in closed form); child:
+        any child of the node that it stands at; look_ahead: the goal if it is a child of that node, else any child;
+        deeper: likewise, but takes the child that the longest way leads down from."""
         sources, targets, source_seen, target_seen, row = self._seen(example, visible)
         gone, path, path_seen, goal, goal_seen = self._question(example, row)
         answer = example.targets[example.query[0]] - self._first_target
