@@ -345,7 +345,7 @@ def _thinned(summary: Mapping[str, Any], axis: str) -> tuple[list[Mapping[str, A
     rows = summary[f"by_{axis}_position"]
     step = -(-len(rows) // LONGEST_TABLE)
     shown = sorted({*range(0, len(rows), step), len(rows) - 1})
-    return [rows[i] for i in shown], f", every {step}th shown" if step > 1 else ""
+    return [rows[i] for i in shown], f", one in {step} shown" if step > 1 else ""
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

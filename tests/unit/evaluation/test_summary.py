@@ -360,7 +360,7 @@ def test_table_shows_errors_of_vectors_under_the_accuracy():
 
 def test_table_thins_a_long_curve_but_keeps_its_ends():
     lines = table(summarise(fabricate(slots=100, items=1))).splitlines()
-    assert lines[0] == "accuracy by slot read, every 4th shown"
+    assert lines[0] == "accuracy by slot read, one in 4 shown"
     slots = [line.split()[0] for line in lines[2 : lines.index("") - 1]]
     assert (slots[0], slots[1], slots[-1], len(slots)) == ("0", "4", "99", 26)
 
