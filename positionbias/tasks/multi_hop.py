@@ -12,7 +12,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
-from positionbias.tasks.sampling import distinct, permutation
+from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
 MOST_DOCUMENTS = 256  # the ceiling compares all pairs of them
@@ -210,15 +210,6 @@ class MultiHop(Task):
             slots = slots.at[:gold].set(jnp.sort(slots[:gold], descending=order == "backward"))
         return slots
 
-    def _starts(self, key: Key[jax.Array, ""], shown: int) -> Int[jax.Array, "D"]:
-        """The first row of the document in every slot."""
-        slot = jnp.arange(shown, dtype=jnp.int32)
-        if not self.fillers:
-            return 3 * slot
-        chosen = distinct(key, shown, shown + self.fillers)  # among fillers and documents, which are documents
-        rank = jnp.sum(chosen[None, :] < chosen[:, None], axis=-1)
-        return jnp.zeros_like(slot).at[rank].set(chosen) + 2 * slot
-
     def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
         entity_key, path_key, slot_key, start_key = jax.random.split(key, 4)
         (shown, gold), length = self._counts(condition), self.length(condition)
@@ -227,7 +218,7 @@ class MultiHop(Task):
         triples = jnp.stack([entities[:, :-1], relations, entities[:, 1:]], axis=-1).reshape(-1, 3)
 
         slots = self._slots(slot_key, condition)
-        rows = self._starts(start_key, shown)[slots][:, None] + jnp.arange(3)
+        rows = scattered(start_key, shown, 3, self.fillers)[slots][:, None] + jnp.arange(3)
         nothing = jnp.zeros(length, jnp.int32)
         inputs = nothing.at[rows].set(triples[self.documents - shown :])
         inputs = inputs.at[-self.hops - 1 :].set(jnp.concatenate([entities[0, :1], path]))

@@ -63,6 +63,19 @@ def distinct(key: Key[jax.Array, ""], count: int, size: int) -> Int[jax.Array, "
     return chosen[permutation(order_key, count)]
 
 
+def scattered(key: Key[jax.Array, ""], blocks: int, span: int, fillers: int) -> Int[jax.Array, "B"]:
+    """The first row of each of `blocks` runs of `span` rows that stand anywhere among `fillers` single rows, in order.
+
+    Every way to place them is equally likely, i32[blocks].
+    """
+    number = jnp.arange(blocks, dtype=jnp.int32)
+    if not fillers:
+        return span * number
+    chosen = distinct(key, blocks, blocks + fillers)  # among fillers and blocks, which are blocks
+    rank = jnp.sum(chosen[None, :] < chosen[:, None], axis=-1)
+    return jnp.zeros_like(number).at[rank].set(chosen) + (span - 1) * number
+
+
 def by_weight(key: Key[jax.Array, ""], count: int, weights: tuple[float, ...]) -> Int[jax.Array, "C"]:
     """`count` distinct numbers of 0..len(weights)-1, i32[count], drawn one after another in proportion to weight.
 

@@ -15,7 +15,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
-from positionbias.tasks.sampling import distinct, permutation
+from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
 MOST_STATEMENTS = 256  # all pairs of them are compared
@@ -183,15 +183,6 @@ class VariableTracking(Task):
             rank = self.hops - rank
         return jnp.zeros_like(slots).at[jnp.arange(self.chains)[:, None], rank].set(slots)
 
-    def _starts(self, key: Key[jax.Array, ""]) -> Int[jax.Array, "N"]:
-        """The first row of the statement in every slot."""
-        slot = jnp.arange(self.statements, dtype=jnp.int32)
-        if not self.fillers:
-            return 3 * slot
-        chosen = distinct(key, self.statements, self.statements + self.fillers)  # among fillers and statements
-        rank = jnp.sum(chosen[None, :] < chosen[:, None], axis=-1)
-        return jnp.zeros_like(slot).at[rank].set(chosen) + 2 * slot
-
     def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
         name_key, value_key, slot_key, start_key, hop_key = jax.random.split(key, 5)
         length, context = self.length(condition), self.context_length(condition)
@@ -200,7 +191,7 @@ class VariableTracking(Task):
         contents = jnp.concatenate([values[:, None], names[:, :-1]], axis=1)
         statement = jnp.stack([names, jnp.full_like(names, EQUALS), contents], axis=-1)
         slots = self._slots(slot_key, condition)
-        at = self._starts(start_key)[slots][..., None] + jnp.arange(3)  # rows [C, K, 3]
+        at = scattered(start_key, self.statements, 3, self.fillers)[slots][..., None] + jnp.arange(3)  # rows [C, K, 3]
         step = jnp.arange(self.steps, dtype=jnp.int32)
         if self.ask == "value":
             hop = jax.random.randint(hop_key, (1,), 0, self.steps, jnp.int32)

@@ -121,6 +121,13 @@ def test_a_rare_number_is_drawn_as_rarely_as_it_should():
     assert not np.asarray(first(jax.random.split(jax.random.key(0), 2**16))).any()
 
 
+def test_scattered_every_placing_is_equally_likely():
+    rows = draw(lambda key: sampling.scattered(key, 2, 3, 3))
+    placings = [(i, j + 2) for i, j in itertools.combinations(range(5), 2)]
+    assert outcome_p_value(rows, placings) > LEVEL
+    assert sampling.scattered(jax.random.key(0), 3, 2, 0).tolist() == [0, 2, 4]
+
+
 @pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 1.0), (100.0, 1.0, 0.01), tuple(1 / g for g in range(1, 8))])
 def test_shares_by_weight_are_the_enumerated_ones(weights):
     for count in range(1, len(weights) + 1):
