@@ -3,7 +3,7 @@
     python -m positionbias.train --config configs/tree_paths/quick.py
 
 A causal transformer of three layers reads five edges, a goal and the path so far. Where a node has two children, only
-looking ahead to the goal tells which is next. Three rules that do not are printed beside the result: any child of the
+looking ahead to the goal tells which is next. Three simpler rules are printed beside the result: any child of the
 node is right in 0.71, one step of looking ahead in 0.84, and with it the branch that leads deeper in 0.89.
 
 Hardware and time: 2 CPU cores, 2 min of training after half a minute of compilation (115 s, with other work on the
