@@ -52,3 +52,9 @@ def test_the_docstring_gives_command_hardware_time_and_number(path):
     assert f"--config configs/{path.relative_to(CONFIGS_FOLDER)}" in text
     assert "Hardware and time: " in text
     assert "umber" in text
+
+
+def test_the_readme_names_every_study():
+    text = (CONFIGS_FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    studies = {path.parent.name for path in CONFIGS if path.parent != CONFIGS_FOLDER}
+    assert {study for study in studies if f"`{study}/" not in text and f"configs/{study}/" not in text} == set()
