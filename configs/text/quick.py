@@ -27,4 +27,3 @@ def get_config(steps: int = 1500) -> ConfigDict:
             "evaluation": {"items": 1024},
         }
     )
-
