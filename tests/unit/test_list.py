@@ -37,9 +37,10 @@ def test_signatures_and_docs_are_aligned(capsys):
 
 def test_long_signatures_are_cut_between_arguments():
     lines = listing.table("tasks").splitlines()
-    signature = lines[1:]
-    assert all(line.rstrip().endswith((",", ")", ".")) or line.startswith("    ") for line in signature)
-    assert any(line.startswith("  associative_recall(pairs: int = 8, ") for line in signature)
+    cut = [line for line in lines[1:] if line[2] != " " and line.count("(") > line.count(")")]
+    assert any(line.startswith("  associative_recall(pairs: int = 8, ") for line in cut)
+    beside = [line for line in cut if "  " in line.strip()]  # the signature is whole, and its description cut
+    assert all(line.endswith(",") for line in cut if line not in beside)
 
 
 def test_without_an_axis_all_are_printed(capsys):
