@@ -1,0 +1,37 @@
+"""A rule found from examples, and whether it is applied to words that were never seen under it.
+
+    python -m positionbias.train --config configs/rebinding/quick.py
+
+A causal transformer reads four lists and what one of six rules makes of them. The first list tells the rule, and from
+the second on it is applied to words of the first vocabulary. Words of the second vocabulary were copied in training and
+never came under another rule: there nothing is rebound, and the model copies them whatever the demonstrations show.
+
+Hardware and time: 2 CPU cores, 3 and a half minutes. Numbers to reach, over four replicas: at least 0.93 in each in
+"train" (0.948 [0.932, 0.963] was measured, the ceiling is 0.969) and 0.87 in "familiar" (0.897 [0.864, 0.929] of 0.938;
+0.743 of 0.750 in the first list and 0.951 of 1 in the last); the best order-free guess is 0.25. In "rebound" 0.198
+[0.194, 0.203] was measured at every list, which is what copying gets (0.199), where an ideal reader has 0.950.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config(steps: int = 1000) -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "rebinding_quick",
+            "task": "rebinding(lists=4, vocabulary=8)",
+            "model": {
+                "layers": 3,
+                "width": 64,
+                "heads": 4,
+                "mask": "causal",
+                "position": "rope",
+                "init": {"embedding": "normal(std=0.5)"},
+            },
+            "optimizer": {"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 100},
+            "train": {"steps": steps, "batch_size": 64, "replicas": 4, "log_every": 50},
+            "evaluation": {"items": 4096},
+        }
+    )
