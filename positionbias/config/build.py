@@ -62,7 +62,7 @@ class Experiment:
     def data(self) -> dict[str, str]:
         """How long each part of the task's corpus is, and its checksum: what bits depend on beside the config."""
         parts = self.task.corpus().items()
-        return {name: f"{part.nbytes} bytes, crc32 {zlib.crc32(part.tobytes()):08x}" for name, part in parts}
+        return {name: f"{part.nbytes} bytes, crc32 {zlib.crc32(part.data):08x}" for name, part in parts}
 
     @cached_property
     def abstract(self) -> Any:

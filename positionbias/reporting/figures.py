@@ -128,6 +128,12 @@ def _finish(axes: Any, xlabel: str, ylabel: str) -> None:
     axes.margins(x=0.03)
 
 
+def _plain(axis: Any) -> None:
+    """Numbers of a logarithmic scale as numbers; its own formatter writes TeX."""
+    axis.set_major_formatter(lambda value, at: f"{value:g}")
+    axis.set_minor_formatter(lambda value, at: "")
+
+
 def _unit(axes: Any) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -197,8 +203,7 @@ def errors(
         _finish(axes, f"{xlabel} + 1" if shift else xlabel, "loss")
         if long:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, at: f"{value:g}")  # the scale's own writes TeX
-            axes.xaxis.set_minor_formatter(lambda value, at: "")
+            _plain(axes.xaxis)
 
     return _draw(name, f"loss by {xlabel}", paint)
 
@@ -230,8 +235,7 @@ def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 10 * known.min():
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, at: f"{value:g}")  # the scale's own writes TeX
-            axes.yaxis.set_minor_formatter(lambda value, at: "")
+            _plain(axes.yaxis)
         else:
             axes.set_ylim(bottom=0)
         _finish(axes, "training step", "loss")

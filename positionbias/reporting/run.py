@@ -129,7 +129,7 @@ def _figures(summary: Mapping[str, Any]) -> list[str]:
 
 def _errors(summary: Mapping[str, Any], axis: str) -> str:
     what, rules = label(summary, axis), summary["error"]["rules"]
-    at_init = summary["at_init"].get(f"by_{axis}_position", []) if summary.get("steps") != 0 else []
+    at_init = _at_init(summary, f"by_{axis}_position")
     rows, first = (
         [{**row["error"], "position": row["position"]} for row in curve if "error" in row]
         for curve in (summary[f"by_{axis}_position"], at_init)
@@ -152,7 +152,7 @@ def _training(run: Run) -> list[str]:
 
 def _accuracy(summary: Mapping[str, Any], axis: str) -> str:
     rows = summary[f"by_{axis}_position"]
-    at_init = summary["at_init"].get(f"by_{axis}_position", []) if summary.get("steps") != 0 else []
+    at_init = _at_init(summary, f"by_{axis}_position")
     theory = summary.get("theory", {}).get(axis)
     what = label(summary, axis)
     svg = figures.accuracy(axis, what, rows, at_init, theory, _when(summary))
@@ -162,6 +162,11 @@ def _accuracy(summary: Mapping[str, Any], axis: str) -> str:
     if at_init:
         seen.append("light blue: before training")
     return figure(svg, f"Accuracy by {what}. {'; '.join(seen)}. {band(len(summary['accuracy']['replicas']))}")
+
+
+def _at_init(summary: Mapping[str, Any], measure: str) -> list[Any]:
+    """The curve before training, but where there is no other."""
+    return summary["at_init"].get(measure, []) if summary.get("steps") != 0 else []
 
 
 def _when(summary: Mapping[str, Any]) -> str:
@@ -180,14 +185,14 @@ def _beside(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _distance(summary: Mapping[str, Any]) -> str:
     rows = summary["by_distance"]
-    at_init = summary["at_init"].get("by_distance", []) if summary.get("steps") != 0 else []
+    at_init = _at_init(summary, "by_distance")
     svg = figures.accuracy("distance", "distance from query back to evidence", rows, at_init, when=_when(summary))
     ahead = " Below zero the evidence comes after the query." if rows[0]["position"] < 0 else ""
     return figure(svg, f"Accuracy by distance.{ahead} {band(len(summary['accuracy']['replicas']))}")
 
 
 def _influence(summary: Mapping[str, Any]) -> str:
-    at_init = summary["at_init"].get("influence", []) if summary.get("steps") != 0 else []
+    at_init = _at_init(summary, "influence")
     if not summary["influence"] and not at_init:
         return ""
     svg = figures.influence("influence", summary["influence"], at_init, _when(summary))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Shaped, Tree
@@ -206,6 +207,14 @@ def batch_axes(axis: int, shared_tokens: bool) -> Any:
 def letters(number: int) -> str:
     """The number as letters, for people: a .. z, aa, ab, ..."""
     return (letters(number // 26 - 1) if number >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[number % 26]
+
+
+def one_of(
+    candidates: Bool[jax.Array, "... N"], right: Bool[jax.Array, "... N"], otherwise: Float[jax.Array, "..."]
+) -> Float[jax.Array, "..."]:
+    """The probability that one of the `candidates` at random is `right`; `otherwise` where there is none."""
+    hits = jnp.sum(candidates & right, axis=-1) / jnp.maximum(jnp.sum(candidates, axis=-1), 1)
+    return jnp.where(jnp.any(candidates, axis=-1), hits, otherwise)
 
 
 def world_of(task: Task, key: Key[jax.Array, ""]) -> Tree:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float, Int
+from positionbias.tasks.base import one_of
 
 EXACT = 1e-6  # stands for the variance of items that have none
 
@@ -77,11 +78,11 @@ def _log_density(
 def rules(sight: Sight, labels: int) -> dict[str, Float[jax.Array, ""]]:
     """The probability that each simple rule is right, of those that `InContextClassification.baselines` names."""
     chance = jnp.full((), 1 / labels)
-    right = (sight.label == sight.right).astype(jnp.float32)
+    right = sight.label == sight.right
 
     def among(chosen: Bool[jax.Array, "n"]) -> Float[jax.Array, ""]:
         """The probability that one of the `chosen` items at random has the right label."""
-        return jnp.where(jnp.any(chosen), jnp.sum(right * chosen) / jnp.maximum(jnp.sum(chosen), 1), chance)
+        return one_of(chosen, right, chance)
 
     count = jnp.sum((sight.label[:, None] == sight.label) & sight.sees_label, axis=-1) * sight.sees_label
     majority = among(sight.sees_label & (count == jnp.max(count)))

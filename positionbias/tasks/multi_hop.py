@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters, one_of
 from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
@@ -331,9 +331,8 @@ class MultiHop(Task):
         target = example.targets[example.query[0]]
         chance = jnp.full((), 1.0 / self.entities)
 
-        def one_of(candidates: jax.Array, names: jax.Array) -> jax.Array:
-            hits = jnp.sum(candidates & (names == target)) / jnp.maximum(jnp.sum(candidates), 1)
-            return jnp.where(jnp.any(candidates), hits, chance)
+        def said(candidates: jax.Array, names: jax.Array) -> jax.Array:
+            return one_of(candidates, names == target, chance)
 
         ends, rows = documents[:, 2], at[:, 2]
         if self.typed:
@@ -350,11 +349,11 @@ class MultiHop(Task):
         found = {
             "chance": chance,
             "majority": chance,
-            "nearest": one_of(named & (places == jnp.max(jnp.where(named, places, -1))), names),
-            "last_document": one_of(final & last, ends),
-            "first_document": one_of(final & first, ends),
-            "any_chain_end": one_of(final, ends),
-            "order_free": one_of(once, names),
+            "nearest": said(named & (places == jnp.max(jnp.where(named, places, -1))), names),
+            "last_document": said(final & last, ends),
+            "first_document": said(final & first, ends),
+            "any_chain_end": said(final, ends),
+            "order_free": said(once, names),
         }
         return {name: value[None] for name, value in found.items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import Batch, Condition, Size, Task, letters, one_of
 from positionbias.tasks.sampling import distinct
 from positionbias.tokens import Tokens, sequential
 
@@ -216,10 +216,11 @@ class Rebinding(Task):
         # Where the rule takes the answer from, and whether the word there is seen, in either of two places.
         own, turn = example.query // self._span, example.query % self._span - self.size
         wanted = jnp.asarray(self._rules).T[turn]  # [A, R]
-        there = (places == wanted[:, :, None]) & seen[jnp.arange(len(own)), own][:, None]  # [A, R, 2N]
+        own_seen = seen[jnp.arange(len(own)), own]  # [A, 2N]
+        there = (places == wanted[:, :, None]) & own_seen[:, None]  # [A, R, 2N]
         alike = words[own][:, :, None] == words[own][:, None, : self.size]  # [A, 2N, N]
         says = jnp.any(there[..., None] & alike[:, None], axis=2)  # [A, R, N]: this word of the list
-        known = jnp.any(alike & seen[jnp.arange(len(own)), own][:, :, None], axis=1)  # [A, N]
+        known = jnp.any(alike & own_seen[:, :, None], axis=1)  # [A, N]
         choices = self._choices(example, seen) - jnp.sum(known, axis=-1)
         unseen = jnp.sum(weight * ~jnp.any(there, axis=-1), axis=-1) / jnp.maximum(choices, 1)
         return jnp.maximum(jnp.max(jnp.einsum("ar,arn->an", weight, says), axis=-1), unseen)
@@ -239,7 +240,5 @@ class Rebinding(Task):
         last = jnp.max(jnp.where(flat, jnp.arange(flat.shape[-1]), -1), axis=-1)
         nearest = jnp.where(last < 0, chance, words.reshape(-1)[last] == target)
         known = jnp.any((mine[:, :, None] == mine[:, None, : self.size]) & mine_seen[:, :, None], axis=1)
-        hit = jnp.any(known & (mine[:, : self.size] == target[:, None]), axis=-1)
-        count = jnp.sum(known, axis=-1)
-        bag = jnp.where(count > 0, hit / jnp.maximum(count, 1), chance)
+        bag = one_of(known, mine[:, : self.size] == target[:, None], chance)
         return {"chance": chance, "majority": chance, "nearest": nearest, "order_free": bag, "copy": copied}

@@ -134,10 +134,10 @@ class Text(Task):
 
     def _rules(self, example: Batch, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Per answer, the probabilities of every byte by frequency, and by frequency after the row's own byte."""
-        pairs = jnp.asarray(_pairs(self.dataset, self.data_dir, self.feature, self.train))
-        single = jnp.broadcast_to(_shares(jnp.sum(pairs, axis=0)), (self.window, BYTES))
+        alone, after = map(jnp.asarray, _frequencies(self.dataset, self.data_dir, self.feature, self.train))
+        single = jnp.broadcast_to(alone, (self.window, BYTES))
         own = visible[example.query, example.query][:, None]
-        return single, jnp.where(own, _shares(pairs)[example.inputs[example.query]], single)
+        return single, jnp.where(own, after[example.inputs[example.query]], single)
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """order_free and majority: the most frequent byte; nearest: the most frequent one after the row's own byte."""
@@ -154,13 +154,16 @@ class Text(Task):
         return {"unigram": single, "bigram": after}
 
 
-def _shares(counts: Float[jax.Array, "... V"]) -> Float[jax.Array, "... V"]:
-    """Relative frequencies, every byte counted once more than it occurred (Laplace)."""
-    return (counts + 1) / jnp.sum(counts + 1, axis=-1, keepdims=True)
-
-
 @functools.cache
-def _pairs(dataset: str, data_dir: str | None, feature: str, split: str) -> Float[np.ndarray, "V V"]:
-    """How often byte b stands after byte a in the training text, f32[256, 256]."""
+def _frequencies(
+    dataset: str, data_dir: str | None, feature: str, split: str
+) -> tuple[Float[np.ndarray, "V"], Float[np.ndarray, "V V"]]:
+    """Of every byte b in the training text, alone f32[256] and after byte a f32[256, 256], each counted once more.
+
+    That is Laplace's rule, which leaves nothing impossible.
+    """
     text = corpora.read(dataset, data_dir, feature, split)[:COUNTED].astype(np.int32)
-    return np.bincount(BYTES * text[:-1] + text[1:], minlength=BYTES**2).reshape(BYTES, BYTES).astype(np.float32)
+    pairs = np.bincount(BYTES * text[:-1] + text[1:], minlength=BYTES**2).reshape(BYTES, BYTES)
+    counts = pairs.sum(axis=0) + 1, pairs + 1
+    alone, after = (count / count.sum(axis=-1, keepdims=True) for count in counts)
+    return alone.astype(np.float32), after.astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import Batch, Condition, Size, Task, letters, one_of
 from positionbias.tasks.sampling import distinct, permutation
 from positionbias.tokens import Tokens, sequential
 
@@ -257,9 +257,8 @@ class TreePaths(Task):
         answer = example.targets[example.query[0]] - self._first_target
         chance = jnp.full((), 1 / self.labels)
 
-        def one_of(candidates: jax.Array, names: jax.Array) -> jax.Array:
-            hits = jnp.sum(candidates & (names == answer)) / jnp.maximum(jnp.sum(candidates), 1)
-            return jnp.where(jnp.any(candidates), hits, chance)
+        def said(candidates: jax.Array, names: jax.Array) -> jax.Array:
+            return one_of(candidates, names == answer, chance)
 
         last = jnp.max(jnp.where(target_seen, jnp.arange(self._edges), -1))
         walked = jnp.any((targets[:, None] == path) & path_seen, axis=-1)
@@ -278,11 +277,11 @@ class TreePaths(Task):
         found = {
             "chance": chance,
             "majority": chance,
-            "nearest": one_of(jnp.arange(self._edges) == last, targets),
-            "order_free": jnp.where(says_goal, goal == answer, one_of(inner, targets)),
-            "child": one_of(child, targets),
-            "look_ahead": jnp.where(jnp.any(to_goal), goal == answer, one_of(child, targets)),
-            "deeper": jnp.where(jnp.any(to_goal), goal == answer, one_of(deepest, targets)),
+            "nearest": said(jnp.arange(self._edges) == last, targets),
+            "order_free": jnp.where(says_goal, goal == answer, said(inner, targets)),
+            "child": said(child, targets),
+            "look_ahead": jnp.where(jnp.any(to_goal), goal == answer, said(child, targets)),
+            "deeper": jnp.where(jnp.any(to_goal), goal == answer, said(deepest, targets)),
         }
         return {name: value.astype(jnp.float32)[None] for name, value in found.items()}
 

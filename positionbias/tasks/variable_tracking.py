@@ -14,7 +14,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters, one_of
 from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
@@ -348,14 +348,13 @@ class VariableTracking(Task):
         shown = seen[:, held] & ((contents >= self._first_value) if value else True)
         chance = jnp.full(target.shape, 1 / (self.values if value else self.names))
 
-        def one_of(candidates: jax.Array) -> jax.Array:
-            hits = jnp.sum(candidates & (words == target[:, None]), axis=-1)
-            return jnp.where(jnp.any(candidates, axis=-1), hits / jnp.maximum(jnp.sum(candidates, axis=-1), 1), chance)
+        def said(candidates: jax.Array) -> jax.Array:
+            return one_of(candidates, words == target[:, None], chance)
 
         last = shown & (held == jnp.max(jnp.where(shown, held, -1), axis=-1, keepdims=True))
-        found = {"chance": chance, "majority": chance, "nearest": one_of(last)}
+        found = {"chance": chance, "majority": chance, "nearest": said(last)}
         if value:
-            return {**found, "order_free": one_of(shown)}
+            return {**found, "order_free": said(shown)}
         told = seen[:, -self._asked :]
         asked = example.inputs[-self._asked :]
         given = jnp.any(told[:, :, None] & (asked[:, None] == names), axis=1)  # [A, N]
@@ -366,7 +365,7 @@ class VariableTracking(Task):
         slot = jnp.arange(self.statements)
         before = jnp.max(jnp.where(told[:, :, None] & (asked[:, None] == names), slot, -1), axis=-1)  # [A, Q]
         following = shown & (slot == 1 + jnp.diagonal(before)[:, None])
-        return {**found, "order_free": one_of(free), "as_written": one_of(following)}
+        return {**found, "order_free": said(free), "as_written": said(following)}
 
 
 def _count(chains: int, steps: int) -> int:
