@@ -17,7 +17,7 @@ from positionbias.tokens import Tokens, sequential
 
 MOST_MEMBERS = 26
 MOST_NAMES = 65536
-MEMBER_ROLE, NAMED_ROLE, ASKED_ROLE = range(3)
+MEMBER_ROLE, ASKED_ROLE, NAMED_ROLE = range(3)
 
 
 @member("tasks", "entity_binding")
@@ -26,12 +26,13 @@ class EntityBinding(Task):
     """Entities bound by the group that they stand in ("Mixing Mechanisms", 2025, arXiv 2510.06182).
 
     Each of `groups` groups has an entity for each of `members` slots, as in "Ann loves pie": every slot has entities of
-    its own, all different. After them come one entity and the name of another slot, whose row says which entity of
-    that slot stands in the same group.
+    its own, all different. After them come the mark of a slot and an entity of another one, whose row says which entity
+    of the marked slot stands in the same group. The entity is last, for small models soon learn to look up the token of
+    the row that answers, and hardly one in front of it.
 
     One sample of `entity_binding(groups=3, members=3, names=5)`:
 
-        input    a0 b3 c3 a1 b4 c0 a4 b1 c2 c0 a?
+        input    a0 b3 c3 a1 b4 c0 a4 b1 c2 a? c0
         target   .  .  .  .  .  .  .  .  .  .  a1
 
     What a mechanism may go by: the place of the group (positional), the entity that is named (lexical), or the one
@@ -95,7 +96,7 @@ class EntityBinding(Task):
     def tokens(self, condition: Condition) -> Tokens:
         context = self.context_length(condition)
         role = np.full(context + 2, MEMBER_ROLE, np.int32)
-        role[context:] = [NAMED_ROLE, ASKED_ROLE]
+        role[context:] = [ASKED_ROLE, NAMED_ROLE]
         segment = np.zeros_like(role)
         segment[:context] = np.repeat(np.arange(1, self.groups + 1), self.members)
         return sequential(len(role), role=role, segment=segment)
@@ -123,7 +124,7 @@ class EntityBinding(Task):
 
         length, zero = self.length(condition), jnp.zeros(1, jnp.int32)
         query, answer = zero + length - 1, group * self.members + asked
-        inputs = jnp.concatenate([entities.reshape(-1), entities[group, named], asked[None]])
+        inputs = jnp.concatenate([entities.reshape(-1), asked[None], entities[group, named]])
         return Batch(
             inputs=inputs,
             targets=jnp.zeros(length, jnp.int32).at[-1].set(inputs[answer[0]]),
@@ -142,14 +143,14 @@ class EntityBinding(Task):
     # ---- judged
 
     def _read(self, example: Batch, visible: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Entities [groups, members] and which of them are seen; whether the named one and the slot asked for are."""
+        """Entities [groups, members] and which of them are seen; whether the slot asked for and the named one are."""
         row, shape = visible[example.query[0]], (self.groups, self.members)
         return example.inputs[:-2].reshape(shape), row[:-2].reshape(shape), row[-2:]
 
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
         """Exact, for a reader to whom all pairs of slots are equally likely, which is what training teaches."""
-        entities, seen, (name_seen, asked_seen) = self._read(example, visible)
-        name, slot = example.inputs[-2], jnp.arange(self.members)
+        entities, seen, (asked_seen, name_seen) = self._read(example, visible)
+        name, slot = example.inputs[-1], jnp.arange(self.members)
         named = (name - self.members) // self.names
         # The group: that of the named entity, or any whose entity of this slot is not seen, or any at all.
         column = seen[:, named]
@@ -157,7 +158,7 @@ class EntityBinding(Task):
         possible = ~name_seen | jnp.where(jnp.any(found), found, ~column)
         group = possible / jnp.sum(possible)
         # The slot: the one asked for, or any other than the named entity's, or any at all.
-        allowed = jnp.where(asked_seen, slot == example.inputs[-1], ~name_seen | (slot != named))
+        allowed = jnp.where(asked_seen, slot == example.inputs[-2], ~name_seen | (slot != named))
         asked = allowed / jnp.sum(allowed)
         shown = jnp.max(jnp.where(seen, group[:, None], 0), axis=0)
         hidden = jnp.sum(jnp.where(seen, 0, group[:, None]), axis=0)
@@ -167,8 +168,8 @@ class EntityBinding(Task):
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """chance and majority: any entity of the slot asked for; nearest: the last of that slot that is seen;
         order_free: any of that slot that is seen, all of which a bag of the tokens holds alike."""
-        entities, seen, (_, asked_seen) = self._read(example, visible)
-        asked = example.inputs[-1]
+        entities, seen, (asked_seen, _) = self._read(example, visible)
+        asked = example.inputs[-2]
         right, shown = entities[:, asked] == example.targets[-1], seen[:, asked]
         last = jnp.max(jnp.where(shown, jnp.arange(self.groups), -1))
         chance = jnp.where(asked_seen, 1.0, 1 / self.members) / self.names

@@ -16,7 +16,7 @@ from positionbias.tokens import Tokens, sequential
 
 MOST_NAMES = 32767  # of each kind; with both relations there are at most 65536 tokens
 RELATIONS = 2  # R and R^-1
-SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, ASKED_ROLE, ANSWER_ROLE = range(5)
+SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, ASKED_ROLE, NAMED_ROLE = range(5)
 
 
 class _Reversal(Task):
@@ -174,19 +174,20 @@ class Reversal(_Reversal):
 class ReversalInContext(_Reversal):
     """The reversal curse's control (Berglund et al. 2023, arXiv 2309.12288): the pairs stand in the prompt.
 
-    A prompt states `pairs` pairs forward, a R b, paired anew every time; then it gives a name of one of them and the
-    relation, whose row answers: forward, a R, or backward, b R^-1, with equal chance and for every pair alike. The
-    conditions "forward" and "backward" have one direction alone.
+    A prompt states `pairs` pairs forward, a R b, paired anew every time; then it gives the relation and a name of one
+    of them, whose row answers: forward, R a, or backward, R^-1 b, with equal chance and for every pair alike. The name
+    is last, for small models soon learn to look up the token of the row that answers, and hardly one in front of it.
+    The conditions "forward" and "backward" have one direction alone.
 
     One sample of `reversal_in_context(pairs=3, names=6)`:
 
-        input    a4 R b0 a0 R b1 a2 R b5 b1 R^-1
-        target   .  . .  .  . .  .  . .  .  a0
+        input    a4 R b0 a0 R b1 a2 R b5 R^-1 b1
+        target   .  . .  .  . .  .  . .  .    a0
 
     One sample of `reversal_in_context(pairs=3, names=6)`, condition forward:
 
-        input    a4 R b0 a0 R b1 a2 R b5 a0 R
-        target   .  . .  .  . .  .  . .  .  b1
+        input    a4 R b0 a0 R b1 a2 R b5 R a0
+        target   .  . .  .  . .  .  . .  . b1
 
     Segments are the pairs. `order` is the direction, for the name asked about stands before its answer or after it: the
     order gap is that of the two directions. Vocabulary: R, R^-1, `names` names a, as many b, as in `reversal`.
@@ -228,7 +229,7 @@ class ReversalInContext(_Reversal):
         return np.array([3 * self.pairs + 1])
 
     def tokens(self, condition: Condition) -> Tokens:
-        role = [SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE] * self.pairs + [ASKED_ROLE, ANSWER_ROLE]
+        role = [SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE] * self.pairs + [ASKED_ROLE, NAMED_ROLE]
         segment = np.append(np.repeat(np.arange(1, self.pairs + 1), 3), [0, 0])
         return sequential(len(role), role=np.array(role, np.int32), segment=segment.astype(np.int32))
 
@@ -250,7 +251,7 @@ class ReversalInContext(_Reversal):
         length, zero = self.length(condition), jnp.zeros(1, jnp.int32)
         asked_at, answer_at = 3 * slot + 2 * backward, 3 * slot + 2 - 2 * backward
         return Batch(
-            inputs=jnp.concatenate([statements.reshape(-1), names[backward, slot], backward]),
+            inputs=jnp.concatenate([statements.reshape(-1), backward, names[backward, slot]]),
             targets=jnp.zeros(length, jnp.int32).at[-1].set(names[1 - backward, slot][0]),
             weights=jnp.zeros(length).at[-1].set(1.0),
             tokens=self.tokens(condition),
@@ -289,8 +290,8 @@ class ReversalInContext(_Reversal):
         elsewhere = jnp.maximum(jnp.any(~key & answer), jnp.sum(~key & ~answer) * hidden) / loose
         found = jnp.where(jnp.any(mine & answer), 1.0, hidden)
         named = jnp.where(jnp.any(mine & key), found, elsewhere)
-        directed = jnp.where(row[-1], unnamed(answer), jnp.maximum(unnamed(answer), unnamed(key)) / 2)
-        return jnp.where(row[-2], named, directed)[None]
+        directed = jnp.where(row[-2], unnamed(answer), jnp.maximum(unnamed(answer), unnamed(key)) / 2)
+        return jnp.where(row[-1], named, directed)[None]
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """chance: any name of the kind asked for, or any at all; order_free: any seen of that kind; nearest: the last.

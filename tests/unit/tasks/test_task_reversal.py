@@ -52,7 +52,7 @@ def prompted(task, condition):
         prompt = [token for pair in zip(a, b, strict=True) for token in (pair[0], FORWARD, pair[1])]
         name, answer = (a[slot], b[slot]) if direction == FORWARD else (b[slot], a[slot])
         evidence = [prompt.index(name), prompt.index(answer)]
-        yield chance, [*prompt, name, direction], 3 * k + 1, evidence, direction, slot, answer
+        yield chance, [*prompt, direction, name], 3 * k + 1, evidence, direction, slot, answer
 
 
 def every_case(task, condition):
@@ -165,7 +165,7 @@ def test_baselines_of_a_prompt():
     def found(slot, direction, seen):
         name, answer = (a[slot], b[slot]) if direction == FORWARD else (b[slot], a[slot])
         evidence = [prompt.index(name), prompt.index(answer)]
-        item = as_batch([(1, [*prompt, name, direction], 10, evidence, direction, slot, answer)])
+        item = as_batch([(1, [*prompt, direction, name], 10, evidence, direction, slot, answer)])
         rules = judging(task.baselines, item)(np.isin(np.arange(11), seen))
         return [rules[name].tolist()[0][0] for name in ("chance", "nearest", "order_free")]
 
@@ -174,8 +174,8 @@ def test_baselines_of_a_prompt():
     assert found(2, FORWARD, everything) == [0.125, 1, third]
     assert found(0, BACKWARD, everything) == [0.125, 0, third]
     assert found(0, BACKWARD, [0, 3, 9, 10]) == [0.125, 0, 0.5]
-    assert found(0, BACKWARD, [0, 9]) == [0.125, 1, 1], "the name alone tells the direction"
-    assert found(0, FORWARD, [10]) == [0.125, 0.125, 0.125]
+    assert found(0, BACKWARD, [0, 10]) == [0.125, 1, 1], "the name alone tells the direction"
+    assert found(0, FORWARD, [9]) == [0.125, 0.125, 0.125]
     assert found(0, FORWARD, range(9)) == [0.0625, 0.0625, pytest.approx(1 / 6)]
 
 
