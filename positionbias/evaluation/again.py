@@ -19,7 +19,7 @@ from positionbias.config.build import Experiment
 from positionbias.evaluation.by_position import Evaluator, theory_curves
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.loading import LoadedRun, load
-from positionbias.evaluation.rows import ERROR, Rows, write_rows
+from positionbias.evaluation.rows import LOSS, Rows, write_rows
 from positionbias.evaluation.statistics import interval
 from positionbias.evaluation.summary import summarise
 from positionbias.files import write_json
@@ -199,8 +199,8 @@ def line(one: Measured, base: Measured) -> str:
         parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
         changed = _told(one.summary["sensitivity"])
         parts.append(f"order sensitivity {changed}" if _reorders(one) else f"{changed} of the answers changed")
-    if ERROR in one.summary:
-        parts.append(f"error {_told(one.summary[ERROR])}")
+    if LOSS in one.summary:
+        parts.append(f"loss {_told(one.summary[LOSS])}")
     return ", ".join(parts)
 
 

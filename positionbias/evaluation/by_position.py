@@ -16,7 +16,7 @@ from positionbias import spec
 from positionbias.arrays import Float, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention, led_by
-from positionbias.evaluation.rows import CHANGED, ERROR
+from positionbias.evaluation.rows import CHANGED, LOSS
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
@@ -112,8 +112,8 @@ class Evaluator:
             said, target = outputs[example.query], example.targets[example.query]
             lost = {}
             if objective.targets == "vectors" or task.by_loss:
-                lost = {ERROR: objective.errors(said, target)}
-                lost |= {f"{ERROR}/{name}": value for name, value in task.errors(example, visible).items()}
+                lost = {LOSS: objective.losses(said, target)}
+                lost |= {f"{LOSS}/{name}": value for name, value in task.losses(example, visible).items()}
             answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
             return {
                 **{name: getattr(example, name) for name in WHOLE},

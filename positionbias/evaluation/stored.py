@@ -71,7 +71,7 @@ def _interval(**more: Any) -> Any:
 
 _PLACES = [_interval(position=int)]
 _ROW = {"position": int, "count": int, "ceiling": NUMBER, "baseline": NUMBER, "log_probability": _interval()}
-_ROWS = [_interval(**_ROW, **{"error?": _interval(floor=NUMBER)}), ...]
+_ROWS = [_interval(**_ROW, **{"loss?": _interval(floor=NUMBER)}), ...]
 _INDICES = {"axis": str, **dict.fromkeys(INDICES, _interval())}
 _BELOW = {**_INDICES, "ceiling_minus_accuracy": dict.fromkeys(INDICES, _interval())}
 _ACCURACY = _interval(
@@ -83,7 +83,7 @@ _MEASURES = {
     "accuracy": _ACCURACY,
     "ceiling": {"mean": NUMBER, "replicas": [NUMBER, ...]},
     "baselines": {"order_free": NUMBER, str: NUMBER},
-    "error?": _interval(replicas=[NUMBER, ...], floor=NUMBER, rules={str: NUMBER}),
+    "loss?": _interval(replicas=[NUMBER, ...], floor=NUMBER, rules={str: NUMBER}),
     "items": int,
     "indices": {"query_position": _BELOW, "evidence_position": _BELOW, "distance": _BELOW, "influence?": _INDICES},
     "order_gap": (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from positionbias.arrays import Float
-from positionbias.evaluation.rows import BASELINE, CHANGED, ERROR, Rows, columns
+from positionbias.evaluation.rows import BASELINE, CHANGED, LOSS, Rows, columns
 from positionbias.evaluation.statistics import (
     INDICES,
     SOLVED_WITHIN,
@@ -133,11 +133,11 @@ def _measure(
         },
         "items": len(replica),
     }
-    if ERROR in part:
-        error = _by_replica(part[ERROR], replica, size)[:, 0]
-        beside = {name.removeprefix(f"{ERROR}/"): part[name].mean() for name in part if name.startswith(f"{ERROR}/")}
+    if LOSS in part:
+        loss = _by_replica(part[LOSS], replica, size)[:, 0]
+        beside = {name.removeprefix(f"{LOSS}/"): part[name].mean() for name in part if name.startswith(f"{LOSS}/")}
         floor = beside.pop("floor", None)
-        result[ERROR] = {**interval(error).to_dict(), "replicas": error.tolist(), "floor": floor, "rules": beside}
+        result[LOSS] = {**interval(loss).to_dict(), "replicas": loss.tolist(), "floor": floor, "rules": beside}
     found = {}
     for measure, column in BY.items():
         axis = measure.removeprefix("by_")
@@ -179,11 +179,11 @@ def _along(
         }
         for i, at in enumerate(positions)
     ]
-    if ERROR in part:
-        lost = _by_replica(part[ERROR], replica, size, slot, len(positions))
-        floor = np.bincount(slot, weights=part.get(f"{ERROR}/floor", np.full(len(slot), np.nan))) / count
+    if LOSS in part:
+        lost = _by_replica(part[LOSS], replica, size, slot, len(positions))
+        floor = np.bincount(slot, weights=part.get(f"{LOSS}/floor", np.full(len(slot), np.nan))) / count
         for i, row in enumerate(rows):
-            row[ERROR] = {**interval(lost[:, i]).to_dict(), "floor": float(floor[i])}
+            row[LOSS] = {**interval(lost[:, i]).to_dict(), "floor": float(floor[i])}
     found = _indices(axis, curves["correct"])
     below = _indices(axis, curves["ceiling"] - curves["correct"])
     return rows, {**found, "ceiling_minus_accuracy": {name: below[name] for name in INDICES}}
@@ -261,7 +261,7 @@ def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | No
     for axis in axes_told(summary):
         label = labels.get(axis, f"{axis} position")
         lines += [*_curve(label, summary, axis, theory.get(axis)), ""]
-        lines += [*_errors(label, summary, axis), ""] if ERROR in summary else []
+        lines += [*_losses(label, summary, axis), ""] if LOSS in summary else []
     lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
@@ -331,12 +331,12 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[f
     return [f"accuracy by {label}{every}", *_aligned([header, *body, foot])]
 
 
-def _errors(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
+def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     rows, every = _thinned(summary, axis)
-    body = [[str(row["position"]), *_cells(row[ERROR], row[ERROR]["floor"])] for row in rows]
-    foot = ["all", *_cells(summary[ERROR], summary[ERROR]["floor"])]
-    rules = [f"{name} {_number(value)}" for name, value in summary[ERROR]["rules"].items()]
-    title = f"error by {label}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
+    body = [[str(row["position"]), *_cells(row[LOSS], row[LOSS]["floor"])] for row in rows]
+    foot = ["all", *_cells(summary[LOSS], summary[LOSS]["floor"])]
+    rules = [f"{name} {_number(value)}" for name, value in summary[LOSS]["rules"].items()]
+    title = f"loss by {label}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
     return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
 
 

@@ -39,7 +39,7 @@ class Objective:
         """Where loss row i must not depend on input j; a config whose model reaches there is refused."""
         return task.leaks(condition)
 
-    def errors(
+    def losses(
         self, outputs: Float[jax.Array, "... T V"], targets: Shaped[jax.Array, "... T *Dout"]
     ) -> Float[jax.Array, "... T"]:
         """The loss of each row, before weights."""

@@ -19,7 +19,7 @@ class NextToken(Objective):
 
     targets = "tokens"
 
-    def errors(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
 
     def right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -29,4 +29,4 @@ class NextToken(Objective):
         return jnp.argmax(outputs, axis=-1)
 
     def log_probability(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return -self.errors(outputs, targets)
+        return -self.losses(outputs, targets)

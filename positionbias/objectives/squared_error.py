@@ -23,7 +23,7 @@ class SquaredError(Objective):
 
     targets = "vectors"
 
-    def errors(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(outputs - targets), axis=-1)
 
     def right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -33,4 +33,4 @@ class SquaredError(Objective):
         return jnp.round(outputs)
 
     def log_probability(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return -0.5 * (self.errors(outputs, targets) + outputs.shape[-1] * math.log(2 * math.pi))
+        return -0.5 * (self.losses(outputs, targets) + outputs.shape[-1] * math.log(2 * math.pi))

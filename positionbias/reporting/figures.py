@@ -174,7 +174,7 @@ def accuracy(
     return _draw(name, f"accuracy by {xlabel}", paint)
 
 
-def errors(
+def losses(
     name: str,
     xlabel: str,
     rows: Rows,

@@ -53,15 +53,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
     text += f" (simple rules: {', '.join(beside)})" if beside else ""
     if accuracy["solved"] is not None:
         text += f"; {solved_count(summary)} solved the task"
-    if "error" in summary:
-        text += f"; mean error {_error(summary)}"
+    if "loss" in summary:
+        text += f"; mean loss {_loss(summary)}"
     return text + (": undecided with so few." if accuracy["verdict"] == "undecided" else ".")
 
 
-def _error(measured: Mapping[str, Any]) -> str:
-    """The mean loss of vector answers, and the least that can be expected where that is known."""
-    error = measured["error"]
-    return between(error) + (f" (floor {number(error['floor'])})" if error["floor"] is not None else "")
+def _loss(measured: Mapping[str, Any]) -> str:
+    """The mean loss, and the least that can be expected where that is known."""
+    loss = measured["loss"]
+    return between(loss) + (f" (floor {number(loss['floor'])})" if loss["floor"] is not None else "")
 
 
 def replicas_text(count: int) -> str:
@@ -120,21 +120,21 @@ def _notes(run: Run) -> list[str]:
 
 def _figures(summary: Mapping[str, Any]) -> list[str]:
     axes = axes_told(summary)
-    shown = [_errors(summary, axis) for axis in axes] if "error" in summary else []
+    shown = [_losses(summary, axis) for axis in axes] if "loss" in summary else []
     shown += [_accuracy(summary, axis) for axis in axes]
     if len(summary["by_distance"]) > 1 or len(axes) > 1:
         shown.append(_distance(summary))
     return [one for one in (*shown, _influence(summary)) if one]
 
 
-def _errors(summary: Mapping[str, Any], axis: str) -> str:
-    what, rules = label(summary, axis), summary["error"]["rules"]
+def _losses(summary: Mapping[str, Any], axis: str) -> str:
+    what, rules = label(summary, axis), summary["loss"]["rules"]
     at_init = _at_init(summary, f"by_{axis}_position")
     rows, first = (
-        [{**row["error"], "position": row["position"]} for row in curve if "error" in row]
+        [{**row["loss"], "position": row["position"]} for row in curve if "loss" in row]
         for curve in (summary[f"by_{axis}_position"], at_init)
     )
-    svg = figures.errors(f"error-{axis}", what, rows, first, rules, _when(summary))
+    svg = figures.losses(f"loss-{axis}", what, rows, first, rules, _when(summary))
     seen = [f"Blue: loss {_when(summary)}"]
     if any(row["floor"] is not None for row in rows):
         seen.append("dashed: the least that an ideal observer of the visible input expects")
@@ -259,7 +259,7 @@ def _again(run: Run) -> list[str]:
     if not run.again:
         return []
     body: list[list[Any]] = []
-    vectors = any("error" in one for one in run.again.values())
+    judged = any("loss" in one for one in run.again.values())
     for name, one in run.again.items():
         minus, sensitivity, gap = one.get("minus"), one.get("sensitivity"), one["order_gap"]
         body.append(
@@ -271,11 +271,11 @@ def _again(run: Run) -> list[str]:
                 between(minus, True) if minus else "",
                 between(sensitivity) if sensitivity else "",
                 between(gap, True) if gap else "",
-                *([_error(one) if "error" in one else ""] if vectors else []),
+                *([_loss(one) if "loss" in one else ""] if judged else []),
             ]
         )
     head = ["evaluation", "of", "accuracy", "ceiling", "minus unchanged", "answers changed", "order gap"]
-    head += ["error"] if vectors else []
+    head += ["loss"] if judged else []
     caption = (
         "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
         " replica; answers changed is the share that an intervention made another."
@@ -297,13 +297,13 @@ def _rows(summary: Mapping[str, Any]) -> str:
                 number(r["ceiling"]),
                 number(r["baseline"]),
                 between(r["log_probability"]),
-                *([_error(r)] if "error" in r else []),
+                *([_loss(r)] if "loss" in r else []),
                 r["count"],
             ]
             for r in summary[measure]
         ]
-        error = ["error"] if "error" in summary else []
-        head = [what, "accuracy", "ceiling", "order-free", "log-probability", *error, "answers"]
+        loss = ["loss"] if "loss" in summary else []
+        head = [what, "accuracy", "ceiling", "order-free", "log-probability", *loss, "answers"]
         parts.append(f"<details><summary>Numbers by {escape(what)}</summary>{grid(head, body)}</details>")
     replicas = ", ".join(number(one) for one in summary["accuracy"]["replicas"])
     return f"<p>Mean accuracy of each replica: {escape(replicas)}.</p>\n" + "\n".join(parts)

@@ -190,10 +190,10 @@ class Task:
         """Probability of a right answer for simple rules; must hold "chance" and "order_free"."""
         raise NotImplementedError
 
-    def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """The loss of simple rules on this item, where losses are measured (`by_loss`).
+    def losses(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+        """The loss of simple rules on this item, where losses are measured (of vectors, or `by_loss`).
 
-        "floor" is the least error that an ideal observer expects, who knows what that of `ceiling` does.
+        "floor" is the least loss that an ideal observer expects, who knows what that of `ceiling` does.
         """
         return {}
 

@@ -168,7 +168,7 @@ class InContextRegression(Task):
         rules = self._rules(example, visible)
         return {name: (jnp.abs(off) < WITHIN).astype(jnp.float32) for name, off in rules.items()}
 
-    def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+    def losses(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """floor: exact, what ridge regression expects; chance, gradient_step: see `baselines`."""
         _, _, asked, row = self._seen(example, visible)
         mean, covariance = self._posterior(example, visible)

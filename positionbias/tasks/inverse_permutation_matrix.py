@@ -172,7 +172,7 @@ class InversePermutationMatrix(Task):
             "order_free": jnp.where(some, mode, chance),
         }
 
-    def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+    def losses(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """floor: exact; chance: one half for every bit."""
         candidate, held, string = self._candidates(example, visible)
         bits = jnp.where(held[:, :, None], string, 0.5)  # [A, slots, d]: the mean of each bit of a slot

@@ -146,7 +146,7 @@ class Text(Task):
         chance = jnp.full(self.window, 1 / BYTES)
         return {"chance": chance, "majority": single, "nearest": after, "order_free": single}
 
-    def errors(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
+    def losses(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         target = example.targets[example.query][:, None]
         single, after = (
             -jnp.log(jnp.take_along_axis(rule, target, axis=-1)[:, 0]) for rule in self._rules(example, visible)

@@ -101,7 +101,7 @@ class Program:
             inputs, targets, weights, own = piece
             model = nnx.merge(graph, params, state["frozen"])
             outputs = model(inputs, own or batch.tokens, task.context_length(condition), Sites())
-            value = jnp.sum(objective.errors(outputs, targets) * weights) / total
+            value = jnp.sum(objective.losses(outputs, targets) * weights) / total
             right = jnp.sum(objective.right(outputs, targets) * weights) / total
             return value, {"loss": value, "accuracy": right}
 

@@ -118,8 +118,8 @@ def test_objectives_are_least_where_the_answer_is_right(text):
     else:
         targets = jnp.array([[[0.0, 1], [1, 1]]])
         good, bad = targets + 0.01, 1 - targets
-    assert objective.errors(good, targets).shape == (1, 2)
-    assert (objective.errors(good, targets) < objective.errors(bad, targets)).all()
+    assert objective.losses(good, targets).shape == (1, 2)
+    assert (objective.losses(good, targets) < objective.losses(bad, targets)).all()
     assert objective.right(good, targets).all()
     assert not objective.right(bad, targets).any()
     assert (objective.log_probability(good, targets) > objective.log_probability(bad, targets)).all()

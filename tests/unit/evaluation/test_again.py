@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_summary import with_errors
+from test_summary import with_losses
 
 from positionbias import evaluate, spec
 from positionbias.evaluation import again, stored
@@ -101,10 +101,10 @@ def test_results_of_every_variant(run, capsys):
     assert list(stored.read_again(run)) == [f"step000004{name}" for name in names]
 
 
-def test_the_line_of_a_variant_tells_the_error_of_vectors():
-    rows = with_errors()
+def test_the_line_of_a_variant_tells_the_loss():
+    rows = with_losses()
     one = again.Measured(again.Variant(2), "task", rows, summarise(rows))
-    assert again.line(one, one) == "2x: accuracy 0.583 [0.169, 0.997], error 5.500 [-1.952, 12.952]"
+    assert again.line(one, one) == "2x: accuracy 0.583 [0.169, 0.997], loss 5.500 [-1.952, 12.952]"
 
 
 def test_a_damaged_result_is_named(run):

@@ -45,7 +45,7 @@ def test_influence_of_a_linear_model_is_the_square_of_its_weights(tiny, monkeypa
     np.testing.assert_allclose(found[0, 0], expected**2 / (expected**2).sum(), rtol=1e-4)
 
 
-def test_errors_of_vectors_are_those_of_the_models_own_outputs(tiny):
+def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     model = {"task": "inverse_permutation_matrix(d=3)", "objective": "squared_error", "model.inputs": "vector"}
     experiment, weights = fresh(tiny({**model, "train.replicas": 1, "evaluation.items": 8}))
     task = experiment.task
@@ -56,10 +56,10 @@ def test_errors_of_vectors_are_those_of_the_models_own_outputs(tiny):
     model = evaluator._model(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), weights))
     said = np.asarray(model(batch.inputs, batch.tokens, task.context_length(condition), Sites()), np.float64)[:, :3]
     lost = ((said - np.asarray(batch.targets)[:, :3]) ** 2).sum(axis=-1)
-    np.testing.assert_allclose(rows["error"], lost.reshape(-1), rtol=1e-4)
+    np.testing.assert_allclose(rows["loss"], lost.reshape(-1), rtol=1e-4)
     seen = jnp.asarray(experiment.reach(condition))
-    floor = jax.vmap(lambda item: task.errors(item, seen)["floor"])(batch._replace(tokens=None))
-    np.testing.assert_array_equal(rows["error/floor"], np.asarray(floor).reshape(-1))
+    floor = jax.vmap(lambda item: task.losses(item, seen)["floor"])(batch._replace(tokens=None))
+    np.testing.assert_array_equal(rows["loss/floor"], np.asarray(floor).reshape(-1))
 
 
 def test_conditions_that_share_items_are_asked_of_the_same(tiny):

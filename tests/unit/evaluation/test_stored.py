@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_summary import fabricate, with_errors
+from test_summary import fabricate, with_losses
 
 from positionbias.evaluation.stored import misfit, read, read_summary
 from positionbias.evaluation.summary import summarise
@@ -32,12 +32,12 @@ def test_a_summary_comes_back_as_it_was_written(stored, replicas):
     assert read_summary(path.with_name("none.json")) == {}
 
 
-def test_a_summary_with_errors_comes_back_and_a_damaged_one_is_named(tmp_path):
+def test_a_summary_with_losses_comes_back_and_a_damaged_one_is_named(tmp_path):
     path = tmp_path / "summary.json"
-    summary = summarise(with_errors())
+    summary = summarise(with_losses())
     path.write_text(json.dumps(summary))
     assert read_summary(path) == json.loads(path.read_text())
-    for place, told in [("error.floor", "error"), ("by_distance.0.error.mean", "by_distance[0]")]:
+    for place, told in [("loss.floor", "loss"), ("by_distance.0.loss.mean", "by_distance[0]")]:
         damaged = json.loads(json.dumps(summary))
         put(place, "low")(damaged)
         path.write_text(json.dumps(damaged))

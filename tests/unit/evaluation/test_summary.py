@@ -35,11 +35,11 @@ def fabricate(replicas=3, slots=4, items=6, conditions=("first",), order=1):
     return rows
 
 
-def with_errors(**options):
+def with_losses(**options):
     """The same rows, which lose 1 + slot + 3 * replica, of which 1 + slot could not be helped."""
     rows = fabricate(**options)
     floor = 1.0 + rows["query_slot"]
-    more = {"error": floor + 3 * rows["replica"], "error/floor": floor, "error/chance": np.full(floor.shape, 9.0)}
+    more = {"loss": floor + 3 * rows["replica"], "loss/floor": floor, "loss/chance": np.full(floor.shape, 9.0)}
     return {**rows, **more}
 
 
@@ -148,31 +148,31 @@ def test_indices_are_of_accuracy_and_of_ceiling_minus_accuracy_and_name_their_ax
     assert found["influence"]["tilt"]["mean"] == 0.25
 
 
-def test_errors_of_vectors_are_means_over_replicas_beside_their_floor(tmp_path):
-    write_rows(tmp_path / "0.npz", with_errors())
+def test_losses_are_means_over_replicas_beside_their_floor(tmp_path):
+    write_rows(tmp_path / "0.npz", with_losses())
     summary = strict(summarise(read_rows(tmp_path / "0.npz")))
     student = 4.302652729749464 * 3 / 3**0.5
-    error = summary["error"]
-    assert (error["mean"], error["replicas"], error["floor"]) == (5.5, [2.5, 5.5, 8.5], 2.5)
-    assert (error["low"], error["high"]) == pytest.approx((5.5 - student, 5.5 + student))
-    assert error["rules"] == {"chance": 9}
-    assert [(row["error"]["mean"], row["error"]["floor"]) for row in summary["by_query_position"]] == [
+    loss = summary["loss"]
+    assert (loss["mean"], loss["replicas"], loss["floor"]) == (5.5, [2.5, 5.5, 8.5], 2.5)
+    assert (loss["low"], loss["high"]) == pytest.approx((5.5 - student, 5.5 + student))
+    assert loss["rules"] == {"chance": 9}
+    assert [(row["loss"]["mean"], row["loss"]["floor"]) for row in summary["by_query_position"]] == [
         (4, 1),
         (5, 2),
         (6, 3),
         (7, 4),
     ]
-    assert [row["error"]["floor"] for row in summary["by_evidence_position"]] == [4, 3, 2, 1]
-    assert "error" not in summarise(fabricate())
-    assert "error" not in summarise(fabricate())["by_distance"][0]
+    assert [row["loss"]["floor"] for row in summary["by_evidence_position"]] == [4, 3, 2, 1]
+    assert "loss" not in summarise(fabricate())
+    assert "loss" not in summarise(fabricate())["by_distance"][0]
 
 
 def test_a_floor_that_is_not_known_is_null():
-    rows = with_errors()
-    del rows["error/floor"]
+    rows = with_losses()
+    del rows["loss/floor"]
     summary = strict(summarise(rows))
-    assert summary["error"]["floor"] is None
-    assert summary["by_query_position"][0]["error"]["floor"] is None
+    assert summary["loss"]["floor"] is None
+    assert summary["by_query_position"][0]["loss"]["floor"] is None
     assert "floor" in table(summary)
 
 
@@ -347,15 +347,15 @@ def test_table_shows_both_curves_the_theory_and_every_replica():
     assert max(map(len, lines)) <= 100
 
 
-def test_table_shows_errors_of_vectors_under_the_accuracy():
-    lines = table(summarise(with_errors())).splitlines()
-    at = lines.index("error by slot read (simple rules: chance 9.000)")
+def test_table_shows_losses_under_the_accuracy():
+    lines = table(summarise(with_losses())).splitlines()
+    at = lines.index("loss by slot read (simple rules: chance 9.000)")
     assert lines[at - 1] == ""
     assert lines[at + 1].split() == ["at", "mean", "interval", "floor"]
     assert lines[at + 2].split() == ["0", "4.000", "[-3.452,", "11.452]", "1.000"]
     assert lines[at + 6].split() == ["all", "5.500", "[-1.952,", "12.952]", "2.500"]
-    assert any(line.startswith("error by slot told") for line in lines[at + 7 :])
-    assert not any(line.startswith("error by") for line in table(summarise(fabricate())).splitlines())
+    assert any(line.startswith("loss by slot told") for line in lines[at + 7 :])
+    assert not any(line.startswith("loss by") for line in table(summarise(fabricate())).splitlines())
 
 
 def test_table_thins_a_long_curve_but_keeps_its_ends():

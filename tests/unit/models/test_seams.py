@@ -265,6 +265,6 @@ def test_replicas_share_a_corpus_that_resumes_and_reloads(tiny, tmp_path):
     assert manifest["data"] == whole.experiment.data
     assert manifest["data"]["test"].startswith("111414 bytes, crc32 ")
     rows = read_rows(tmp_path / "whole" / "evals" / "000004.npz")
-    np.testing.assert_allclose(rows["error"], -rows["log_probability"], rtol=1e-5)
-    assert {"error/unigram", "error/bigram"} < set(rows)
-    assert rows["error/bigram"].mean() < rows["error/unigram"].mean() < np.log(256)
+    np.testing.assert_allclose(rows["loss"], -rows["log_probability"], rtol=1e-5)
+    assert {"loss/unigram", "loss/bigram"} < set(rows)
+    assert rows["loss/bigram"].mean() < rows["loss/unigram"].mean() < np.log(256)

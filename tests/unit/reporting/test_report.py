@@ -202,24 +202,24 @@ def test_log_probabilities_have_intervals(tmp_path):
     assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in text
 
 
-def test_errors_of_vectors_stand_beside_their_floor(tmp_path):
-    error = {"mean": 0.243, "low": 0.241, "high": 0.245, "floor": 0.114}
+def test_losses_stand_beside_their_floor(tmp_path):
+    loss = {"mean": 0.243, "low": 0.241, "high": 0.245, "floor": 0.114}
 
     def lose(summary):
-        summary["error"] = {**error, "replicas": [0.242, 0.243, 0.243, 0.244], "rules": {"chance": 1.1}}
+        summary["loss"] = {**loss, "replicas": [0.242, 0.243, 0.243, 0.244], "rules": {"chance": 1.1}}
         for measure in ("by_query_position", "by_evidence_position", "by_distance"):
             for row in summary[measure]:
-                row["error"] = {**error, "mean": 0.244, "floor": None}
+                row["loss"] = {**loss, "mean": 0.244, "floor": None}
 
     folder = edit(fabricate.write_run(tmp_path / "run", items=16), lose)
     text = read(folder).text
-    assert "; mean error 0.243 [0.241, 0.245] (floor 0.114)" in text
-    assert "log-probability error answers" in text
+    assert "; mean loss 0.243 [0.241, 0.245] (floor 0.114)" in text
+    assert "log-probability loss answers" in text
     assert "0.244 [0.241, 0.245] 64" in text
     assert text.count("(floor 0.114)") == 1
     assert text.count("dotted: the mean of simple rules (chance 1.100)") == 2
     assert "Loss by" not in read(fabricate.write_run(tmp_path / "plain", items=16)).text
-    assert "error" not in read(fabricate.write_run(tmp_path / "other", items=16)).text
+    assert "mean loss" not in read(fabricate.write_run(tmp_path / "other", items=16)).text
 
 
 def test_the_influence_profile_says_which_answer_it_reads(run_folder):

@@ -27,8 +27,8 @@ def batch():
 
 @pytest.fixture(scope="module")
 def judged():
-    """Ceilings, baselines and errors of a batch, as numpy."""
-    one = lambda item, seen: (TASK.ceiling(item, seen), TASK.baselines(item, seen), TASK.errors(item, seen))  # noqa: E731
+    """Ceilings, baselines and losses of a batch, as numpy."""
+    one = lambda item, seen: (TASK.ceiling(item, seen), TASK.baselines(item, seen), TASK.losses(item, seen))  # noqa: E731
     judge = jax.jit(jax.vmap(one, in_axes=(0, None)))
     return lambda items, seen: jax.tree.map(np.asarray, judge(items, jnp.asarray(seen)))
 
@@ -87,13 +87,13 @@ def test_tokens_make_every_example_a_segment():
 @pytest.mark.parametrize("examples", [(0, 1, 2, 3, 4, 5), (1, 4), (3,), ()], ids=str)
 def test_ceiling_and_floor_are_those_of_the_gaussian_posterior(batch, judged, examples):
     few = jax.tree.map(lambda leaf: leaf[:40], batch)
-    ceiling, _, errors = judged(few, seeing(*examples))
+    ceiling, _, losses = judged(few, seeing(*examples))
     hidden, _, unasked = judged(few, seeing(*examples, asked=False))
     for b in range(40):
         inputs = np.asarray(few.inputs[b], np.float64)
         x, y, asked = inputs[list(examples), :3], inputs[list(examples), 3], inputs[-1, :3]
         _, variance = conditioned(x, y, asked, 0.2)
-        np.testing.assert_allclose(errors["floor"][b], variance, rtol=1e-4)
+        np.testing.assert_allclose(losses["floor"][b], variance, rtol=1e-4)
         np.testing.assert_allclose(ceiling[b], 2 * stats.norm.cdf(0.5 / variance**0.5) - 1, rtol=1e-4)
         # Without x_q the best guess is 0, and y_q^2 is the sum of what each feature adds.
         each = [conditioned(x, y, unit * 3**0.5, 0.2) for unit in np.eye(3)]
@@ -103,23 +103,23 @@ def test_ceiling_and_floor_are_those_of_the_gaussian_posterior(batch, judged, ex
 
 
 def test_with_nothing_seen_the_ceiling_is_how_often_zero_is_right(batch, judged):
-    ceiling, baselines, errors = judged(batch, seeing(asked=False))
+    ceiling, baselines, losses = judged(batch, seeing(asked=False))
     assert len(np.unique(ceiling)) == 1
     right = (abs(np.asarray(batch.targets)[:, 6]) < 0.5).mean()
     assert ceiling[0, 0] == pytest.approx(right, abs=4 * 0.5 / 4000**0.5)
     for name, hits in baselines.items():
         assert hits.mean() == pytest.approx(right, abs=1e-6), name
-    np.testing.assert_allclose(errors["floor"], 1.2, rtol=1e-6)
+    np.testing.assert_allclose(losses["floor"], 1.2, rtol=1e-6)
 
 
 def test_rules_do_as_well_as_they_should(batch, judged):
-    ceiling, baselines, errors = judged(batch, seeing(*range(6)))
+    ceiling, baselines, losses = judged(batch, seeing(*range(6)))
     # Of 4,000 items: four standard errors of a share and of squared errors.
     assert baselines["order_free"].mean() == pytest.approx(ceiling.mean(), abs=4 * 0.5 / 4000**0.5)
     for name, wanted in [("chance", 1.2), ("gradient_step", 1.2 - 5 / (5 + 4 + 0.6))]:
-        assert errors[name].mean() == pytest.approx(wanted, abs=4 * float(errors[name].std()) / 4000**0.5)
+        assert losses[name].mean() == pytest.approx(wanted, abs=4 * float(losses[name].std()) / 4000**0.5)
         assert baselines[name].mean() < ceiling.mean() - 0.03
-    assert errors["floor"].mean() < errors["gradient_step"].mean() - 0.1
+    assert losses["floor"].mean() < losses["gradient_step"].mean() - 0.1
 
 
 def test_rules_on_a_literal_item():
@@ -129,7 +129,7 @@ def test_rules_on_a_literal_item():
     fields |= {"inputs": inputs, "targets": jnp.array([[[0.0], [0.0], [1.0]]]), "query": jnp.array([[2]])}
     item = jax.tree.map(lambda leaf: leaf[0], Batch(**fields))
     seen = jnp.asarray(seeing(0, 1, size=3))
-    found = task.errors(item, seen)
+    found = task.losses(item, seen)
     # The mean of x is -1: (2 * 2 + -1 * -2) * 2 = 12, times 1 / (2 + 1.5) is 24/7.
     np.testing.assert_allclose(found["gradient_step"], [(24 / 7 - 1) ** 2], rtol=1e-5)
     np.testing.assert_allclose(found["chance"], [1.0])

@@ -99,7 +99,7 @@ def test_ceiling_and_floor_are_those_of_the_enumerated_posterior(scratch, rows):
     cases = list(every_case(task))
     batch, size, d = as_batch(task, cases), len(cases[0][0]), task.d
     judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
-    errors = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.errors(item, visible))(batch))
+    losses = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.losses(item, visible))(batch))
     random = np.random.default_rng(0)
     contents = np.array([x[:, :d] for x, _, _ in cases])
     for visible in [np.tri(size, dtype=bool)] + [random.random((size, size)) < p for p in (0.3, 0.5, 0.8)]:
@@ -116,7 +116,7 @@ def test_ceiling_and_floor_are_those_of_the_enumerated_posterior(scratch, rows):
             mean = np.stack([np.bincount(same, bits) / np.bincount(same) for bits in truth.T], axis=-1)
             least[:, k] = (mean * (1 - mean)).sum(axis=-1)[same]
         np.testing.assert_allclose(judge(batch, jnp.asarray(visible)), wanted, rtol=1e-5)
-        found = errors(batch, jnp.asarray(visible))
+        found = losses(batch, jnp.asarray(visible))
         np.testing.assert_allclose(found["floor"], least, rtol=1e-5, atol=1e-6)
         assert (np.asarray(found["chance"]) == d / 4).all()
 

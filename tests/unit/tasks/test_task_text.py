@@ -77,7 +77,7 @@ def test_rules_are_frequencies_of_the_training_text(small):
     counts = {a: BYTES["train"][1:].count(a) for a in b"ab\xc3\xa4"}
     unigram = -np.log([(counts[target] + 1) / (9 + 256) for target in b"b\xc3\xa4"])
     bigram = -np.log([(1 + 1) / (2 + 256), (1 + 1) / (3 + 256), (1 + 1) / (1 + 256)])
-    seen, unseen = small.errors(example, everything), small.errors(example, nothing)
+    seen, unseen = small.losses(example, everything), small.losses(example, nothing)
     np.testing.assert_allclose(seen["unigram"], unigram, rtol=1e-5)
     np.testing.assert_allclose(seen["bigram"], bigram, rtol=1e-5)
     np.testing.assert_allclose(unseen["bigram"], unigram, rtol=1e-5)

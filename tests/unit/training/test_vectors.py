@@ -65,7 +65,7 @@ class MeanOfVectors(Task):
     def ceiling(self, example, visible):
         return jnp.ones(1)
 
-    def errors(self, example, visible):
+    def losses(self, example, visible):
         return {"floor": jnp.zeros(1)}
 
     def baselines(self, example, visible):
@@ -96,7 +96,7 @@ def test_vectors_train_and_evaluate(tiny, tmp_path, model):
     assert summary["accuracy"]["mean"] > 0.9
     assert summary["at_init"]["accuracy"]["mean"] < summary["accuracy"]["mean"]
     assert len(summary["influence"]) == 4
-    error, before = summary["error"], summary["at_init"]["error"]
-    assert (error["floor"], error["rules"]) == (0, {})
-    assert 0 < error["mean"] < before["mean"]
-    assert [row["position"] for row in summary["by_evidence_position"] if row["error"]["floor"] == 0] == [0, 1, 2, 3]
+    loss, before = summary["loss"], summary["at_init"]["loss"]
+    assert (loss["floor"], loss["rules"]) == (0, {})
+    assert 0 < loss["mean"] < before["mean"]
+    assert [row["position"] for row in summary["by_evidence_position"] if row["loss"]["floor"] == 0] == [0, 1, 2, 3]
