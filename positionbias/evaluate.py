@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
 
 def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     from positionbias.evaluation import again
-    from positionbias.evaluation.summary import table
+    from positionbias.evaluation.table import table
     from positionbias.reporting.report import write_report
 
     wanted = again.variants(given.lengths, given.interventions)

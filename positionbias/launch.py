@@ -62,7 +62,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
 def conclude(workdir: pathlib.Path) -> None:
     """Print the table of a run that has been evaluated since training began, and where its report lies."""
     from positionbias.evaluation.stored import read_summary
-    from positionbias.evaluation.summary import table
+    from positionbias.evaluation.table import table
     from positionbias.reporting.report import write_report
 
     summary = read_summary(workdir / "summary.json")

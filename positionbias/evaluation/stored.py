@@ -70,7 +70,15 @@ def _interval(**more: Any) -> Any:
 
 
 _PLACES = [_interval(position=int)]
-_ROW = {"position": int, "count": int, "ceiling": NUMBER, "baseline": NUMBER, "log_probability": _interval()}
+_CEILING = {"mean": NUMBER, "replicas": [NUMBER, ...], "known": float, "accuracy": NUMBER}
+_ROW = {
+    "position": int,
+    "count": int,
+    "ceiling": NUMBER,
+    "ceiling_known": float,
+    "baseline": NUMBER,
+    "log_probability": _interval(),
+}
 _ROWS = [_interval(**_ROW, **{"loss?": _interval(floor=NUMBER)}), ...]
 _INDICES = {"axis": str, **dict.fromkeys(INDICES, _interval())}
 _BELOW = {**_INDICES, "ceiling_minus_accuracy": dict.fromkeys(INDICES, _interval())}
@@ -81,7 +89,7 @@ _CURVES = {"by_query_position": _ROWS, "by_evidence_position": _ROWS, "by_distan
 _MEASURES = {
     **_CURVES,
     "accuracy": _ACCURACY,
-    "ceiling": {"mean": NUMBER, "replicas": [NUMBER, ...]},
+    "ceiling": _CEILING,
     "baselines": {"order_free": NUMBER, str: NUMBER},
     "loss?": _interval(replicas=[NUMBER, ...], floor=NUMBER, rules={str: NUMBER}),
     "items": int,

@@ -1,4 +1,4 @@
-"""`summary.json` from raw rows: accuracy by position with intervals over replicas, indices, and the text table."""
+"""`summary.json` from raw rows: accuracy by position with intervals over replicas, and indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from positionbias.arrays import Float
 from positionbias.evaluation.rows import BASELINE, CHANGED, LOSS, Rows, columns
 from positionbias.evaluation.statistics import (
     INDICES,
-    SOLVED_WITHIN,
     Interval,
     indices,
     interval,
@@ -22,8 +21,6 @@ from positionbias.evaluation.statistics import (
 )
 
 BY = {"by_query_position": "query_slot", "by_evidence_position": "evidence_slot", "by_distance": "distance"}
-ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
-LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
 
 
 def summarise(
@@ -114,18 +111,25 @@ def _measure(
     part: dict[str, np.ndarray], replica: np.ndarray, size: int, profile: Float[np.ndarray, "R T"]
 ) -> dict[str, Any]:
     accuracy = _by_replica(part["correct"], replica, size)[:, 0]
-    ceiling = _by_replica(part["ceiling"], replica, size)[:, 0]
-    flags = solved(accuracy, ceiling)
+    # What is held against the ceiling are the answers of which it is known, and no others.
+    known = np.isfinite(part["ceiling"])
+    ceiling, reached = (_by_replica(part[name][known], replica[known], size)[:, 0] for name in ("ceiling", "correct"))
+    flags = solved(reached, ceiling)
     result: dict[str, Any] = {
         "accuracy": {
             **interval(accuracy).to_dict(),
             "replicas": accuracy.tolist(),
             "solved": share(flags),
             "verdict": verdict(flags),
-            "deviation": {"mean": interval(accuracy - ceiling).mean, "replicas": (accuracy - ceiling).tolist()},
+            "deviation": {"mean": interval(reached - ceiling).mean, "replicas": (reached - ceiling).tolist()},
         },
         "log_probability": interval(_by_replica(part["log_probability"], replica, size)[:, 0]).to_dict(),
-        "ceiling": {"mean": float(part["ceiling"].mean()), "replicas": ceiling.tolist()},
+        "ceiling": {
+            "mean": _mean(part["ceiling"][known]),
+            "replicas": ceiling.tolist(),
+            "known": float(known.mean()),
+            "accuracy": interval(reached).mean,
+        },
         "baselines": {
             name.removeprefix(BASELINE): float(column.mean())
             for name, column in part.items()
@@ -160,13 +164,15 @@ def _along(
     positions, slot = np.unique(position.astype(np.int64), return_inverse=True)
     count = np.bincount(slot, minlength=len(positions))
     curves = {
-        name: _by_replica(part[name], replica, size, slot, len(positions))
-        for name in ("correct", "log_probability", "ceiling")
+        name: _by_replica(part[name], replica, size, slot, len(positions)) for name in ("correct", "log_probability")
     }
+    known = np.isfinite(part["ceiling"])
+    lacking = (part["ceiling"] - part["correct"])[known]
     # ceilings and baselines belong to the items, so they are means over items, whoever answered them
-    ceiling, baseline = (
-        np.bincount(slot, weights=part[name], minlength=len(positions)) / count
-        for name in ("ceiling", "baseline/order_free")
+    one = np.zeros(len(slot), np.int64)
+    ceiling = _by_replica(part["ceiling"][known], one[known], 1, slot[known], len(positions))[0]
+    baseline, share_known = (
+        _by_replica(values, one, 1, slot, len(positions))[0] for values in (part["baseline/order_free"], known)
     )
     rows = [
         {
@@ -174,6 +180,7 @@ def _along(
             **interval(curves["correct"][:, i]).to_dict(),
             "count": int(count[i]),
             "ceiling": float(ceiling[i]),
+            "ceiling_known": float(share_known[i]),
             "baseline": float(baseline[i]),
             "log_probability": interval(curves["log_probability"][:, i]).to_dict(),
         }
@@ -185,8 +192,12 @@ def _along(
         for i, row in enumerate(rows):
             row[LOSS] = {**interval(lost[:, i]).to_dict(), "floor": float(floor[i])}
     found = _indices(axis, curves["correct"])
-    below = _indices(axis, curves["ceiling"] - curves["correct"])
+    below = _indices(axis, _by_replica(lacking, replica[known], size, slot[known], len(positions)))
     return rows, {**found, "ceiling_minus_accuracy": {name: below[name] for name in INDICES}}
+
+
+def _mean(values: Float[np.ndarray, "n"]) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _indices(axis: str, curves: Float[np.ndarray, "R P"]) -> dict[str, Any]:
@@ -244,119 +255,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-# ------------------------------------------------------------------------------------------------------------ text
-
-
-def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | None = None) -> str:
-    """When it was measured, accuracy by query and by evidence position as aligned text, the mean and each replica.
-
-    `theory` adds the closed form, {"query": [P], "evidence": [P]} by slot; left out, it is the summary's own.
-    """
-    theory = summary.get("theory", {}) if theory is None else theory
-    accuracy = summary["accuracy"]
-    labels = summary.get("axes", {})
-    lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
-    for axis in axes_told(summary):
-        label = labels.get(axis, f"{axis} position")
-        lines += [*_curve(label, summary, axis, theory.get(axis)), ""]
-        lines += [*_losses(label, summary, axis), ""] if LOSS in summary else []
-    lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
-    if accuracy["solved"] is not None:
-        lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
-    for one in summary.get("paired", {}).values():
-        mean, between = _cells(one, None, None)[:2]
-        lines.append(f"right in {' and '.join(one['conditions'])} alike: {mean} {between}")
-    lines += remarks(summary)
-    if accuracy["low"] is not None:
-        lines.append("intervals: 95 % Student t over replicas")
-    if summary.get("note"):
-        lines.append(summary["note"])
-    return "\n".join(lines)
-
-
-def axes_told(summary: Mapping[str, Any]) -> list[str]:
-    """The axes, of query and evidence, whose curves are told: one of a single position only if both are."""
-    axes = ["query", "evidence"]
-    longer = [axis for axis in axes if len(summary[f"by_{axis}_position"]) > 1]
-    return longer or axes
-
-
-def when(summary: Mapping[str, Any]) -> str:
-    """`at step N of M`, or `before training`."""
-    if summary["steps"] == 0:
-        return "before training"
-    return f"at step {summary['steps']}" + (f" of {summary['of']}" if summary["of"] is not None else "")
-
-
-def solved_count(measured: Mapping[str, Any]) -> str:
-    """`K of N`: how many replicas solved the task, of those of which it is known; empty if of none."""
-    accuracy = measured["accuracy"]
-    if accuracy["solved"] is None:
-        return ""
-    pairs = zip(accuracy["replicas"], measured["ceiling"]["replicas"], strict=True)
-    known = sum(None not in pair for pair in pairs)
-    return f"{round(accuracy['solved'] * known)} of {known}"
-
-
-def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """A line for every condition whose ceiling is chance, or is exceeded further than an ideal observer could."""
-    lines = []
-    for name, one in summary["by_condition"].items():
-        where = f" in condition {name}" if len(summary["by_condition"]) > 1 else ""
-        ceiling, chance = one["ceiling"]["mean"], one["baselines"].get("chance")
-        if None not in (ceiling, chance) and ceiling <= chance + SOLVED_WITHIN:
-            lines.append(f"the ceiling is chance{where}: the model cannot see what the answers need")
-        excess = one["accuracy"]["deviation"]["mean"]
-        if excess is not None and excess > ABOVE_CEILING:
-            lines.append(
-                f"accuracy is {excess:.3f} above the ceiling{where}: something leaks or is mislabelled, or the answers"
-                " are too few"
-            )
-    return lines
-
-
-def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[float] | None) -> list[str]:
-    rows, every = _thinned(summary, axis)
-    header = ["at", "mean", "interval", "ceiling", "baseline", *(["theory"] if theory is not None else [])]
-    body = []
-    for row in rows:
-        cells = [str(row["position"]), *_cells(row, row["ceiling"], row["baseline"])]
-        if theory is not None:
-            cells.append(_number(theory[row["position"]] if 0 <= row["position"] < len(theory) else None))
-        body.append(cells)
-    mean = _cells(summary["accuracy"], summary["ceiling"]["mean"], summary["baselines"]["order_free"])
-    foot = ["all", *mean, *([""] if theory is not None else [])]
-    return [f"accuracy by {label}{every}", *_aligned([header, *body, foot])]
-
-
-def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
-    rows, every = _thinned(summary, axis)
-    body = [[str(row["position"]), *_cells(row[LOSS], row[LOSS]["floor"])] for row in rows]
-    foot = ["all", *_cells(summary[LOSS], summary[LOSS]["floor"])]
-    rules = [f"{name} {_number(value)}" for name, value in summary[LOSS]["rules"].items()]
-    title = f"loss by {label}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
-    return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
-
-
-def _thinned(summary: Mapping[str, Any], axis: str) -> tuple[list[Mapping[str, Any]], str]:
-    """The rows of a curve that a terminal shows, and how the title says so."""
-    rows = summary[f"by_{axis}_position"]
-    step = -(-len(rows) // LONGEST_TABLE)
-    shown = sorted({*range(0, len(rows), step), len(rows) - 1})
-    return [rows[i] for i in shown], f", one in {step} shown" if step > 1 else ""
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return ["  ".join(c.rjust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in lines]
-
-
-def _cells(row: Mapping[str, Any], *beside: float | None) -> list[str]:
-    between = "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
-    return [_number(row["mean"]), between, *(_number(one) for one in beside)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from positionbias.evaluation.statistics import INDICES
-from positionbias.evaluation.summary import axes_told, remarks, solved_count, when
+from positionbias.evaluation.table import axes_told, remarks, solved_count, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -49,6 +49,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     ceiling = summary["ceiling"]["mean"]
     if ceiling is not None:
         text += f", against a ceiling of {number(ceiling)}"
+        text += " where it is known" if summary["ceiling"]["known"] < 1 else ""
     beside = [f"{name.replace('_', '-')} {number(value)}" for name, value in summary["baselines"].items()]
     text += f" (simple rules: {', '.join(beside)})" if beside else ""
     if accuracy["solved"] is not None:
@@ -62,6 +63,11 @@ def _loss(measured: Mapping[str, Any]) -> str:
     """The mean loss, and the least that can be expected where that is known."""
     loss = measured["loss"]
     return between(loss) + (f" (floor {number(loss['floor'])})" if loss["floor"] is not None else "")
+
+
+def ceiling_told(mean: float | None, known: float) -> str:
+    """A ceiling, with the share of answers of which it is known and that it is the mean of, if that is not all."""
+    return number(mean) + (f" ({min(known, 0.999):.1%} known)" if 0 < known < 1 else "")
 
 
 def replicas_text(count: int) -> str:
@@ -180,6 +186,8 @@ def _when(summary: Mapping[str, Any]) -> str:
 def _beside(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     named = {"ceiling": "dashed: what an ideal observer of the visible input reaches", "baseline": "dotted: guessing"
              " without regard to order"}  # fmt: skip
+    if any(row["ceiling_known"] < 1 for row in rows):
+        named["ceiling"] += ", over the answers of which that is known"
     return [text for key, text in named.items() if any(row[key] is not None for row in rows)]
 
 
@@ -230,7 +238,7 @@ def _conditions(summary: Mapping[str, Any]) -> list[str]:
         [
             name,
             between(one["accuracy"]),
-            number(one["ceiling"]["mean"]),
+            ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
             number(one["accuracy"]["solved"]),
             one["items"],
         ]
@@ -267,7 +275,7 @@ def _again(run: Run) -> list[str]:
                 name,
                 one.get("variant") or one["task"],
                 between(one["accuracy"]),
-                number(one["ceiling"]["mean"]),
+                ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
                 between(minus, True) if minus else "",
                 between(sensitivity) if sensitivity else "",
                 between(gap, True) if gap else "",
@@ -294,7 +302,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
             [
                 r["position"],
                 between(r),
-                number(r["ceiling"]),
+                ceiling_told(r["ceiling"], r["ceiling_known"]),
                 number(r["baseline"]),
                 between(r["log_probability"]),
                 *([_loss(r)] if "loss" in r else []),

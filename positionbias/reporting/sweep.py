@@ -7,12 +7,12 @@ import urllib.parse
 from collections.abc import Mapping
 
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
-from positionbias.evaluation.summary import remarks, solved_count
+from positionbias.evaluation.table import remarks, solved_count
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
-from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
+from positionbias.reporting.html import between, escape, figure, grid, note, page, pairs
 from positionbias.reporting.html import figures as side_by_side
-from positionbias.reporting.run import COLLINEAR, band, label
+from positionbias.reporting.run import COLLINEAR, band, ceiling_told, label
 
 MOST_ARMS = 14  # curves one figure can hold and still be read
 
@@ -85,7 +85,15 @@ def _tables(measured: Mapping[str, Run]) -> list[str]:
         accuracy = run.summary["accuracy"]
         part = solved_count(run.summary) or "–"
         gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
-        body.append([_link(name), between(accuracy), gap, number(run.summary["ceiling"]["mean"]), part])
+        body.append(
+            [
+                _link(name),
+                between(accuracy),
+                gap,
+                ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"]),
+                part,
+            ]
+        )
     head = ["arm", "accuracy", f"minus {first}", "ceiling", "solved"]
     caption = (
         "Mean and 95 % interval over replicas; differences are paired by replica. Each name leads to its own report."

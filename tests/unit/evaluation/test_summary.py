@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from positionbias.evaluation.rows import read_rows, write_rows
-from positionbias.evaluation.summary import axes_told, solved_count, summarise, table
+from positionbias.evaluation.summary import summarise
+from positionbias.evaluation.table import solved_count, table
 from positionbias.spec import ConfigError
 
 
@@ -122,7 +123,8 @@ def test_curves_run_over_slots_and_signed_distances():
     rows["distance"] = rows["distance"] - 8
     summary = strict(summarise(rows))
     row = summary["by_query_position"][2]
-    assert set(row) == {"position", "mean", "low", "high", "count", "ceiling", "baseline", "log_probability"}
+    measures = {"mean", "low", "high", "ceiling", "ceiling_known", "baseline", "log_probability"}
+    assert set(row) == {"position", "count", *measures}
     assert (row["position"], row["count"], row["ceiling"], row["baseline"]) == (2, 18, 0.75, 0.125)
     assert row["mean"] == pytest.approx((3 + 4 + 5) / 18)
     assert row["log_probability"] == {"mean": -0.5, "low": -0.5, "high": -0.5}
@@ -255,6 +257,26 @@ def test_unknown_ceilings_are_null_and_nothing_is_called_solved():
     assert "ceiling" in table(summary)
 
 
+def test_a_ceiling_known_of_some_answers_is_their_mean_and_accuracy_is_held_against_it_on_them():
+    rows = fabricate()
+    item = np.indices((3, 1, 4, 6))[3].ravel()
+    rows["ceiling"] = np.where((rows["query_slot"] > 1) | (item < 3), 0.5, np.nan)  # 9 of 12 at slots 0 and 1
+    rows["ceiling"] = np.where(rows["query_slot"] == 3, np.nan, rows["ceiling"])
+    summary = strict(summarise(rows))
+    # Replica r is right at slot k iff item < k + 1 + r, so of the 3 + 3 + 6 answers 1 + 2 + 3, 2 + 3 + 4, 3 + 3 + 5.
+    ceiling, accuracy = summary["ceiling"], summary["accuracy"]
+    assert (ceiling["mean"], ceiling["replicas"], ceiling["known"]) == (0.5, [0.5] * 3, 0.5)
+    assert ceiling["accuracy"] == pytest.approx(26 / 36)
+    assert accuracy["replicas"] == pytest.approx([10 / 24, 14 / 24, 18 / 24])
+    assert accuracy["deviation"]["replicas"] == pytest.approx([0, 3 / 12, 5 / 12])
+    assert accuracy["solved"] == 1
+    told = [(row["ceiling"], row["ceiling_known"]) for row in summary["by_query_position"]]
+    assert told == [(0.5, 0.5), (0.5, 0.5), (0.5, 1), (None, 0)]
+    below = summary["indices"]["query_position"]["ceiling_minus_accuracy"]
+    assert below["primacy"]["mean"] == pytest.approx(1 / 2 - 2 / 3 - (1 / 2 - 8 / 9))
+    assert below["tilt"]["mean"] is None
+
+
 def test_replicas_of_which_nothing_is_known_are_not_counted():
     rows = fabricate(replicas=4)
     rows["ceiling"] = np.where(rows["replica"] == 0, np.nan, rows["ceiling"])
@@ -262,16 +284,6 @@ def test_replicas_of_which_nothing_is_known_are_not_counted():
     assert summary["accuracy"]["solved"] == pytest.approx(2 / 3)  # of replicas 1, 2 and 3
     assert solved_count(summary) == "2 of 3"
     assert "2 of 3 solved the task" in table(summary)
-
-
-def test_a_ceiling_of_chance_is_told():
-    rows = fabricate(conditions=("near", "far"))
-    assert "the ceiling is chance" not in table(summarise(rows))
-    rows["ceiling"] = np.where(rows["condition"] == 1, 0.26, rows["ceiling"])
-    told = table(summarise(rows))
-    assert "the ceiling is chance in condition far: the model cannot see what the answers need" in told.splitlines()
-    rows["ceiling"] = np.full(rows["ceiling"].shape, np.nan)
-    assert "the ceiling is chance" not in table(summarise(rows))
 
 
 def test_accuracy_above_the_ceiling_is_told():
@@ -288,19 +300,6 @@ def test_accuracy_above_the_ceiling_is_told():
         "accuracy is 0.083 above the ceiling in condition far: something leaks or is mislabelled, or the answers are"
         " too few"
     ]
-
-
-@pytest.mark.parametrize(
-    ("steps", "of", "line"),
-    [
-        (30, 600, "evaluated at step 30 of 600"),
-        (30, None, "evaluated at step 30"),
-        (0, 600, "evaluated before training"),
-        (None, None, "accuracy by slot read"),
-    ],
-)
-def test_the_table_says_first_when_it_was_measured(steps, of, line):
-    assert table(strict(summarise(fabricate(), steps=steps, of=of))).splitlines()[0] == line
 
 
 def test_one_replica_has_no_interval():
@@ -326,50 +325,3 @@ def test_varied_hyperparameters_are_noted_but_seeds_are_not():
     summary = strict(summarise(fabricate(), varied={"learning_rate": np.array([1e-3, 2e-3, 4e-3])}))
     assert summary["varied"] == {"learning_rate": [1e-3, 2e-3, 4e-3]}
     assert summary["note"].startswith("Replicas differ in learning_rate")
-
-
-def test_table_shows_both_curves_the_theory_and_every_replica():
-    curves = {"query": [0.25, 0.5, 0.75, 1.0]}
-    text = table(summarise(fabricate()), curves)
-    assert table(summarise(fabricate(), theory=curves)) == text
-    lines = text.splitlines()
-    assert lines[0] == "accuracy by slot read"
-    assert lines[1].split() == ["at", "mean", "interval", "ceiling", "baseline", "theory"]
-    assert lines[2].split() == ["0", "0.333", "[-0.081,", "0.747]", "0.250", "0.125", "0.250"]
-    assert lines[6].split() == ["all", "0.583", "[0.169,", "0.997]", "0.625", "0.125"]
-    assert lines[8] == "accuracy by slot told"
-    assert "theory" not in lines[9]
-    assert "replicas  0.417  0.583  0.750" in lines
-    assert lines[-2:] == [
-        "1 of 3 solved the task: came within 0.02 of the ceiling",
-        "intervals: 95 % Student t over replicas",
-    ]
-    assert max(map(len, lines)) <= 100
-
-
-def test_table_shows_losses_under_the_accuracy():
-    lines = table(summarise(with_losses())).splitlines()
-    at = lines.index("loss by slot read (simple rules: chance 9.000)")
-    assert lines[at - 1] == ""
-    assert lines[at + 1].split() == ["at", "mean", "interval", "floor"]
-    assert lines[at + 2].split() == ["0", "4.000", "[-3.452,", "11.452]", "1.000"]
-    assert lines[at + 6].split() == ["all", "5.500", "[-1.952,", "12.952]", "2.500"]
-    assert any(line.startswith("loss by slot told") for line in lines[at + 7 :])
-    assert not any(line.startswith("loss by") for line in table(summarise(fabricate())).splitlines())
-
-
-def test_table_thins_a_long_curve_but_keeps_its_ends():
-    lines = table(summarise(fabricate(slots=100, items=1))).splitlines()
-    assert lines[0] == "accuracy by slot read, one in 4 shown"
-    slots = [line.split()[0] for line in lines[2 : lines.index("") - 1]]
-    assert (slots[0], slots[1], slots[-1], len(slots)) == ("0", "4", "99", 26)
-
-
-def test_a_curve_of_one_position_is_told_only_beside_no_longer_one():
-    assert axes_told(summarise(fabricate())) == ["query", "evidence"]
-    rows = fabricate()
-    flat = summarise({**rows, "evidence_slot": np.zeros_like(rows["evidence_slot"])})
-    assert axes_told(flat) == ["query"]
-    assert "accuracy by slot read" in table(flat)
-    assert table(flat).count("accuracy by") == 1
-    assert axes_told(summarise(fabricate(slots=1))) == ["query", "evidence"]

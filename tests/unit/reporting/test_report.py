@@ -176,6 +176,22 @@ def test_accuracy_above_the_ceiling_is_told(tmp_path):
     assert "Accuracy is 0.034 above the ceiling: something leaks" in read(edit(folder, leak)).text
 
 
+def test_a_ceiling_known_of_some_answers_is_told_with_their_share(tmp_path):
+    def hide(summary):
+        summary["by_condition"]["other"] = json.loads(json.dumps(summary["by_condition"]["trained"]))
+        summary["ceiling"]["known"] = summary["by_condition"]["trained"]["ceiling"]["known"] = 0.75
+        summary["by_query_position"][0]["ceiling_known"] = 0.99999
+
+    folder = edit(fabricate.write_run(tmp_path / "run", items=16), hide)
+    text = read(folder).text
+    ceiling = json.loads((folder / "summary.json").read_text())["ceiling"]
+    assert f"against a ceiling of {ceiling['mean']:.3f} where it is known (simple rules" in text
+    assert "The ceiling in condition trained is known for 384 of 512 answers and is their mean; accuracy on" in text
+    assert text.count(f"{ceiling['mean']:.3f} (75.0% known)") == 1
+    assert text.count("(99.9% known)") == 1
+    assert text.count("reaches, over the answers of which that is known;") == 1
+
+
 def test_items_that_conditions_share_are_told_below_them(tmp_path):
     def share(summary):
         summary["by_condition"]["other"] = summary["by_condition"]["trained"]

@@ -1,0 +1,134 @@
+"""An evaluation as a person reads it in a terminal: aligned tables, and remarks on what must not be overlooked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from positionbias.evaluation.rows import LOSS
+from positionbias.evaluation.statistics import SOLVED_WITHIN
+
+ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
+LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
+
+
+def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | None = None) -> str:
+    """When it was measured, accuracy by query and by evidence position as aligned text, the mean and each replica.
+
+    `theory` adds the closed form, {"query": [P], "evidence": [P]} by slot; left out, it is the summary's own.
+    """
+    theory = summary.get("theory", {}) if theory is None else theory
+    accuracy = summary["accuracy"]
+    labels = summary.get("axes", {})
+    lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
+    for axis in axes_told(summary):
+        label = labels.get(axis, f"{axis} position")
+        lines += [*_curve(label, summary, axis, theory.get(axis)), ""]
+        lines += [*_losses(label, summary, axis), ""] if LOSS in summary else []
+    lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
+    if accuracy["solved"] is not None:
+        lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
+    for one in summary.get("paired", {}).values():
+        mean, between = _cells(one, None, None)[:2]
+        lines.append(f"right in {' and '.join(one['conditions'])} alike: {mean} {between}")
+    lines += remarks(summary)
+    if accuracy["low"] is not None:
+        lines.append("intervals: 95 % Student t over replicas")
+    if summary.get("note"):
+        lines.append(summary["note"])
+    return "\n".join(lines)
+
+
+def axes_told(summary: Mapping[str, Any]) -> list[str]:
+    """The axes, of query and evidence, whose curves are told: one of a single position only if both are."""
+    axes = ["query", "evidence"]
+    longer = [axis for axis in axes if len(summary[f"by_{axis}_position"]) > 1]
+    return longer or axes
+
+
+def when(summary: Mapping[str, Any]) -> str:
+    """`at step N of M`, or `before training`."""
+    if summary["steps"] == 0:
+        return "before training"
+    return f"at step {summary['steps']}" + (f" of {summary['of']}" if summary["of"] is not None else "")
+
+
+def solved_count(measured: Mapping[str, Any]) -> str:
+    """`K of N`: how many replicas solved the task, of those of which it is known; empty if of none."""
+    accuracy = measured["accuracy"]
+    if accuracy["solved"] is None:
+        return ""
+    pairs = zip(accuracy["replicas"], measured["ceiling"]["replicas"], strict=True)
+    known = sum(None not in pair for pair in pairs)
+    return f"{round(accuracy['solved'] * known)} of {known}"
+
+
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every condition whose ceiling is known of some answers only, is chance, or is exceeded too far."""
+    lines = []
+    for name, one in summary["by_condition"].items():
+        where = f" in condition {name}" if len(summary["by_condition"]) > 1 else ""
+        ceiling, chance, known = one["ceiling"]["mean"], one["baselines"].get("chance"), one["ceiling"]["known"]
+        if 0 < known < 1:
+            lines.append(
+                f"the ceiling{where} is known for {round(known * one['items'])} of {one['items']} answers and is their"
+                f" mean; accuracy on these is {_number(one['ceiling']['accuracy'])}"
+            )
+        elif None not in (ceiling, chance) and ceiling <= chance + SOLVED_WITHIN:
+            lines.append(f"the ceiling is chance{where}: the model cannot see what the answers need")
+        excess = one["accuracy"]["deviation"]["mean"]
+        if excess is not None and excess > ABOVE_CEILING:
+            lines.append(
+                f"accuracy is {excess:.3f} above the ceiling{where}: something leaks or is mislabelled, or the answers"
+                " are too few"
+            )
+    return lines
+
+
+def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[float] | None) -> list[str]:
+    rows, every = _thinned(summary, axis)
+    partly = 0 < summary["ceiling"]["known"] < 1
+    header = ["at", "mean", "interval", "ceiling", *(["known"] if partly else []), "baseline"]
+    header += ["theory"] if theory is not None else []
+    body = []
+    for row in rows:
+        ceiling = [row["ceiling"], *([row["ceiling_known"]] if partly else [])]
+        cells = [str(row["position"]), *_cells(row, *ceiling, row["baseline"])]
+        if theory is not None:
+            cells.append(_number(theory[row["position"]] if 0 <= row["position"] < len(theory) else None))
+        body.append(cells)
+    ceiling = [summary["ceiling"]["mean"], *([summary["ceiling"]["known"]] if partly else [])]
+    mean = _cells(summary["accuracy"], *ceiling, summary["baselines"]["order_free"])
+    foot = ["all", *mean, *([""] if theory is not None else [])]
+    return [f"accuracy by {label}{every}", *_aligned([header, *body, foot])]
+
+
+def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
+    rows, every = _thinned(summary, axis)
+    body = [[str(row["position"]), *_cells(row[LOSS], row[LOSS]["floor"])] for row in rows]
+    foot = ["all", *_cells(summary[LOSS], summary[LOSS]["floor"])]
+    rules = [f"{name} {_number(value)}" for name, value in summary[LOSS]["rules"].items()]
+    title = f"loss by {label}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
+    return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
+
+
+def _thinned(summary: Mapping[str, Any], axis: str) -> tuple[list[Mapping[str, Any]], str]:
+    """The rows of a curve that a terminal shows, and how the title says so."""
+    rows = summary[f"by_{axis}_position"]
+    step = -(-len(rows) // LONGEST_TABLE)
+    shown = sorted({*range(0, len(rows), step), len(rows) - 1})
+    return [rows[i] for i in shown], f", one in {step} shown" if step > 1 else ""
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(c.rjust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in lines]
+
+
+def _cells(row: Mapping[str, Any], *beside: float | None) -> list[str]:
+    between = "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
+    return [_number(row["mean"]), between, *(_number(one) for one in beside)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,95 @@
+"""The table of an evaluation: what it shows beside the accuracy, and what it remarks on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_summary import fabricate, strict, with_losses
+
+from positionbias.evaluation.summary import summarise
+from positionbias.evaluation.table import axes_told, table
+
+
+def test_a_ceiling_of_chance_is_told():
+    rows = fabricate(conditions=("near", "far"))
+    assert "the ceiling is chance" not in table(summarise(rows))
+    rows["ceiling"] = np.where(rows["condition"] == 1, 0.26, rows["ceiling"])
+    told = table(summarise(rows))
+    assert "the ceiling is chance in condition far: the model cannot see what the answers need" in told.splitlines()
+    rows["ceiling"] = np.full(rows["ceiling"].shape, np.nan)
+    assert "the ceiling is chance" not in table(summarise(rows))
+
+
+@pytest.mark.parametrize(
+    ("steps", "of", "line"),
+    [
+        (30, 600, "evaluated at step 30 of 600"),
+        (30, None, "evaluated at step 30"),
+        (0, 600, "evaluated before training"),
+        (None, None, "accuracy by slot read"),
+    ],
+)
+def test_the_table_says_first_when_it_was_measured(steps, of, line):
+    assert table(strict(summarise(fabricate(), steps=steps, of=of))).splitlines()[0] == line
+
+
+def test_table_shows_both_curves_the_theory_and_every_replica():
+    curves = {"query": [0.25, 0.5, 0.75, 1.0]}
+    text = table(summarise(fabricate()), curves)
+    assert table(summarise(fabricate(), theory=curves)) == text
+    lines = text.splitlines()
+    assert lines[0] == "accuracy by slot read"
+    assert lines[1].split() == ["at", "mean", "interval", "ceiling", "baseline", "theory"]
+    assert lines[2].split() == ["0", "0.333", "[-0.081,", "0.747]", "0.250", "0.125", "0.250"]
+    assert lines[6].split() == ["all", "0.583", "[0.169,", "0.997]", "0.625", "0.125"]
+    assert lines[8] == "accuracy by slot told"
+    assert "theory" not in lines[9]
+    assert "replicas  0.417  0.583  0.750" in lines
+    assert lines[-2:] == [
+        "1 of 3 solved the task: came within 0.02 of the ceiling",
+        "intervals: 95 % Student t over replicas",
+    ]
+    assert max(map(len, lines)) <= 100
+
+
+def test_table_shows_losses_under_the_accuracy():
+    lines = table(summarise(with_losses())).splitlines()
+    at = lines.index("loss by slot read (simple rules: chance 9.000)")
+    assert lines[at - 1] == ""
+    assert lines[at + 1].split() == ["at", "mean", "interval", "floor"]
+    assert lines[at + 2].split() == ["0", "4.000", "[-3.452,", "11.452]", "1.000"]
+    assert lines[at + 6].split() == ["all", "5.500", "[-1.952,", "12.952]", "2.500"]
+    assert any(line.startswith("loss by slot told") for line in lines[at + 7 :])
+    assert not any(line.startswith("loss by") for line in table(summarise(fabricate())).splitlines())
+
+
+def test_table_thins_a_long_curve_but_keeps_its_ends():
+    lines = table(summarise(fabricate(slots=100, items=1))).splitlines()
+    assert lines[0] == "accuracy by slot read, one in 4 shown"
+    slots = [line.split()[0] for line in lines[2 : lines.index("") - 1]]
+    assert (slots[0], slots[1], slots[-1], len(slots)) == ("0", "4", "99", 26)
+
+
+def test_a_curve_of_one_position_is_told_only_beside_no_longer_one():
+    assert axes_told(summarise(fabricate())) == ["query", "evidence"]
+    rows = fabricate()
+    flat = summarise({**rows, "evidence_slot": np.zeros_like(rows["evidence_slot"])})
+    assert axes_told(flat) == ["query"]
+    assert "accuracy by slot read" in table(flat)
+    assert table(flat).count("accuracy by") == 1
+    assert axes_told(summarise(fabricate(slots=1))) == ["query", "evidence"]
+
+
+def test_a_ceiling_known_of_some_answers_is_told_with_their_share():
+    rows = fabricate(conditions=("near", "far"))
+    rows["ceiling"] = np.where((rows["condition"] == 0) & (rows["query_slot"] == 3), np.nan, rows["ceiling"])
+    lines = table(strict(summarise(rows))).splitlines()
+    assert lines[1].split() == ["at", "mean", "interval", "ceiling", "known", "baseline"]
+    assert lines[4].split()[4:] == ["0.750", "1.000", "0.125"]
+    assert lines[5].split()[4:] == ["-", "0.000", "0.125"]
+    assert lines[6].split()[4:] == ["0.500", "0.750", "0.125"]
+    told = "is known for 54 of 72 answers and is their mean; accuracy on these is 0.500"
+    assert f"the ceiling in condition near {told}" in lines
+    assert not any("condition far" in line for line in lines)
+    rows["ceiling"] = np.full(rows["ceiling"].shape, np.nan)
+    assert "known" not in table(strict(summarise(rows)))
