@@ -21,7 +21,8 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "Mapped", "Shaped", "Tree"]
+__all__ = ["WITHIN", "Array", "Bool", "Float", "Int", "Key", "Mapped", "Shaped", "Tree"]
 
 Tree = Any  # a pytree of arrays: parameters, optimizer state, metrics
+WITHIN = 0.5  # how near to its target every feature of a right answer is, where answers are vectors
 Mapped = Any  # numpy or jax array: rules written with operators only take either

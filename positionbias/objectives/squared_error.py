@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from positionbias.arrays import WITHIN
 from positionbias.objectives.base import Objective
 from positionbias.spec import member
 
@@ -27,7 +28,7 @@ class SquaredError(Objective):
         return jnp.sum(jnp.square(outputs - targets), axis=-1)
 
     def right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        return jnp.all(jnp.abs(outputs - targets) < 0.5, axis=-1)
+        return jnp.all(jnp.abs(outputs - targets) < WITHIN, axis=-1)
 
     def said(self, outputs: jax.Array) -> jax.Array:
         return jnp.round(outputs)

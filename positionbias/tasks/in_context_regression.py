@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Int, Key, Tree
+from positionbias.arrays import WITHIN, Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch, Condition, Size, Task
 from positionbias.tokens import Tokens, sequential
 
 EXAMPLE_ROLE, QUERY_ROLE = range(2)
-WITHIN = 0.5  # how near to the target a right answer is
 
 
 @member("tasks", "in_context_regression")

@@ -7,11 +7,9 @@ import math
 
 import numpy as np
 
-from positionbias.arrays import Bool
+from positionbias.arrays import WITHIN, Bool
 from positionbias.spec import ConfigError, member
 from positionbias.theory.base import Curves, Theory
-
-WITHIN = 0.5
 
 
 @member("theory", "in_context_regression")
