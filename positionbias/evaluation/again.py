@@ -19,7 +19,7 @@ from positionbias.config.build import Experiment
 from positionbias.evaluation.by_position import Evaluator, theory_curves
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.loading import LoadedRun, load
-from positionbias.evaluation.rows import LOSS, Rows, write_rows
+from positionbias.evaluation.rows import CHANGED, LOSS, Rows, write_rows
 from positionbias.evaluation.statistics import interval
 from positionbias.evaluation.summary import summarise
 from positionbias.files import write_json
@@ -197,15 +197,10 @@ def line(one: Measured, base: Measured) -> str:
     parts = [f"{one.variant.name or one.task}: accuracy {_told(accuracy)}"]
     if one is not base:
         parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
-        changed = _told(one.summary["sensitivity"])
-        parts.append(f"order sensitivity {changed}" if _reorders(one) else f"{changed} of the answers changed")
+        parts += [f"{name.replace('_', ' ')} {_told(one.summary[name])}" for name in CHANGED if name in one.summary]
     if LOSS in one.summary:
         parts.append(f"loss {_told(one.summary[LOSS])}")
     return ", ".join(parts)
-
-
-def _reorders(one: Measured) -> bool:
-    return one.variant.intervention is not None and one.variant.intervention.reorders
 
 
 def _told(found: Mapping[str, Any], sign: str = "") -> str:
@@ -215,14 +210,9 @@ def _told(found: Mapping[str, Any], sign: str = "") -> str:
 
 
 def write(folder: pathlib.Path, label: str, one: Measured, base: Measured) -> None:
-    """Write `evals/LABEL.npz` and `.json`: the rows, and the summary with task, variant and its difference.
-
-    Where the intervention moves segments, `order_sensitivity` is the share of answers that it changes.
-    """
+    """Write `evals/LABEL.npz` and `.json`: the rows, and the summary with task, variant and its difference."""
     write_rows(folder / "evals" / f"{label}.npz", one.rows)
     more: dict[str, Any] = {"task": one.task, "variant": one.variant.name}
     if one is not base:
         more |= {"minus": {"variant": base.variant.name, **compared(one, base)}}
-    if _reorders(one):
-        more |= {"order_sensitivity": one.summary["sensitivity"]}
     write_json(folder / "evals" / f"{label}.json", {**one.summary, **more})

@@ -16,11 +16,11 @@ from positionbias import spec
 from positionbias.arrays import Float, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention, led_by
-from positionbias.evaluation.rows import CHANGED, LOSS
+from positionbias.evaluation.rows import LOSS
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
-from positionbias.tasks.base import Batch, Condition, Task, batch_axes, shared_corpus, worlds
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, sampled_from, shared_corpus, worlds
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
 JUDGED_TOKENS = 2**16  # whose ceilings are told at once: some take memory that is quadratic in the length
@@ -104,7 +104,11 @@ class Evaluator:
         """Columns of the rows, each [items, A], for one replica's weights, key and world."""
         weights, key, world = replica
         task, objective = self.experiment.task, self.experiment.objective
-        model, key, world = self._model(weights), stream(key, f"{self.name}/{condition.stream}"), corpus or world
+        model, key, world = (
+            self._model(weights),
+            stream(key, f"{self.name}/{condition.stream}"),
+            sampled_from(corpus, world),
+        )
         shared = jnp.asarray(self.experiment.reach(condition))
 
         def judge(example: Batch, outputs: Float[jax.Array, "T V"], own: bool) -> dict[str, jax.Array]:
@@ -150,7 +154,7 @@ class Evaluator:
             found = measured(changed, self.intervention.in_front, True)
             after = found.pop("said")
             differs = (before != after).reshape(*batch.query.shape, -1)
-            return {**found, CHANGED: jnp.any(differs, axis=-1)}
+            return {**found, self.intervention.share: jnp.any(differs, axis=-1)}
 
         chunks = jax.lax.map(chunk, jnp.arange(-(-self.items // self.batch_size)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
@@ -165,7 +169,7 @@ class Evaluator:
         weights, key, world = replica
         task, model = self.experiment.task, self._model(weights)
         key_items, key_w = jax.random.split(stream(key, f"influence/{self.name}/{condition.name}"))
-        batch = self._batch(key_items, condition, self.influence_items, corpus or world)
+        batch = self._batch(key_items, condition, self.influence_items, sampled_from(corpus, world))
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece

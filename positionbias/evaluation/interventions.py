@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Int, Key
+from positionbias.evaluation.rows import ANSWERS_CHANGED, ORDER_SENSITIVITY
 from positionbias.spec import ConfigError, canonical, member, require
 from positionbias.tasks.base import Batch, Condition, Task
 from positionbias.tasks.sampling import permutation
@@ -26,7 +27,7 @@ class Intervention:
 
     axis = "interventions"
     in_front: int = 0  # rows of filler put in front of the sequence
-    reorders: ClassVar[bool] = False  # whether segments change places, so that what it changes is owed to their order
+    share: ClassVar[str] = ANSWERS_CHANGED  # what the share of answers that it changes is called
 
     def check(self, task: Task, condition: Condition) -> None:
         """Raise ConfigError where the task has nothing to change in this way."""
@@ -102,7 +103,7 @@ class Pad(Intervention):
 class Permute(Intervention):
     """The segments of each item (its pairs, documents) are put in a random order of the item's own."""
 
-    reorders = True
+    share = ORDER_SENSITIVITY
 
     def check(self, task: Task, condition: Condition) -> None:
         _segments(self, task, condition)
@@ -120,7 +121,7 @@ class Swap(Intervention):
     first: int = 0
     second: int = -1
 
-    reorders = True
+    share = ORDER_SENSITIVITY
 
     def _places(self, task: Task, condition: Condition) -> tuple[int, int]:
         count = _segments(self, task, condition)

@@ -5,8 +5,9 @@ that answers), `evidence` (token index of the evidence that holds the answer), `
 two on the task's own axes), `distance` (signed), `order`, `correct` (0 or 1), `log_probability`, `ceiling` (probability
 that the ideal observer is right on this very item, nan where none is known) and one `baseline/NAME` a simple rule
 (probability that it is right), among them always `baseline/chance` and `baseline/order_free`; under an intervention
-also `changed` (0 or 1: whether the answer is another than without it). Where losses are measured also `loss` (that
-of the answer) and one `loss/NAME` for what the task says of it, `loss/floor` the least that can be expected.
+also 0 or 1, whether the answer is another than without it: `order_sensitivity` where segments change places with the
+same right answers, else `answers_changed`. Where losses are measured also `loss` (that of the answer) and one
+`loss/NAME` for what the task says of it, `loss/floor` the least that can be expected.
 Beside the columns: `conditions` (names), `influence` f32[R, C, T] padded with nan, `axes`: the labels
 {"query": ..., "evidence": ...}, and where conditions have the same items, in the same order, `items`: a name for those
 of every condition.
@@ -28,7 +29,7 @@ from positionbias.spec import ConfigError
 INTEGERS = ("replica", "condition", "query", "evidence", "query_slot", "evidence_slot", "distance", "order")
 REAL = ("correct", "log_probability", "ceiling")
 BASELINE = "baseline/"
-CHANGED = "changed"  # 0 or 1, only under an intervention: whether the answer is another than without it
+ORDER_SENSITIVITY, ANSWERS_CHANGED = CHANGED = ("order_sensitivity", "answers_changed")  # under an intervention
 LOSS = "loss"  # of vectors, and where a task is `by_loss`; under it what the task holds it against
 REQUIRED = (*INTEGERS, *REAL, "baseline/chance", "baseline/order_free")
 
@@ -37,7 +38,7 @@ Rows = Mapping[str, Any]
 
 def columns(rows: Rows) -> dict[str, np.ndarray]:
     """The columns of `rows`, checked: all that are required, 1-D, of one length. Raises ValueError."""
-    more = (n for n in rows if n not in REQUIRED and (n.startswith((BASELINE, f"{LOSS}/")) or n in (CHANGED, LOSS)))
+    more = (n for n in rows if n not in REQUIRED and (n.startswith((BASELINE, f"{LOSS}/")) or n in (*CHANGED, LOSS)))
     names = [*REQUIRED, *sorted(more)]
     missing = [name for name in (*names, "conditions") if name not in rows]
     if missing:
@@ -51,7 +52,7 @@ def columns(rows: Rows) -> dict[str, np.ndarray]:
 
 def _compact(name: str, column: np.ndarray) -> np.ndarray:
     if name not in INTEGERS:
-        return column.astype(np.uint8 if name in ("correct", CHANGED) else np.float32)
+        return column.astype(np.uint8 if name in ("correct", *CHANGED) else np.float32)
     low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
     return column.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
 

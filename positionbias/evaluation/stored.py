@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.statistics import INDICES
 from positionbias.files import read_json
 from positionbias.spec import ConfigError
@@ -98,7 +99,7 @@ _MEASURES = {
         _interval(first=int, second=int, above_chance=_interval(), by_order=[_interval(order=int, count=int)]),
         {str: ()},
     ),
-    "sensitivity?": _interval(),
+    **{f"{name}?": _interval() for name in CHANGED},
     "collinear": bool,
 }
 SUMMARY = {
@@ -114,7 +115,7 @@ SUMMARY = {
 }
 
 
-AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str), "order_sensitivity?": _interval()}
+AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str)}
 
 
 def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

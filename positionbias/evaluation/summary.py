@@ -151,8 +151,8 @@ def _measure(
         found["influence"] = _indices("input position", profile[:, : len(result["influence"])])
     result["indices"] = found
     result["order_gap"] = _order_gap(part, replica, size)
-    if CHANGED in part:
-        result["sensitivity"] = interval(_by_replica(part[CHANGED], replica, size)[:, 0]).to_dict()
+    shares = [name for name in CHANGED if name in part]
+    result |= {name: interval(_by_replica(part[name], replica, size)[:, 0]).to_dict() for name in shares}
     result["collinear"] = _collinear(part["evidence_slot"], part["distance"])
     return result
 

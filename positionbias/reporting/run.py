@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.statistics import INDICES
 from positionbias.evaluation.table import axes_told, remarks, solved_count, when
 from positionbias.reporting import figures
@@ -55,11 +56,11 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if accuracy["solved"] is not None:
         text += f"; {solved_count(summary)} solved the task"
     if "loss" in summary:
-        text += f"; mean loss {_loss(summary)}"
+        text += f"; mean loss {loss_told(summary)}"
     return text + (": undecided with so few." if accuracy["verdict"] == "undecided" else ".")
 
 
-def _loss(measured: Mapping[str, Any]) -> str:
+def loss_told(measured: Mapping[str, Any]) -> str:
     """The mean loss, and the least that can be expected where that is known."""
     loss = measured["loss"]
     return between(loss) + (f" (floor {number(loss['floor'])})" if loss["floor"] is not None else "")
@@ -234,17 +235,19 @@ def _conditions(summary: Mapping[str, Any]) -> list[str]:
     conditions = summary["by_condition"]
     if len(conditions) < 2:
         return []
+    judged = "loss" in summary
     body = [
         [
             name,
             between(one["accuracy"]),
             ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
             number(one["accuracy"]["solved"]),
+            *([loss_told(one)] if judged else []),
             one["items"],
         ]
         for name, one in conditions.items()
     ]
-    head = ["condition", "accuracy", "ceiling", "share solved", "answers"]
+    head = ["condition", "accuracy", "ceiling", "share solved", *(["loss"] if judged else []), "answers"]
     caption = "Curves above are those of the first condition."
     for one in summary.get("paired", {}).values():
         caption += f" Items right in {' and '.join(one['conditions'])} alike: {between(one)}."
@@ -268,8 +271,9 @@ def _again(run: Run) -> list[str]:
         return []
     body: list[list[Any]] = []
     judged = any("loss" in one for one in run.again.values())
+    changed = [name for name in CHANGED if any(name in one for one in run.again.values())]
     for name, one in run.again.items():
-        minus, sensitivity, gap = one.get("minus"), one.get("sensitivity"), one["order_gap"]
+        minus, gap = one.get("minus"), one["order_gap"]
         body.append(
             [
                 name,
@@ -277,16 +281,18 @@ def _again(run: Run) -> list[str]:
                 between(one["accuracy"]),
                 ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
                 between(minus, True) if minus else "",
-                between(sensitivity) if sensitivity else "",
+                *(between(one[share]) if share in one else "" for share in changed),
                 between(gap, True) if gap else "",
-                *([_loss(one) if "loss" in one else ""] if judged else []),
+                *([loss_told(one) if "loss" in one else ""] if judged else []),
             ]
         )
-    head = ["evaluation", "of", "accuracy", "ceiling", "minus unchanged", "answers changed", "order gap"]
+    head = ["evaluation", "of", "accuracy", "ceiling", "minus unchanged"]
+    head += [*(share.replace("_", " ") for share in changed), "order gap"]
     head += ["loss"] if judged else []
     caption = (
         "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
-        " replica; answers changed is the share that an intervention made another."
+        " replica. Order sensitivity is the share of answers that another order of the segments changed, answers"
+        " changed the share that another intervention did."
     )
     return ["<h2>Evaluated again</h2>", grid(head, body, caption, texts=2)]
 
@@ -305,7 +311,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
                 ceiling_told(r["ceiling"], r["ceiling_known"]),
                 number(r["baseline"]),
                 between(r["log_probability"]),
-                *([_loss(r)] if "loss" in r else []),
+                *([loss_told(r)] if "loss" in r else []),
                 r["count"],
             ]
             for r in summary[measure]

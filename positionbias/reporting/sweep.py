@@ -12,7 +12,7 @@ from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
 from positionbias.reporting.html import between, escape, figure, grid, note, page, pairs
 from positionbias.reporting.html import figures as side_by_side
-from positionbias.reporting.run import COLLINEAR, band, ceiling_told, label
+from positionbias.reporting.run import COLLINEAR, band, ceiling_told, label, loss_told
 
 MOST_ARMS = 14  # curves one figure can hold and still be read
 
@@ -80,21 +80,16 @@ def _figures(measured: Mapping[str, Run]) -> list[str]:
 
 def _tables(measured: Mapping[str, Run]) -> list[str]:
     first = next(iter(measured))
+    judged = any("loss" in run.summary for run in measured.values())
     body = []
     for name, run in measured.items():
         accuracy = run.summary["accuracy"]
         part = solved_count(run.summary) or "–"
+        loss = [loss_told(run.summary) if "loss" in run.summary else "–"] if judged else []
         gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
-        body.append(
-            [
-                _link(name),
-                between(accuracy),
-                gap,
-                ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"]),
-                part,
-            ]
-        )
-    head = ["arm", "accuracy", f"minus {first}", "ceiling", "solved"]
+        ceiling = ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"])
+        body.append([_link(name), between(accuracy), gap, ceiling, part, *loss])
+    head = ["arm", "accuracy", f"minus {first}", "ceiling", "solved", *(["loss"] if judged else [])]
     caption = (
         "Mean and 95 % interval over replicas; differences are paired by replica. Each name leads to its own report."
     )

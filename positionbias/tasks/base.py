@@ -182,7 +182,8 @@ class Task:
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
         """Probability that an ideal observer answers right if row i knows only the inputs j with visible[i, j].
 
-        It knows the world as a trained model can. nan where no such observer is known.
+        It knows the world as a trained model can. nan where no such observer is known: a mean of ceilings leaves those
+        answers out, and how many it is of is told.
         """
         raise NotImplementedError
 
@@ -218,8 +219,13 @@ def one_of(
 
 
 def world_of(task: Task, key: Key[jax.Array, ""]) -> Tree:
-    """What `sample` gets in the replica of this key: the corpus, or the replica's own world."""
-    return task.corpus() or jax.tree.map(lambda leaf: leaf[0], worlds(task, key[None]))
+    """What `sample` gets in the replica of this key."""
+    return sampled_from(task.corpus(), jax.tree.map(lambda leaf: leaf[0], worlds(task, key[None])))
+
+
+def sampled_from(corpus: Tree, world: Tree) -> Tree:
+    """What `sample` gets: the task's corpus if it has one, else the replica's own world."""
+    return corpus or world
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import Sites
 from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
-from positionbias.tasks.base import shared_corpus, worlds
+from positionbias.tasks.base import sampled_from, shared_corpus, worlds
 from positionbias.training.auto import Auto
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 from positionbias.training.packing import Packed, Packing
@@ -78,7 +78,7 @@ class Program:
         data = stream(replica_key(own["seeds"]), "data")
 
         def step(state: State, index: jax.Array) -> tuple[State, Tree]:
-            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), corpus or own["world"])
+            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), sampled_from(corpus, own["world"]))
             metrics["gradient_norm"] = optax.tree.norm(grads)
             direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
             share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)

@@ -238,6 +238,23 @@ def test_losses_stand_beside_their_floor(tmp_path):
     assert "mean loss" not in read(fabricate.write_run(tmp_path / "other", items=16)).text
 
 
+def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
+    def lose(summary):
+        summary["loss"] = {"mean": 0.25, "low": 0.2, "high": 0.3, "floor": 0.125, "replicas": [0.25] * 4, "rules": {}}
+        trained = {**summary["by_condition"]["trained"], "loss": summary["loss"]}
+        summary["by_condition"] = {"trained": trained, "other": trained}
+
+    (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}, {"name": "b"}]}')
+    judged = edit(fabricate.write_run(tmp_path / "cells" / "a", items=16), lose)
+    fabricate.write_run(tmp_path / "cells" / "b", items=16)
+    text = read(judged).text
+    assert "condition accuracy ceiling share solved loss answers" in text
+    assert text.count("0.250 [0.200, 0.300] (floor 0.125) 512") == 2
+    text = read(tmp_path).text
+    assert "arm accuracy minus a ceiling solved loss a " in text
+    assert re.search(r"of 4 0\.250 \[0\.200, 0\.300\] \(floor 0\.125\) b .* of 4 – ", text)
+
+
 def test_the_influence_profile_says_which_answer_it_reads(run_folder):
     assert "each item's last answer" in read(run_folder).text
 
