@@ -20,6 +20,15 @@ def root() -> pathlib.Path:
 
 
 @pytest.fixture
+def in_haste(monkeypatch):
+    """The package's own programs are compiled in haste too: for tests of which it matters only that they run."""
+    import jax
+    from haste import hasty_jit
+
+    monkeypatch.setattr(jax, "jit", hasty_jit)
+
+
+@pytest.fixture
 def tiny():
     """A config that trains in about a second; dotted overrides change it: `tiny(**{"train.steps": 20})`."""
     from positionbias.config.cli import apply_overrides

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import math
 import re
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 from toys import TwoLists
 
@@ -38,6 +40,8 @@ MORE = {
 }
 EXAMPLES = {name: list({given: 0 for given, _, _ in shown(name)}) + MORE.get(name, []) for name in spec.names(AXIS)}
 ITEMS = 1024
+KEY = jax.random.key(0)
+SECOND = jax.random.split(KEY, ITEMS)[1]  # the key of a batch's example 1
 LEVEL = 1e-4  # of the chi-square tests; seeds are fixed
 
 
@@ -49,14 +53,24 @@ def world(task, seed=0):
 @functools.cache
 def sampled(task, condition):
     """Many examples of one world."""
-    made = jax.jit(lambda key, world: task.batch(key, condition, ITEMS, world))(jax.random.key(0), world(task))
+    made = hasty_jit(lambda key, world: task.batch(key, condition, ITEMS, world))(KEY, world(task))
     return jax.tree.map(np.asarray, made)
 
 
-def judged(judge, batch, visible):
-    """`judge` over every example of a batch."""
-    judge_all = jax.jit(jax.vmap(judge, in_axes=(batch_axes(0, batch.tokens.index.ndim == 1), None)))
-    return jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(visible)))
+def judging(task):
+    """A function of a batch and a mask: ceilings and baselines of every example, compiled once a length."""
+
+    def judges(example, visible):
+        return task.ceiling(example, visible), task.baselines(example, visible)
+
+    judge_all = hasty_jit(jax.vmap(judges, in_axes=(batch_axes(0, task.shared_tokens), None)))
+    return lambda batch, visible: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(visible)))
+
+
+def example_of(task, batch, number):
+    """One example of a batch."""
+    item = jax.tree.map(lambda leaf: leaf[number], batch._replace(tokens=()) if task.shared_tokens else batch)
+    return item._replace(tokens=batch.tokens) if task.shared_tokens else item
 
 
 def same(one, other):
@@ -176,20 +190,20 @@ def check_prior(task):
 
 def check_judges(task):
     """Ceilings and baselines are probabilities; seeing more never lowers the mean ceiling, no rule beats it."""
+    judged = judging(task)
     for condition in task.conditions():
         batch, tokens = sampled(task, condition), task.tokens(condition)
         nothing = np.zeros((task.length(condition),) * 2, bool)
         masks = [nothing, Causal().dense(tokens, tokens), Bidirectional().dense(tokens, tokens)]
         means = []
         for visible in masks:
-            ceiling = judged(task.ceiling, batch, visible)
+            ceiling, baselines = judged(batch, visible)
             assert ceiling.shape == batch.query.shape
             if np.isnan(ceiling).all():  # no ideal observer is known: rules are held against certainty
                 ceiling = np.ones_like(ceiling)
             assert ceiling.min() >= 0
             assert ceiling.max() <= 1 + 1e-6
             means.append(ceiling.mean())
-            baselines = judged(task.baselines, batch, visible)
             assert {"chance", "order_free"} <= set(baselines)
             # A rule's hits on 1,024 items scatter around its mean by at most 1/64; a ceiling is exact.
             for name, value in baselines.items():
@@ -202,19 +216,18 @@ def check_judges(task):
 
 
 def check_pure(task):
-    """The same key gives the same example of the same world, jit or not; another key another."""
+    """The same key gives the same example of the same world, in a batch or alone; another key another."""
     own = world(task)
     jax.tree.map(np.testing.assert_array_equal, own, world(task))
     if one := jax.tree.leaves(worlds(task, replica_keys(0, 1))):
         pairs = zip(one, jax.tree.leaves(worlds(task, replica_keys(1, 1))), strict=True)
         assert not all(np.array_equal(one, other) for one, other in pairs), "the world does not depend on its key"
     for condition in task.conditions():
-        plain, again = (task.sample(jax.random.key(3), condition, own) for _ in range(2))
-        compiled = jax.jit(lambda key, condition=condition: task.sample(key, condition, own))(jax.random.key(3))
-        for other in (again, compiled):
-            jax.tree.map(same, plain, other)
-        inputs = sampled(task, condition).inputs
-        assert not (inputs == inputs[:1]).all()
+        batch = sampled(task, condition)
+        assert not (batch.inputs == batch.inputs[:1]).all()
+        # Traced a second time and without a leading dimension: whatever is not of the key comes out otherwise.
+        alone = hasty_jit(lambda key, condition=condition: task.sample(key, condition, own))(SECOND)
+        jax.tree.map(same, example_of(task, batch, 1), alone)
 
 
 CHECKS = [
@@ -243,6 +256,7 @@ def test_is_documented(built):
     assert type(built).__doc__.strip().splitlines()[0].endswith(".")
 
 
+@pytest.mark.usefixtures("in_haste")
 @pytest.mark.parametrize("name", spec.names(AXIS))
 def test_the_docstring_shows_a_sample(name):
     assert shown(name), "write: One sample of `NAME(...)`: and what positionbias.tasks.show draws"
@@ -278,6 +292,7 @@ def broken(name, edit=None, **members):
     )
 
 
+CALLS = itertools.count()
 BROKEN = [
     (
         broken("FavoursASlot", prior=lambda self, c: {"query": np.array([0.7, 0.3]), "evidence": np.full(3, 1 / 3)}),
@@ -297,6 +312,7 @@ BROKEN = [
     (broken("CeilingTooLow", ceiling=lambda self, item, visible: jnp.full(1, 0.1)), check_judges),
     (broken("NoOrderFree", baselines=lambda self, item, visible: {"chance": jnp.full(1, 0.3)}), check_judges),
     (broken("FiveConditions", conditions=lambda self: Small.conditions(self) * 5), check_static),
+    (broken("CountsItsCalls", lambda item: {"inputs": item.inputs + next(CALLS)}), check_pure),
     (broken("NoRandomness", lambda item: {"inputs": jnp.ones_like(item.inputs)}), check_pure),
 ]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.models.sites import Sites
@@ -39,16 +40,19 @@ VARIANTS = {
 
 def influence(experiment, condition):
     """max |d output[i] / d embedding[j]| over features and items, [T, T]."""
-    model = experiment.initialise(jax.random.key(1))
-    batch = experiment.task.batch(jax.random.key(2), condition, 3)
-    length = experiment.task.length(condition)
+    shape = (3, experiment.task.length(condition), experiment.config.model.width)
 
-    def outputs(shift):
-        site = Sites(edit={"embedding": ("add", shift)})
-        return model(batch.inputs, batch.tokens, experiment.task.context_length(condition), site)
+    @hasty_jit
+    def slopes(model_key, batch_key):
+        model, batch = experiment.initialise(model_key), experiment.task.batch(batch_key, condition, 3)
 
-    slopes = jax.jacrev(lambda s: outputs(s).sum(axis=-1))(jnp.zeros((3, length, experiment.config.model.width)))
-    return np.abs(np.asarray(slopes)).max(axis=(0, 2, 4))
+        def outputs(shift):
+            site = Sites(edit={"embedding": ("add", shift)})
+            return model(batch.inputs, batch.tokens, experiment.task.context_length(condition), site)
+
+        return jax.jacrev(lambda shift: outputs(shift).sum(axis=-1))(jnp.zeros(shape))
+
+    return np.abs(np.asarray(slopes(jax.random.key(1), jax.random.key(2)))).max(axis=(0, 2, 4))
 
 
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())

@@ -1,5 +1,6 @@
 """Associative recall: layout, independence of slot and delay, and ceilings against enumeration."""
 
+import functools
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -22,6 +24,17 @@ TINY = {
     "two queries and a filler": AssociativeRecall(pairs=3, keys=3, values=2, queries=2, delays=2, distractors=0),
     "all asked": AssociativeRecall(pairs=2, keys=2, values=3, queries=2, delays=2),
 }
+
+
+@functools.cache
+def drawn(task, count=20000):
+    """Samples of the condition trained on, as numpy."""
+    made = hasty_jit(lambda key: task.batch(key, task.conditions()[0], count))(jax.random.key(0))
+    return jax.tree.map(np.asarray, made)
+
+
+def sample(task, seed, condition):
+    return hasty_jit(lambda key: task.sample(key, condition))(jax.random.key(seed))
 
 
 def every_world(task):
@@ -72,7 +85,7 @@ def test_ceiling_is_the_enumerated_posterior(name):
     task = TINY[name]
     worlds = list(every_world(task))
     batch = as_batch(task, worlds)
-    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
     random = np.random.default_rng(0)
     size = len(worlds[0][0])
     cases = [np.tri(size, dtype=bool), ~np.tri(size, dtype=bool), np.zeros((size, size), bool)]
@@ -91,9 +104,9 @@ def test_ceiling_is_the_enumerated_posterior(name):
 def test_samples_are_among_the_enumerated_worlds(name):
     task = TINY[name]
     worlds = {(tuple(inputs), tuple(answers)) for inputs, answers in every_world(task)}
-    batch = task.batch(jax.random.key(0), task.conditions()[0], 200)
+    batch = drawn(task, 200)
     for b in range(200):
-        targets = np.asarray(batch.targets[b])[np.asarray(batch.query[b])]
+        targets = batch.targets[b][batch.query[b]]
         answers = zip(batch.query[b].tolist(), batch.evidence_slot[b].tolist(), targets.tolist(), strict=True)
         assert (tuple(batch.inputs[b].tolist()), tuple(answers)) in worlds
 
@@ -101,16 +114,17 @@ def test_samples_are_among_the_enumerated_worlds(name):
 def test_ceiling_is_one_where_all_is_seen_and_chance_where_nothing_is():
     task = AssociativeRecall()
     condition = task.conditions()[0]
-    item = task.sample(jax.random.key(0), condition)
+    item = sample(task, 0, condition)
     size = task.length(condition)
-    assert task.ceiling(item, jnp.tri(size, dtype=bool)).tolist() == [1.0]
-    np.testing.assert_allclose(task.ceiling(item, jnp.zeros((size, size), bool)), [1 / 64], rtol=1e-6)
+    judge = hasty_jit(task.ceiling)
+    assert judge(item, jnp.tri(size, dtype=bool)).tolist() == [1.0]
+    np.testing.assert_allclose(judge(item, jnp.zeros((size, size), bool)), [1 / 64], rtol=1e-6)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
 def test_slot_and_delay_are_uniform_and_independent(queries):
     task = AssociativeRecall(pairs=4, keys=8, values=4, queries=queries, delays=5)
-    batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 20000))(jax.random.key(0))
+    batch = drawn(task)
     for answer in range(queries):
         table = np.zeros((4, 5))
         np.add.at(table, (batch.evidence_slot[:, answer], batch.query_slot[:, answer]), 1)
@@ -119,7 +133,7 @@ def test_slot_and_delay_are_uniform_and_independent(queries):
 
 def test_the_independence_test_catches_queries_in_slot_order():
     task = AssociativeRecall(pairs=4, keys=8, values=4, queries=3, delays=5)
-    batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 20000))(jax.random.key(0))
+    batch = drawn(task)
     table = np.zeros((4, 5))
     np.add.at(table, (np.sort(batch.evidence_slot)[:, 0], batch.query_slot[:, 0]), 1)
     assert stats.chisquare(table.ravel()).pvalue < 1e-4
@@ -129,7 +143,7 @@ def test_the_independence_test_catches_queries_in_slot_order():
 def test_the_gap_law_is_the_declared_one_for_every_answer_and_knows_nothing_of_slots(queries, power):
     task = AssociativeRecall(pairs=4, keys=8, values=4, queries=queries, delays=5, gap_power=power)
     condition = task.conditions()[0]
-    batch = jax.jit(lambda key: task.batch(key, condition, 20000))(jax.random.key(0))
+    batch = drawn(task)
     prior = task.prior(condition)
     for answer in range(queries):
         table = np.zeros((4, 5))
@@ -142,7 +156,7 @@ def test_the_gap_law_is_the_declared_one_for_every_answer_and_knows_nothing_of_s
 def test_the_test_of_the_gap_law_catches_answers_in_the_order_drawn(monkeypatch):
     monkeypatch.setattr(associative_recall, "permutation", lambda key, size: jnp.arange(size))
     task = AssociativeRecall(pairs=4, keys=8, values=4, queries=3, delays=5, gap_power=0.01)
-    batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 20000))(jax.random.key(0))
+    batch = drawn.__wrapped__(task)  # the other sampler's may be kept
     counts = np.bincount(batch.query_slot[:, 0], minlength=5)
     assert stats.chisquare(counts, 20000 * task.prior(task.conditions()[0])["query"]).pvalue < 1e-4
 
@@ -171,15 +185,15 @@ def test_the_docstring_shows_the_prior_of_the_gap_law():
 
 def test_without_a_gap_law_the_draws_are_what_they_were():
     task = AssociativeRecall(pairs=4, queries=2)
-    item = task.sample(jax.random.key(0), task.conditions()[0])
+    item = sample(task, 0, task.conditions()[0])
     assert item.inputs.tolist() == [48, 79, 41, 71, 40, 73, 61, 112, 0, 0, 0, 0, 0, 61, 0, 40]
     assert item.query.tolist() == [15, 13]
 
 
 def test_real_slots_keys_and_values_are_uniform():
     task = AssociativeRecall(pairs=4, keys=6, values=5, queries=1, delays=2, distractors=1)
-    batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 20000))(jax.random.key(3))
-    pairs = np.asarray(batch.inputs)[:, :8].reshape(-1, 4, 2)
+    batch = drawn(task)
+    pairs = batch.inputs[:, :8].reshape(-1, 4, 2)
     real = pairs[..., 0] > 0
     assert (real.sum(axis=1) == 2).all()
     assert stats.chisquare(real.sum(axis=0)).pvalue > 1e-4
@@ -192,7 +206,7 @@ def test_front_padding_moves_positions_and_not_distances():
     task = AssociativeRecall(pairs=3, keys=5, values=5, delays=2, padding=1, shift=4)
     train, shifted = task.conditions()
     assert (train.name, shifted.name) == ("train", "shifted")
-    near, far = (task.sample(jax.random.key(7), c) for c in (train, shifted))
+    near, far = (sample(task, 7, c) for c in (train, shifted))
     assert far.inputs[:5].tolist() == [0] * 5
     assert far.inputs[4:].tolist() == near.inputs.tolist()
     assert (far.evidence - near.evidence).tolist() == [[4, 4]]
@@ -208,7 +222,7 @@ def test_no_shift_is_one_condition():
 
 
 def test_distractors_are_counted():
-    item = AssociativeRecall(queries=2, distractors=3).sample(jax.random.key(0), AssociativeRecall().conditions()[0])
+    item = sample(AssociativeRecall(queries=2, distractors=3), 0, AssociativeRecall().conditions()[0])
     assert item.n_distractors.tolist() == [4, 4]
 
 
@@ -217,12 +231,12 @@ def test_baselines_on_a_literal_item():
     a, b, c = 5, 6, 7
     inputs = [1, a, 2, b, 3, a, 4, c, 1]
     item = as_batch(task, [(inputs, [(8, 0, a)])])
-    item = jax.tree.map(lambda x: x[0], item)
+    item, judge = jax.tree.map(lambda x: x[0], item), hasty_jit(task.baselines)
 
     def right(seen):
         row = np.zeros((9, 9), bool)
         row[8, seen] = True
-        return {name: value.tolist() for name, value in task.baselines(item, jnp.asarray(row)).items()}
+        return {name: value.tolist() for name, value in judge(item, jnp.asarray(row)).items()}
 
     third = pytest.approx([1 / 3])
     assert right(range(9)) == {"chance": third, "majority": third, "nearest": [0.0], "order_free": [1.0]}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -32,7 +33,7 @@ QUESTIONS = {
 def drawn(task, count, *names):
     """Samples of the conditions with these names, all if none, made by one program."""
     conditions = [c for c in task.conditions() if c.name in names or not names]
-    made = jax.jit(lambda key: {c.name: task.batch(key, c, count)._replace(tokens=None) for c in conditions})
+    made = hasty_jit(lambda key: {c.name: task.batch(key, c, count)._replace(tokens=None) for c in conditions})
     return jax.tree.map(np.asarray, made(jax.random.key(0)))
 
 
@@ -82,8 +83,12 @@ def as_batch(cases):
 
 def judging(judge, batch):
     """A function of what every row sees, bool [T]: `judge` over the batch."""
-    judge_all = jax.jit(lambda row: jax.vmap(lambda one: judge(one, jnp.broadcast_to(row, 2 * row.shape)))(batch))
-    return lambda row: jax.tree.map(np.asarray, judge_all(jnp.asarray(row, bool)))
+
+    def judge_one(one, row):
+        return judge(one, jnp.broadcast_to(row, 2 * row.shape))
+
+    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(0, None)))
+    return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 
 @pytest.mark.parametrize("name", ["objects of several facts", "every subject but one"])

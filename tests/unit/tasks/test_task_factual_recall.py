@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -70,7 +71,7 @@ def as_batch(task, cases):
 
 def sampled(task, condition, items):
     """A batch without the tokens all items share."""
-    return jax.jit(lambda key: task.batch(key, condition, items)._replace(tokens=None))(jax.random.key(0))
+    return hasty_jit(lambda key: task.batch(key, condition, items)._replace(tokens=None))(jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -132,7 +133,7 @@ def test_ceiling_is_the_enumerated_posterior(name, condition):
     task = TINY[name]
     cases = list(every_case(task, condition))
     batch, size = as_batch(task, cases), len(cases[0][1])
-    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
     for seen in itertools.product([False, True], repeat=size):
         visible = np.zeros((size, size), bool)
         visible[-1] = seen
@@ -150,13 +151,14 @@ def test_baselines_on_literal_items():
     condition = task.conditions()[0]
     third, sixth = pytest.approx(1 / 3), pytest.approx(1 / 6)
     assert task.length(condition) == 4
+    judge = hasty_jit(task.baselines)
 
     def found(relation, subject, seen):
         target = 2 + 3 * relation + subject % 3
         inputs = [8 + subject, 14, relation, 15]
         item = jax.tree.map(lambda x: x[0], as_batch(task, [(1, inputs, 0, 2, relation, subject, target)]))
         visible = jnp.zeros((4, 4), bool).at[3, jnp.array(seen)].set(True)
-        return [task.baselines(item, visible)[name].tolist()[0] for name in ("chance", "order_free")]
+        return [judge(item, visible)[name].tolist()[0] for name in ("chance", "order_free")]
 
     assert found(0, 4, [0, 2]) == [third, 1.0]
     assert found(1, 1, [0, 2]) == [third, 1.0]
@@ -182,7 +184,7 @@ def test_fixed_attention_is_the_theory(root):
     experiment = build(resolve(load_config(str(root / "configs" / "factual_recall" / "fixed_attention.py"))))
     model = experiment.initialise(jax.random.key(0))
     task, (condition, _) = experiment.task, experiment.task.conditions()
-    batch = task.batch(jax.random.key(1), condition, 8)
+    batch = hasty_jit(lambda key: task.batch(key, condition, 8))(jax.random.key(1))
     outputs = model(batch.inputs, batch.tokens, task.context_length(condition), Sites())[:, -1]
     attention = model.stack.blocks[0].attention
     w = np.asarray(attention.value.weight[...], np.float64) @ np.asarray(attention.output.weight[...], np.float64)

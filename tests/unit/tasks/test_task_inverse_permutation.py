@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.tasks.base import Batch
@@ -34,7 +35,7 @@ def test_ceiling_is_the_enumerated_posterior(scratch):
         evidence_slot=jnp.array([slots for _, slots, _ in worlds]),
         query=jnp.array([list(rows)] * len(worlds)),
     )
-    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
     random = np.random.default_rng(0)
     for visible in [np.tri(size, dtype=bool)] + [random.random((size, size)) < p for p in (0.3, 0.5, 0.5, 0.8, 0.8)]:
         posterior = defaultdict(Counter)
@@ -53,7 +54,9 @@ def test_ceiling_is_the_enumerated_posterior(scratch):
 @pytest.mark.parametrize("scratch", [False, True])
 def test_samples_follow_the_rule(scratch):
     task = InversePermutation(n=5, alphabet=3, scratch=scratch)
-    batch = jax.tree.map(np.asarray, task.batch(jax.random.key(0), task.conditions()[0], 50))
+    batch = jax.tree.map(
+        np.asarray, hasty_jit(lambda key: task.batch(key, task.conditions()[0], 50))(jax.random.key(0))
+    )
     first = 10 if scratch else 5
     for b in range(50):
         pointers, string = batch.inputs[b, :5], batch.inputs[b, 5:10]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -33,7 +34,7 @@ def made(rule, words):
 @functools.cache
 def drawn(task, name):
     condition = find_condition(task, name, "test")
-    return jax.tree.map(np.asarray, jax.jit(lambda key: task.batch(key, condition, ITEMS))(jax.random.key(1)))
+    return jax.tree.map(np.asarray, hasty_jit(lambda key: task.batch(key, condition, ITEMS))(jax.random.key(1)))
 
 
 @pytest.mark.parametrize("name", SHARES)
@@ -123,7 +124,7 @@ def test_ceiling_is_the_enumerated_posterior(task, name):
     take = functools.partial(np.take, indices=np.zeros(len(some), int), axis=0)
     shared = batch._replace(tokens=None)
     items = jax.tree.map(take, shared)._replace(inputs=jnp.asarray(inputs[some]), tokens=task.tokens(condition))
-    judge = jax.jit(jax.vmap(task.ceiling, in_axes=(batch_axes(0, True), None)))
+    judge = hasty_jit(jax.vmap(task.ceiling, in_axes=(batch_axes(0, True), None)))
     causal = np.tri(size, dtype=bool)
     views = [
         np.ones((size, size), bool),
@@ -142,12 +143,12 @@ def test_ceiling_is_the_enumerated_posterior(task, name):
 
 def test_demonstrations_tell_the_rule():
     task = Rebinding(lists=3, size=4, vocabulary=9)
-    causal = np.tri(30, dtype=bool)
+    causal, judge = np.tri(30, dtype=bool), hasty_jit(task.ceiling)
     for name, first in (("familiar", 1 / 2), ("rebound", 3 / 5)):  # reverse, swap and last begin with the last word
         batch = drawn(task, name)
         one = jax.tree.map(lambda x: x[0], batch._replace(tokens=None))
         one = one._replace(tokens=task.tokens(find_condition(task, name, "test")))
-        ceiling = np.asarray(task.ceiling(one, jnp.asarray(causal)))
+        ceiling = np.asarray(judge(one, jnp.asarray(causal)))
         assert ceiling[0] == pytest.approx(first)
         assert (ceiling[4:] == 1).all(), "a list is enough"
 
@@ -159,15 +160,16 @@ def test_baselines_on_a_literal_item():
     item = jax.tree.map(lambda x: x[0], drawn(task, "familiar")._replace(tokens=None))
     item = item._replace(inputs=jnp.asarray(inputs), targets=jnp.asarray([0, 0, 0, 0, 5, 3, 4, 2, 0, 0]))
     item = item._replace(tokens=task.tokens(find_condition(task, "familiar", "test")))
-    rules = task.baselines(item, jnp.tri(10, dtype=bool))
+    judge = hasty_jit(task.baselines)
+    rules = judge(item, jnp.tri(10, dtype=bool))
     assert rules["copy"].tolist() == [0, 1, 1, 0]
     assert rules["nearest"].tolist() == [1, 0, 0, 0]
     assert rules["order_free"].tolist() == [0.25] * 4
-    unseen = task.baselines(item, jnp.zeros((10, 10), bool))
+    unseen = judge(item, jnp.zeros((10, 10), bool))
     assert all((value == 0.25).all() for value in unseen.values())
-    either = task.baselines(item._replace(tokens=task.tokens(task.conditions()[0])), jnp.zeros((10, 10), bool))
+    either = judge(item._replace(tokens=task.tokens(task.conditions()[0])), jnp.zeros((10, 10), bool))
     assert (either["chance"] == 0.125).all(), "of either vocabulary"
-    two = task.baselines(item, jnp.zeros((10, 10), bool).at[:, jnp.array([0, 3])].set(True))
+    two = judge(item, jnp.zeros((10, 10), bool).at[:, jnp.array([0, 3])].set(True))
     assert two["order_free"].tolist() == [0.5, 0, 0, 0.5]
     assert two["copy"].tolist() == [0, 0.25, 0.25, 0]
 
@@ -178,8 +180,8 @@ def test_baselines_on_a_literal_item():
 def test_moving_lists_moves_how_many_stand_before():
     task = Rebinding(lists=3, size=4, vocabulary=9)
     condition = task.conditions()[0]
-    item = task.sample(jax.random.key(0), condition)
-    moved = rearranged(item, jnp.array([2, 0, 1]), task)
+    item = hasty_jit(lambda key: task.sample(key, condition))(jax.random.key(0))
+    moved = hasty_jit(lambda item: rearranged(item, jnp.array([2, 0, 1]), task))(item)
     assert moved.query_slot.tolist() == [2] * 4 + [0] * 4 + [1] * 4
     for answer, row in enumerate(moved.query.tolist()):
         assert moved.inputs[row + 1] == moved.targets[row] == moved.inputs[moved.evidence[answer, 0]]

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
-from positionbias.tasks.base import Batch
+from positionbias.tasks.base import Batch, batch_axes
 from positionbias.tasks.set_disjointness import SetDisjointness
 from positionbias.tokens import sequential
 
@@ -25,7 +26,7 @@ LEVEL = 1e-4
 @functools.cache
 def drawn(task, number, condition=0):
     """Samples of a condition, as numpy."""
-    made = jax.jit(lambda key: task.batch(key, task.conditions()[condition], number))(jax.random.key(0))
+    made = hasty_jit(lambda key: task.batch(key, task.conditions()[condition], number))(jax.random.key(0))
     return jax.tree.map(np.asarray, made)
 
 
@@ -161,10 +162,14 @@ def as_batch(worlds, repeats, padding=0):
     return Batch(**fields)
 
 
+@functools.cache
+def judging(judge):
+    return hasty_jit(jax.vmap(judge, in_axes=(batch_axes(0, True), None)))
+
+
 def over(judge, batch, visible):
     """`judge` over every example, whose tokens are shared."""
-    axes = jax.tree.map(lambda _: 0, batch)._replace(tokens=None)
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(judge, in_axes=(axes, None)))(batch, jnp.asarray(visible)))
+    return jax.tree.map(np.asarray, judging(judge)(batch, jnp.asarray(visible)))
 
 
 def enumerated_ceiling(inputs, targets, visible):
