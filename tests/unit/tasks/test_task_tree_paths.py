@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -21,9 +22,10 @@ SHORT = TreePaths(nodes=5, longest=2, labels=5)
 
 
 @functools.cache
-def drawn(task, count):
-    """Samples of every condition, made by one program."""
-    made = jax.jit(lambda key: {c.name: task.batch(key, c, count) for c in task.conditions()})
+def drawn(task, count, *names):
+    """Samples of the conditions with these names, all if none, made by one program."""
+    conditions = [c for c in task.conditions() if c.name in names or not names]
+    made = hasty_jit(lambda key: {c.name: task.batch(key, c, count) for c in conditions})
     return jax.tree.map(np.asarray, made(jax.random.key(0)))
 
 
@@ -107,8 +109,12 @@ def as_batch(cases):
 
 def judging(judge, batch):
     """A function of what every row sees, bool [T]: `judge` over the batch."""
-    judge_all = jax.jit(lambda row: jax.vmap(lambda one: judge(one, jnp.broadcast_to(row, 2 * row.shape)))(batch))
-    return lambda row: jax.tree.map(np.asarray, judge_all(jnp.asarray(row, bool)))
+
+    def judge_one(one, row):
+        return judge(one, jnp.broadcast_to(row, 2 * row.shape))
+
+    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(0, None)))
+    return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 
 # ------------------------------------------------------------------------------------------------- samples
@@ -189,7 +195,9 @@ def test_trees_follow_the_definition(task):
         length, gone = task._path(one)
         return length, gone, *task._grown(other, length)
 
-    length, gone, parents, on_path = jax.device_get(jax.jit(jax.vmap(grown))(jax.random.split(jax.random.key(0), 8000)))
+    length, gone, parents, on_path = jax.device_get(
+        hasty_jit(jax.vmap(grown))(jax.random.split(jax.random.key(0), 8000))
+    )
     seen = Counter(
         (int(a), int(b), tuple(c.tolist()), tuple((np.flatnonzero(d) + 1).tolist()))
         for a, b, c, d in zip(length, gone, parents, on_path, strict=True)
@@ -221,14 +229,14 @@ class AtTheRoot(TreePaths):
 @pytest.mark.parametrize(("kind", "right"), [(TreePaths, True), (AtTheRoot, False)])
 def test_the_prior_test_catches_a_biased_sampler(kind, right):
     task = kind(nodes=6, longest=4, labels=6)
-    batch, prior = drawn(task, 3000)["forward"], task.prior(task.conditions()[0])
+    batch, prior = drawn(task, 3000, "forward")["forward"], task.prior(task.conditions()[0])
     for slots, share in ((batch.query_slot, prior["query"]), (batch.evidence_slot, prior["evidence"])):
         counts = np.bincount(slots[:, 0], minlength=len(share))
         assert (stats.chisquare(counts, 3000 * share).pvalue > 1e-4) == right
 
 
 def test_labels_are_drawn_uniformly():
-    batch = drawn(TreePaths(nodes=5, longest=4, labels=7), 3500)["train"]
+    batch = drawn(TreePaths(nodes=5, longest=4, labels=7), 3500, "train")["train"]
     answers = batch.targets[np.arange(3500), batch.query[:, 0]]
     assert stats.chisquare(np.bincount(answers - 10, minlength=7)).pvalue > 1e-4
 
@@ -237,7 +245,7 @@ def test_moving_edges_moves_what_is_said_of_them():
     task = TreePaths(nodes=7, longest=5, labels=9)
     condition = find_condition(task, "backward", "condition")
 
-    @jax.jit
+    @hasty_jit
     def moved(key):
         one, other = jax.random.split(key)
         item = task.sample(one, condition)
