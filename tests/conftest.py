@@ -19,13 +19,15 @@ def root() -> pathlib.Path:
     return ROOT
 
 
-@pytest.fixture
-def in_haste(monkeypatch):
-    """The package's own programs are compiled in haste too: for tests of which it matters only that they run."""
+@pytest.fixture(scope="module")
+def in_haste():
+    """The package's own programs are compiled in haste too: for modules where no bit depends on how."""
     import jax
     from haste import hasty_jit
 
-    monkeypatch.setattr(jax, "jit", hasty_jit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", hasty_jit)
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The shipped configs: every one builds, has the docstring it should, and base.py is the list of defaults."""
+"""The shipped configs: every one builds, with all its sweeps, and base.py is the list of defaults."""
 
 import pathlib
 
@@ -33,12 +33,8 @@ def test_base_says_of_every_field_what_help_says(root):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_builds_and_tells_what_it_reaches(path):
+def test_every_shipped_config_builds_with_all_its_cells(path):
     build(resolve(load_config(str(path))))
     for name in sweep_names(read(str(path))):
         for cell in cells(str(path), name):
             build(cell.config)
-    text = path.read_text()
-    assert "python -m positionbias." in text
-    assert "Hardware and time:" in text
-    assert "umber" in text
