@@ -5,7 +5,7 @@
 Two attention layers without residual, position scheme or MLP, read by an MLP of three hidden layers, learn eight
 labelled items of two classes and the label of a ninth (Wu et al. 2025, arXiv 2502.01951, figure 2, here without bias
 vectors, for 6,000 steps instead of 100,000, and on vectors of unit length). They come to say one of the two labels
-within 1,000 steps, the plateau of 0.516 (theory/label_guessing.py), and slowly rise above it, by memory: on novel
+within 1,000 steps, the plateau of 0.516 that theory calls label guessing, and slowly rise above it, by memory: on novel
 classes (condition "in_context") they stay on it. The bias is in the condition "conflict", where two equal items have
 different labels: the gap of a pair is the accuracy when the earlier is right less that when the later is.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from positionbias import spec
 from positionbias.config.build import Experiment
-from positionbias.evaluation.by_position import Evaluator, theory_curves
+from positionbias.evaluation.by_position import Evaluator, theory_of
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.loading import LoadedRun, load
 from positionbias.evaluation.rows import CHANGED, LOSS, Rows, write_rows
@@ -163,7 +163,7 @@ class Measurer:
             )
             rows = evaluator.rows(layout.place(run.weights))
             plain = variant.intervention is None and self.names is None
-            theory = theory_curves(run.experiment) if plain else None
+            theory = theory_of(run.experiment) if plain else None
             settings = run.config.train
             summary = summarise(rows, steps=run.step, of=settings.steps, varied=settings.vary, theory=theory)
             yield Measured(variant, run.config.task, rows, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,6 +22,7 @@ from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, sampled_from, shared_corpus, worlds
+from positionbias.theory.base import Curves
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
 JUDGED_TOKENS = 2**16  # whose ceilings are told at once: some take memory that is quadratic in the length
@@ -227,12 +229,22 @@ class Evaluator:
         }
 
 
-def theory_curves(experiment: Experiment) -> Mapping[str, list[float]] | None:
-    """Closed-form curves {"query": [P], "evidence": [P]} of the first condition, where the task has them."""
+def theory_of(experiment: Experiment) -> dict[str, Any]:
+    """What theory says of the task: curves {"query": [P], "evidence": [P]} of the first condition, their "mean", and
+    "predictions", each as a mapping with the condition it is of. What is not known is left out.
+    """
     task: Task = experiment.task
-    name = task.spec_name  # type: ignore[attr-defined]
+    name, told = task.spec_name, {}  # type: ignore[attr-defined]
     if name not in spec.names("theory") or not task.shared_tokens:
-        return None
-    member = spec.build("theory", spec.canonical(task), "task")
-    curves = member.curves(experiment.reach(task.conditions()[0]))
-    return None if curves is None else {"query": curves.query.tolist(), "evidence": curves.evidence.tolist()}
+        return {}
+    cls = spec.load_member("theory", name, "task")
+    theory = cls(**{argument: getattr(task, argument) for argument in spec.arguments(cls)})
+    first = task.conditions()[0]
+    visible = experiment.reach(first)
+    curves: Curves | None = theory.curves(visible)
+    if curves is not None:
+        told = {"query": curves.query.tolist(), "evidence": curves.evidence.tolist(), "mean": curves.mean}
+    predictions = [
+        {**dataclasses.asdict(p), "condition": p.condition or first.name} for p in theory.predictions(visible)
+    ]
+    return {**told, **({"predictions": predictions} if predictions else {})}

@@ -90,6 +90,7 @@ _CURVES = {"by_query_position": _ROWS, "by_evidence_position": _ROWS, "by_distan
 _MEASURES = {
     **_CURVES,
     "accuracy": _ACCURACY,
+    "log_probability": _interval(),
     "ceiling": _CEILING,
     "baselines": {"order_free": NUMBER, str: NUMBER},
     "loss?": _interval(replicas=[NUMBER, ...], floor=NUMBER, rules={str: NUMBER}),
@@ -102,6 +103,7 @@ _MEASURES = {
     **{f"{name}?": _interval() for name in CHANGED},
     "collinear": bool,
 }
+_PREDICTION = {"name": str, "of": str, "value": float, "exact": bool, "condition": str}
 SUMMARY = {
     **_MEASURES,
     "by_condition": {str: _MEASURES},
@@ -111,7 +113,7 @@ SUMMARY = {
     "steps": (int, None),
     "of": (int, None),
     "note": (str, None),
-    "theory": {"query?": [float], "evidence?": [float]},
+    "theory": {"query?": [float], "evidence?": [float], "mean?": float, "predictions?": [_PREDICTION]},
 }
 
 

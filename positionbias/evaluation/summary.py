@@ -30,14 +30,13 @@ def summarise(
     steps: int | None = None,
     of: int | None = None,
     varied: Mapping[str, Sequence[Any]] | None = None,
-    theory: Mapping[str, Sequence[float]] | None = None,
+    theory: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The measures of one evaluation, strict JSON (None where there is no number); see DESIGN's run folder.
 
     The top level is the first condition, `by_condition` has every one, `at_init` the same measures from the rows of
     step 0. `steps` is the training step of `rows`, `of` the steps of the whole training, `varied` the hyperparameters
-    that differ between replicas with one value each, `theory` the closed-form curves {"query": [P], "evidence": [P]}
-    where a task has them.
+    that differ between replicas with one value each, `theory` what `theory_of` tells.
     """
     varied = {name: list(values) for name, values in (varied or {}).items()}
     conditions = _conditions(rows)
@@ -51,7 +50,7 @@ def summarise(
         "of": of,
         "varied": varied,
         "note": _note(varied),
-        "theory": {axis: list(curve) for axis, curve in (theory or {}).items()},
+        "theory": theory or {},
     }
     return _strict(summary)
 

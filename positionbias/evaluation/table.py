@@ -12,19 +12,16 @@ ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
 LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
 
 
-def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | None = None) -> str:
-    """When it was measured, accuracy by query and by evidence position as aligned text, the mean and each replica.
-
-    `theory` adds the closed form, {"query": [P], "evidence": [P]} by slot; left out, it is the summary's own.
-    """
-    theory = summary.get("theory", {}) if theory is None else theory
+def table(summary: Mapping[str, Any]) -> str:
+    """When it was measured, accuracy by query and by evidence position as aligned text, the mean and each replica."""
     accuracy = summary["accuracy"]
     labels = summary.get("axes", {})
     lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
     for axis in axes_told(summary):
         label = labels.get(axis, f"{axis} position")
-        lines += [*_curve(label, summary, axis, theory.get(axis)), ""]
+        lines += [*_curve(label, summary, axis), ""]
         lines += [*_losses(label, summary, axis), ""] if LOSS in summary else []
+    lines += _predictions(summary)
     lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
@@ -37,6 +34,18 @@ def table(summary: Mapping[str, Any], theory: Mapping[str, Sequence[float]] | No
     if summary.get("note"):
         lines.append(summary["note"])
     return "\n".join(lines)
+
+
+def held_against(summary: Mapping[str, Any], prediction: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What was measured of that which a prediction speaks of, as an interval; None if nothing was."""
+    one = summary["by_condition"].get(prediction["condition"])
+    if one is None or prediction["of"] not in ("accuracy", "loss"):
+        return None
+    if prediction["of"] == "loss" and LOSS not in one:  # of tokens it is the negative log-probability
+        found = one["log_probability"]
+        mean, high, low = (None if found[at] is None else -found[at] for at in ("mean", "low", "high"))
+        return {"mean": mean, "low": low, "high": high}
+    return one[prediction["of"]]
 
 
 def axes_told(summary: Mapping[str, Any]) -> list[str]:
@@ -85,7 +94,8 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[float] | None) -> list[str]:
+def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
+    theory = summary["theory"].get(axis)
     rows, every = _thinned(summary, axis)
     partly = 0 < summary["ceiling"]["known"] < 1
     header = ["at", "mean", "interval", "ceiling", *(["known"] if partly else []), "baseline"]
@@ -99,8 +109,23 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str, theory: Sequence[f
         body.append(cells)
     ceiling = [summary["ceiling"]["mean"], *([summary["ceiling"]["known"]] if partly else [])]
     mean = _cells(summary["accuracy"], *ceiling, summary["baselines"]["order_free"])
-    foot = ["all", *mean, *([""] if theory is not None else [])]
+    foot = ["all", *mean, *([_number(summary["theory"].get("mean"))] if theory is not None else [])]
     return [f"accuracy by {label}{every}", *_aligned([header, *body, foot])]
+
+
+def _predictions(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every measure and condition that theory predicts something of."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in summary["theory"].get("predictions", []):
+        groups.setdefault((one["of"], one["condition"]), []).append(one)
+    lines = []
+    for (of, condition), several in groups.items():
+        where = f" in condition {condition}" if len(summary["by_condition"]) > 1 else ""
+        told = [f"{one['name']} {'' if one['exact'] else '~'}{_number(one['value'])}" for one in several]
+        found = held_against(summary, several[0])
+        measured = "" if found is None else f"; measured {' '.join(_cells(found))}"
+        lines.append(f"theory of the {of}{where}: {', '.join(told)}{measured}")
+    return [*lines, ""] if lines else []
 
 
 def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:

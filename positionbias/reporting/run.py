@@ -8,7 +8,7 @@ from typing import Any
 
 from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.statistics import INDICES
-from positionbias.evaluation.table import axes_told, remarks, solved_count, when
+from positionbias.evaluation.table import axes_told, held_against, remarks, solved_count, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -37,7 +37,8 @@ def run_page(run: Run) -> str:
     ]
     if summary:
         body += ["<h2>Measured by position</h2>", side_by_side(_figures(summary))]
-        body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary), _rows(summary)]
+        body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary)]
+        body += [*_theory(summary), _rows(summary)]
     body += [*_again(run), *_training(run), *_config(run), *_manifest(run)]
     return page(f"{run.name}: position bias", body)
 
@@ -264,6 +265,24 @@ def _orders(summary: Mapping[str, Any]) -> list[str]:
         f" of accuracy above chance: {between(gap['above_chance'], True)}."
     )
     return ["<h2>Order of the evidence</h2>", grid(["order", "accuracy", "answers"], body, caption)]
+
+
+def _theory(summary: Mapping[str, Any]) -> list[str]:
+    predictions = summary["theory"].get("predictions", [])
+    if not predictions:
+        return []
+    body = [
+        [
+            one["name"].replace("_", " "),
+            one["of"],
+            one["condition"],
+            ("" if one["exact"] else "~") + number(one["value"]),
+            between(held_against(summary, one) or {}),
+        ]
+        for one in predictions
+    ]
+    caption = "What theory says that a rule or model gets, and what was measured here. ~: an approximation."
+    return ["<h2>Theory</h2>", grid(["of", "measure", "condition", "theory", "measured"], body, caption, texts=3)]
 
 
 def _again(run: Run) -> list[str]:

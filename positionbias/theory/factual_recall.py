@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from positionbias.arrays import Bool, Float
-from positionbias.spec import ConfigError, member
-from positionbias.theory.base import Curves, Theory
+from positionbias.spec import member
+from positionbias.theory.base import Curves, Prediction, Theory, check_length
 
 
 @member("theory", "factual_recall")
@@ -31,9 +31,7 @@ class FactualRecallTheory(Theory):
 
     def curves(self, visible: Bool[np.ndarray, "T T"]) -> Curves | None:
         """Of the condition trained on. ConfigError if `visible` is not this task's length."""
-        length = self.noise + 3 if self.noise else 2
-        if visible.shape != (length, length):
-            raise ConfigError(f"visible has shape {visible.shape}; allowed: ({length}, {length}), the task's length.")
+        check_length(visible, self.noise + 3 if self.noise else 2)
         row, places = np.asarray(visible, bool)[-1], self.noise + 1
         right = np.zeros((2, places))  # by relation asked and place of the subject
         for place in range(places):
@@ -46,6 +44,20 @@ class FactualRecallTheory(Theory):
         share: Float[np.ndarray, "2"] = np.array([2 / 3, 1 / 3])
         evidence = share @ right
         return Curves(query=right.mean(axis=1), evidence=evidence, mean=float(evidence.mean()))
+
+    def predictions(self, visible: Bool[np.ndarray, "T T"]) -> tuple[Prediction, ...]:
+        """Of the condition held_out: both margins, and the combined matrix's loss. In the theory's form (`noise=0`).
+
+        ConfigError as above.
+        """
+        check_length(visible, self.noise + 3 if self.noise else 2)
+        if self.noise or not np.asarray(visible)[-1].all():
+            return ()
+        return (
+            Prediction("factorised", "margin", self.factorised_margin(), condition="held_out"),
+            Prediction("combined", "margin", self.combined_margin(), condition="held_out"),
+            Prediction("combined", "loss", self.combined_loss(), condition="held_out"),
+        )
 
     def factorised_margin(self) -> float:
         """The margin of the matrix of least nuclear norm: min(sqrt(p / q), 1) for p bridges and q others, exact.

@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from positionbias.arrays import WITHIN, Bool
-from positionbias.spec import ConfigError, member
-from positionbias.theory.base import Curves, Theory
+from positionbias.spec import member
+from positionbias.theory.base import Curves, Prediction, Theory, check_length
 
 
 @member("theory", "in_context_regression")
@@ -36,12 +36,28 @@ class InContextRegressionTheory(Theory):
         ConfigError if `visible` is not this task's length.
         """
         length = self.examples + 1
-        if visible.shape != (length, length):
-            raise ConfigError(f"visible has shape {visible.shape}; allowed: ({length}, {length}), the task's length.")
+        check_length(visible, length)
         if np.asarray(visible)[-1, :-1].any():
             return None
         right = self._within()
         return Curves(query=np.full(1, right), evidence=np.full(self.examples, right), mean=right)
+
+    def predictions(self, visible: Bool[np.ndarray, "T T"]) -> tuple[Prediction, ...]:
+        """The errors listed above, which are the losses; of zero alone unless the last row sees all.
+
+        ConfigError as above.
+        """
+        check_length(visible, self.examples + 1)
+        zero = Prediction("zero", "loss", self.zero())
+        if not np.asarray(visible)[-1].all():
+            return (zero,)
+        return (
+            zero,
+            Prediction("one_head", "loss", self.one_head(), exact=False),
+            Prediction("two_heads", "loss", self.two_heads(), exact=False),
+            Prediction("gradient_step", "loss", self.gradient_step()),
+            Prediction("ridge", "loss", self.ridge(), exact=False),
+        )
 
     def _within(self) -> float:
         """Probability that |y| < 1/2: the integral of y's characteristic function against that of the interval."""

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from positionbias.arrays import Bool
-from positionbias.spec import ConfigError, member
-from positionbias.theory.base import Curves, Theory
+from positionbias.spec import member
+from positionbias.theory.base import Curves, Theory, check_length
 
 
 @member("theory", "inverse_permutation")
@@ -28,8 +28,7 @@ class InversePermutationTheory(Theory):
     def curves(self, visible: Bool[np.ndarray, "T T"]) -> Curves | None:
         """None unless every answering row sees every pointer. ConfigError if `visible` is not this task's length."""
         length = (3 if self.scratch else 2) * self.n
-        if visible.shape != (length, length):
-            raise ConfigError(f"visible has shape {visible.shape}; allowed: ({length}, {length}), the task's length.")
+        check_length(visible, length)
         rows = np.asarray(visible)[length - self.n :]
         if not rows[:, : self.n].all():
             return None

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from positionbias.arrays import Bool
-from positionbias.spec import ConfigError, member
-from positionbias.theory.base import Curves, Theory
+from positionbias.spec import member
+from positionbias.theory.base import Curves, Prediction, Theory, check_length
 
 
 @member("theory", "inverse_permutation_matrix")
@@ -37,6 +37,11 @@ class InversePermutationMatrixTheory(Theory):
         right = np.where(known, 1.0, 0.5**self.d)
         return Curves(query=right.mean(axis=1), evidence=right.mean(axis=0), mean=float(right.mean()))
 
+    def predictions(self, visible: Bool[np.ndarray, "T T"]) -> tuple[Prediction, ...]:
+        """floor: the least loss, where it is known. ConfigError as above."""
+        least = self.squared_error(visible)
+        return () if least is None else (Prediction("floor", "loss", least),)
+
     def squared_error(self, visible: Bool[np.ndarray, "T T"]) -> float | None:
         """The least squared error, summed over features and averaged over answers; None and ConfigError as above."""
         known = self._known(visible)
@@ -45,8 +50,7 @@ class InversePermutationMatrixTheory(Theory):
     def _known(self, visible: Bool[np.ndarray, "T T"]) -> Bool[np.ndarray, "d d"] | None:
         """Whether row k of Y is known if it stands at slot e, [k, e]."""
         length = (4 if self.scratch else 2) * self.d
-        if visible.shape != (length, length):
-            raise ConfigError(f"visible has shape {visible.shape}; allowed: ({length}, {length}), the task's length.")
+        check_length(visible, length)
         start = self.d if self.scratch else 0
         first = 0 if self.answer_rows == "first" else length - self.d
         rows = np.asarray(visible, bool)[first : first + self.d]

@@ -33,7 +33,7 @@ from positionbias.arrays import Tree
 from positionbias.config import schema
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import config_hash
-from positionbias.evaluation.by_position import Evaluator, theory_curves
+from positionbias.evaluation.by_position import Evaluator, theory_of
 from positionbias.evaluation.rows import read_rows, write_rows
 from positionbias.evaluation.summary import summarise
 from positionbias.files import WriteError, write_json
@@ -113,7 +113,7 @@ class _Run:
         self.evaluated: set[int] = set()  # steps whose rows are there
         self.bits_guaranteed = True
         self.metrics, self.interval = MetricsWriter(folder.path / "metrics.jsonl"), Interval()
-        self.theory = theory_curves(experiment)
+        self.theory = theory_of(experiment)
 
     # -------------------------------------------------------------------------------------------------------- stages
 

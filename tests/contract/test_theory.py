@@ -1,20 +1,27 @@
-"""The theory protocol, over every registered theory: curves of the task of the same name, for what its rows may see."""
+"""The theory protocol, over every registered theory: curves and predictions of the task of the same name."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from positionbias import spec
-from positionbias.theory.base import Curves
+from positionbias.theory.base import Prediction, Theory
 from positionbias.theory.inverse_permutation import InversePermutationTheory
 
 AXIS = "theory"
-EXAMPLES = {"inverse_permutation": ["inverse_permutation(n=4)", "inverse_permutation(n=3, alphabet=5, scratch=True)"]}
+EXAMPLES = {
+    "inverse_permutation": ["inverse_permutation(n=4)", "inverse_permutation(n=3, alphabet=5, scratch=True)"],
+    "factual_recall": ["factual_recall", "factual_recall(noise=0)"],
+}
 
 
-def check_curves(theory):
-    """Curves are probabilities, one a slot of the task, rise with what is seen, and agree on their mean."""
+def check(theory):
+    """Curves are probabilities, one a slot of the task, rise with what is seen, and agree on their mean.
+
+    Predictions are each of one thing, and of a condition that there is.
+    """
     task = spec.build("tasks", spec.canonical(theory), "task")
     condition = task.conditions()[0]
     tokens, before = task.tokens(condition), 0.0
@@ -30,11 +37,17 @@ def check_curves(theory):
             np.testing.assert_allclose((curve * share).sum(), curves.mean, rtol=1e-12)
         assert curves.mean >= before, "seeing more cannot hurt"
         before = curves.mean
-    assert before > 0, "nothing is known even where everything is seen"
+    everything = np.ones((task.length(condition),) * 2, bool)
+    predictions = theory.predictions(everything)
+    assert before > 0 or predictions, "nothing is known even where everything is seen"
+    assert len({(one.name, one.of, one.condition) for one in predictions}) == len(predictions)
+    for one in predictions:
+        assert one.condition in {"", *(c.name for c in task.conditions())}
+        assert 0 <= one.value <= {"accuracy": 1}.get(one.of, math.inf)
 
 
 def test_protocol(built):
-    check_curves(built)
+    check(built)
 
 
 def test_text_round_trips(built):
@@ -63,13 +76,31 @@ BROKEN = [
 @pytest.mark.parametrize("theory", BROKEN, ids=["too short", "above one", "another mean", "backwards"])
 def test_a_broken_theory_is_caught(theory):
     with pytest.raises(AssertionError):
-        check_curves(theory)
+        check(theory)
 
 
 def test_a_theory_that_knows_nothing_is_caught():
     class Silent(InversePermutationTheory):
-        def curves(self, visible) -> Curves | None:
-            return None
+        curves = Theory.curves
 
     with pytest.raises(AssertionError):
-        check_curves(Silent())
+        check(Silent())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (Prediction("rule", "accuracy", 1.1),),
+        (Prediction("rule", "loss", math.nan),),
+        (Prediction("rule", "loss", 1.0, condition="nowhere"),),
+        (Prediction("rule", "loss", 1.0), Prediction("rule", "loss", 2.0)),
+    ],
+    ids=["above one", "no number", "no condition", "twice"],
+)
+def test_a_broken_prediction_is_caught(wrong):
+    class Broken(InversePermutationTheory):
+        def predictions(self, visible):
+            return wrong
+
+    with pytest.raises(AssertionError):
+        check(Broken())

@@ -7,7 +7,7 @@ import pytest
 
 from positionbias.config.build import build
 from positionbias.evaluation import by_position
-from positionbias.evaluation.by_position import Evaluator
+from positionbias.evaluation.by_position import Evaluator, theory_of
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, replica_keys
 from positionbias.training.auto import Auto
@@ -116,3 +116,24 @@ def test_items_may_be_judged_a_few_at_a_time(tiny, monkeypatch, task):
     for name, column in whole.items():
         if isinstance(column, np.ndarray):
             np.testing.assert_allclose(few[name], column, rtol=1e-5, atol=1e-6)
+
+
+def test_theory_speaks_of_every_task_it_knows_and_of_what_the_model_sees(tiny):
+    exact = {"task": "inverse_permutation(n=4, alphabet=16)"}
+    told = theory_of(build(tiny(exact)))
+    assert told["query"] == [(k + 1) / 4 + (1 - (k + 1) / 4) / 16 for k in range(4)]
+    assert (told["mean"], set(told)) == (0.625 + 0.375 / 16, {"query", "evidence", "mean"})
+    vectors = {"task": "in_context_regression(dimension=2, examples=4)", "objective": "squared_error"}
+    told = theory_of(build(tiny({**vectors, "model.inputs": "vector"})))
+    assert [one["name"] for one in told["predictions"]] == ["zero", "one_head", "two_heads", "gradient_step", "ridge"]
+    assert told["predictions"][0] == {"name": "zero", "of": "loss", "value": 1.1, "exact": True, "condition": "train"}
+    told = theory_of(build(tiny({"task": "factual_recall(groups=3, noise=0)", "model.mask": "causal"})))
+    assert {one["condition"] for one in told["predictions"]} == {"held_out"}
+    told = theory_of(
+        build(tiny({"task": "in_context_classification(items=4, burstiness=2)", "model.inputs": "vector"}))
+    )
+    assert [(one["of"], round(one["value"], 3)) for one in told["predictions"]] == [
+        ("accuracy", 0.516),
+        ("loss", 0.671),
+    ]
+    assert theory_of(build(tiny({"task": "associative_recall"}))) == {}

@@ -16,8 +16,9 @@ def stored(tmp_path):
     """Writes a summary after `change`; returns its path."""
 
     def write(change=lambda summary: None, **options):
+        predicted = {"name": "guess", "of": "loss", "value": 0.5, "exact": True, "condition": "far"}
         rows = fabricate(order=2, conditions=("near", "far"), **options)
-        summary = summarise(rows, rows, steps=6, of=6, theory={"query": [0.5, 1.0]})
+        summary = summarise(rows, rows, steps=6, of=6, theory={"query": [0.5, 1.0], "predictions": [predicted]})
         change(summary)
         (tmp_path / "summary.json").write_text(json.dumps(summary))
         return tmp_path / "summary.json"
@@ -76,6 +77,7 @@ def put(place, value):
         ("indices.influence", None, "indices.influence"),
         ("steps", 10**30, "steps"),
         ("theory.query", [None], "theory.query[0]"),
+        ("theory.predictions.0.value", None, "theory.predictions[0].value"),
         ("note", 3, "note"),
     ],
 )

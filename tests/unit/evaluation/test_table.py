@@ -34,14 +34,12 @@ def test_the_table_says_first_when_it_was_measured(steps, of, line):
 
 
 def test_table_shows_both_curves_the_theory_and_every_replica():
-    curves = {"query": [0.25, 0.5, 0.75, 1.0]}
-    text = table(summarise(fabricate()), curves)
-    assert table(summarise(fabricate(), theory=curves)) == text
-    lines = text.splitlines()
+    theory = {"query": [0.25, 0.5, 0.75, 1.0], "mean": 0.625}
+    lines = table(summarise(fabricate(), theory=theory)).splitlines()
     assert lines[0] == "accuracy by slot read"
     assert lines[1].split() == ["at", "mean", "interval", "ceiling", "baseline", "theory"]
     assert lines[2].split() == ["0", "0.333", "[-0.081,", "0.747]", "0.250", "0.125", "0.250"]
-    assert lines[6].split() == ["all", "0.583", "[0.169,", "0.997]", "0.625", "0.125"]
+    assert lines[6].split() == ["all", "0.583", "[0.169,", "0.997]", "0.625", "0.125", "0.625"]
     assert lines[8] == "accuracy by slot told"
     assert "theory" not in lines[9]
     assert "replicas  0.417  0.583  0.750" in lines
@@ -93,3 +91,22 @@ def test_a_ceiling_known_of_some_answers_is_told_with_their_share():
     assert not any("condition far" in line for line in lines)
     rows["ceiling"] = np.full(rows["ceiling"].shape, np.nan)
     assert "known" not in table(strict(summarise(rows)))
+
+
+def test_predictions_of_theory_stand_beside_what_was_measured():
+    def says(name, of, value, condition="near", exact=True):
+        return {"name": name, "of": of, "value": value, "condition": condition, "exact": exact}
+
+    guessing = says("guessing", "accuracy", 0.25), says("guessing", "loss", 1.5)
+    others = says("one_head", "loss", 0.375, exact=False), says("combined", "margin", 0.0, "far")
+    rows = fabricate(conditions=("near", "far"))
+    lines = table(strict(summarise(rows, theory={"predictions": [*guessing, *others]}))).splitlines()
+    told = [line for line in lines if line.startswith("theory of")]
+    assert told == [
+        "theory of the accuracy in condition near: guessing 0.250; measured 0.583 [0.169, 0.997]",
+        "theory of the loss in condition near: guessing 1.500, one_head ~0.375; measured 0.500 [0.500, 0.500]",
+        "theory of the margin in condition far: combined 0.000",
+    ]
+    lines = table(strict(summarise(with_losses(), theory={"predictions": [says("zero", "loss", 9.0, "first")]})))
+    assert "\ntheory of the loss: zero 9.000; measured 5.500 [-1.952, 12.952]\n\nreplicas" in lines
+    assert "theory of" not in table(strict(summarise(fabricate())))

@@ -238,6 +238,20 @@ def test_losses_stand_beside_their_floor(tmp_path):
     assert "mean loss" not in read(fabricate.write_run(tmp_path / "other", items=16)).text
 
 
+def test_predictions_of_theory_stand_beside_what_was_measured(tmp_path):
+    def predict(summary):
+        several = [("one_head", "accuracy", 0.375, False), ("combined", "margin", 0.5, True)]
+        told = [dict(zip(("name", "of", "value", "exact"), one, strict=True), condition="trained") for one in several]
+        summary["theory"]["predictions"] = told
+        summary["by_condition"]["trained"]["accuracy"].update(mean=0.5, low=0.25, high=0.75)
+
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    assert "of measure condition" not in read(folder).text
+    text = read(edit(folder, predict)).text
+    assert "of measure condition theory measured one head accuracy trained ~0.375 0.500 [0.250, 0.750]" in text
+    assert "combined margin trained 0.500 –" in text
+
+
 def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
     def lose(summary):
         summary["loss"] = {"mean": 0.25, "low": 0.2, "high": 0.3, "floor": 0.125, "replicas": [0.25] * 4, "rules": {}}
