@@ -15,6 +15,8 @@ from positionbias.spec import ConfigError
 from positionbias.tasks import export
 from positionbias.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 TASK = "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=0)"
 
 
