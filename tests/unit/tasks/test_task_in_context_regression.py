@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -17,7 +18,7 @@ TASK = InContextRegression(dimension=3, examples=6, noise=0.2)
 
 def sampled(task, items):
     """A batch without the tokens all items share."""
-    return jax.jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
+    return hasty_jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def batch():
 def judged():
     """Ceilings, baselines and losses of a batch, as numpy."""
     one = lambda item, seen: (TASK.ceiling(item, seen), TASK.baselines(item, seen), TASK.losses(item, seen))  # noqa: E731
-    judge = jax.jit(jax.vmap(one, in_axes=(0, None)))
+    judge = hasty_jit(jax.vmap(one, in_axes=(0, None)))
     return lambda items, seen: jax.tree.map(np.asarray, judge(items, jnp.asarray(seen)))
 
 
@@ -129,19 +130,19 @@ def test_rules_on_a_literal_item():
     fields |= {"inputs": inputs, "targets": jnp.array([[[0.0], [0.0], [1.0]]]), "query": jnp.array([[2]])}
     item = jax.tree.map(lambda leaf: leaf[0], Batch(**fields))
     seen = jnp.asarray(seeing(0, 1, size=3))
-    found = task.losses(item, seen)
+    found = hasty_jit(task.losses)(item, seen)
     # The mean of x is -1: (2 * 2 + -1 * -2) * 2 = 12, times 1 / (2 + 1.5) is 24/7.
     np.testing.assert_allclose(found["gradient_step"], [(24 / 7 - 1) ** 2], rtol=1e-5)
     np.testing.assert_allclose(found["chance"], [1.0])
     # Ridge: (2 + 3) / (10 + 0.5) * 2 = 20/21, whose variance is 0.5 + 4 * 0.5 / 10.5.
     np.testing.assert_allclose(found["floor"], [0.5 + 2 / 10.5], rtol=1e-5)
-    hits = {name: hit.tolist() for name, hit in task.baselines(item, seen).items()}
+    hits = {name: hit.tolist() for name, hit in hasty_jit(task.baselines)(item, seen).items()}
     assert hits == {"chance": [0.0], "gradient_step": [0.0], "order_free": [1.0]}
 
 
 def test_permuted_examples_take_the_evidence_along():
-    item = jax.jit(lambda key: TASK.sample(key, CONDITION))(jax.random.key(5))
-    moved = jax.jit(lambda key: Permute().change(key, item, TASK, CONDITION))(jax.random.key(6))
+    item = hasty_jit(lambda key: TASK.sample(key, CONDITION))(jax.random.key(5))
+    moved = hasty_jit(lambda key: Permute().change(key, item, TASK, CONDITION))(jax.random.key(6))
     before, after = np.asarray(item.inputs), np.asarray(moved.inputs)
     assert sorted(map(tuple, before[:6])) == sorted(map(tuple, after[:6]))
     assert not np.array_equal(before[:6], after[:6])
