@@ -229,9 +229,12 @@ def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
     values = np.array([np.atleast_1d(np.array(line["loss"], np.float64)) for line in lines])  # [lines, R]
 
     def paint(axes: Any) -> None:
+        marker = "" if len(steps) > 1 else "o"  # a line of one point is nothing
         for r in range(values.shape[1]):
             label = f"replica {r}" if values.shape[1] <= 6 else None
-            axes.plot(steps, values[:, r], color=ARMS[r % len(ARMS)], linewidth=1.2, alpha=0.9, label=label)
+            axes.plot(
+                steps, values[:, r], color=ARMS[r % len(ARMS)], linewidth=1.2, alpha=0.9, marker=marker, label=label
+            )
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 10 * known.min():
             axes.set_yscale("log")

@@ -10,6 +10,7 @@ import pytest
 
 from positionbias import report
 from positionbias.files import WriteError
+from positionbias.reporting import figures
 from positionbias.reporting import report as reporting
 from positionbias.reporting.folder import read as read_folder
 from positionbias.reporting.html import number
@@ -501,3 +502,11 @@ def test_a_loss_that_falls_far_is_labelled_in_plain_numbers(tmp_path):
     page = write_report(folder).read_text(encoding="utf-8")
     assert "mathdefault" not in page
     assert "0.01" in Reader(page).text or "<!-- 0.01 -->" in page
+
+
+def test_a_single_logged_step_is_drawn():
+    def points(*steps):
+        svg = figures.loss("loss", [{"step": step, "loss": [2.0]} for step in steps])
+        return len(re.findall("<use[^>]*fill: #0072b2", svg))
+
+    assert (points(20), points(20, 40)) == (2, 0), "one on the axes and one in the legend"
