@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.evaluation import by_position
@@ -13,11 +14,25 @@ from positionbias.replicas import Layout, replica_keys
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 
 def fresh(config):
     experiment = build(config)
     program = Program(experiment, Auto(Layout("loop"), 8, 1))
     return experiment, jax.jit(jax.vmap(program.fresh))(program.replicas())
+
+
+def called(evaluator, weights, batch):
+    """What the first replica's model says to a batch of the first condition."""
+    task, (condition, *_) = evaluator.experiment.task, evaluator.conditions
+
+    @hasty_jit
+    def outputs(weights):
+        model = evaluator._model(weights)
+        return model(batch.inputs, batch.tokens, task.context_length(condition), Sites())
+
+    return np.asarray(outputs(jax.tree.map(lambda leaf: leaf[0], weights)), np.float64)
 
 
 # Uniform attention of one head over the rows seen, whose values are `SHARE` times the stream itself.
@@ -50,18 +65,28 @@ def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     experiment, weights = fresh(tiny({**model, "train.replicas": 1, "evaluation.items": 8}))
     task = experiment.task
     (condition,) = task.conditions()
-    batch = task.batch(jax.random.key(7), condition, 8)
+    batch = hasty_jit(lambda key: task.batch(key, condition, 8))(jax.random.key(7))
     evaluator = Evaluator(experiment, Layout("loop"), replica_keys(0, 1), stored={"train": batch})
     rows = evaluator.rows(weights)
-    model = evaluator._model(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), weights))
-    said = np.asarray(model(batch.inputs, batch.tokens, task.context_length(condition), Sites()), np.float64)[:, :3]
+    said = called(evaluator, weights, batch)[:, :3]
     lost = ((said - np.asarray(batch.targets)[:, :3]) ** 2).sum(axis=-1)
     np.testing.assert_allclose(rows["loss"], lost.reshape(-1), rtol=1e-4)
     seen = jnp.asarray(experiment.reach(condition))
-    floor = jax.vmap(lambda item: task.losses(item, seen)["floor"])(batch._replace(tokens=None))
-    np.testing.assert_array_equal(rows["loss/floor"], np.asarray(floor).reshape(-1))
+    floor = hasty_jit(jax.vmap(lambda item: task.losses(item, seen)["floor"]))(batch._replace(tokens=None))
+    np.testing.assert_allclose(rows["loss/floor"], np.asarray(floor).reshape(-1), rtol=1e-6)
 
 
+@pytest.fixture
+def no_influence(monkeypatch):
+    """Leaves out half of the programs, where only rows are read."""
+
+    def nothing(evaluator, condition, *_):
+        return jnp.zeros(evaluator.experiment.task.length(condition))
+
+    monkeypatch.setattr(Evaluator, "_influence", nothing)
+
+
+@pytest.mark.usefixtures("no_influence")
 def test_conditions_that_share_items_are_asked_of_the_same(tiny):
     task = "context_or_prior(subjects=4, relations=1, objects=4, folds=2, documents=3)"
     experiment, weights = fresh(tiny({"task": task, "train.replicas": 1, "evaluation.items": 40}))
@@ -77,14 +102,13 @@ def test_columns_are_those_of_the_models_own_outputs(tiny):
     experiment, weights = fresh(tiny({"train.replicas": 1, "evaluation.items": 20, "evaluation.batch_size": 8}))
     task = experiment.task
     (condition,) = task.conditions()
-    batch = task.batch(jax.random.key(7), condition, 20)
+    batch = hasty_jit(lambda key: task.batch(key, condition, 20))(jax.random.key(7))
     # One item needs its first position only: -1 pads, and what is left holds the answer.
     batch = batch._replace(evidence=batch.evidence.at[0, :, 1].set(-1))
     keys = replica_keys(0, 1)
     evaluator = Evaluator(experiment, Layout("loop"), keys, stored={"train": batch})
     rows = evaluator.rows(weights)
-    model = evaluator._model(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), weights))
-    outputs = np.asarray(model(batch.inputs, batch.tokens, task.context_length(condition), Sites()), np.float64)
+    outputs = called(evaluator, weights, batch)
     said = np.take_along_axis(outputs, np.asarray(batch.query)[..., None], axis=1)
     target = np.take_along_axis(np.asarray(batch.targets), np.asarray(batch.query), axis=1)
     log_share = said - np.log(np.exp(said).sum(axis=-1, keepdims=True))
@@ -99,6 +123,7 @@ def test_columns_are_those_of_the_models_own_outputs(tiny):
     assert 0 < rows["correct"].mean() < 1
 
 
+@pytest.mark.usefixtures("no_influence")
 @pytest.mark.parametrize(
     "task",
     [

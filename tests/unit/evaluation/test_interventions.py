@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -16,12 +17,17 @@ from positionbias.tasks.associative_recall import AssociativeRecall
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 RECALL = AssociativeRecall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)
 TRAIN = RECALL.conditions()[0]
 
+sample = hasty_jit(lambda key: RECALL.sample(key, TRAIN))
+moved_to = hasty_jit(lambda item, place: rearranged(item, place, RECALL))
+
 
 def item(seed=0):
-    return RECALL.sample(jax.random.key(seed), TRAIN)
+    return sample(jax.random.key(seed))
 
 
 def solved(example):
@@ -36,7 +42,7 @@ def solved(example):
 @pytest.mark.parametrize("place", [[0, 1, 2], [2, 0, 1], [1, 0, 2]])
 def test_rearranging_moves_whole_pairs_and_what_speaks_of_them(seed, place):
     before = item(seed)
-    after = rearranged(before, jnp.asarray(place), RECALL)
+    after = moved_to(before, jnp.asarray(place))
     pairs = np.asarray(before.inputs[1:7]).reshape(3, 2)
     moved = np.empty_like(pairs)
     moved[place] = pairs
@@ -56,7 +62,7 @@ def test_segments_of_different_lengths_fill_the_rows_that_segments_held():
         segment=np.array([0, 1, 1, 1, 2, 3, 3, 0, 0], np.int32), valid=np.array([False] + [True] * 8)
     )
     example = example._replace(tokens=tokens, inputs=jnp.arange(9), evidence=jnp.array([[4, -1]]))
-    after = rearranged(example, jnp.array([2, 0, 1]), RECALL)
+    after = moved_to(example, jnp.array([2, 0, 1]))
     np.testing.assert_array_equal(after.inputs, [0, 4, 5, 6, 1, 2, 3, 7, 8])
     np.testing.assert_array_equal(after.tokens.segment, [0, 2, 3, 3, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(after.evidence, [[1, -1]])
@@ -73,7 +79,7 @@ def test_told_positions_move_and_nothing_else():
 
 
 def test_filler_in_front():
-    batch = RECALL.batch(jax.random.key(0), TRAIN, 4)
+    batch = hasty_jit(lambda key: RECALL.batch(key, TRAIN, 4))(jax.random.key(0))
     inputs, tokens = led_by(batch, 2, 0)
     np.testing.assert_array_equal(inputs, np.pad(batch.inputs, ((0, 0), (2, 0))))
     np.testing.assert_array_equal(tokens.index, np.arange(11))
