@@ -1,6 +1,5 @@
 """Common words: samples counted by reading them, where copies stand, and ceilings against enumeration."""
 
-import functools
 import itertools
 from collections import Counter
 
@@ -9,28 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from haste import hasty_jit
+from judges import drawn, enumerated_ceiling, judging
 from scipy import stats
 
 from positionbias import spec
 from positionbias.evaluation.interventions import Permute, rearranged
 from positionbias.tasks import common_words
-from positionbias.tasks.base import Batch, batch_axes, find_condition
+from positionbias.tasks.base import Batch, find_condition
 from positionbias.tasks.common_words import CommonWords
-
-
-@functools.cache
-def drawn(task, count, *names):
-    """Samples of the conditions with these names, all if none, made by one program."""
-    conditions = [c for c in task.conditions() if c.name in names or not names]
-    made = hasty_jit(lambda key: {c.name: task.batch(key, c, count) for c in conditions})(jax.random.key(0))
-    return jax.tree.map(np.asarray, made)
-
-
-def judging(judge):
-    """A function of a batch and of what every row sees, bool [T, T]: `judge` over the batch."""
-    judge_all = hasty_jit(jax.vmap(judge, in_axes=(batch_axes(0, True), None)))
-    return lambda batch, visible: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(visible, bool)))
-
 
 # ------------------------------------------------------------------------------------------------ ceilings
 
@@ -86,16 +71,6 @@ def as_batch(task, inputs, answers, place="shuffled"):
     fields.update(inputs=inputs, targets=targets, query=query, evidence=evidence)
     made = {name: None if value is None else jnp.asarray(value) for name, value in fields.items()}
     return Batch(**{**made, "tokens": task.tokens(find_condition(task, place, "condition"))})
-
-
-def enumerated_ceiling(inputs, answers, row):
-    """Per example: the posterior's peak, given the inputs the row sees."""
-    weights = np.random.default_rng(0).integers(2**62, size=inputs.shape[1])
-    hashed = (inputs * np.where(row, weights, 0)).sum(axis=1)  # modulo 2^64; two views share a number never, or nearly
-    view = np.unique(hashed, return_inverse=True)[1]
-    count = np.zeros((view.max() + 1, answers.max() + 1))
-    np.add.at(count, (view, answers), 1)
-    return (count.max(axis=1) / count.sum(axis=1))[view]
 
 
 def sights(length, random):

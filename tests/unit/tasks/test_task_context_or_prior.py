@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from haste import hasty_jit
+from judges import judging_alike
 from scipy import stats
 
 from positionbias import spec
@@ -79,16 +80,6 @@ def as_batch(cases):
         evidence_slot=slot[:, None],
     )
     return Batch(**{name: None if value is None else jnp.asarray(value) for name, value in fields.items()})
-
-
-def judging(judge, batch):
-    """A function of what every row sees, bool [T]: `judge` over the batch."""
-
-    def judge_one(one, row):
-        return judge(one, jnp.broadcast_to(row, 2 * row.shape))
-
-    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(0, None)))
-    return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 
 @pytest.mark.parametrize("name", ["objects of several facts", "every subject but one"])
@@ -171,7 +162,7 @@ def test_ceiling_is_the_enumerated_posterior(name, condition):
     cases = list(every_case(task, condition))
     inputs, answers = np.array([case[1] for case in cases]), np.array([case[-1] for case in cases])
     chances = np.array([float(case[0]) for case in cases])
-    judge = judging(task.ceiling, as_batch(cases))
+    judge = judging_alike(task.ceiling, as_batch(cases))
     weights = np.random.default_rng(0).integers(2**62, size=inputs.shape[1])
     for seen in itertools.product([False, True], repeat=inputs.shape[1]):
         hashed = (inputs * np.where(seen, weights, 0)).sum(axis=1)  # two views share a number never, or nearly
@@ -195,7 +186,7 @@ def test_baselines_on_literal_items():
         inputs += [kind if intent is None else intent, 10, s + 3]
         answer = told[slot] if kind == USE else fact
         item = as_batch([(1, inputs, kind, slot, [0, 0], o + answer)])
-        rules = judging(task.baselines, item)(np.isin(np.arange(12), list(seen)))
+        rules = judging_alike(task.baselines, item)(np.isin(np.arange(12), list(seen)))
         return [rules[name].tolist()[0][0] for name in ("chance", "nearest", "prior", "context", "order_free")]
 
     everything, third = range(12), pytest.approx(1 / 3)

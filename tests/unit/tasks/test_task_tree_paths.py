@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from haste import hasty_jit
+from judges import drawn, judging_alike
 from scipy import stats
 
 from positionbias import spec
@@ -19,14 +20,6 @@ from positionbias.tasks.tree_paths import TreePaths
 
 SMALL = TreePaths(nodes=4, longest=3, labels=4)
 SHORT = TreePaths(nodes=5, longest=2, labels=5)
-
-
-@functools.cache
-def drawn(task, count, *names):
-    """Samples of the conditions with these names, all if none, made by one program."""
-    conditions = [c for c in task.conditions() if c.name in names or not names]
-    made = hasty_jit(lambda key: {c.name: task.batch(key, c, count) for c in conditions})
-    return jax.tree.map(np.asarray, made(jax.random.key(0)))
 
 
 @functools.cache
@@ -105,16 +98,6 @@ def as_batch(cases):
     fields = dict.fromkeys(Batch._fields)
     fields.update(inputs=inputs, targets=targets, query=row[:, None], evidence=evidence[:, None])
     return Batch(**{name: None if value is None else jnp.asarray(value) for name, value in fields.items()})
-
-
-def judging(judge, batch):
-    """A function of what every row sees, bool [T]: `judge` over the batch."""
-
-    def judge_one(one, row):
-        return judge(one, jnp.broadcast_to(row, 2 * row.shape))
-
-    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(0, None)))
-    return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 
 # ------------------------------------------------------------------------------------------------- samples
@@ -282,7 +265,7 @@ def best(cases, view):
 def test_ceiling_is_the_enumerated_posterior_where_it_is_known():
     task, cases = SMALL, every_case(SMALL)
     batch = as_batch(cases)
-    judge = judging(task.ceiling, batch)
+    judge = judging_alike(task.ceiling, batch)
     inputs, rows = np.asarray(batch.inputs), np.asarray(batch.query)
     rng = np.random.default_rng(0)
     weights = rng.integers(2**62, size=inputs.shape[1] + 1)
@@ -309,7 +292,7 @@ def test_no_reader_of_a_bag_is_as_good_as_one_who_looks_ahead(task):
     bags = np.concatenate([np.sort(inputs[:, :goal], axis=1), inputs[:, goal:], batch.query], axis=1)
     wanted = best(cases, np.unique(bags, axis=0, return_inverse=True)[1])
     chances = np.array([float(case[0]) for case in cases])
-    rules = judging(task.baselines, batch)(np.ones(inputs.shape[1]))
+    rules = judging_alike(task.baselines, batch)(np.ones(inputs.shape[1]))
     mean = {name: chances @ value[:, 0] for name, value in rules.items()}
     assert 1 / task.labels < mean["order_free"] < chances @ wanted < mean["look_ahead"] < 1
     assert mean["look_ahead"] <= mean["deeper"] < 1 + 1e-6
@@ -318,7 +301,7 @@ def test_no_reader_of_a_bag_is_as_good_as_one_who_looks_ahead(task):
 def rules(task, text, row, answer, seen):
     """Baselines of one item, of which the row sees `seen`."""
     batch = as_batch([(1, text, row, [-1] * (2 * task.longest), answer)])
-    found = judging(task.baselines, batch)(np.isin(np.arange(len(text)), list(seen)))
+    found = judging_alike(task.baselines, batch)(np.isin(np.arange(len(text)), list(seen)))
     return {name: round(float(value[0, 0]), 4) for name, value in found.items()}
 
 
