@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,14 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters, one_of
+from positionbias.tasks.chains import arranged, last_slot, order_rank, others_between
 from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
 MOST_DOCUMENTS = 256  # the ceiling compares all pairs of them
 MOST_NAMES = 65536  # entities, and relations
 FILLER = 0
+ORDERS = ("random", "forward", "backward")  # of the documents of every chain
 SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, FILLER_ROLE, START_ROLE, PATH_ROLE = range(6)
 
 
@@ -27,43 +28,49 @@ class MultiHop(Task):
     """Follow a chain of facts through documents (Huang et al. 2025, "Masking in Multi-hop QA", arXiv 2505.11754).
 
     A document is a triple: entity, relation, entity. The documents make documents / hops complete chains of `hops`
-    triples, all over one path of relations, no two through the same entity. After them come the entity that one chain
-    starts from and the path, and the last row says where that chain ends. The last documents of all chains look alike:
-    a rule that reads documents one at a time is right once in #chains.
+    triples, all over one path of relations, no two through the same entity. After them come the path, its last relation
+    first, and the entity that one chain starts from, as in "the capital of the country of Ann": so the last row, which
+    says where that chain ends, holds the name that it has to look up. The last documents of all chains look alike: a
+    rule that reads documents one at a time is right once in #chains.
 
     One sample of `multi_hop(hops=2, documents=4, entities=8, relations=3, gaps=[1])`:
 
-        input    c 3 a d 2 h g 3 d a 2 f c 3 2
+        input    d 2 h g 3 d a 2 f c 3 a 2 3 c
         target   . . . . . . . . . . . . . . f
 
     With `typed` the entities of each step of a chain, and the relations of each hop, are of a kind of their own, as in
     object -> holder -> place. `fillers` tokens that say nothing are scattered between the documents. Both together are
-    a symbolic BABILong (Kuratov et al. 2024, arXiv 2406.10149).
+    a symbolic BABILong (Kuratov et al. 2024, arXiv 2406.10149). With `mixed` training asks for 1 to `hops` hops of a
+    chain, all equally likely, and filler stands for the relations that a path lacks: small models learn to take two
+    hops once they can take one.
 
-    One sample of `multi_hop(documents=4, entities=4, relations=1, gaps=[], fillers=5, typed=True)`, condition backward:
+    One sample of `multi_hop(documents=4, entities=4, relations=1, gaps=[], fillers=5, typed=True, mixed=True)`:
 
-        input    - - b1 2 c2 b3 2 c3 a1 1 b3 - - a0 1 b1 - a0 1 2
-        target   . . .  . .  .  . .  .  . .  . . .  . .  . .  . c2
+        input    - - b3 2 c3 a1 1 b3 b1 2 c2 - - a0 1 b1 - 2 1 a0
+        target   . . .  . .  .  . .  .  . .  . . .  . .  . . . c2
 
-    Conditions: "random" has all documents in uniform order, and so has "original" (the order of the paper's data set
-    knows nothing of the chains). In "forward" and "backward" the asked chain's documents share out the slots they have
-    in the order of the chain, or its reverse. In "forward_gap_I", for I of `gaps`, the last of them is the last
-    document and I others lie between one and the next; to name the end of the last document is always right there, as
-    the baselines tell. In "remove_first" the asked chain's first document is left out: a reader can still look for the
-    chain that nothing leads into.
+    Conditions: "original" has all documents in uniform order (the paper's data set does not know the chains); it is
+    trained on, or with `mixed` "train", which is like it. In "forward" and "backward" the documents of every chain
+    share out the slots that they have in the order of the chain, or its reverse, in "random" in an order that is drawn
+    for all chains together; in all else the items of these three are the same. As all chains stand alike, a rule that
+    reads documents one at a time gains by no order. In "forward_gap_I", for I of `gaps`, the asked chain's last
+    document is the last of all, and I others lie between each of its documents and the next; to name the end of the
+    last document is always right there, as the baselines tell. In "remove_first" the asked chain's first document is
+    left out: a reader can still look for the chain that nothing leads into.
 
-    Segments are the documents, numbered from 1 as they stand. `order` is the rank of the order of the asked chain's
-    documents among all orders: 0 is forward, the last one backward. Vocabulary: 0 is filler, then entities, with
+    Segments are the documents, numbered from 1 as they stand. `order`, told where all chains stand alike, is the rank
+    of theirs among all orders: 0 is forward, the last one backward. Vocabulary: 0 is filler, then entities, with
     `typed` kind by kind, then relations.
     """
 
     hops: int = 2
     documents: int = 12
-    entities: int = 32
+    entities: int = 128
     relations: int = 4
     gaps: tuple[int, ...] = (0, 1)
     fillers: int = 0
     typed: bool = False
+    mixed: bool = False
 
     filler = FILLER
     movable = True
@@ -115,9 +122,11 @@ class MultiHop(Task):
         return self.input
 
     def conditions(self) -> tuple[Condition, ...]:
-        orders = {"random": "random", "original": "random", "forward": "forward", "backward": "backward"}
+        train = (Condition("train", (("order", "mixed"),)),) if self.mixed else ()
         return (
-            *(Condition(name, (("order", order),)) for name, order in orders.items()),
+            *train,
+            Condition("original", (("order", "any"),)),
+            *(Condition(order, (("order", order),), items="ordered") for order in ORDERS),
             *(Condition(f"forward_gap_{gap}", (("order", "gap"), ("gap", gap))) for gap in self.gaps),
             Condition("remove_first", (("order", "removed"),)),
         )
@@ -147,7 +156,7 @@ class MultiHop(Task):
 
     def tokens(self, condition: Condition) -> Tokens:
         role = np.zeros(self.length(condition), np.int32)
-        role[-self.hops - 1 :] = [START_ROLE] + [PATH_ROLE] * self.hops
+        role[-self.hops - 1 :] = [PATH_ROLE] * self.hops + [START_ROLE]
         if self.fillers:
             return sequential(len(role), role=role)
         shown, segment = self.segments(condition), np.zeros_like(role)
@@ -157,21 +166,14 @@ class MultiHop(Task):
 
     def prior(self, condition: Condition) -> dict[str, Float[np.ndarray, "P"]]:
         order, (shown, gold) = condition["order"], self._counts(condition)
-        among = np.zeros(shown - gold + 1)
-        if order == "gap":
-            among[condition["gap"] * (gold - 1)] = 1
-        elif gold == 1:
-            among = np.ones(1)
-        else:  # sets of `gold` slots with so many others between the first and the last
-            others = range(len(among))
-            among[:] = [(len(among) - n) * math.comb(gold - 2 + n, n) / math.comb(shown, gold) for n in others]
+        taken = range(1, gold + 1) if order == "mixed" else [gold]
+        among = np.mean([others_between(shown, documents) for documents in taken], axis=0)
         last = np.full(shown, 1 / shown)
-        if order in ("forward", "backward"):  # the last slot of the set, or the first
-            last = np.array([math.comb(slot, gold - 1) / math.comb(shown, gold) for slot in range(shown)])
-            last = last if order == "forward" else last[::-1]
+        if order in ("forward", "backward"):
+            last = last_slot(shown, gold)[:: 1 if order == "forward" else -1]
         elif order == "gap":
-            last = np.eye(shown)[-1]
-        return {"query": among, "evidence": last}
+            among, last = np.eye(shown)[condition["gap"] * (gold - 1)], np.eye(shown)[-1]
+        return {"query": np.trim_zeros(among, "b"), "evidence": last}
 
     def word(self, token: int) -> str:
         if token == FILLER:
@@ -201,44 +203,55 @@ class MultiHop(Task):
     def _slots(self, key: Key[jax.Array, ""], condition: Condition) -> Int[jax.Array, "D"]:
         """The slot of every document, the asked chain's first."""
         order, (shown, gold) = condition["order"], self._counts(condition)
+        slot_key, order_key = jax.random.split(key)
         if order == "gap":
             fixed = shown - 1 - (condition["gap"] + 1) * np.arange(gold)[::-1]
             others = jnp.asarray(np.setdiff1d(np.arange(shown), fixed), jnp.int32)
-            return jnp.concatenate([jnp.asarray(fixed, jnp.int32), others[permutation(key, shown - gold)]])
-        slots = permutation(key, shown)
-        if order in ("forward", "backward"):
-            slots = slots.at[:gold].set(jnp.sort(slots[:gold], descending=order == "backward"))
-        return slots
+            return jnp.concatenate([jnp.asarray(fixed, jnp.int32), others[permutation(slot_key, shown - gold)]])
+        slots = permutation(slot_key, shown)
+        if order not in ORDERS:
+            return slots
+        steps = jnp.arange(gold, dtype=jnp.int32)
+        turn = {"random": permutation(order_key, gold), "forward": steps, "backward": steps[::-1]}[order]
+        return arranged(slots.reshape(-1, gold), turn).reshape(-1)
 
     def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
-        entity_key, path_key, slot_key, start_key = jax.random.split(key, 4)
+        entity_key, path_key, slot_key, start_key, hops_key = jax.random.split(key, 5)
         (shown, gold), length = self._counts(condition), self.length(condition)
         entities, path = self._entities(entity_key), self._path(path_key)
         relations = jnp.broadcast_to(path, (self.chains, self.hops))
         triples = jnp.stack([entities[:, :-1], relations, entities[:, 1:]], axis=-1).reshape(-1, 3)
+        hops = jnp.full((), self.hops, jnp.int32)
+        if condition["order"] == "mixed":
+            hops = jax.random.randint(hops_key, (), 1, self.hops + 1, jnp.int32)
 
         slots = self._slots(slot_key, condition)
         rows = scattered(start_key, shown, 3, self.fillers)[slots][:, None] + jnp.arange(3)
         nothing = jnp.zeros(length, jnp.int32)
         inputs = nothing.at[rows].set(triples[self.documents - shown :])
-        inputs = inputs.at[-self.hops - 1 :].set(jnp.concatenate([entities[0, :1], path]))
+        asked = jnp.where(jnp.arange(self.hops) < hops, path, FILLER)
+        inputs = inputs.at[-self.hops - 1 :].set(jnp.concatenate([asked[::-1], entities[0, :1]]))
         tokens = self.tokens(condition)
         if self.fillers:
             role = jnp.full(length, FILLER_ROLE).at[rows].set(jnp.array([SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE]))
             role = role.at[-self.hops - 1 :].set(tokens.role[-self.hops - 1 :])
             tokens = tokens._replace(role=role, segment=nothing.at[rows].set(slots[:, None] + 1))
 
+        # The documents that it takes, in the order of the chain; where it takes fewer than all, the last of `gold`.
+        beyond = self.hops - hops
+        needed, mine = jnp.arange(gold) >= beyond, jnp.roll(slots[:gold], beyond)
+        evidence = jnp.where(needed[:, None], jnp.roll(rows[:gold, ::2], beyond, axis=0), -1)
         query = jnp.full(1, length - 1, jnp.int32)
-        order, among, slot = _ranked(slots[:gold])
+        among, slot = _places(mine, needed)
         return Batch(
             inputs=inputs,
-            targets=nothing.at[-1].set(entities[0, -1]),
+            targets=nothing.at[-1].set(entities[0, hops]),
             weights=nothing.astype(jnp.float32).at[-1].set(1.0),
             tokens=tokens,
             query=query,
-            evidence=rows[:gold, ::2].reshape(1, -1),
-            order=order,
-            distance=query - rows[gold - 1, 2],
+            evidence=evidence.reshape(1, -1),
+            order=order_rank(mine)[None] if condition["order"] in ORDERS else jnp.full(1, -1, jnp.int32),
+            distance=query - evidence[-1, 1],
             n_distractors=jnp.full(1, self.chains - 1, jnp.int32),
             source=jnp.full(1, -1, jnp.int32),
             query_slot=among,
@@ -248,10 +261,15 @@ class MultiHop(Task):
     def after_move(self, example: Batch) -> Batch:
         starts = _rows(example.tokens, self._shown(example))[:, 0]
         subjects = example.evidence[0, ::2]
-        order, among, slot = _ranked(jnp.sum(starts < subjects[:, None], axis=-1, dtype=jnp.int32))
-        return example._replace(order=order, query_slot=among, evidence_slot=slot)
+        slots = jnp.sum(starts < subjects[:, None], axis=-1, dtype=jnp.int32)
+        among, slot = _places(slots, subjects >= 0)
+        return example._replace(order=jnp.full(1, -1, jnp.int32), query_slot=among, evidence_slot=slot)
 
     # ---- judged
+
+    def _kind(self, names: jax.Array) -> jax.Array:
+        """Of which step of a chain entities are, with `typed`."""
+        return (names - 1) // self.entities
 
     def _shown(self, example: Batch) -> int:
         """How many documents there are; one is missing if the asked chain's first was removed."""
@@ -266,13 +284,14 @@ class MultiHop(Task):
         documents. In "remove_first" the reader knows what was left out.
 
         Without `typed`, a document that shows an entity and hides its relation may be of any hop, as may all documents
-        if two relations of the path or more are hidden: no closed form is known, and the ceiling is nan.
+        if two relations of the path or more are hidden: no closed form is known, and the ceiling is nan. So it is with
+        `mixed` where a row does not see how many hops are asked for, or they are fewer and not all seen.
         """
         row, shown = visible[example.query[0]], self._shown(example)
         at = _rows(example.tokens, shown)
         documents, seen = example.inputs[at], row[at]
-        start, path = example.inputs[-self.hops - 1], example.inputs[-self.hops :]
-        start_seen, path_seen = row[-self.hops - 1], row[-self.hops :]
+        start, path = example.inputs[-1], example.inputs[-2 : -self.hops - 2 : -1]
+        start_seen, path_seen = row[-1], row[-2 : -self.hops - 2 : -1]
         if shown < self.documents:
             documents = jnp.concatenate([jnp.stack([start, path[0], start])[None], documents])
             seen = jnp.concatenate([jnp.zeros((1, 3), bool), seen])
@@ -312,40 +331,47 @@ class MultiHop(Task):
         best = jnp.max(jnp.where(end_seen, chance, 0))
         unseen = jnp.sum(jnp.where(end_seen, 0, chance)) / jnp.maximum(self.entities - names_seen, 1)
         found = jnp.maximum(best, unseen)[None]
+        anything = jnp.any(row)
+        if self.mixed:
+            told, needed = jnp.all(path_seen), example.evidence[0]
+            whole = told & start_seen & jnp.all(row[needed] | (needed < 0))
+            found = jnp.where(told & (path[-1] != FILLER), found, jnp.where(whole, 1.0, jnp.nan))
+            found = jnp.where(anything, found, 1 / (self.entities * (self.hops if self.typed else 1)))
         if self.typed:
             return found
-        anything = jnp.any(seen)
         clear = jnp.all(seen[:, 1] | ~jnp.any(seen, axis=-1)) & (jnp.sum(path_seen) >= self.hops - 1)
-        return jnp.where(clear | ~anything, found, jnp.nan)
+        return jnp.where(clear | ~jnp.any(seen), found, jnp.nan)
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """Rules that read documents one at a time, beside chance and majority: any entity.
 
         nearest: the last entity seen in a document; last_document, first_document, any_chain_end: the end of the last,
         the first or any document seen whose relation is the last of the path. order_free: any of the entities that a
-        bag of the tokens seen holds once, as it holds what is at an end of a chain; with `typed` of the last kind.
+        bag of the tokens seen holds as often as the answer, once at the end of a chain; with `typed` of its kind.
         """
         row, at = visible[example.query[0]], _rows(example.tokens, self._shown(example))
         documents, seen = example.inputs[at], row[at]
-        start, path = example.inputs[-self.hops - 1], example.inputs[-self.hops :]
-        target = example.targets[example.query[0]]
-        chance = jnp.full((), 1.0 / self.entities)
+        start, path = example.inputs[-1], example.inputs[-2 : -self.hops - 2 : -1]
+        hops, target = jnp.sum(path != FILLER), example.targets[example.query[0]]
+        told = jnp.all(row[-self.hops - 1 : -1]) | (not self.mixed)  # how many hops
+        chance = jnp.where(told | (not self.typed), 1.0, 1 / self.hops) / self.entities
 
         def said(candidates: jax.Array, names: jax.Array) -> jax.Array:
             return one_of(candidates, names == target, chance)
 
         ends, rows = documents[:, 2], at[:, 2]
         if self.typed:
-            final = seen[:, 2] & (ends > self.hops * self.entities)
+            final = seen[:, 2] & told & (self._kind(ends) == hops)
         else:
-            final = jnp.all(seen[:, 1:], axis=-1) & row[-1] & (documents[:, 1] == path[-1])
+            final = jnp.all(seen[:, 1:], axis=-1) & told & row[-1 - hops] & (documents[:, 1] == path[hops - 1])
         last = rows == jnp.max(jnp.where(final, rows, -1))
         first = rows == jnp.min(jnp.where(final, rows, LONGEST))
         names, named, places = documents[:, ::2].reshape(-1), seen[:, ::2].reshape(-1), at[:, ::2].reshape(-1)
-        asked = row[-self.hops - 1] & (names == start)
-        once = named & (jnp.sum((names[:, None] == names) & named, axis=-1) + asked == 1)
+        asked = row[-1] & (names == start)
+        count = jnp.sum((names[:, None] == names) & named, axis=-1) + asked
+        free = named & told & jnp.where(hops == self.hops, count == 1, (count == 2) & ~asked)
         if self.typed:
-            once &= names > self.hops * self.entities
+            free = named & told & (self._kind(names) == hops)
         found = {
             "chance": chance,
             "majority": chance,
@@ -353,7 +379,7 @@ class MultiHop(Task):
             "last_document": said(final & last, ends),
             "first_document": said(final & first, ends),
             "any_chain_end": said(final, ends),
-            "order_free": said(once, names),
+            "order_free": said(free, names),
         }
         return {name: value[None] for name, value in found.items()}
 
@@ -365,11 +391,7 @@ def _rows(tokens: Tokens, count: int) -> Int[jax.Array, "D 3"]:
     return start[:, None] + jnp.arange(3)
 
 
-def _ranked(slots: Int[jax.Array, "G"]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`order`, `query_slot` and `evidence_slot` of an answer, from its documents' slots in the order of the chain."""
-    gold = slots.shape[0]
-    # The rank among all orders as a dictionary has them: how many later ones stand before, in factorial digits.
-    overtaken = jnp.sum(jnp.triu(slots < slots[:, None], 1), axis=-1)
-    digits = np.array([math.factorial(gold - 1 - place) for place in range(gold)])
-    order = jnp.sum(overtaken * digits, keepdims=True, dtype=jnp.int32)
-    return order, (jnp.max(slots) - jnp.min(slots) - gold + 1)[None], slots[-1:]
+def _places(slots: Int[jax.Array, "G"], needed: Bool[jax.Array, "G"]) -> tuple[jax.Array, jax.Array]:
+    """`query_slot` and `evidence_slot` of an answer, from the slots of the documents `needed`, the last one last."""
+    first, last = jnp.min(jnp.where(needed, slots, LONGEST)), jnp.max(jnp.where(needed, slots, -1))
+    return (last - first - jnp.sum(needed, dtype=jnp.int32) + 1)[None], slots[-1:]

@@ -15,6 +15,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters, one_of
+from positionbias.tasks.chains import arranged, last_slot
 from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
@@ -52,7 +53,7 @@ class VariableTracking(Task):
         target   . . . . . . . . . . . . . . . . . . 0
 
     Conditions: every chain's statements stand in the order of the chain ("kept", the paper's), in its reverse
-    ("reversed") or in any ("shuffled"); chains interleave at random in all three.
+    ("reversed") or in any ("shuffled"); chains interleave at random in all three, whose items are paired.
 
     Segments are the statements, numbered from 1 as they stand. `order` is 0 where the statements from the value to the
     answer, or to the name asked for, stand in the order of the chain, 1 in its reverse; -1 otherwise, and where there
@@ -122,7 +123,8 @@ class VariableTracking(Task):
         return self.input
 
     def conditions(self) -> tuple[Condition, ...]:
-        return tuple(Condition(order, (("order", order),)) for order in ("kept", "reversed", "shuffled"))
+        orders = ("kept", "reversed", "shuffled")
+        return tuple(Condition(order, (("order", order),), items="ordered") for order in orders)
 
     def stretched(self, factor: int) -> VariableTracking:
         if self.fillers:  # the same statements, farther apart
@@ -161,9 +163,7 @@ class VariableTracking(Task):
         count = self.statements
         share = np.full(count, 1 / count)
         if self.ask == "value" and condition["order"] != "shuffled":  # the first slot of the chain, or the last
-            share = np.array([math.comb(count - 1 - slot, self.hops) for slot in range(count)])
-            share = share / math.comb(count, self.steps)
-            share = share if condition["order"] == "kept" else share[::-1]
+            share = last_slot(count, self.steps)[:: -1 if condition["order"] == "kept" else 1]
         return {"query": np.full(self.steps, 1 / self.steps), "evidence": share}
 
     def word(self, token: int) -> str:
@@ -178,10 +178,8 @@ class VariableTracking(Task):
         slots = permutation(key, self.statements).reshape(self.chains, self.steps)
         if condition["order"] == "shuffled":
             return slots
-        rank = jnp.sum(slots[:, None, :] < slots[:, :, None], axis=-1)
-        if condition["order"] == "reversed":
-            rank = self.hops - rank
-        return jnp.zeros_like(slots).at[jnp.arange(self.chains)[:, None], rank].set(slots)
+        turn = jnp.arange(self.steps)
+        return arranged(slots, turn if condition["order"] == "kept" else turn[::-1])
 
     def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
         name_key, value_key, slot_key, start_key, hop_key = jax.random.split(key, 5)

@@ -1,0 +1,32 @@
+"""Slots of chains: orders by hand, laws against enumeration."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias.tasks.chains import arranged, last_slot, order_rank, others_between
+
+SIZES = [(5, 1), (6, 2), (7, 3), (6, 4), (4, 4)]
+
+
+def test_arranged_shares_out_the_slots_of_each_chain():
+    slots = jnp.array([[4, 0, 2], [1, 5, 3]])
+    assert arranged(slots, jnp.array([0, 1, 2])).tolist() == [[0, 2, 4], [1, 3, 5]]
+    assert arranged(slots, jnp.array([2, 1, 0])).tolist() == [[4, 2, 0], [5, 3, 1]]
+    assert arranged(slots, jnp.array([1, 2, 0])).tolist() == [[2, 4, 0], [3, 5, 1]]
+
+
+def test_order_rank_counts_orders_as_a_dictionary_does():
+    found = [int(order_rank(jnp.array(order) * 3 + 1)) for order in itertools.permutations(range(4))]
+    assert found == list(range(24))
+
+
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_laws_are_the_enumerated_ones(count, steps):
+    sets = list(itertools.combinations(range(count), steps))
+    last = np.bincount([max(one) for one in sets], minlength=count) / len(sets)
+    between = np.bincount([max(one) - min(one) + 1 - steps for one in sets], minlength=count) / len(sets)
+    np.testing.assert_allclose(last_slot(count, steps), last, rtol=1e-12)
+    np.testing.assert_allclose(others_between(count, steps), between, rtol=1e-12)
