@@ -159,7 +159,7 @@ class Evaluation:
         1,
         MOST_SEQUENCES,
         256,
-        "sequences the influence profile is averaged over; below 256 it is drawn all the same, but noisy",
+        "of these, the first that the influence profile is averaged over; below 256 it is drawn, but noisy",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from positionbias.evaluation.rows import LOSS
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
-from positionbias.tasks.base import Batch, Condition, Task, batch_axes, sampled_from, shared_corpus, worlds
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, item_keys, sampled_from, shared_corpus, worlds
 from positionbias.theory.base import Curves
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
@@ -33,8 +33,9 @@ class Evaluator:
     """Evaluates every replica on its own fresh items, the same ones each time, so that steps can be compared.
 
     Items come from the random stream `name` of each replica's key, never seen in training; or they are `stored`, the
-    same ones for every replica, a batch for each condition by name. With an `intervention` every item is measured as it
-    changes it, and rows say whether the answer is another than without. Programs are compiled when first used.
+    same ones for every replica, a batch for each condition by name. Which they are does not depend on the batch size.
+    With an `intervention` every item is measured as it changes it, and rows say whether the answer is another than
+    without. Influence is that on the first of the items. Programs are compiled when first used.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Evaluator:
         settings = experiment.config.evaluation
         self.conditions = tuple(conditions or experiment.task.conditions())
         self.intervention, self.stored = intervention, stored
-        self.items, self.influence_items = items or settings.items, settings.influence_items
+        self.items = items or settings.items
         if stored is not None:
             self.items = len(next(iter(stored.values())).inputs)
         self.batch_size = min(settings.batch_size, self.items)
+        self.influence_items = min(settings.influence_items, self.items)
 
     # ------------------------------------------------------------------------------------------------------ programs
 
@@ -72,33 +74,37 @@ class Evaluator:
     def _model(self, weights: Tree) -> Model:
         return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
 
-    def _batch(self, key: Key[jax.Array, ""], condition: Condition, size: int, world: Tree) -> Batch:
-        batch = self.experiment.task.batch(key, condition, size, world)
-        return self.experiment.objective.prepare(stream(key, "objective"), batch)
-
-    def _chunk(
-        self, key: Key[jax.Array, ""], condition: Condition, world: Tree, index: jax.Array, stored: Any
+    def _drawn(
+        self, keys: Key[jax.Array, "B"], numbers: jax.Array, condition: Condition, world: Tree, stored: Batch | None
     ) -> Batch:
-        """Batch number `index` of the items, as the model is measured on them."""
-        key = jax.random.fold_in(key, index)
-        if stored is None:
-            return self._batch(key, condition, self.batch_size, world)
-        rows = (index * self.batch_size + jnp.arange(self.batch_size)) % self.items
-        batch = Batch(
-            *(
-                x if axis is None else jax.tree.map(lambda y: y[rows], x)
-                for x, axis in zip(stored, batch_axes(0, self.experiment.task.shared_tokens), strict=True)
-            )
-        )
-        return self.experiment.objective.prepare(stream(key, "objective"), batch)
+        """The items of these numbers, and keys, as the model is measured on them."""
+        task, objective = self.experiment.task, self.experiment.objective
+        axes = batch_axes(0, task.shared_tokens)
 
-    def _changed(self, key: Key[jax.Array, ""], condition: Condition, batch: Batch) -> Batch:
+        def over(change: Callable[[jax.Array], jax.Array], batch: Any) -> Batch:
+            """`change` of every array that has a leading B."""
+            pairs = zip(batch, axes, strict=True)
+            return Batch(*(leaf if axis is None else jax.tree.map(change, leaf) for leaf, axis in pairs))
+
+        def prepared(key: jax.Array, one: Batch) -> Batch:
+            alone = objective.prepare(stream(key, "objective"), over(lambda leaf: leaf[None], one))
+            return over(lambda leaf: leaf[0], alone)
+
+        if stored is None:
+            batch = task.batch_of(keys, condition, world)
+        else:
+            batch = over(lambda leaf: leaf[numbers % self.items], stored)
+        return jax.vmap(prepared, in_axes=(0, axes), out_axes=axes)(keys, batch)
+
+    def _changed(self, keys: Key[jax.Array, "B"], condition: Condition, batch: Batch) -> Batch:
         """The batch under the intervention, every example with tokens of its own."""
         task, change = self.experiment.task, self.intervention
         assert change is not None
-        axes = batch_axes(0, task.shared_tokens)
-        keys = jax.random.split(stream(key, "intervention"), self.batch_size)
-        return jax.vmap(lambda k, one: change.change(k, one, task, condition), in_axes=(0, axes))(keys, batch)
+
+        def changed(key: jax.Array, one: Batch) -> Batch:
+            return change.change(stream(key, "intervention"), one, task, condition)
+
+        return jax.vmap(changed, in_axes=(0, batch_axes(0, task.shared_tokens)))(keys, batch)
 
     def _answers(
         self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
@@ -147,12 +153,14 @@ class Evaluator:
             return judged(batch, outputs, own)
 
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
-            batch = self._chunk(key, condition, world, index, stored)
+            numbers = index * self.batch_size + jnp.arange(self.batch_size)
+            keys = item_keys(key, numbers)
+            batch = self._drawn(keys, numbers, condition, world, stored)
             found = measured(batch, 0, not task.shared_tokens)
             before = found.pop("said")
             if self.intervention is None:
                 return found
-            changed = self._changed(jax.random.fold_in(key, index), condition, batch)
+            changed = self._changed(keys, condition, batch)
             found = measured(changed, self.intervention.in_front, True)
             after = found.pop("said")
             differs = (before != after).reshape(*batch.query.shape, -1)
@@ -162,7 +170,7 @@ class Evaluator:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
 
     def _influence(
-        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree
+        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
     ) -> Float[jax.Array, "T"]:
         """E ||d (w . h_query) / d x_j||^2 over inputs and random w, normalised over j.
 
@@ -170,8 +178,10 @@ class Evaluator:
         """
         weights, key, world = replica
         task, model = self.experiment.task, self._model(weights)
-        key_items, key_w = jax.random.split(stream(key, f"influence/{self.name}/{condition.name}"))
-        batch = self._batch(key_items, condition, self.influence_items, sampled_from(corpus, world))
+        key_w = stream(key, f"influence/{self.name}/{condition.name}")
+        numbers = jnp.arange(self.influence_items)
+        keys = item_keys(stream(key, f"{self.name}/{condition.stream}"), numbers)
+        batch = self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored)
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece
@@ -216,8 +226,8 @@ class Evaluator:
             replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
             found |= {"replica": replica, "condition": np.full(answers, number)}
             parts.append({name: np.asarray(column).reshape(-1) for name, column in found.items()})
-            if self.intervention is None and self.stored is None:
-                profile = jax.device_get(self._influences[condition.name](replicas, self.corpus))
+            if self.intervention is None:
+                profile = jax.device_get(self._influences[condition.name](replicas, self.corpus, *stored))
                 influence[:, number, : profile.shape[1]] = profile
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {

@@ -20,6 +20,7 @@ from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError, unknown
 from positionbias.tokens import Tokens, sequential
 
+CHUNK = 256  # items of a frozen set whose keys come from one; another number draws others
 LONGEST = 8192  # rows of a task's sequence: which input can reach which row is checked in quadratic time
 
 
@@ -167,8 +168,12 @@ class Task:
 
     def batch(self, key: Key[jax.Array, ""], condition: Condition, size: int, world: Tree = ()) -> Batch:
         """`size` independent examples; `tokens` have a leading B only where they are not shared."""
+        return self.batch_of(jax.random.split(key, size), condition, world)
+
+    def batch_of(self, keys: Key[jax.Array, "B"], condition: Condition, world: Tree = ()) -> Batch:
+        """The example of every key."""
         axes = batch_axes(0, self.shared_tokens)
-        return jax.vmap(lambda k: self.sample(k, condition, world), out_axes=axes)(jax.random.split(key, size))
+        return jax.vmap(lambda key: self.sample(key, condition, world), out_axes=axes)(keys)
 
     def after_move(self, example: Batch) -> Batch:
         """The example with all told anew that moving its segments changes: order and slots, say.
@@ -203,6 +208,11 @@ def batch_axes(axis: int, shared_tokens: bool) -> Any:
     """A `Batch` of vmap axes."""
     axes: dict[str, Any] = dict.fromkeys(Batch._fields, axis)
     return Batch(**{**axes, "tokens": None if shared_tokens else axis})
+
+
+def item_keys(key: Key[jax.Array, ""], numbers: Int[jax.Array, "N"]) -> Key[jax.Array, "N"]:
+    """The key of each item of a frozen set by its number, however many are drawn at once."""
+    return jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(key, n // CHUNK), n % CHUNK))(numbers)
 
 
 def letters(number: int) -> str:

@@ -21,7 +21,7 @@ from positionbias.spec import ConfigError
 
 VERSION = "1.0.0"
 STREAM = "evaluation/again"  # what `positionbias.evaluate` draws from
-CHUNK = 256  # sequences drawn from one key, as `evaluation.batch_size` is by default
+AT_ONCE = 256  # sequences drawn at once
 MOST = 10_000_000
 NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")  # what TFDS takes for a dataset's or a split's name
 
@@ -109,20 +109,20 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
     import jax
 
     from positionbias.replicas import replica_keys, stream
-    from positionbias.tasks.base import world_of
+    from positionbias.tasks.base import item_keys, world_of
 
     keys = replica_keys(seed, replica + 1)[replica:]
     world = world_of(task, keys[0])
     key = stream(keys[0], f"{STREAM}/{condition.stream}")
-    draw = jax.jit(lambda index, world: task.batch(jax.random.fold_in(key, index), condition, CHUNK, world))
+    draw = jax.jit(lambda numbers, world: task.batch_of(item_keys(key, numbers), condition, world))
     parts: dict[str, list[np.ndarray]] = {}
-    for index in range(-(-examples // CHUNK)):
-        batch = jax.device_get(draw(index, world))
+    for start in range(0, examples, AT_ONCE):
+        batch = jax.device_get(draw(start + np.arange(AT_ONCE), world))
         fields = {**batch._asdict(), **{f"tokens_{name}": leaf for name, leaf in batch.tokens._asdict().items()}}
         del fields["tokens"]
         for name, leaf in fields.items():
             parts.setdefault(name, []).append(
-                np.broadcast_to(leaf, (CHUNK, *leaf.shape[-1:])) if leaf.ndim == 1 else leaf
+                np.broadcast_to(leaf, (AT_ONCE, *leaf.shape[-1:])) if leaf.ndim == 1 else leaf
             )
     return {name: np.concatenate(part)[:examples] for name, part in parts.items()}
 

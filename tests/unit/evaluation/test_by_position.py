@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from haste import hasty_jit
 
+from positionbias import spec
 from positionbias.config.build import build
 from positionbias.evaluation import by_position
 from positionbias.evaluation.by_position import Evaluator, theory_of
@@ -60,6 +62,7 @@ def test_influence_of_a_linear_model_is_the_square_of_its_weights(tiny, monkeypa
     np.testing.assert_allclose(found[0, 0], expected**2 / (expected**2).sum(), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("no_influence")
 def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     model = {"task": "inverse_permutation_matrix(d=3)", "objective": "squared_error", "model.inputs": "vector"}
     experiment, weights = fresh(tiny({**model, "train.replicas": 1, "evaluation.items": 8}))
@@ -98,6 +101,7 @@ def test_conditions_that_share_items_are_asked_of_the_same(tiny):
     assert use not in (absent, held_out_use)
 
 
+@pytest.mark.usefixtures("no_influence")
 def test_columns_are_those_of_the_models_own_outputs(tiny):
     experiment, weights = fresh(tiny({"train.replicas": 1, "evaluation.items": 20, "evaluation.batch_size": 8}))
     task = experiment.task
@@ -121,6 +125,24 @@ def test_columns_are_those_of_the_models_own_outputs(tiny):
     for name in ("query", "query_slot", "evidence_slot", "distance", "order"):
         np.testing.assert_array_equal(rows[name], np.asarray(getattr(batch, name)).reshape(-1))
     assert 0 < rows["correct"].mean() < 1
+
+
+@pytest.mark.usefixtures("no_influence")
+def test_items_do_not_depend_on_how_many_are_measured_at_once(tiny, monkeypatch):
+    """Nor what an objective hides of them at random, nor the order that an intervention draws."""
+    toys.register(monkeypatch)
+    task = "associative_recall(pairs=3, keys=3, values=4, delays=2)"
+    change = spec.build("interventions", "permute", "test")
+
+    def rows(batch_size):
+        more = {"task": task, "objective": "hide_some(token=9)", "evaluation.batch_size": batch_size}
+        experiment, weights = fresh(tiny({**more, "train.replicas": 1, "evaluation.items": 20}))
+        keys, conditions = replica_keys(0, 1), experiment.task.conditions()[:1]
+        return Evaluator(experiment, Layout("loop"), keys, conditions=conditions, intervention=change).rows(weights)
+
+    few, many = rows(7), rows(16)
+    for name in ("evidence_slot", "query_slot", "log_probability"):
+        np.testing.assert_allclose(few[name], many[name], rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.usefixtures("no_influence")

@@ -9,12 +9,14 @@ import pytest
 from positionbias import spec
 from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
-from positionbias.replicas import Layout, replica_keys
+from positionbias.replicas import Layout, replica_keys, stream
 from positionbias.spec import ConfigError
 from positionbias.tasks import export
 from positionbias.tasks.base import find_condition
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
+
+pytestmark = pytest.mark.usefixtures("in_haste")
 
 TASK = "associative_recall(pairs=3, keys=3, values=4, delays=2, shift=2)"
 
@@ -51,21 +53,52 @@ def test_tfds_reads_it_as_any_other_dataset(folder):
     np.testing.assert_array_equal(named[299]["query"], export.read(folder)[1].query[299])
 
 
-def test_measuring_on_it_is_measuring_on_the_device(folder, tiny):
-    experiment = build(tiny({"task": TASK, "seed": 5, "evaluation.items": 300, "evaluation.batch_size": 256}))
-    program = Program(experiment, Auto(Layout("loop"), 8, 1))
+def test_items_are_drawn_by_their_number():
+    """As they always were, so that what was published is drawn again."""
+    task = spec.build("tasks", TASK, "task")
+    condition = task.conditions()[1]
+    key = stream(replica_keys(5, 2)[1], f"{export.STREAM}/shifted")
+    chunk = jax.jit(lambda index: task.batch(jax.random.fold_in(key, index), condition, 256))
+    inputs = np.concatenate([chunk(index).inputs for index in range(2)])
+    np.testing.assert_array_equal(export.drawn(task, condition, 300, 5, 1)["inputs"], inputs[:300])
+
+
+VECTORS = {"objective": "squared_error", "model.inputs": "vector"}
+CASES = {
+    "tokens": (TASK, {}),
+    "vectors": ("in_context_regression(dimension=2, examples=3)", VECTORS),
+    "world": ("modular_addition(modulus=5)", {}),
+    "own tokens": ("multi_hop(documents=4, entities=8, relations=3, gaps=[1], fillers=3)", {}),
+    "text": ("text(window=6)", {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_measuring_on_it_is_measuring_on_the_device(case, tmp_path, tiny):
+    """In batches of 16 as in the 256 that they were drawn in."""
+    text, more = CASES[case]
+    task, folder = spec.build("tasks", text, "task"), tmp_path / "items" / export.VERSION
+    conditions = task.conditions()[1:2] or task.conditions()
+    (name,) = (c.name for c in conditions)
+    export.export(task, name, folder, "test", 40, 5, 1)
+    experiment = build(tiny({"task": text, "seed": 5, **more, "evaluation.items": 40}))
+    assert experiment.config.evaluation.batch_size == 16
+    program, keys = Program(experiment, Auto(Layout("loop"), 8, 1)), replica_keys(5, 2)
     weights = jax.jit(jax.vmap(program.fresh))(program.replicas())
-    conditions, keys = experiment.task.conditions()[1:], replica_keys(5, 2)
-    fresh = Evaluator(experiment, Layout("loop"), keys, export.STREAM, conditions=conditions).rows(weights)
-    stored = Evaluator(
-        experiment, Layout("loop"), keys, conditions=conditions, stored={"shifted": export.read(folder)[1]}
-    ).rows(weights)
-    second = fresh["replica"] == 1
-    assert second.sum() == 300
-    for name, column in stored.items():
-        if isinstance(column, np.ndarray) and column.ndim == 1:
-            np.testing.assert_allclose(column[stored["replica"] == 1], fresh[name][second], rtol=1e-5, err_msg=name)
-    assert not np.array_equal(stored["query"][stored["replica"] == 0], fresh["query"][fresh["replica"] == 0])
+
+    def rows(stored):
+        made = Evaluator(experiment, Layout("loop"), keys, export.STREAM, conditions=conditions, stored=stored)
+        return made.rows(weights)
+
+    fresh, stored = rows(None), rows({name: export.read(folder)[1]})
+    assert set(fresh) == set(stored)
+    assert (stored["replica"] == 1).sum() == 40 * (stored["query"].size // 80)
+    for column in set(fresh) - {"influence", "conditions", "items", "axes"}:
+        one, other = (found[column][found["replica"] == 1] for found in (fresh, stored))
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5, err_msg=column)
+    assert np.isfinite(stored["influence"]).all()
+    np.testing.assert_allclose(stored["influence"][1], fresh["influence"][1], rtol=1e-4, atol=1e-6)
+    assert not np.array_equal(stored["influence"][0], fresh["influence"][0]), "items of another replica"
 
 
 def test_conditions_of_the_same_items_are_exported_as_pairs():
