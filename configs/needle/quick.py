@@ -3,12 +3,12 @@
     python -m positionbias.train --config configs/needle/quick.py
 
 A causal model reads a haystack of noise with four needles in it, and then names the value of one key after the other,
-a row each. Four questions of one haystack teach more a step than one. The conditions beside it ask one question alone:
+a row each. The conditions beside it ask one question alone:
 "single" of the only needle, which takes no order, "multi_key" of one among four. The best guesser that ignores order
 names the value seen most often, which is right in 0.34.
 
-Hardware and time: 2 CPU cores; two replicas took 46 s for 600 steps. Number to reach: at least 0.98 for each of the
-four replicas (0.999 was measured in two, at step 600 of a longer schedule; all four have not been run to the end).
+Hardware and time: 2 CPU cores, under 4 min of training with other work on the machine. Number to reach: at least 0.98
+for each of the four replicas (0.9998, 1.000, 1.000 and 1.000 were measured, and 1.000 in "single" and "multi_key").
 """
 
 from __future__ import annotations
