@@ -76,6 +76,7 @@ class Task:
     movable: ClassVar[bool] = False  # whether segments 1, 2, ... may stand in any order with the same right answers
     slots_are_segments: ClassVar[bool] = False  # whether `evidence_slot` is the place of a segment among the segments
     by_loss: ClassVar[bool] = False  # whether the loss by position is measured of tokens too, as it is of vectors
+    no_baselines: ClassVar[dict[str, str]] = {}  # why there is no "majority" or no "nearest" here, where there is none
     shared_tokens: ClassVar[bool] = True  # whether all examples of a condition have the tokens of `tokens(condition)`
 
     # ---- static
@@ -193,7 +194,11 @@ class Task:
         raise NotImplementedError
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """Probability of a right answer for simple rules; must hold "chance" and "order_free"."""
+        """Probability of a right answer for simple rules, which know of the example what the row sees.
+
+        Must hold "chance" (any answer), "majority" (the answer that training asks for most), "nearest" (the last seen
+        of what could be one) and "order_free" (the best that knows no order), but for those of `no_baselines`.
+        """
         raise NotImplementedError
 
     def losses(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:

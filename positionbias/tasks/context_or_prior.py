@@ -154,6 +154,15 @@ class ContextOrPrior(Task):
     def _held_out(self) -> Bool[np.ndarray, "S R"]:
         return (np.arange(self.subjects)[:, None] + np.arange(self.relations)) % self.folds == 0
 
+    @property
+    def _commonest(self) -> Float[np.ndarray, "O"]:
+        """The share of each object among those that training asks for most often: one, or several that tie."""
+        facts, trained = self._objects, ~self._held_out
+        asked, known = (np.bincount(these, minlength=self.objects) for these in (facts[trained], facts.ravel()))
+        # "ignore" asks for a trained fact, "absent" for any fact, and "use" for any object but that of a trained fact.
+        often = asked * (self.objects - 2) * facts.size + known * (self.objects - 1) * trained.sum()
+        return ((often == often.max()) / np.sum(often == often.max())).astype(np.float32)
+
     # ---- sampled
 
     def _fact(self, key: Key[jax.Array, ""], kind: jax.Array, held_out: bool) -> tuple[jax.Array, jax.Array]:
@@ -257,9 +266,9 @@ class ContextOrPrior(Task):
         return (jnp.max(found) / (jnp.sum(recalled) + jnp.sum(told)))[None]
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: any object; nearest: the last object seen; prior: the fact, whatever the intent; context: the object
-        of the document about the subject; order_free: knows the facts and a bag of the tokens seen, so that under "use"
-        it says any object of a bag that holds the subject twice."""
+        """chance: any object; majority: the one that training asks for most; nearest: the last object seen; prior: the
+        fact, whatever the intent; context: the object of the document about the subject; order_free: knows the facts
+        and a bag of the tokens seen, so that under "use" it says any object of a bag that holds the subject twice."""
         numbers, seen, asked, asked_seen = self._read(example, visible)
         target = example.targets[example.query[0]] - self._first_object
         chance, from_memory = jnp.full((), 1 / self.objects), example.query_slot[0] != USE
@@ -271,6 +280,7 @@ class ContextOrPrior(Task):
         any_object = jnp.sum(right & object_seen) / jnp.maximum(jnp.sum(object_seen), 1)
         found = {
             "chance": chance,
+            "majority": jnp.asarray(self._commonest)[target],
             "nearest": jnp.where(last < 0, chance, right[last]),
             "prior": prior,
             "context": jnp.where(jnp.any(mine & object_seen), jnp.any(mine & right), chance),

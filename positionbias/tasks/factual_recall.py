@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,7 @@ class FactualRecall(Task):
 
     query_axis = "relation asked (0 fact, 1 implication)"
     evidence_axis = "place of the subject"
+    no_baselines: ClassVar[dict[str, str]] = {"nearest": "no fact and no implication stands in the sequence"}
 
     def __post_init__(self) -> None:
         require(self.groups >= 2, "groups", self.groups, "a whole number from 2")
@@ -193,10 +195,15 @@ class FactualRecall(Task):
         return jnp.where(subject, jnp.where(certain, 1.0, alone), guess)
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: any answer to the relation, or any at all where it is not seen; order_free: knows what was trained.
+        """chance: any answer to the relation, or any at all where it is not seen; majority: the same, but any fact
+        where it is not seen, for training asks for facts twice as often; order_free: knows what was trained.
 
         Nothing here depends on order, so `order_free` is the best that only looks up, and guesses what it never read.
         """
         _, relation, _, untrained = self._judged(example, visible)
         chance = jnp.where(relation, 1.0, 1 / RELATIONS) / self.groups
-        return {"chance": chance, "order_free": jnp.where(untrained, chance, self.ceiling(example, visible))}
+        return {
+            "chance": chance,
+            "majority": (relation | (example.query_slot == 0)) / self.groups,
+            "order_free": jnp.where(untrained, chance, self.ceiling(example, visible)),
+        }

@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import WITHIN, Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task
 from positionbias.tokens import Tokens, sequential
 
 EXAMPLE_ROLE, QUERY_ROLE = range(2)
@@ -49,7 +49,8 @@ class InContextRegression(Task):
 
     def __post_init__(self) -> None:
         require(1 <= self.dimension <= 64, "dimension", self.dimension, "a whole number from 1 to 64")
-        require(2 <= self.examples <= 8192, "examples", self.examples, "a whole number from 2 to 8192")
+        most = LONGEST - 1
+        require(2 <= self.examples <= most, "examples", self.examples, f"a whole number from 2 to {most}")
         require(1e-3 <= self.noise <= 1e3, "noise", self.noise, "a variance from 0.001 to 1000")
 
     # ---- static
@@ -134,8 +135,11 @@ class InContextRegression(Task):
         seen = row[:-1].astype(jnp.float32)
         mean = jnp.sum(x, axis=0) / jnp.maximum(jnp.sum(seen), 1)
         step = 1 / (jnp.sum(seen) + self.dimension * (1 + self.noise))
+        last = jnp.max(jnp.where(row[:-1], jnp.arange(self.examples), 0))
         said = {
             "chance": jnp.zeros(()),
+            "majority": jnp.zeros(()),
+            "nearest": y[last],
             "gradient_step": step * (y * seen) @ ((x - mean) @ asked),
             "order_free": self._posterior(example, visible)[0] @ asked,
         }
@@ -159,7 +163,8 @@ class InContextRegression(Task):
         return float(np.average(right, weights=density))
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: 0; gradient_step: a step of gradient descent on the examples seen; order_free: ridge regression.
+        """chance and majority: 0; nearest: y of the last example seen, or 0; gradient_step: a step of gradient descent
+        on the examples seen; order_free: ridge regression.
 
         Each says whether it is right. The step starts at 0, on x without their mean, and has the length that is best
         on average. Ridge regression is the mean of the posterior, which no other rule beats.
@@ -168,10 +173,11 @@ class InContextRegression(Task):
         return {name: (jnp.abs(off) < WITHIN).astype(jnp.float32) for name, off in rules.items()}
 
     def losses(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """floor: exact, what ridge regression expects; chance, gradient_step: see `baselines`."""
+        """floor: exact, what ridge regression expects; chance, nearest, gradient_step: see `baselines`."""
         _, _, asked, row = self._seen(example, visible)
         mean, covariance = self._posterior(example, visible)
         unasked = mean @ mean + jnp.trace(covariance)
         floor = self.noise + jnp.where(row[-1], asked @ covariance @ asked, unasked)
         rules = self._rules(example, visible)
-        return {"floor": floor[None], **{name: jnp.square(rules[name]) for name in ("chance", "gradient_step")}}
+        shown = {name: jnp.square(rules[name]) for name in ("chance", "nearest", "gradient_step")}
+        return {"floor": floor[None], **shown}

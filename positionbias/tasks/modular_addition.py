@@ -140,8 +140,14 @@ class ModularAddition(Task):
         return jnp.where(hidden == 0, 1.0, jnp.where(hidden == 1, 1 / (example.n_distractors + 1), 1 / self.modulus))
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: any number; order_free: the sum of the operands seen, whether it is right."""
+        """chance and majority: any number; nearest: the last operand seen; order_free: the sum of those seen."""
         seen = visible[example.query, : self.terms]
+        target, chance = example.targets[example.query], jnp.full(1, 1 / self.modulus)
         said = jnp.sum(jnp.where(seen, example.inputs[: self.terms], 0), axis=-1) % self.modulus
-        right = (said == example.targets[example.query]).astype(jnp.float32)
-        return {"chance": jnp.full(1, 1 / self.modulus), "order_free": right}
+        last = jnp.max(jnp.where(seen, jnp.arange(self.terms), -1), axis=-1)
+        return {
+            "chance": chance,
+            "majority": chance,
+            "nearest": jnp.where(last < 0, chance, (example.inputs[last] == target).astype(jnp.float32)),
+            "order_free": (said == target).astype(jnp.float32),
+        }

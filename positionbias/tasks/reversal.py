@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,7 @@ class Reversal(_Reversal):
     both: int = 16
 
     evidence_axis = "place of the name asked about"
+    no_baselines: ClassVar[dict[str, str]] = {"nearest": "no other name stands in front of the answer"}
 
     def __post_init__(self) -> None:
         require(2 <= self.pairs <= MOST_NAMES, "pairs", self.pairs, f"a whole number from 2 to {MOST_NAMES}")
@@ -160,13 +162,19 @@ class Reversal(_Reversal):
         return jnp.where(pair, 1.0, 1 / names)
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: any name of the kind asked for, or any at all where that is not seen; order_free: only looks up.
+        """chance: any name of the kind asked for, or any at all where that is not seen; majority: any of those that
+        training asks for, if there are such; order_free: only looks up.
 
         Nothing here depends on order, so `order_free` knows every statement as it was trained, and guesses the others.
         """
         direction, _, untrained = self._judged(example, visible)
         chance = jnp.where(direction, 1.0, 0.5) / self.pairs
-        return {"chance": chance, "order_free": jnp.where(untrained, chance, self.ceiling(example, visible))}
+        asked = jnp.where(direction, jnp.where(example.query_slot == 1, self.both, self.pairs), self.pairs + self.both)
+        return {
+            "chance": chance,
+            "majority": jnp.where(asked > 0, ~untrained / jnp.maximum(asked, 1), chance),
+            "order_free": jnp.where(untrained, chance, self.ceiling(example, visible)),
+        }
 
 
 @member("tasks", "reversal_in_context")
@@ -294,7 +302,8 @@ class ReversalInContext(_Reversal):
         return jnp.where(row[-1], named, directed)[None]
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: any name of the kind asked for, or any at all; order_free: any seen of that kind; nearest: the last.
+        """chance and majority: any name of the kind asked for, or any at all; order_free: any seen of that kind;
+        nearest: the last.
 
         Every name of a prompt stands in one pair, so how often it is seen tells a bag of tokens nothing.
         """
@@ -307,6 +316,7 @@ class ReversalInContext(_Reversal):
         last = jnp.max(jnp.where(answer, jnp.arange(self.pairs), -1))
         found = {
             "chance": chance,
+            "majority": chance,
             "nearest": jnp.where(directed & (last >= 0), right[last], chance),
             "order_free": jnp.where(count > 0, any_seen, chance),
         }

@@ -54,6 +54,7 @@ def described(task: Any, condition_name: str | None = None, seed: int = 0) -> li
             f" {example.n_distractors[answer]} distractors; {task.query_axis} {example.query_slot[answer]},"
             f" {task.evidence_axis} {example.evidence_slot[answer]}"
         )
+    lines += [f'no baseline "{name}": {reason}' for name, reason in task.no_baselines.items()]
     return [*lines, "", *priors(task, condition, seed)]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from positionbias.tasks import show
 from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.tasks.reversal import Reversal
 
 
 def test_the_prior_is_shown_declared_and_measured():
@@ -19,6 +20,12 @@ def test_the_prior_is_shown_declared_and_measured():
     )
     assert lines[3] == "slot of the asked pair: share of slots 0 to 1"
     assert lines[4] == "    declared 0.500 0.500"
+
+
+def test_a_baseline_that_does_not_exist_is_told_with_the_reason():
+    lines = show.described(Reversal(pairs=2, both=1))
+    assert 'no baseline "nearest": no other name stands in front of the answer' in lines
+    assert list(Reversal.no_baselines) == ["nearest"]
 
 
 def test_the_measured_prior_is_that_of_the_samples_and_not_the_declared_one():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from haste import hasty_jit
-from judges import judging_alike
+from judges import judging, judging_alike
 from scipy import stats
 
 from positionbias import spec
@@ -199,6 +199,24 @@ def test_baselines_on_literal_items():
     assert found(USE, [3, 4, 9, 10, 11]) == [0.125, 0.125, 0, 0.125, 0], "no object is seen"
     assert found(USE, [3, 5, 10, 11]) == [0.125, 1, 0, 1, 0], "the intent is not seen"
     assert found(IGNORE, [9, 11]) == [0.125] * 5, "the relation is not seen"
+
+
+def test_majority_is_the_object_that_training_asks_for_most():
+    task = ContextOrPrior(subjects=8, relations=2, objects=6, folds=4, documents=3)
+    share = Counter()
+    for s, r in itertools.product(range(8), range(2)):
+        fact = int(task._objects[s, r])
+        share[fact] += Fraction(1, 3 * 16)  # absent
+        if (s + r) % 4:
+            share[fact] += Fraction(1, 3 * 12)  # ignore
+            share.update({told: Fraction(1, 3 * 12 * 5) for told in range(6) if told != fact})  # use
+    assert sum(share.values()) == 1
+    likeliest = [o for o in range(6) if share[o] == max(share.values())]
+    assert len(likeliest) < 6
+    batch = drawn(task, 300, "train")["train"]
+    found = judging(task.baselines)(batch, np.zeros((12, 12)))["majority"][:, 0]
+    wanted = np.isin(batch.targets[:, -1] - (2 + 8 + 2), likeliest) / len(likeliest)
+    np.testing.assert_allclose(found, wanted)
 
 
 def test_a_longer_prompt_has_the_same_facts():

@@ -134,10 +134,15 @@ def test_rules_on_a_literal_item():
     # The mean of x is -1: (2 * 2 + -1 * -2) * 2 = 12, times 1 / (2 + 1.5) is 24/7.
     np.testing.assert_allclose(found["gradient_step"], [(24 / 7 - 1) ** 2], rtol=1e-5)
     np.testing.assert_allclose(found["chance"], [1.0])
+    np.testing.assert_allclose(found["nearest"], [4.0], err_msg="-1 is y of the last example, 1 the answer")
     # Ridge: (2 + 3) / (10 + 0.5) * 2 = 20/21, whose variance is 0.5 + 4 * 0.5 / 10.5.
     np.testing.assert_allclose(found["floor"], [0.5 + 2 / 10.5], rtol=1e-5)
     hits = {name: hit.tolist() for name, hit in hasty_jit(task.baselines)(item, seen).items()}
-    assert hits == {"chance": [0.0], "gradient_step": [0.0], "order_free": [1.0]}
+    assert hits == {"chance": [0.0], "majority": [0.0], "nearest": [0.0], "gradient_step": [0.0], "order_free": [1.0]}
+    for examples, near in [((0,), 0), ((1,), 1), ((0, 1), 1), ((), 0)]:
+        close = item._replace(inputs=inputs[0].at[1, 1].set(1.2))
+        hits = hasty_jit(task.baselines)(close, jnp.asarray(seeing(*examples, size=3)))
+        assert hits["nearest"].tolist() == [near], examples
 
 
 def test_permuted_examples_take_the_evidence_along():
@@ -160,8 +165,8 @@ def test_a_longer_context_has_more_examples_of_the_same_map():
     [
         ("dimension=0", "dimension = 0 is not allowed; allowed: a whole number from 1 to 64."),
         ("dimension=65", "dimension = 65 is not allowed; allowed: a whole number from 1 to 64."),
-        ("examples=1", "examples = 1 is not allowed; allowed: a whole number from 2 to 8192."),
-        ("examples=8193", "examples = 8193 is not allowed; allowed: a whole number from 2 to 8192."),
+        ("examples=1", "examples = 1 is not allowed; allowed: a whole number from 2 to 8191."),
+        ("examples=8192", "examples = 8192 is not allowed; allowed: a whole number from 2 to 8191."),
         ("noise=0.0", "noise = 0.0 is not allowed; allowed: a variance from 0.001 to 1000."),
         ("noise=1001.0", "noise = 1001.0 is not allowed; allowed: a variance from 0.001 to 1000."),
     ],

@@ -114,10 +114,14 @@ def test_baselines_on_a_literal_item(batches):
         return {k: v.tolist() for k, v in judge(item, jnp.asarray(visible)).items()}
 
     fifth = [pytest.approx(0.2)]
-    assert right([0, 1, 2, 3]) == {"chance": fifth, "order_free": [1.0]}
-    assert right([0, 2]) == {"chance": fifth, "order_free": [1.0]}
-    assert right([1, 2]) == {"chance": fifth, "order_free": [0.0]}
-    assert right([3]) == {"chance": fifth, "order_free": [0.0]}
+    even = {"chance": fifth, "majority": fifth}
+    assert right([0, 1, 2, 3]) == {**even, "nearest": [0.0], "order_free": [1.0]}
+    assert right([0, 2]) == {**even, "nearest": [0.0], "order_free": [1.0]}
+    assert right([1, 2]) == {**even, "nearest": [0.0], "order_free": [0.0]}
+    assert right([3]) == {**even, "nearest": fifth, "order_free": [0.0]}
+    item = item._replace(inputs=jnp.array([4, 1, 2, 5]))
+    assert right([0, 1, 2, 3])["nearest"] == [1.0], "the others add up to the modulus"
+    assert right([0, 1, 3])["nearest"] == [0.0]
 
 
 def test_a_causal_mask_shows_all_operands():

@@ -151,10 +151,22 @@ def test_a_reader_that_only_looks_up_is_at_chance_where_the_curse_is():
         whole = judging(task.baselines, batch)([True, True, False])
         alone = judging(task.baselines, batch)([False, True, False])
         found[condition] = [sorted(set(rule[name][:, 0].tolist())) for rule in (whole, alone) for name in sorted(rule)]
-    # With the name: chance, order_free; without it: the same. A name not seen may be any of those told backward.
-    assert found["forward"] == [[0.125], [1.0], [0.125], [0.125]]
-    assert found["backward"] == [[0.125], [1.0], [0.125], [pytest.approx(1 / 3)]]
-    assert found["held_out"] == [[0.125], [0.125], [0.125], [0.125]]
+    # With the name: chance, majority, order_free; without it: the same. A name not seen may be any told backward.
+    third = [pytest.approx(1 / 3)]
+    assert found["forward"] == [[0.125], [0.125], [1.0], [0.125], [0.125], [0.125]]
+    assert found["backward"] == [[0.125], third, [1.0], [0.125], third, third]
+    assert found["held_out"] == [[0.125], [0.0], [0.125], [0.125], [0.0], [0.125]]
+
+
+def test_majority_of_reversal_without_direction_or_without_a_pair_told_backward():
+    def found(task, condition, seen):
+        return sorted(set(judging(task.baselines, as_batch(every_case(task, condition)))(seen)["majority"].ravel()))
+
+    blind, alone = [False, False, False], [False, True, False]
+    assert found(Reversal(pairs=8, both=2), "train", blind) == [pytest.approx(0.1)]
+    assert found(Reversal(pairs=8, both=2), "held_out", blind) == [0]
+    assert found(Reversal(pairs=8, both=0), "held_out", blind) == [0]
+    assert found(Reversal(pairs=8, both=0), "held_out", alone) == [0.125], "no name was ever asked for"
 
 
 def test_baselines_of_a_prompt():
@@ -167,16 +179,16 @@ def test_baselines_of_a_prompt():
         evidence = [prompt.index(name), prompt.index(answer)]
         item = as_batch([(1, [*prompt, direction, name], 10, evidence, direction, slot, answer)])
         rules = judging(task.baselines, item)(np.isin(np.arange(11), seen))
-        return [rules[name].tolist()[0][0] for name in ("chance", "nearest", "order_free")]
+        return [rules[name].tolist()[0][0] for name in ("chance", "majority", "nearest", "order_free")]
 
     third = pytest.approx(1 / 3)
     everything = range(11)
-    assert found(2, FORWARD, everything) == [0.125, 1, third]
-    assert found(0, BACKWARD, everything) == [0.125, 0, third]
-    assert found(0, BACKWARD, [0, 3, 9, 10]) == [0.125, 0, 0.5]
-    assert found(0, BACKWARD, [0, 10]) == [0.125, 1, 1], "the name alone tells the direction"
-    assert found(0, FORWARD, [9]) == [0.125, 0.125, 0.125]
-    assert found(0, FORWARD, range(9)) == [0.0625, 0.0625, pytest.approx(1 / 6)]
+    assert found(2, FORWARD, everything) == [0.125, 0.125, 1, third]
+    assert found(0, BACKWARD, everything) == [0.125, 0.125, 0, third]
+    assert found(0, BACKWARD, [0, 3, 9, 10]) == [0.125, 0.125, 0, 0.5]
+    assert found(0, BACKWARD, [0, 10]) == [0.125, 0.125, 1, 1], "the name alone tells the direction"
+    assert found(0, FORWARD, [9]) == [0.125] * 4
+    assert found(0, FORWARD, range(9)) == [0.0625, 0.0625, 0.0625, pytest.approx(1 / 6)]
 
 
 def test_a_longer_prompt_has_the_same_vocabulary():
