@@ -53,13 +53,15 @@ class Rebinding(Task):
         target   . . . . D C B A . . . . . . A D C B . .
 
     Words are of one of two vocabularies. In training the first comes under any rule and the second, half the time,
-    under `copy` alone. Conditions: "train"; "familiar", the first under any rule; "rebound", the second (in capitals)
-    under the other rules, where it was never shown but in the lists before.
+    under the first `bound` rules alone, `copy` with 1; with 0 it never comes. Conditions: "train"; "familiar", the
+    first under any rule; "rebound", the second (in capitals) under the other rules, where it was never shown but in the
+    lists before. What is seen under few rules teaches to stay with them: in "rebound" `bound` pulls either way.
     """
 
     lists: int = 4
     size: int = 4
     vocabulary: int = 16
+    bound: int = 1
 
     movable = True
     query_axis = "lists before"
@@ -71,6 +73,8 @@ class Rebinding(Task):
         require(SHORTEST <= self.size <= LONGEST_LIST, "size", self.size, what)
         what = f"a whole number from size = {self.size} to {MOST_WORDS}"
         require(self.size <= self.vocabulary <= MOST_WORDS, "vocabulary", self.vocabulary, what)
+        most = len(RULES) - 1
+        require(0 <= self.bound <= most, "bound", self.bound, f"0 to {most}, for a rule must be left to rebind to")
 
     # ---- static
 
@@ -93,11 +97,12 @@ class Rebinding(Task):
 
     def conditions(self) -> tuple[Condition, ...]:
         """The probability of every rule under the first vocabulary, and under the second."""
-        copy, every = np.eye(len(RULES))[0], np.full(len(RULES), 1 / len(RULES))
+        every, number = np.full(len(RULES), 1 / len(RULES)), np.arange(len(RULES))
+        bound, free = (number < self.bound) / max(self.bound, 1), (number >= self.bound) / (len(RULES) - self.bound)
         shares = {
-            "train": (every / 2, copy / 2),
-            "familiar": (every, 0 * copy),
-            "rebound": (0 * copy, (1 - copy) / (len(RULES) - 1)),
+            "train": (every / 2, bound / 2) if self.bound else (every, bound),
+            "familiar": (every, 0 * every),
+            "rebound": (0 * every, free),
         }
         return tuple(
             Condition(name, (("number", number), ("shares", tuple(map(tuple, np.stack(share).tolist())))))

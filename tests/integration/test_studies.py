@@ -44,5 +44,5 @@ def test_only_the_causal_reader_cannot_invert_permutations(root, tmp_path):
 def test_recall_is_learned(root, tmp_path):
     config = resolve(load_config(str(root / "configs" / "associative_recall" / "quick.py")))
     found = summary(config, tmp_path / "run")
-    assert len(found["accuracy"]["replicas"]) == 2
+    assert len(found["accuracy"]["replicas"]) == 4
     assert min(found["accuracy"]["replicas"]) >= 0.95

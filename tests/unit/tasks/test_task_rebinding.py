@@ -18,12 +18,18 @@ from positionbias.tasks.rebinding import ASKS_ROLE, RULES, Rebinding
 ITEMS = 3000
 # What becomes of the words a, b, c, d.
 BECOMES = {"copy": "abcd", "reverse": "dcba", "rotate": "bcda", "swap": "dbca", "first": "aaaa", "last": "dddd"}
-# The probability of every rule under the words of either vocabulary, by the definition.
-SHARES = {
-    "train": (dict.fromkeys(BECOMES, 1 / 12), {"copy": 1 / 2}),
-    "familiar": (dict.fromkeys(BECOMES, 1 / 6), {}),
-    "rebound": ({}, {rule: 1 / 5 for rule in BECOMES if rule != "copy"}),
-}
+# The rules that the second vocabulary is trained under, in the order of the table.
+BOUND = {0: [], 1: ["copy"], 3: ["copy", "reverse", "rotate"]}
+
+
+def shares_of(name, bound):
+    """The probability of every rule under the words of either vocabulary, by the definition."""
+    if name == "rebound":
+        left = [rule for rule in BECOMES if rule not in BOUND[bound]]
+        return {}, dict.fromkeys(left, 1 / len(left))
+    if name == "familiar" or not bound:
+        return dict.fromkeys(BECOMES, 1 / 6), {}
+    return dict.fromkeys(BECOMES, 1 / 12), dict.fromkeys(BOUND[bound], 1 / 2 / bound)
 
 
 def made(rule, words):
@@ -37,9 +43,12 @@ def drawn(task, name):
     return jax.tree.map(np.asarray, hasty_jit(lambda key: task.batch(key, condition, ITEMS))(jax.random.key(1)))
 
 
-@pytest.mark.parametrize("name", SHARES)
-def test_a_sample_is_lists_and_what_one_rule_makes_of_them(name):
-    task = Rebinding(lists=2, size=4, vocabulary=6)
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("train", 1), ("familiar", 1), ("rebound", 1), ("train", 0), ("rebound", 0), ("train", 3), ("rebound", 3)],
+)
+def test_a_sample_is_lists_and_what_one_rule_makes_of_them(name, bound):
+    task = Rebinding(lists=2, size=4, vocabulary=6, bound=bound)
     batch, counts = drawn(task, name), {}
     for item in range(ITEMS):
         text = batch.inputs[item].reshape(2, 10).tolist()
@@ -52,7 +61,7 @@ def test_a_sample_is_lists_and_what_one_rule_makes_of_them(name):
         assert len(fits) == 1, "no two rules make the same of four different words"
         kind = (*new, fits[0])
         counts[kind] = counts.get(kind, 0) + 1
-    expected = {(new, rule): ITEMS * p for new in range(2) for rule, p in SHARES[name][new].items()}
+    expected = {(new, rule): ITEMS * p for new in range(2) for rule, p in shares_of(name, bound)[new].items()}
     assert set(counts) == set(expected)
     assert stats.chisquare([counts[k] for k in expected], list(expected.values())).pvalue > 1e-4
 
@@ -86,7 +95,7 @@ def test_the_published_rules_are_those_of_the_table():
 def every_world(task, name):
     """inputs [W, T] and weights [W] of all examples, from the definition."""
     inputs, weights = [], []
-    for new, shares in enumerate(SHARES[name]):
+    for new, shares in enumerate(shares_of(name, task.bound)):
         names = range(2 + new * task.vocabulary, 2 + (new + 1) * task.vocabulary)
         choices = list(itertools.product(itertools.permutations(names, 4), repeat=task.lists))
         for rule, share in shares.items():
@@ -110,6 +119,8 @@ def enumerated(inputs, weights, targets, row):
     [
         (Rebinding(lists=1, size=4, vocabulary=5), "train"),
         (Rebinding(lists=1, size=4, vocabulary=4), "rebound"),
+        (Rebinding(lists=1, size=4, vocabulary=5, bound=3), "train"),
+        (Rebinding(lists=1, size=4, vocabulary=5, bound=0), "train"),
         (Rebinding(lists=2, size=4, vocabulary=4), "familiar"),
         (Rebinding(lists=2, size=4, vocabulary=4), "train"),
     ],
@@ -204,6 +215,8 @@ def test_the_layout_tells_lists_and_conditions_apart():
         ("lists=33", "lists = 33 is not allowed; allowed: a whole number from 1 to 32."),
         ("size=3", "size = 3 is not allowed; allowed: a whole number from 4 to 8."),
         ("size=9", "size = 9 is not allowed; allowed: a whole number from 4 to 8."),
+        ("bound=-1", "bound = -1 is not allowed; allowed: 0 to 5, for a rule must be left to rebind to."),
+        ("bound=6", "bound = 6 is not allowed; allowed: 0 to 5, for a rule must be left to rebind to."),
         ("vocabulary=3", "vocabulary = 3 is not allowed; allowed: a whole number from size = 4 to 32767."),
         ("vocabulary=32768", "vocabulary = 32768 is not allowed; allowed: a whole number from size = 4 to 32767."),
     ],
