@@ -39,13 +39,15 @@ TEST = _both_ways(
 class SetDisjointness(Task):
     """Name the one element that two lists share (Arora et al. 2024, "Just read twice", arXiv 2407.05483).
 
-    The ordinary tokens are shuffled and dealt into two pools, A is drawn from the first and B from the second, and a
-    uniform place of B is overwritten with a uniform element of A. A model that reads in order must keep A until B
-    comes, so a small state favours the short list first: the task is about what is stored, and how soon.
+    A and B are filled with distinct ordinary tokens, and a uniform place of B is overwritten with a uniform element of
+    A. The paper draws A from one half of the shuffled vocabulary and B from the other, which is the same as long as
+    they fit. A model that reads in order must keep A until B comes, so a small state favours the short list first: the
+    task is about what is stored, and how soon.
 
     `train` and `test` are mixtures of sizes [|A|, |B|], each pair equally likely; 'paper' is the paper's, and test=[]
-    leaves that condition out. Shorter examples are padded on the left, the last row answers. `repeats` shows the lists
-    that many times before it answers (JRT-Prompt). Every example is fresh, where the paper trains on 20,000 a pair.
+    leaves that condition out, as do longer contexts for which there are too few tokens. Shorter examples are padded on
+    the left, the last row answers. `repeats` shows the lists that many times before it answers (JRT-Prompt). Every
+    example is fresh, where the paper trains on 20,000 a pair.
 
     One sample of `set_disjointness(train=[[5, 2], [2, 4]], test=[[2, 8]], vocabulary=24)`:
 
@@ -63,8 +65,9 @@ class SetDisjointness(Task):
     list first, 1 for the long one; -1 if they are equally long or one has a single element, which takes no search.
     The gap compares like with like if the mixture has each pair both ways.
 
-    Segments are the lists, a new one each time a list is shown. Vocabulary: 4 specials (one unused), then the ordinary
-    tokens.
+    Segments are the lists with their marks, a new one each time a list is shown. Shown once, the lists may change
+    places: the first is then marked as A and `order` is told anew, but the pair of sizes stays the one that was drawn,
+    and the eighth is that of the middle of the place. Vocabulary: 4 specials (one unused), then the ordinary tokens.
     """
 
     train: Literal["paper"] | tuple[tuple[int, ...], ...] = "paper"
@@ -78,8 +81,8 @@ class SetDisjointness(Task):
 
     def __post_init__(self) -> None:
         size = self.vocabulary
-        what = f"an even number from {2 * ORDINARY + 2} to {MOST_TOKENS}"
-        require(2 * ORDINARY + 2 <= size <= MOST_TOKENS and size % 2 == 0, "vocabulary", size, what)
+        what = f"a whole number from {ORDINARY + 2} to {MOST_TOKENS}"
+        require(ORDINARY + 2 <= size <= MOST_TOKENS, "vocabulary", size, what)
         require(1 <= self.repeats <= LONGEST, "repeats", self.repeats, f"a whole number from 1 to {LONGEST}")
         for name, pairs in self._mixtures.items():
             fewest = 1 if name == "train" else 0
@@ -88,10 +91,12 @@ class SetDisjointness(Task):
                 self._check(pair, f"{name} (the paper's)" if getattr(self, name) == "paper" else name)
 
     def _check(self, pair: tuple[int, ...], name: str) -> None:
-        value, pools = list(pair), (self.vocabulary // 2, self.vocabulary // 2 - ORDINARY)
+        value, ordinary = list(pair), self.vocabulary - ORDINARY
         require(len(pair) == 2, name, value, "pairs [|A|, |B|]")
-        limits = f"|A| from 1 to {pools[0]} and |B| from 1 to {pools[1]}, their pools of vocabulary = {self.vocabulary}"
-        require(all(1 <= one <= pool for one, pool in zip(pair, pools, strict=True)), name, value, limits)
+        limits = (
+            f"|A| and |B| from 1, at most {ordinary} together, the ordinary tokens of vocabulary = {self.vocabulary}"
+        )
+        require(min(pair) >= 1 and sum(pair) <= ordinary, name, value, limits)
         what = f"at most {LONGEST} tokens with repeats = {self.repeats}, (|A| + |B| + 2) * repeats + 1"
         require(self._size(pair) <= LONGEST, name, value, what)
 
@@ -109,6 +114,11 @@ class SetDisjointness(Task):
     # ---- static
 
     @property
+    def movable(self) -> bool:  # type: ignore[override]
+        """Shown again and again, they come in turn."""
+        return self.repeats == 1
+
+    @property
     def input(self) -> Size:
         return Size("tokens", self.vocabulary)
 
@@ -120,11 +130,13 @@ class SetDisjointness(Task):
         return tuple(Condition(name, (("pairs", pairs),)) for name, pairs in self._mixtures.items() if pairs)
 
     def stretched(self, factor: int) -> SetDisjointness:
-        longer = {
-            name: tuple((factor * first, factor * second) for first, second in pairs)
-            for name, pairs in self._mixtures.items()
-        }
-        return dataclasses.replace(self, **longer)  # type: ignore[arg-type]
+        train, test = (
+            tuple((factor * first, factor * second) for first, second in self._mixtures[name])
+            for name in ("train", "test")
+        )
+        if max(map(sum, test), default=0) > self.vocabulary - ORDINARY:
+            test = ()
+        return dataclasses.replace(self, train=train, test=test)
 
     def length(self, condition: Condition) -> int:
         return max(self._size(pair) for pair in condition["pairs"])
@@ -153,7 +165,6 @@ class SetDisjointness(Task):
         pair = jax.random.randint(pair_key, (1,), 0, len(pairs), jnp.int32)
         first, second = jnp.asarray(pairs)[pair[0]]
 
-        # Lists drawn from the two halves of a shuffled vocabulary are, together, distinct tokens in uniform order.
         elements = ORDINARY + distinct(element_key, int(pairs.sum(axis=1).max()), self.vocabulary - ORDINARY)
         in_first = jax.random.randint(first_key, (), 0, first, jnp.int32)
         # Of PARTS * second points, PARTS fall on each place and `second` on each part.
@@ -168,23 +179,22 @@ class SetDisjointness(Task):
         place, last = step % turn, step == self.repeats * turn
         role = jnp.where(place <= first, FIRST_ROLE, SECOND_ROLE)
         role = jnp.where((place == 0) | (place == first + 1), SEPARATOR_ROLE, role)
+        segment = jnp.where(last | (step < 0), 0, 2 * (step // turn) + 1 + (place > first))
         role = jnp.where(last, QUERY_ROLE, jnp.where(step < 0, PADDING_ROLE, role))
         special = jnp.where(place == 0, PREFIX, SEPARATOR)
         listed = elements[jnp.clip(place - 1 - (place > first), 0, elements.size - 1)]
         inputs = jnp.select(
             [role == PADDING_ROLE, role == SEPARATOR_ROLE, role == QUERY_ROLE], [0, special, QUERY], listed
         )
-        in_list = (role == FIRST_ROLE) | (role == SECOND_ROLE)
         tokens = self.tokens(condition)._replace(
             position=jnp.maximum(step, 0),
-            segment=jnp.where(in_list, 2 * (step // turn) + role - FIRST_ROLE + 1, 0),
+            segment=segment,
             role=role,
             valid=step >= 0,
         )
 
         places = jnp.stack([1 + in_first, first + 2 + in_second])
         evidence = padding + turn * jnp.arange(self.repeats, dtype=jnp.int32)[:, None] + places
-        unranked = (first == second) | (jnp.minimum(first, second) == 1)
         nothing, answer = jnp.zeros(length, jnp.int32), jnp.full(1, length - 1, jnp.int32)
         return Batch(
             inputs=inputs.astype(jnp.int32),
@@ -193,12 +203,30 @@ class SetDisjointness(Task):
             tokens=tokens,
             query=answer,
             evidence=evidence.reshape(1, -1),
-            order=jnp.where(unranked, -1, first > second).astype(jnp.int32)[None],
+            order=_order(first, second)[None],
             distance=answer - evidence[-1, -1],
             n_distractors=(first + second - 2)[None],
             source=jnp.full(1, -1, jnp.int32),
             query_slot=pair,
             evidence_slot=part,
+        )
+
+    def after_move(self, example: Batch) -> Batch:
+        role = example.tokens.role
+        is_first, is_second = role == FIRST_ROLE, role == SECOND_ROLE
+        turned = jnp.argmax(is_second) < jnp.argmax(is_first)
+        first, second = (jnp.where(turned, *pair) for pair in ((is_second, is_first), (is_first, is_second)))
+        evidence = jnp.sort(example.evidence, axis=-1)
+        size = jnp.sum(second, dtype=jnp.int32)
+        place = evidence[:, -1] - jnp.argmax(second).astype(jnp.int32)
+        marks = turned & (role == SEPARATOR_ROLE)
+        return example._replace(
+            inputs=jnp.where(marks, PREFIX + SEPARATOR - example.inputs, example.inputs),
+            tokens=example.tokens._replace(role=jnp.where(first, FIRST_ROLE, jnp.where(second, SECOND_ROLE, role))),
+            evidence=evidence,
+            order=_order(jnp.sum(first, dtype=jnp.int32), size)[None],
+            distance=example.query - evidence[:, -1],
+            evidence_slot=jnp.where(turned, PARTS * (2 * place + 1) // (2 * size), example.evidence_slot),
         )
 
     # ---- judged
@@ -249,3 +277,9 @@ class SetDisjointness(Task):
         most = count == jnp.max(count, axis=-1, keepdims=True)
         order_free = jnp.take_along_axis(most, target[:, None] - ORDINARY, axis=-1)[:, 0] / jnp.sum(most, axis=-1)
         return {"chance": chance, "majority": majority, "nearest": nearest, "order_free": order_free}
+
+
+def _order(first: Int[jax.Array, ""], second: Int[jax.Array, ""]) -> Int[jax.Array, ""]:
+    """Of lists of these sizes: 0 for the short one first, 1 for the long one, -1 where neither is told."""
+    unranked = (first == second) | (jnp.minimum(first, second) == 1)
+    return jnp.where(unranked, -1, first > second).astype(jnp.int32)

@@ -12,6 +12,7 @@ from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
+from positionbias.evaluation.interventions import Swap, rearranged
 from positionbias.tasks.base import Batch, batch_axes
 from positionbias.tasks.set_disjointness import SetDisjointness
 from positionbias.tokens import sequential
@@ -30,10 +31,13 @@ def drawn(task, number, condition=0):
     return jax.tree.map(np.asarray, made)
 
 
-def generated(first, second, vocabulary):
-    """Every equally likely (A, B, common) of the paper's generator: pools, draws, one element overwritten."""
+def generated(first, second, vocabulary, pool_size=None):
+    """Every equally likely (A, B, common) of the paper's generator: pools, draws, one element overwritten.
+
+    There a pool has half of the vocabulary; which size it has makes no difference as long as the lists fit.
+    """
     ordinary = range(4, vocabulary)
-    for pool in itertools.combinations(ordinary, vocabulary // 2):
+    for pool in itertools.combinations(ordinary, pool_size or vocabulary // 2):
         rest = [token for token in ordinary if token not in pool]
         for a, b in itertools.product(itertools.permutations(pool, first), itertools.permutations(rest, second)):
             for common, place in itertools.product(a, range(second)):
@@ -90,7 +94,7 @@ def test_samples_are_what_the_definition_says(task, condition):
         assert tokens.role[i].tolist() == [0] * padding + one * task.repeats + [4]
         assert tokens.valid[i].tolist() == [False] * padding + [True] * (last + 1 - padding)
         assert tokens.position[i].tolist() == [0] * padding + list(range(last + 1 - padding))
-        numbers = [0 if w == 1 else 2 * (j // len(one)) + w - 1 for j, w in enumerate(one * task.repeats)]
+        numbers = [2 * (j // len(one)) + (1 if j % len(one) <= len(a) else 2) for j in range(len(one) * task.repeats)]
         assert tokens.segment[i].tolist() == [0] * padding + numbers + [0]
         assert max(numbers) == task.segments(task.conditions()[condition])
 
@@ -108,6 +112,7 @@ def test_the_mixtures_of_the_paper():
 
 def test_every_outcome_of_the_papers_generator_is_as_likely_as_there():
     expected = Counter((a, b) for a, b, _ in generated(2, 2, TINY))
+    assert set(expected) == {(a, b) for a, b, _ in generated(2, 2, TINY, 4)}
     assert len(set(expected.values())) == 1
     batch = drawn(SetDisjointness(train=((2, 2),), test=(), vocabulary=TINY), 40000)
     found = Counter((tuple(row[1:3].tolist()), tuple(row[4:6].tolist())) for row in batch.inputs)
@@ -142,8 +147,73 @@ def test_a_test_of_no_sizes_is_no_condition():
 def test_stretching_multiplies_both_sizes():
     task = SetDisjointness(train=((2, 4), (1, 3)), test=((3, 5),), vocabulary=32, repeats=2)
     assert task.stretched(2) == SetDisjointness(train=((4, 8), (2, 6)), test=((6, 10),), vocabulary=32, repeats=2)
-    with pytest.raises(spec.ConfigError, match=r"^test = \[9, 15\] is not allowed"):
-        task.stretched(3)
+
+
+def test_stretching_leaves_out_a_test_that_does_not_fit():
+    task = SetDisjointness(train=((2, 4), (1, 3)), test=((1, 2), (3, 5)), vocabulary=32)
+    assert task.stretched(3).test == ((3, 6), (9, 15))
+    assert task.stretched(4) == SetDisjointness(train=((8, 16), (4, 12)), test=(), vocabulary=32)
+    with pytest.raises(spec.ConfigError, match=r"^train = \[10, 20\] is not allowed"):
+        task.stretched(5)
+
+
+# ----------------------------------------------------------------------------------------------------------- moved
+
+
+TWO_SIZES = SetDisjointness(train=((1, 2), (2, 3)), test=(), vocabulary=12)
+
+
+def drawn_with(evidence):
+    """An example of `TWO_SIZES` with the common element at these rows."""
+    batch = drawn(TWO_SIZES, 256)
+    number = next(i for i, rows in enumerate(batch.evidence[:, 0].tolist()) if rows == evidence)
+    return jax.tree.map(lambda leaf: leaf[number], batch)
+
+
+def swapped(item):
+    swap, condition = Swap(), TWO_SIZES.conditions()[0]
+    swap.check(TWO_SIZES, condition)
+    return hasty_jit(lambda item: swap.change(jax.random.key(0), item, TWO_SIZES, condition))(item)
+
+
+def test_swapped_lists_are_marked_and_told_anew():
+    item = drawn_with([1, 6])
+    _, x, a, _, b, c, again, _ = item.inputs.tolist()
+    assert x == again
+    assert (item.order.tolist(), item.distance.tolist()) == ([0], [1])
+    assert item.evidence_slot[0] in (5, 6, 7)
+    moved = swapped(item)
+    assert moved.inputs.tolist() == [1, b, c, x, 2, x, a, 3]
+    assert moved.tokens.role.tolist() == [1, 2, 2, 2, 1, 3, 3, 4]
+    assert moved.evidence.tolist() == [[3, 5]]
+    assert (moved.order.tolist(), moved.distance.tolist()) == ([1], [2])
+    assert moved.evidence_slot.tolist() == [2], "where the first of two places has its middle"
+    for name in ("targets", "weights", "query", "query_slot", "n_distractors", "source"):
+        np.testing.assert_array_equal(getattr(moved, name), getattr(item, name), name)
+    for name in ("index", "position", "valid"):
+        np.testing.assert_array_equal(getattr(moved.tokens, name), getattr(item.tokens, name), name)
+
+
+def test_behind_padding_lists_swap_and_single_elements_have_no_order():
+    item = drawn_with([3, 5])
+    x, a = item.inputs.tolist()[5:7]
+    assert item.inputs.tolist() == [0, 0, 1, x, 2, x, a, 3]
+    moved = swapped(item)
+    assert moved.inputs.tolist() == [0, 0, 1, x, a, 2, x, 3]
+    assert moved.tokens.role.tolist() == [0, 0, 1, 2, 2, 1, 3, 4]
+    assert (moved.order.tolist(), moved.distance.tolist(), moved.evidence.tolist()) == ([-1], [1], [[3, 6]])
+    assert moved.evidence_slot.tolist() == [4]
+
+
+def test_lists_that_stay_are_what_they_were():
+    item = drawn_with([1, 6])
+    stayed = hasty_jit(lambda item: rearranged(item, jnp.array([0, 1]), TWO_SIZES))(item)
+    jax.tree.map(np.testing.assert_array_equal, stayed, item)
+
+
+def test_lists_shown_again_are_not_moved():
+    with pytest.raises(spec.ConfigError, match="has no segments that may stand in any order"):
+        Swap().check(TWICE, TWICE.conditions()[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- judged
@@ -183,11 +253,11 @@ def enumerated_ceiling(inputs, targets, visible):
 
 @pytest.mark.parametrize(
     ("first", "second", "vocabulary", "repeats", "padding"),
-    [(2, 2, 12, 1, 0), (3, 2, 12, 1, 1), (2, 2, 12, 2, 0), (1, 3, 14, 1, 0), (3, 1, 10, 2, 0), (5, 1, 10, 1, 0)],
+    [(2, 2, 12, 1, 0), (3, 2, 12, 1, 1), (2, 2, 12, 2, 0), (1, 3, 14, 1, 0), (3, 1, 10, 2, 0), (2, 4, 10, 1, 0)],
 )
 def test_ceiling_is_the_enumerated_posterior(first, second, vocabulary, repeats, padding):
     task = SetDisjointness(train=((first, second),), test=(), vocabulary=vocabulary, repeats=repeats)
-    worlds = sorted(set(generated(first, second, vocabulary)))
+    worlds = sorted(set(generated(first, second, vocabulary, first)))
     batch = as_batch(worlds, repeats, padding)
     inputs, targets = np.asarray(batch.inputs), np.asarray(batch.targets)[:, -1].tolist()
     size = inputs.shape[1]
@@ -235,9 +305,8 @@ def test_baselines_on_a_literal_item():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("vocabulary=33", ": vocabulary = 33 is not allowed; allowed: an even number from 10 to 65536."),
-        ("vocabulary=8", ": vocabulary = 8 is not allowed; allowed: an even number from 10 to 65536."),
-        ("vocabulary=65538", ": vocabulary = 65538 is not allowed; allowed: an even number from 10 to 65536."),
+        ("vocabulary=5", ": vocabulary = 5 is not allowed; allowed: a whole number from 6 to 65536."),
+        ("vocabulary=65537", ": vocabulary = 65537 is not allowed; allowed: a whole number from 6 to 65536."),
         ("repeats=0", ": repeats = 0 is not allowed; allowed: a whole number from 1 to 8192."),
         ("train='papr'", ".train: 'papr' is not allowed; allowed: 'paper' or a list of lists of a whole number."),
         ("train=[4, 16]", ".train: [4, 16] is not allowed; allowed: 'paper' or a list of lists of a whole number."),
@@ -246,18 +315,18 @@ def test_baselines_on_a_literal_item():
         ("test=[[4, 8, 2]]", ": test = [4, 8, 2] is not allowed; allowed: pairs [|A|, |B|]."),
         (
             "train=[[4, 16], [0, 4]]",
-            ": train = [0, 4] is not allowed; allowed: |A| from 1 to 1024 and |B| from 1 to 1020, their pools of"
-            " vocabulary = 2048.",
+            ": train = [0, 4] is not allowed; allowed: |A| and |B| from 1, at most 2044 together, the ordinary tokens"
+            " of vocabulary = 2048.",
         ),
         (
-            "test=[[4, 1021]]",
-            ": test = [4, 1021] is not allowed; allowed: |A| from 1 to 1024 and |B| from 1 to 1020, their pools of"
-            " vocabulary = 2048.",
+            "test=[[4, 2041]]",
+            ": test = [4, 2041] is not allowed; allowed: |A| and |B| from 1, at most 2044 together, the ordinary tokens"
+            " of vocabulary = 2048.",
         ),
         (
             "train=[[4, 8]], vocabulary=128",
-            ": test (the paper's) = [4, 128] is not allowed; allowed: |A| from 1 to 64 and |B| from 1 to 60, their"
-            " pools of vocabulary = 128.",
+            ": test (the paper's) = [4, 128] is not allowed; allowed: |A| and |B| from 1, at most 124 together, the"
+            " ordinary tokens of vocabulary = 128.",
         ),
         (
             "train=[[511, 511]], test=[], repeats=8",
@@ -273,6 +342,6 @@ def test_bad_arguments_are_refused_in_one_sentence(arguments, message):
 
 
 def test_the_largest_sizes_are_allowed():
-    SetDisjointness(train=((1024, 1020),), test=())
+    SetDisjointness(train=((1, 2043), (2043, 1)), test=())
     longest = SetDisjointness(train=((510, 511),), test=(), repeats=8)
     assert longest.length(longest.conditions()[0]) == 8185
