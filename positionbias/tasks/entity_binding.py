@@ -47,7 +47,7 @@ class EntityBinding(Task):
 
     groups: int = 20
     members: int = 3
-    names: int = 64
+    names: int = 128
 
     movable = True
     slots_are_segments = True

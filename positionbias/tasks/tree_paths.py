@@ -99,7 +99,10 @@ class TreePaths(Task):
         return tuple(Condition(name, (("orders", drawn),)) for name, drawn in orders.items())
 
     def stretched(self, factor: int) -> TreePaths:
-        return dataclasses.replace(self, nodes=factor * self.nodes)
+        nodes = factor * self.nodes
+        what = f"a whole number from {nodes}, one a node, in training already, for the vocabulary stays"
+        require(nodes <= self.labels or nodes > MOST_NODES, "labels", self.labels, what)
+        return dataclasses.replace(self, nodes=nodes)
 
     def length(self, condition: Condition) -> int:
         return self._root_row + self.longest
