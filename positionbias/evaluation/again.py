@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -111,9 +112,14 @@ class Measurer:
         if times > 1:
             base: Task = load(folder, step, 0, task).task
             try:
-                task = spec.canonical(base.stretched(times))
+                longer = base.stretched(times)
             except ConfigError as error:
                 raise ConfigError(f"--lengths: {times}x: {error}") from None
+            gone = {c.name for c in base.conditions()} - {c.name for c in longer.conditions()}
+            if gone:
+                told = f"--lengths: {times}x leaves out {', '.join(sorted(gone))}, too long for the task's vocabulary."
+                warnings.warn(told, stacklevel=2)
+            task = spec.canonical(longer)
         return load(folder, step, "all", task)
 
     def _check_world(self, told: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Measuring a run again: lengths, interventions, stored items, and what is refused before anything is measured."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from positionbias.evaluation.summary import summarise
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
 from positionbias.tasks import export
+from positionbias.tasks.associative_recall import AssociativeRecall
 from positionbias.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("in_haste")
@@ -117,6 +119,19 @@ def test_a_damaged_result_is_named(run):
     with pytest.raises(ConfigError, match=r"damaged.json' is damaged at 'by_query_position'"):
         write_report(run)
     path.unlink()
+
+
+def test_conditions_that_a_length_has_not_are_told(run, monkeypatch):
+    whole = AssociativeRecall.conditions
+
+    def conditions(task):
+        (first,) = whole(task)
+        return (first, dataclasses.replace(first, name="short")) if task.pairs == 2 else (first,)
+
+    monkeypatch.setattr(AssociativeRecall, "conditions", conditions)
+    with pytest.warns(match="^--lengths: 2x leaves out short, too long for the task's vocabulary.$"):
+        made = again.Measurer(run, again.variants("1x,2x", None))
+    assert [[c.name for c in made._conditions(made.runs[times])] for times in (1, 2)] == [["train", "short"], ["train"]]
 
 
 def test_one_condition(run, tmp_path, tiny):
