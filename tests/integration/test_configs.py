@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from positionbias import spec
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
 from positionbias.training.loop import train
@@ -45,6 +46,11 @@ def test_the_docstring_gives_command_hardware_time_and_number(path):
     assert f"--config configs/{path.relative_to(CONFIGS_FOLDER)}" in text
     assert "Hardware and time: " in text
     assert "umber" in text
+
+
+def test_every_task_has_a_config():
+    named = {resolve(load_config(str(path), [])).task.partition("(")[0] for path in CONFIGS}
+    assert named == set(spec.names("tasks"))
 
 
 def test_the_readme_names_every_study():
