@@ -18,6 +18,7 @@ from positionbias.tokens import Tokens, sequential
 MOST_DOCUMENTS = 256  # the ceiling compares all pairs of them
 MOST_NAMES = 65536  # entities, and relations
 FILLER = 0
+PLACES = (1, 0, 2)  # of subject, relation and object in a document
 ORDERS = ("random", "forward", "backward")  # of the documents of every chain
 SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, FILLER_ROLE, START_ROLE, PATH_ROLE = range(6)
 
@@ -27,15 +28,15 @@ SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, FILLER_ROLE, START_ROLE, PATH_ROLE = r
 class MultiHop(Task):
     """Follow a chain of facts through documents (Huang et al. 2025, "Masking in Multi-hop QA", arXiv 2505.11754).
 
-    A document is a triple: entity, relation, entity. The documents make documents / hops complete chains of `hops`
-    triples, all over one path of relations, no two through the same entity. After them come the path, its last relation
-    first, and the entity that one chain starts from, as in "the capital of the country of Ann": so the last row, which
-    says where that chain ends, holds the name that it has to look up. The last documents of all chains look alike: a
-    rule that reads documents one at a time is right once in #chains.
+    A document is a triple: relation, subject, object, as in "the capital of France is Paris". They make
+    documents / hops complete chains of `hops` triples, all over one path of relations, no two through the same entity.
+    After them come the path, its last relation first, and the entity that one chain starts from, as in "the capital of
+    the country of Ann is": so the last row, which says where that chain ends, holds the name that it has to look up.
+    The last documents of all chains look alike: a rule that reads documents one at a time is right once in #chains.
 
     One sample of `multi_hop(hops=2, documents=4, entities=8, relations=3, gaps=[1])`:
 
-        input    d 2 h g 3 d a 2 f c 3 a 2 3 c
+        input    2 d h 3 g d 2 a f 3 c a 2 3 c
         target   . . . . . . . . . . . . . . f
 
     With `typed` the entities of each step of a chain, and the relations of each hop, are of a kind of their own, as in
@@ -46,8 +47,8 @@ class MultiHop(Task):
 
     One sample of `multi_hop(documents=4, entities=4, relations=1, gaps=[], fillers=5, typed=True, mixed=True)`:
 
-        input    - - b3 2 c3 a1 1 b3 b1 2 c2 - - a0 1 b1 - 2 1 a0
-        target   . . .  . .  .  . .  .  . .  . . .  . .  . . . c2
+        input    - - 2 b3 c3 1 a1 b3 2 b1 c2 - - 1 a0 b1 - 2 1 a0
+        target   . . . .  .  . .  .  . .  .  . . . .  .  . . . c2
 
     Conditions: "original" has all documents in uniform order (the paper's data set does not know the chains); it is
     trained on, or with `mixed` "train", which is like it. In "forward" and "backward" the documents of every chain
@@ -160,7 +161,7 @@ class MultiHop(Task):
         if self.fillers:
             return sequential(len(role), role=role)
         shown, segment = self.segments(condition), np.zeros_like(role)
-        role[: 3 * shown] = [SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE] * shown
+        role[: 3 * shown] = [RELATION_ROLE, SUBJECT_ROLE, OBJECT_ROLE] * shown
         segment[: 3 * shown] = np.repeat(np.arange(1, shown + 1), 3)
         return sequential(len(role), role=role, segment=segment)
 
@@ -226,7 +227,7 @@ class MultiHop(Task):
             hops = jax.random.randint(hops_key, (), 1, self.hops + 1, jnp.int32)
 
         slots = self._slots(slot_key, condition)
-        rows = scattered(start_key, shown, 3, self.fillers)[slots][:, None] + jnp.arange(3)
+        rows = scattered(start_key, shown, 3, self.fillers)[slots][:, None] + jnp.array(PLACES)
         nothing = jnp.zeros(length, jnp.int32)
         inputs = nothing.at[rows].set(triples[self.documents - shown :])
         asked = jnp.where(jnp.arange(self.hops) < hops, path, FILLER)
@@ -385,10 +386,10 @@ class MultiHop(Task):
 
 
 def _rows(tokens: Tokens, count: int) -> Int[jax.Array, "D 3"]:
-    """The rows of every document, by its number."""
+    """The rows of every document's subject, relation and object, by its number."""
     number = 1 + jnp.arange(count)
     start = jnp.argmax(jnp.asarray(tokens.segment) == number[:, None], axis=-1)
-    return start[:, None] + jnp.arange(3)
+    return start[:, None] + jnp.array(PLACES)
 
 
 def _places(slots: Int[jax.Array, "G"], needed: Bool[jax.Array, "G"]) -> tuple[jax.Array, jax.Array]:
