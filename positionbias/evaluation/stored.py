@@ -107,7 +107,11 @@ _PREDICTION = {"name": str, "of": str, "value": float, "exact": bool, "condition
 SUMMARY = {
     **_MEASURES,
     "by_condition": {str: _MEASURES},
-    "paired?": {str: _interval(replicas=[NUMBER, ...], conditions=[str, ...])},
+    "paired?": {
+        str: _interval(
+            replicas=[NUMBER, ...], conditions=[str, ...], differences=[_interval(first=str, second=str), ...]
+        )
+    },
     "at_init": {f"{name}?": curve for name, curve in _CURVES.items()},
     "axes": {"query": str, "evidence": str},
     "steps": (int, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from positionbias.evaluation.statistics import (
     Interval,
     indices,
     interval,
+    paired_difference,
     share,
     solved,
     verdict,
@@ -56,7 +58,10 @@ def summarise(
 
 
 def _paired(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Accuracy of items that several conditions share, which is right where all of them are answered right."""
+    """Accuracy of items that several conditions share, which is right where all of them are answered right.
+
+    `differences` are the accuracy of one condition minus that of a later one, on the same items, for every two.
+    """
     found, items = columns(rows), [str(name) for name in rows.get("items", ())]
     replicas, replica = np.unique(found["replica"], return_inverse=True)
     result = {}
@@ -67,7 +72,17 @@ def _paired(rows: Rows) -> dict[str, dict[str, Any]]:
             right = np.prod([found["correct"][part] for part in parts], axis=0)
             accuracy = _by_replica(right, replica[parts[0]], len(replicas))[:, 0]
             names = [str(rows["conditions"][index]) for index in shared]
-            result[name] = {**interval(accuracy).to_dict(), "replicas": accuracy.tolist(), "conditions": names}
+            each = [_by_replica(found["correct"][part], replica[part], len(replicas))[:, 0] for part in parts]
+            differences = [
+                {"first": names[i], "second": names[j], **paired_difference(each[i], each[j]).to_dict()}
+                for i, j in itertools.combinations(range(len(names)), 2)
+            ]
+            result[name] = {
+                **interval(accuracy).to_dict(),
+                "replicas": accuracy.tolist(),
+                "conditions": names,
+                "differences": differences,
+            }
     return result
 
 

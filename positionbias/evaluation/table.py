@@ -10,10 +10,15 @@ from positionbias.evaluation.statistics import SOLVED_WITHIN
 
 ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
 LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
+RULES = ("chance", "majority", "nearest", "order_free")  # baselines that most tasks have, in the order they are told
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """When it was measured, accuracy by query and by evidence position as aligned text, the mean and each replica."""
+    """An evaluation as aligned text.
+
+    When it was measured, accuracy by query and by evidence position in the first condition, a line for every condition
+    and for every order gap, each replica's accuracy, and what is paired.
+    """
     accuracy = summary["accuracy"]
     labels = summary.get("axes", {})
     lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
@@ -21,13 +26,14 @@ def table(summary: Mapping[str, Any]) -> str:
         label = labels.get(axis, f"{axis} position")
         lines += [*_curve(label, summary, axis), ""]
         lines += [*_losses(label, summary, axis), ""] if LOSS in summary else []
-    lines += _predictions(summary)
+    lines += [*_conditions(summary), *_gaps(summary), *_predictions(summary)]
     lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
     for one in summary.get("paired", {}).values():
         mean, between = _cells(one, None, None)[:2]
         lines.append(f"right in {' and '.join(one['conditions'])} alike: {mean} {between}")
+        lines += [f"{two['first']} minus {two['second']}: {' '.join(_signed(two))}" for two in one["differences"]]
     lines += remarks(summary)
     if accuracy["low"] is not None:
         lines.append("intervals: 95 % Student t over replicas")
@@ -100,6 +106,7 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     partly = 0 < summary["ceiling"]["known"] < 1
     header = ["at", "mean", "interval", "ceiling", *(["known"] if partly else []), "baseline"]
     header += ["theory"] if theory is not None else []
+    where = f" in condition {next(iter(summary['by_condition']))}" if len(summary["by_condition"]) > 1 else ""
     body = []
     for row in rows:
         ceiling = [row["ceiling"], *([row["ceiling_known"]] if partly else [])]
@@ -110,7 +117,50 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     ceiling = [summary["ceiling"]["mean"], *([summary["ceiling"]["known"]] if partly else [])]
     mean = _cells(summary["accuracy"], *ceiling, summary["baselines"]["order_free"])
     foot = ["all", *mean, *([_number(summary["theory"].get("mean"))] if theory is not None else [])]
-    return [f"accuracy by {label}{every}", *_aligned([header, *body, foot])]
+    return [f"accuracy by {label}{where}{every}", *_aligned([header, *body, foot])]
+
+
+def rules_told(summary: Mapping[str, Any]) -> list[str]:
+    """The names of the baselines that any of the conditions has, those of most tasks first."""
+    found = dict.fromkeys(name for one in summary["by_condition"].values() for name in one["baselines"])
+    return sorted(found, key=lambda name: RULES.index(name) if name in RULES else len(RULES))
+
+
+def spelt(rule: str) -> str:
+    """The name of a baseline as a person reads it."""
+    return rule.replace("_", "-")
+
+
+def gaps_told(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The order gap of every condition that has one."""
+    return {name: one["order_gap"] for name, one in summary["by_condition"].items() if one["order_gap"]}
+
+
+def _conditions(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every condition: accuracy, ceiling and what simple rules reach; the task's own rules stand below."""
+    conditions, judged = summary["by_condition"], LOSS in summary
+    rules = [rule for rule in rules_told(summary) if rule in RULES]
+    own = [rule for rule in rules_told(summary) if rule not in RULES]
+    body = []
+    for name, one in conditions.items():
+        beside = [one["ceiling"]["mean"], *(one["baselines"].get(rule) for rule in rules)]
+        body.append([name, *_cells(one["accuracy"], *beside, *([one[LOSS]["mean"]] if judged else []))])
+    head = ["condition", "accuracy", "interval", "ceiling", *map(spelt, rules), *([LOSS] if judged else [])]
+    lines = [*_aligned(_named([head, *body])), ""]
+    if own:
+        beside = [[name, *(_number(one["baselines"].get(rule)) for rule in own)] for name, one in conditions.items()]
+        lines += [*_aligned(_named([["simple rules", *map(spelt, own)], *beside])), ""]
+    return lines
+
+
+def _gaps(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every condition that has an order gap."""
+    body = [
+        [name, f"{gap['first']} minus {gap['second']}", *_signed(gap), *_signed(gap["above_chance"])]
+        for name, gap in gaps_told(summary).items()
+    ]
+    header = ["order gap", "orders", "mean", "interval", "above chance", "interval"]
+    return [*_aligned(_named([header, *body])), ""] if body else []
 
 
 def _predictions(summary: Mapping[str, Any]) -> list[str]:
@@ -148,6 +198,18 @@ def _thinned(summary: Mapping[str, Any], axis: str) -> tuple[list[Mapping[str, A
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return ["  ".join(c.rjust(w) for c, w in zip(line, wide, strict=True)).rstrip() for line in lines]
+
+
+def _named(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The lines with their first cells, which are names, on the left."""
+    wide = max(len(line[0]) for line in lines)
+    return [[line[0].ljust(wide), *line[1:]] for line in lines]
+
+
+def _signed(row: Mapping[str, Any]) -> list[str]:
+    """Mean and interval of a difference."""
+    mean, low, high = ("-" if row[at] is None else f"{row[at]:+z.3f}" for at in ("mean", "low", "high"))
+    return [mean, "-" if row["low"] is None else f"[{low}, {high}]"]
 
 
 def _cells(row: Mapping[str, Any], *beside: float | None) -> list[str]:

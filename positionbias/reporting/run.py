@@ -8,7 +8,16 @@ from typing import Any
 
 from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.statistics import INDICES
-from positionbias.evaluation.table import axes_told, held_against, remarks, solved_count, when
+from positionbias.evaluation.table import (
+    axes_told,
+    gaps_told,
+    held_against,
+    remarks,
+    rules_told,
+    solved_count,
+    spelt,
+    when,
+)
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -52,7 +61,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if ceiling is not None:
         text += f", against a ceiling of {number(ceiling)}"
         text += " where it is known" if summary["ceiling"]["known"] < 1 else ""
-    beside = [f"{name.replace('_', '-')} {number(value)}" for name, value in summary["baselines"].items()]
+    beside = [f"{spelt(name)} {number(value)}" for name, value in summary["baselines"].items()]
     text += f" (simple rules: {', '.join(beside)})" if beside else ""
     if accuracy["solved"] is not None:
         text += f"; {solved_count(summary)} solved the task"
@@ -236,35 +245,42 @@ def _conditions(summary: Mapping[str, Any]) -> list[str]:
     conditions = summary["by_condition"]
     if len(conditions) < 2:
         return []
-    judged = "loss" in summary
+    judged, rules = "loss" in summary, rules_told(summary)
     body = [
         [
             name,
             between(one["accuracy"]),
             ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
+            *(number(one["baselines"].get(rule)) for rule in rules),
             number(one["accuracy"]["solved"]),
             *([loss_told(one)] if judged else []),
             one["items"],
         ]
         for name, one in conditions.items()
     ]
-    head = ["condition", "accuracy", "ceiling", "share solved", *(["loss"] if judged else []), "answers"]
+    head = ["condition", "accuracy", "ceiling", *map(spelt, rules), "share solved"]
+    head += [*(["loss"] if judged else []), "answers"]
     caption = "Curves above are those of the first condition."
     for one in summary.get("paired", {}).values():
         caption += f" Items right in {' and '.join(one['conditions'])} alike: {between(one)}."
+        told = [f"{two['first']} minus {two['second']} {between(two, True)}" for two in one["differences"]]
+        caption += f" Accuracy on the same items: {', '.join(told)}."
     return ["<h2>Conditions</h2>", grid(head, body, caption)]
 
 
 def _orders(summary: Mapping[str, Any]) -> list[str]:
-    gap = summary["order_gap"]
-    if not gap:
+    gaps = gaps_told(summary)
+    if not gaps:
         return []
-    body = [[one["order"], between(one), one["count"]] for one in gap["by_order"]]
-    caption = (
-        f"Order {gap['first']} minus order {gap['second']}, paired by replica: {between(gap, True)};"
-        f" of accuracy above chance: {between(gap['above_chance'], True)}."
-    )
-    return ["<h2>Order of the evidence</h2>", grid(["order", "accuracy", "answers"], body, caption)]
+    body = [
+        [name, f"{gap['first']} minus {gap['second']}", between(gap, True), between(gap["above_chance"], True)]
+        for name, gap in gaps.items()
+    ]
+    caption = "Accuracy in the first order minus that in the last, paired by replica."
+    shown = [grid(["condition", "orders", "order gap", "gap above chance"], body, caption, texts=2)]
+    each = [[name, one["order"], between(one), one["count"]] for name, gap in gaps.items() for one in gap["by_order"]]
+    shown.append(grid(["condition", "order", "accuracy", "answers"], each))
+    return ["<h2>Order of the evidence</h2>", *shown]
 
 
 def _theory(summary: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ def stored(tmp_path):
     def write(change=lambda summary: None, **options):
         predicted = {"name": "guess", "of": "loss", "value": 0.5, "exact": True, "condition": "far"}
         rows = fabricate(order=2, conditions=("near", "far"), **options)
+        rows["items"] = ["same", "same"]
         summary = summarise(rows, rows, steps=6, of=6, theory={"query": [0.5, 1.0], "predictions": [predicted]})
         change(summary)
         (tmp_path / "summary.json").write_text(json.dumps(summary))
@@ -75,6 +76,7 @@ def put(place, value):
         ("at_init.influence.0", None, "at_init.influence[0]"),
         ("order_gap", {"first": 1}, "order_gap"),
         ("indices.influence", None, "indices.influence"),
+        ("paired.same.differences.0.second", 3, "paired.same"),
         ("steps", 10**30, "steps"),
         ("theory.query", [None], "theory.query[0]"),
         ("theory.predictions.0.value", None, "theory.predictions[0].value"),

@@ -208,6 +208,16 @@ def test_items_that_conditions_share_are_right_where_all_of_them_are():
     assert paired["replicas"] == pytest.approx([1 / 3, 1 / 6])
     assert paired["mean"] == pytest.approx(1 / 4)
     assert paired["conditions"] == ["use", "ignore"]
+    (difference,) = paired["differences"]  # replica 0: 3/6 and 3/6; replica 1 lacks item 0: 2/6 and 2/6
+    assert difference == {"first": "use", "second": "ignore", "mean": 0, "low": 0, "high": 0}
+    rows["correct"] = np.where(rows["condition"] == 0, rows["replica"] == 0, 0)  # replicas: 1 - 0 and 0 - 0
+    found = strict(summarise({**rows, "items": ["same"] * 3}))["paired"]["same"]["differences"]
+    assert [(one["first"], one["second"], one["mean"]) for one in found] == [
+        ("use", "ignore", 0.5),
+        ("use", "other", 0.5),
+        ("ignore", "other", 0),
+    ]
+    assert found[0]["high"] == pytest.approx(0.5 + 12.706204736174698 * 0.5)
     assert "right in use and ignore alike: 0.250 [" in table(summary)
 
 

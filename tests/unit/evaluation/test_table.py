@@ -74,7 +74,7 @@ def test_a_curve_of_one_position_is_told_only_beside_no_longer_one():
     flat = summarise({**rows, "evidence_slot": np.zeros_like(rows["evidence_slot"])})
     assert axes_told(flat) == ["query"]
     assert "accuracy by slot read" in table(flat)
-    assert table(flat).count("accuracy by") == 1
+    assert table(flat).count("accuracy by slot") == 1
     assert axes_told(summarise(fabricate(slots=1))) == ["query", "evidence"]
 
 
@@ -110,3 +110,54 @@ def test_predictions_of_theory_stand_beside_what_was_measured():
     lines = table(strict(summarise(with_losses(), theory={"predictions": [says("zero", "loss", 9.0, "first")]})))
     assert "\ntheory of the loss: zero 9.000; measured 5.500 [-1.952, 12.952]\n\nreplicas" in lines
     assert "theory of" not in table(strict(summarise(fabricate())))
+
+
+def test_every_condition_has_a_line_with_its_ceiling_and_what_simple_rules_reach():
+    rows = fabricate(conditions=("train", "held_out_ignore"))
+    second = rows["condition"] == 1
+    for name, value in {"majority": 0.3, "nearest": 0.4, "prior": 0.5, "any_chain_end": 0.6}.items():
+        rows[f"baseline/{name}"] = np.where(second, value, 0.0)
+    rows["ceiling"] = np.where(second, 0.9, rows["ceiling"])
+    lines = table(strict(summarise(rows))).splitlines()
+    assert lines[0] == "accuracy by slot read in condition train"
+    at = lines.index("condition        accuracy        interval  ceiling  chance  majority  nearest  order-free")
+    assert lines[at + 1 : at + 7] == [
+        "train               0.583  [0.169, 0.997]    0.625   0.250     0.000    0.000       0.125",
+        "held_out_ignore     0.583  [0.169, 0.997]    0.900   0.250     0.300    0.400       0.125",
+        "",
+        "simple rules     any-chain-end  prior",
+        "train                    0.000  0.000",
+        "held_out_ignore          0.600  0.500",
+    ]
+    assert "simple rules" not in table(strict(summarise(fabricate())))
+
+
+def test_the_line_of_a_condition_tells_its_loss():
+    lines = table(strict(summarise(with_losses()))).splitlines()
+    at = lines.index("condition  accuracy        interval  ceiling  chance  order-free   loss")
+    assert lines[at + 1] == "first         0.583  [0.169, 0.997]    0.625   0.250       0.125  5.500"
+
+
+def test_every_condition_that_has_an_order_gap_has_a_line():
+    rows = fabricate(conditions=("train", "conflict", "same"), order=2)
+    conflict, first = rows["condition"] == 1, rows["order"] == 0
+    rows["order"] = np.where(conflict, rows["order"], 0)
+    rows["correct"] = np.where(conflict & first & (rows["replica"] > 0), 1, 0)
+    rows["baseline/chance"] = np.where(first, 0.5, 0.25)
+    lines = table(strict(summarise(rows))).splitlines()
+    at = lines.index("order gap     orders    mean          interval  above chance          interval")
+    assert lines[at + 1] == "conflict   0 minus 1  +0.667  [-0.768, +2.101]        +0.417  [-1.018, +1.851]"
+    assert lines[at + 2] == ""
+    assert "order gap" not in table(strict(summarise(fabricate())))
+
+
+def test_conditions_on_the_same_items_are_told_apart():
+    rows = fabricate(replicas=2, conditions=("kept", "reversed", "shuffled"))
+    rows["correct"] = np.where(rows["condition"] == 0, 1, (rows["condition"] == 1) & (rows["replica"] == 0))
+    lines = table(strict(summarise({**rows, "items": ["ordered"] * 3}))).splitlines()
+    at = lines.index("right in kept and reversed and shuffled alike: 0.000 [0.000, 0.000]")
+    assert lines[at + 1 : at + 4] == [
+        "kept minus reversed: +0.500 [-5.853, +6.853]",
+        "kept minus shuffled: +1.000 [+1.000, +1.000]",
+        "reversed minus shuffled: +0.500 [-5.853, +6.853]",
+    ]

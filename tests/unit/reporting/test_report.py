@@ -197,10 +197,29 @@ def test_items_that_conditions_share_are_told_below_them(tmp_path):
     def share(summary):
         summary["by_condition"]["other"] = summary["by_condition"]["trained"]
         found = {"mean": 0.75, "low": 0.5, "high": 1.0, "replicas": [0.7, 0.8]}
-        summary["paired"] = {"same": {**found, "conditions": ["trained", "other"]}}
+        less = {"first": "trained", "second": "other", "mean": 0.25, "low": -0.125, "high": 0.625}
+        summary["paired"] = {"same": {**found, "conditions": ["trained", "other"], "differences": [less]}}
 
     folder = edit(fabricate.write_run(tmp_path / "run", items=16), share)
-    assert "Items right in trained and other alike: 0.750 [0.500, 1.000]." in read(folder).text
+    text = read(folder).text.replace("−", "-")
+    assert "Items right in trained and other alike: 0.750 [0.500, 1.000]." in text
+    assert "Accuracy on the same items: trained minus other +0.250 [-0.125, +0.625]." in text
+    assert "condition accuracy ceiling chance order-free share solved answers" in text
+
+
+def test_the_order_gap_of_every_condition_is_told(tmp_path):
+    gap = {"first": 0, "second": 5, "mean": 0.25, "low": 0.125, "high": 0.375}
+    gap["above_chance"] = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    gap["by_order"] = [{"order": 5, "mean": 0.625, "low": 0.5, "high": 0.75, "count": 77}]
+
+    def split(summary):
+        summary["by_condition"]["conflict"] = {**summary["by_condition"]["trained"], "order_gap": gap}
+
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    assert "Order of the evidence" not in read(folder).text
+    text = read(edit(folder, split)).text
+    assert "conflict 0 minus 5 +0.250 [+0.125, +0.375] +0.500 [+0.250, +0.750]" in text
+    assert "conflict 5 0.625 [0.500, 0.750] 77" in text
 
 
 def test_replicas_of_which_nothing_is_known_are_not_counted(tmp_path):
@@ -263,7 +282,7 @@ def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
     judged = edit(fabricate.write_run(tmp_path / "cells" / "a", items=16), lose)
     fabricate.write_run(tmp_path / "cells" / "b", items=16)
     text = read(judged).text
-    assert "condition accuracy ceiling share solved loss answers" in text
+    assert "condition accuracy ceiling chance order-free share solved loss answers" in text
     assert text.count("0.250 [0.200, 0.300] (floor 0.125) 512") == 2
     text = read(tmp_path).text
     assert "arm accuracy minus a ceiling solved loss a " in text
