@@ -140,6 +140,7 @@ class Measurer:
                 continue
             try:
                 change.check(run.task, condition)
+                check_told(run.experiment, change)
                 reaches = int(np.max(run.task.tokens(condition).position)) + 1 + change.farther()
                 check_room(run.experiment, reaches)
             except ConfigError as error:
@@ -173,6 +174,16 @@ class Measurer:
             settings = run.config.train
             summary = summarise(rows, steps=run.step, of=settings.steps, varied=settings.vary, theory=theory)
             yield Measured(variant, run.config.task, rows, summary)
+
+
+def check_told(experiment: Experiment, change: Intervention) -> None:
+    """Raise ConfigError if the model is told none of the positions that are all that `change` changes."""
+    if change.only_told and not any(one.embeds or one.rotates or one.biases for one in experiment.blueprint.positions):
+        raise ConfigError(
+            f"{spec.canonical(change)} changes the positions that a model is told, but with model.position ="
+            f" {experiment.config.model.position} it is told none and nothing would change; allowed: interventions that"
+            " move contents."
+        )
 
 
 def check_room(experiment: Experiment, length: int) -> None:

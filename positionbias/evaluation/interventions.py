@@ -16,10 +16,11 @@ import numpy as np
 from positionbias.arrays import Int, Key
 from positionbias.evaluation.rows import ANSWERS_CHANGED, ORDER_SENSITIVITY
 from positionbias.spec import ConfigError, canonical, member, require
-from positionbias.tasks.base import Batch, Condition, Task
+from positionbias.tasks.base import Batch, Condition, Task, world_of
 from positionbias.tasks.sampling import permutation
 
 FARTHEST = 2**20  # rows
+LOOKED_AT = 64  # items that tell where a task's evidence stands
 
 
 class Intervention:
@@ -28,6 +29,7 @@ class Intervention:
     axis = "interventions"
     in_front: int = 0  # rows of filler put in front of the sequence
     share: ClassVar[str] = ANSWERS_CHANGED  # what the share of answers that it changes is called
+    only_told: ClassVar[bool] = False  # whether it changes nothing but the positions that the model is told
 
     def check(self, task: Task, condition: Condition) -> None:
         """Raise ConfigError where the task has nothing to change in this way."""
@@ -48,6 +50,8 @@ class Shift(Intervention):
 
     by: int = 8
 
+    only_told = True
+
     def __post_init__(self) -> None:
         require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
 
@@ -65,11 +69,27 @@ class MoveQuery(Intervention):
 
     by: int = 8
 
+    only_told = True
+
     def __post_init__(self) -> None:
         require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
 
     def farther(self) -> int:
         return self.by
+
+    def check(self, task: Task, condition: Condition) -> None:
+        first, length = task.context_length(condition), task.length(condition)
+        where = f"{canonical(self)}: in condition {condition.name} of the task {canonical(task)}"
+        if not 0 < first < length:
+            what = "all rows stand" if first < length else "no row stands"
+            raise ConfigError(f"{where} {what} behind the context, so no question can move alone; allowed: shift.")
+        key = jax.random.key(0)
+        drawn = jax.jit(lambda key, world: task.batch(key, condition, LOOKED_AT, world).evidence)
+        if np.any(np.asarray(drawn(key, world_of(task, key))) >= first):
+            raise ConfigError(
+                f"{where} evidence stands behind the context and would move with the question; allowed: shift, or"
+                " conditions whose evidence stands in the context."
+            )
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
         asks = jnp.arange(task.length(condition)) >= task.context_length(condition)

@@ -11,6 +11,7 @@ from positionbias import evaluate, spec
 from positionbias.evaluation import again, stored
 from positionbias.evaluation.rows import read_rows
 from positionbias.evaluation.summary import summarise
+from positionbias.positions.base import PositionScheme
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
 from positionbias.tasks import export
@@ -165,6 +166,18 @@ def test_what_does_not_fit_the_run_is_refused_before_anything_is_measured(run, a
         evaluate.main(["--workdir", str(run), *arguments])
     assert str(caught.value).startswith(told)
     assert sorted((run / "evals").iterdir()) == before
+
+
+@pytest.mark.parametrize("change", ["shift(by=2)", "move_query(by=2)"])
+def test_positions_that_no_model_is_told_are_not_moved(run, monkeypatch, change):
+    monkeypatch.setattr(PositionScheme, "rotates", False)  # of rope, which does nothing else
+    with pytest.raises(ConfigError) as caught:
+        evaluate.main(["--workdir", str(run), "--interventions", change])
+    assert str(caught.value) == (
+        f"--interventions: {change} changes the positions that a model is told, but with model.position ="
+        " rope(base=10000.0) it is told none and nothing would change; allowed: interventions that move contents."
+    )
+    again.Measurer(run, again.variants(None, "swap"))
 
 
 def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):

@@ -1,5 +1,7 @@
 """What an intervention moves, on literal items, and what a model is measured at under it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,12 +98,25 @@ def test_filler_in_front():
         ("swap(0, 8)", "associative_recall", "second = 8 is not allowed; allowed: -8 to 7"),
         ("swap(7, -1)", "associative_recall", "first and second are one place; allowed: two places."),
         ("permute", "associative_recall(pairs=1)", "has 1 segments; allowed: from 2."),
+        (
+            "move_query",
+            "rebinding",
+            "all rows stand behind the context, so no question can move alone; allowed: shift.",
+        ),
+        ("move_query", "inverse_permutation_matrix(d=2)", "no row stands behind the context, so no question can move"),
+        ("move_query", "inverse_permutation(n=4)", "in condition train of the task inverse_permutation(n=4) evidence"),
     ],
 )
 def test_what_a_task_does_not_have_is_refused(text, task, told):
     task = spec.build("tasks", task, "task")
-    with pytest.raises(ConfigError, match=told.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(told)):
         spec.build("interventions", text, "x").check(task, task.conditions()[0])
+
+
+@pytest.mark.parametrize("task", ["inverse_permutation(n=4, scratch=True)", "associative_recall(pairs=2)"])
+def test_a_question_behind_all_evidence_moves_alone(task):
+    task = spec.build("tasks", task, "task")
+    spec.build("interventions", "move_query", "x").check(task, task.conditions()[0])
 
 
 @pytest.mark.parametrize("text", ["shift(0)", "pad(0)", "move_query(0)", "shift(by=2000000)"])
