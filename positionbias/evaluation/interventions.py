@@ -85,10 +85,12 @@ class MoveQuery(Intervention):
             raise ConfigError(f"{where} {what} behind the context, so no question can move alone; allowed: shift.")
         key = jax.random.key(0)
         drawn = jax.jit(lambda key, world: task.batch(key, condition, LOOKED_AT, world).evidence)
-        if np.any(np.asarray(drawn(key, world_of(task, key))) >= first):
+        evidence = np.asarray(drawn(key, world_of(task, key)))
+        moves, stays = np.any(evidence >= first, axis=-1), np.any((evidence >= 0) & (evidence < first), axis=-1)
+        if np.any(moves & stays):  # where all of an answer's evidence is its question, the question still moves alone
             raise ConfigError(
-                f"{where} evidence stands behind the context and would move with the question; allowed: shift, or"
-                " conditions whose evidence stands in the context."
+                f"{where} part of the evidence stands behind the context and would move with the question; allowed:"
+                " shift, or conditions whose evidence stands in the context."
             )
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
