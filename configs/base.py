@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
                 "every": None,  # steps between evaluations; None evaluates at the start and the end only
                 "items": 2048,  # fresh sequences a replica and condition
                 "batch_size": 256,  # sequences evaluated at once
-                # of these, the first that the influence profile is averaged over; below 256 it is drawn, but noisy
+                # items, the first of those evaluated and at most these, for the influence; noisy below 256
                 "influence_items": 256,
             },
             # what is kept of a run

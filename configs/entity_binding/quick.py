@@ -6,8 +6,8 @@ A causal transformer reads four groups of two entities, bound anew in every prom
 that the last entity stands in. Any entity of the slot asked for is right once in four. In "before" the answer stands
 before the named entity, so that its token cannot know the name, in "after" behind it.
 
-Hardware and time: 2 CPU cores, 73 s of training with other work on the machine. Number to reach: at least 0.98 for each
-of the four replicas, in "train", "before" and "after" (1.000 was measured in all).
+Hardware and time: 2 CPU cores, a minute of training (73 s, with other work on the machine, were measured). Number to
+reach: at least 0.98 for each of the four replicas, in "train", "before" and "after" (1.000 was measured in all).
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@
 
 A causal model reads a haystack of noise with four needles in it, and then names the value of one key after the other,
 a row each. The conditions beside it ask one question alone: "single" of the only needle, which takes no order,
-"multi_key" of one among four. The best guesser that ignores order names the value seen most often: 0.33.
+"multi_key" of one among four. The best guess that ignores order, the value seen most often, is right in 0.34.
 
-Hardware and time: 2 CPU cores, 264 s of training with other work on the machine. Number to reach: at least 0.98
-for each of the four replicas (0.9998, 1.000, 1.000 and 1.000 were measured, and 1.000 in "single" and "multi_key").
+Hardware and time: 2 CPU cores, under 5 min of training (264 s, with other work on the machine, were measured). Number
+to reach: at least 0.98 for each of the four replicas (0.9998, 1.000, 1.000 and 1.000 were measured, and 1.000 in
+"single" and "multi_key").
 """
 
 from __future__ import annotations

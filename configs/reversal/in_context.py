@@ -6,9 +6,8 @@ A causal model reads four pairs, a R b, paired anew in every prompt, and answers
 control of configs/reversal/quick.py, where pairs are held in the weights. Any name of the kind asked for is right once
 in four.
 
-Hardware and time: 2 CPU cores; two replicas took 1 min of training, all four 10 min (618 s) on cores that many other
-programs shared. Number to reach: at least 0.98 in "forward" and in "backward" for each of the four replicas (1.000 was
-measured in both for all of them, 1.0000 and 0.9999 [0.9995, 1.0003] in the mean).
+Hardware and time: 2 CPU cores, TIMED. Number to reach: at least 0.98 in "forward" and in "backward" for each of the
+four replicas (1.000 was measured in both for all of them).
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class Evaluation:
         1,
         MOST_SEQUENCES,
         256,
-        "of these, the first that the influence profile is averaged over; below 256 it is drawn, but noisy",
+        "items, the first of those evaluated and at most these, that influence is averaged over; noisy below 256",
     )
 
 

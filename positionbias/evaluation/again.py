@@ -117,7 +117,7 @@ class Measurer:
                 raise ConfigError(f"--lengths: {times}x: {error}") from None
             gone = {c.name for c in base.conditions()} - {c.name for c in longer.conditions()}
             if gone:
-                told = f"--lengths: {times}x leaves out {', '.join(sorted(gone))}, too long for the task's vocabulary."
+                told = f"--lengths: {times}x leaves out {', '.join(sorted(gone))}, which the longer task does not have."
                 warnings.warn(told, stacklevel=2)
             task = spec.canonical(longer)
         return load(folder, step, "all", task)

@@ -35,7 +35,8 @@ class Evaluator:
     Items come from the random stream `name` of each replica's key, never seen in training; or they are `stored`, the
     same ones for every replica, a batch for each condition by name. Which they are does not depend on the batch size.
     With an `intervention` every item is measured as it changes it, and rows say whether the answer is another than
-    without. Influence is that on the first of the items. Programs are compiled when first used.
+    without. Influence, measured without one only, is that on the first of the items. Programs are compiled when first
+    used.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Evaluator:
     ) -> Float[jax.Array, "T"]:
         """E ||d (w . h_query) / d x_j||^2 over inputs and random w, normalised over j.
 
-        x is the embedding, h the stream before the readout at each item's last answer, w a Gaussian vector a item.
+        x is the embedding, h the stream before the readout at each item's last answer, w a Gaussian vector an item.
         """
         weights, key, world = replica
         task, model = self.experiment.task, self._model(weights)

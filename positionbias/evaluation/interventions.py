@@ -20,7 +20,7 @@ from positionbias.tasks.base import Batch, Condition, Task, world_of
 from positionbias.tasks.sampling import permutation
 
 FARTHEST = 2**20  # rows
-LOOKED_AT = 64  # items that tell where a task's evidence stands
+LOOKED_AT = 64  # items that tell where a task's evidence stands; rarer places are not seen
 
 
 class Intervention:

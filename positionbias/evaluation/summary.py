@@ -34,7 +34,7 @@ def summarise(
     varied: Mapping[str, Sequence[Any]] | None = None,
     theory: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The measures of one evaluation, strict JSON (None where there is no number); see DESIGN's run folder.
+    """The measures of one evaluation, strict JSON (None where there is no number); see BUILD.md.
 
     The top level is the first condition, `by_condition` has every one, `at_init` the same measures from the rows of
     step 0. `steps` is the training step of `rows`, `of` the steps of the whole training, `varied` the hyperparameters

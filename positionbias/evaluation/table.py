@@ -16,8 +16,8 @@ RULES = ("chance", "majority", "nearest", "order_free")  # baselines that most t
 def table(summary: Mapping[str, Any]) -> str:
     """An evaluation as aligned text.
 
-    When it was measured, accuracy by query and by evidence position in the first condition, a line for every condition
-    and for every order gap, each replica's accuracy, and what is paired.
+    When it was measured, accuracy and loss by query and by evidence position in the first condition, a line for every
+    condition, order gap and number that theory predicts, each replica's accuracy, what is paired, and remarks.
     """
     accuracy = summary["accuracy"]
     labels = summary.get("axes", {})
@@ -106,7 +106,6 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     partly = 0 < summary["ceiling"]["known"] < 1
     header = ["at", "mean", "interval", "ceiling", *(["known"] if partly else []), "baseline"]
     header += ["theory"] if theory is not None else []
-    where = f" in condition {next(iter(summary['by_condition']))}" if len(summary["by_condition"]) > 1 else ""
     body = []
     for row in rows:
         ceiling = [row["ceiling"], *([row["ceiling_known"]] if partly else [])]
@@ -117,7 +116,7 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     ceiling = [summary["ceiling"]["mean"], *([summary["ceiling"]["known"]] if partly else [])]
     mean = _cells(summary["accuracy"], *ceiling, summary["baselines"]["order_free"])
     foot = ["all", *mean, *([_number(summary["theory"].get("mean"))] if theory is not None else [])]
-    return [f"accuracy by {label}{where}{every}", *_aligned([header, *body, foot])]
+    return [f"accuracy by {label}{_where(summary)}{every}", *_aligned([header, *body, foot])]
 
 
 def rules_told(summary: Mapping[str, Any]) -> list[str]:
@@ -139,13 +138,23 @@ def gaps_told(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _conditions(summary: Mapping[str, Any]) -> list[str]:
     """A line for every condition: accuracy, ceiling and what simple rules reach; the task's own rules stand below."""
     conditions, judged = summary["by_condition"], LOSS in summary
+    partly = any(0 < one["ceiling"]["known"] < 1 for one in conditions.values())
     rules = [rule for rule in rules_told(summary) if rule in RULES]
     own = [rule for rule in rules_told(summary) if rule not in RULES]
     body = []
     for name, one in conditions.items():
-        beside = [one["ceiling"]["mean"], *(one["baselines"].get(rule) for rule in rules)]
+        ceiling = [one["ceiling"]["mean"], *([one["ceiling"]["known"]] if partly else [])]
+        beside = [*ceiling, *(one["baselines"].get(rule) for rule in rules)]
         body.append([name, *_cells(one["accuracy"], *beside, *([one[LOSS]["mean"]] if judged else []))])
-    head = ["condition", "accuracy", "interval", "ceiling", *map(spelt, rules), *([LOSS] if judged else [])]
+    head = [
+        "condition",
+        "accuracy",
+        "interval",
+        "ceiling",
+        *(["known"] if partly else []),
+        *map(spelt, rules),
+        *([LOSS] if judged else []),
+    ]
     lines = [*_aligned(_named([head, *body])), ""]
     if own:
         beside = [[name, *(_number(one["baselines"].get(rule)) for rule in own)] for name, one in conditions.items()]
@@ -178,12 +187,18 @@ def _predictions(summary: Mapping[str, Any]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
+def _where(summary: Mapping[str, Any]) -> str:
+    """Which condition a curve is of, where there are several."""
+    names = list(summary["by_condition"])
+    return f" in condition {names[0]}" if len(names) > 1 else ""
+
+
 def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     rows, every = _thinned(summary, axis)
     body = [[str(row["position"]), *_cells(row[LOSS], row[LOSS]["floor"])] for row in rows]
     foot = ["all", *_cells(summary[LOSS], summary[LOSS]["floor"])]
     rules = [f"{name} {_number(value)}" for name, value in summary[LOSS]["rules"].items()]
-    title = f"loss by {label}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
+    title = f"loss by {label}{_where(summary)}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
     return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
 
 

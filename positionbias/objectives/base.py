@@ -31,8 +31,8 @@ class Objective:
     def prepare(self, key: Key[jax.Array, ""], batch: Batch) -> Batch:
         """The batch as the model is trained and measured on it: inputs, targets and weights may change, at random.
 
-        Shapes, tokens and where answers stand must not. `key` is another at every step. In evaluation every item is a
-        batch of its own, so that it does not depend on how many are measured at once.
+        Shapes, tokens and where answers stand must not. `key` is another at every step. In evaluation every item
+        comes alone, with a key of its own, so that what is drawn for it does not depend on how many are measured.
         """
         return batch
 

@@ -297,11 +297,13 @@ def _theory(summary: Mapping[str, Any]) -> list[str]:
         ]
         for one in predictions
     ]
-    caption = (
-        "What theory says that a rule or model gets, and what was measured here. ~: an approximation. Margins are those"
-        " of the theory's own form and not measured."
-    )
-    return ["<h2>Theory</h2>", grid(["of", "measure", "condition", "theory", "measured"], body, caption, texts=3)]
+    caption = "What theory says that a rule or model gets, and what was measured here. ~: an approximation."
+    if any(one["of"] == "margin" for one in predictions):
+        caption += " Margins are those of the theory's own form and not measured."
+    return [
+        "<h2>Theory</h2>",
+        grid(["rule or model", "measure", "condition", "theory", "measured"], body, caption, texts=3),
+    ]
 
 
 def _again(run: Run) -> list[str]:

@@ -45,7 +45,7 @@ class CommonWords(Task):
     is the ceiling, and how far a model stays below it, and where, is what is measured.
 
     Conditions: "shuffled", the paper's; "early" has all copies of the common words before the others, "late" after
-    them, in items that are paired. All three hold words as often, so that only positions differ.
+    them, in items that are paired. All three hold common and other words in the same numbers: only positions differ.
 
     Every word of the list is a segment. The evidence of an answer is the places of all its copies, in no order; the
     evidence axis has the eighth of the list in which the last of them in `evidence`, one drawn uniformly, stands.

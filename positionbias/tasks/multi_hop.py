@@ -54,7 +54,8 @@ class MultiHop(Task):
     trained on, or with `mixed` "train", which is like it. In "forward" and "backward" the documents of every chain
     share out the slots that they have in the order of the chain, or its reverse, in "random" in an order that is drawn
     for all chains together; in all else the items of these three are the same. As all chains stand alike, a rule that
-    reads documents one at a time gains by no order. In "forward_gap_I", for I of `gaps`, the asked chain's last
+    picks among their last documents gains by no order; `nearest`, which reads no relation, does: the last document of
+    all ends a chain in "forward", and none in "backward". In "forward_gap_I", for I of `gaps`, the asked chain's last
     document is the last of all, and I others lie between each of its documents and the next; to name the end of the
     last document is always right there, as the baselines tell. In "remove_first" the asked chain's first document is
     left out: a reader can still look for the chain that nothing leads into.

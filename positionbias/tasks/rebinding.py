@@ -74,7 +74,7 @@ class Rebinding(Task):
         what = f"a whole number from size = {self.size} to {MOST_WORDS}"
         require(self.size <= self.vocabulary <= MOST_WORDS, "vocabulary", self.vocabulary, what)
         most = len(RULES) - 1
-        require(0 <= self.bound <= most, "bound", self.bound, f"0 to {most}, for a rule must be left to rebind to")
+        require(0 <= self.bound <= most, "bound", self.bound, f"a whole number from 0 to {most}, some rule being left")
 
     # ---- static
 

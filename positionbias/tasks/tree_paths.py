@@ -100,7 +100,7 @@ class TreePaths(Task):
 
     def stretched(self, factor: int) -> TreePaths:
         nodes = factor * self.nodes
-        what = f"a whole number from {nodes}, one a node, in training already, for the vocabulary stays"
+        what = f"a whole number from {nodes}, one for each node of the longer tree, set before training"
         require(nodes <= self.labels or nodes > MOST_NODES, "labels", self.labels, what)
         return dataclasses.replace(self, nodes=nodes)
 

@@ -254,6 +254,8 @@ def check_pure(task):
         # Traced a second time and without a leading dimension: whatever is not of the key comes out otherwise.
         alone = hasty_jit(lambda key, condition=condition: task.sample(key, condition, own))(SECOND)
         jax.tree.map(same, example_of(task, batch, 1), alone)
+        if condition == task.conditions()[0]:  # and not traced at all
+            jax.tree.map(same, task.sample(SECOND, condition, own), alone)
 
 
 CHECKS = [
@@ -410,7 +412,7 @@ def test_the_default_task_stretches(name):
             task.stretched(2)
         return
     if name in NO_ROOM:
-        with pytest.raises(spec.ConfigError, match=f"^{NO_ROOM[name]} = .* in training already"):
+        with pytest.raises(spec.ConfigError, match=f"^{NO_ROOM[name]} = .* set before training"):
             task.stretched(2)
         task = spec.build(AXIS, f"{name}({NO_ROOM[name]}=256)", "task")
     first = task.conditions()[0]

@@ -130,7 +130,7 @@ def test_conditions_that_a_length_has_not_are_told(run, monkeypatch):
         return (first, dataclasses.replace(first, name="short")) if task.pairs == 2 else (first,)
 
     monkeypatch.setattr(AssociativeRecall, "conditions", conditions)
-    with pytest.warns(match="^--lengths: 2x leaves out short, too long for the task's vocabulary.$"):
+    with pytest.warns(match="^--lengths: 2x leaves out short, which the longer task does not have.$"):
         made = again.Measurer(run, again.variants("1x,2x", None))
     assert [[c.name for c in made._conditions(made.runs[times])] for times in (1, 2)] == [["train", "short"], ["train"]]
 

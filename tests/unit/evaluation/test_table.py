@@ -86,6 +86,10 @@ def test_a_ceiling_known_of_some_answers_is_told_with_their_share():
     assert lines[4].split()[4:] == ["0.750", "1.000", "0.125"]
     assert lines[5].split()[4:] == ["-", "0.000", "0.125"]
     assert lines[6].split()[4:] == ["0.500", "0.750", "0.125"]
+    at = next(place for place, line in enumerate(lines) if line.startswith("condition"))
+    assert lines[at].split()[:5] == ["condition", "accuracy", "interval", "ceiling", "known"]
+    assert lines[at + 1].split()[4:6] == ["0.500", "0.750"]
+    assert lines[at + 2].split()[5] == "1.000"
     told = "is known for 54 of 72 answers and is their mean; accuracy on these is 0.500"
     assert f"the ceiling in condition near {told}" in lines
     assert not any("condition far" in line for line in lines)

@@ -266,9 +266,11 @@ def test_predictions_of_theory_stand_beside_what_was_measured(tmp_path):
         summary["by_condition"]["trained"]["accuracy"].update(mean=0.5, low=0.25, high=0.75)
 
     folder = fabricate.write_run(tmp_path / "run", items=16)
-    assert "of measure condition" not in read(folder).text
+    assert "rule or model measure condition" not in read(folder).text
     text = read(edit(folder, predict)).text
-    assert "of measure condition theory measured one head accuracy trained ~0.375 0.500 [0.250, 0.750]" in text
+    assert (
+        "rule or model measure condition theory measured one head accuracy trained ~0.375 0.500 [0.250, 0.750]" in text
+    )
     assert "combined margin trained 0.500 –" in text
 
 
