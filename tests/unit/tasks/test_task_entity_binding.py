@@ -8,19 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
+from judges import drawn, enumerated_ceiling, judging_alike
 from scipy import stats
 
 from positionbias import spec
 from positionbias.evaluation.interventions import Swap
 from positionbias.tasks.base import Batch, find_condition
 from positionbias.tasks.entity_binding import EntityBinding
-
-
-@functools.cache
-def drawn(task, count):
-    """Samples of every condition, made by one program."""
-    made = jax.jit(lambda key: {c.name: task.batch(key, c, count) for c in task.conditions()})
-    return jax.tree.map(np.asarray, made(jax.random.key(0)))
 
 
 def check(task, item, condition):
@@ -130,24 +125,14 @@ def as_batch(cases):
     return Batch(**{name: None if value is None else jnp.asarray(value) for name, value in fields.items()})
 
 
-def judging(judge, batch):
-    """A function of what every row sees, bool [T]: `judge` over the batch."""
-    judge_all = jax.jit(lambda row: jax.vmap(lambda one: judge(one, jnp.broadcast_to(row, 2 * row.shape)))(batch))
-    return lambda row: jax.tree.map(np.asarray, judge_all(jnp.asarray(row, bool)))
-
-
 @pytest.mark.parametrize("task", [EntityBinding(2, 2, 3), EntityBinding(3, 2, 3), EntityBinding(2, 3, 2)], ids=str)
 def test_ceiling_is_the_enumerated_posterior(task):
     cases = every_case(task)
     batch = as_batch(cases)
-    judge, inputs, answers = judging(task.ceiling, batch), np.asarray(batch.inputs), np.array([c[-1] for c in cases])
-    weights = np.random.default_rng(0).integers(2**62, size=inputs.shape[1])
+    judge, inputs = judging_alike(task.ceiling, batch), np.asarray(batch.inputs)
+    answers = np.array([case[-1] for case in cases])  # all cases are equally likely
     for seen in itertools.product([False, True], repeat=inputs.shape[1]):
-        hashed = (inputs * np.where(seen, weights, 0)).sum(axis=1)  # two views share a number never, or nearly
-        view = np.unique(hashed, return_inverse=True)[1]
-        mass = np.zeros((view.max() + 1, answers.max() + 1))
-        np.add.at(mass, (view, answers), 1.0)  # all cases are equally likely
-        wanted = (mass.max(axis=1) / mass.sum(axis=1))[view]
+        wanted = enumerated_ceiling(inputs, answers, seen)
         np.testing.assert_allclose(judge(seen)[:, 0], wanted, rtol=1e-4, err_msg=str(seen))
 
 
@@ -157,7 +142,7 @@ def test_baselines_on_literal_items():
     text = [2, 9, 4, 7, 5, 6, 1, 4]
 
     def rules(answer, seen):
-        found = judging(task.baselines, as_batch([(1, text, answer)]))(np.isin(np.arange(8), list(seen)))
+        found = judging_alike(task.baselines, as_batch([(1, text, answer)]))(np.isin(np.arange(8), list(seen)))
         assert found["majority"] == found["chance"]
         return [found[name].tolist()[0][0] for name in ("chance", "nearest", "order_free")]
 
@@ -178,7 +163,7 @@ def test_swapped_groups_keep_their_answer():
     swap = Swap(first=0, second=-1)
     swap.check(task, condition)
 
-    @jax.jit
+    @hasty_jit
     def swapped(key):
         item = task.sample(key, condition)
         return item, swap.change(key, item, task, condition)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haste import hasty_jit
+from judges import drawn, enumerated_ceiling
 from scipy import stats
 
 from positionbias import spec
@@ -14,13 +16,6 @@ from positionbias.evaluation.interventions import Permute, rearranged
 from positionbias.tasks.base import Batch, batch_axes, find_condition
 from positionbias.tasks.multi_hop import ORDERS, MultiHop
 from positionbias.tokens import sequential
-
-
-def drawn(task, conditions, count, seed=0):
-    """Samples of each condition, made by one program, which compiles what they share once."""
-    made = jax.jit(lambda key: [task.batch(key, condition, count) for condition in conditions])(jax.random.key(seed))
-    return jax.tree.map(np.asarray, made)
-
 
 # ------------------------------------------------------------------------------------------------ ceilings
 
@@ -96,19 +91,12 @@ def as_batch(task, inputs, answers):
 
 def judging(judge, batch):
     """A function of what every row sees, bool [T]: `judge` over the batch."""
-    whole = jax.vmap(judge, in_axes=(batch_axes(0, batch.tokens.index.ndim == 1), None))
-    judge_all = jax.jit(lambda row: whole(batch, jnp.broadcast_to(row, 2 * row.shape)))
-    return lambda row: jax.tree.map(np.asarray, judge_all(jnp.asarray(row, bool)))
 
+    def judge_one(one, row):
+        return judge(one, jnp.broadcast_to(row, 2 * row.shape))
 
-def enumerated_ceiling(inputs, answers, row):
-    """Per example: the posterior's peak, given the inputs the row sees."""
-    weights = np.random.default_rng(0).integers(2**62, size=inputs.shape[1])
-    hashed = (inputs * np.where(row, weights, 0)).sum(axis=1)  # modulo 2^64; two views share a number never, or nearly
-    view = np.unique(hashed, return_inverse=True)[1]
-    count = np.zeros((view.max() + 1, answers.max() + 1))
-    np.add.at(count, (view, answers), 1)
-    return (count.max(axis=1) / count.sum(axis=1))[view]
+    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(batch_axes(0, batch.tokens.index.ndim == 1), None)))
+    return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 
 def rows_of(task, length, random):
@@ -207,7 +195,9 @@ def read(task, item):
 @pytest.mark.parametrize("given", SIZES)
 def test_reading_a_sample_gives_its_answer_and_where_it_lies(given):
     task = spec.build("tasks", given, "task")
-    for condition, batch in zip(task.conditions(), drawn(task, task.conditions(), 40), strict=True):
+    made = drawn(task, 40)
+    for condition in task.conditions():
+        batch = made[condition.name]
         tokens = jax.tree.map(lambda x: np.broadcast_to(x, (40, x.shape[-1])), batch.tokens)
         for b in range(40):
             item = jax.tree.map(lambda x, b=b: x[b], batch._replace(tokens=tokens))
@@ -279,7 +269,7 @@ def test_the_vocabulary_holds_what_it_should():
     assert MultiHop().input.size == 1 + 128 + 4
     assert MultiHop(typed=True).input.size == 1 + 3 * 128 + 2 * 4
     task = MultiHop(documents=4, entities=6, relations=3)
-    batch = drawn(task, task.conditions()[:1], 4000)[0]
+    batch = drawn(task, 4000, "original")["original"]
     documents = batch.inputs[:, :12].reshape(-1, 4, 3)
     assert stats.chisquare(np.bincount(batch.targets[:, -1], minlength=7)[1:]).pvalue > 1e-4
     assert stats.chisquare(np.bincount(documents[:, 0, 1], minlength=7)[1:]).pvalue > 1e-4
@@ -334,7 +324,7 @@ class InTheOrderOfTheChain(MultiHop):
 
 def test_the_prior_test_catches_a_biased_sampler():
     for task, right in ((MultiHop(), True), (InTheOrderOfTheChain(), False)):
-        (batch,) = drawn(task, task.conditions()[:1], 4000)
+        batch = drawn(task, 4000, "original")["original"]
         for axis, share in task.prior(task.conditions()[0]).items():
             counts = np.bincount(getattr(batch, f"{axis}_slot")[:, 0], minlength=len(share))
             assert (stats.chisquare(counts, 4000 * share).pvalue > 1e-4) == right, axis
@@ -342,7 +332,7 @@ def test_the_prior_test_catches_a_biased_sampler():
 
 def test_documents_lie_anywhere_among_fillers():
     task = MultiHop(documents=4, entities=6, relations=2, fillers=3)
-    batch = drawn(task, task.conditions()[:1], 7000)[0]
+    batch = drawn(task, 7000, "original")["original"]
     assert batch.inputs.shape == (7000, 4 * 3 + 3 + 3)
     layouts = Counter(tuple(row) for row in (batch.inputs == 0).tolist())
     assert len(layouts) == 35  # places of 3 fillers among 7
@@ -354,7 +344,8 @@ def test_moving_documents_moves_what_is_said_of_them(given):
     task = spec.build("tasks", given, "task")
     condition = find_condition(task, "forward", "condition")
     place = jnp.asarray(np.random.default_rng(0).permutation(task.documents))
-    item, moved = jax.jit(lambda item: (item, rearranged(item, place, task)))(task.sample(jax.random.key(5), condition))
+    drawn_and_moved = hasty_jit(lambda item: (item, rearranged(item, place, task)))
+    item, moved = drawn_and_moved(task.sample(jax.random.key(5), condition))
     assert moved.targets.tolist() == item.targets.tolist()
     assert moved.inputs.tolist() != item.inputs.tolist()
     documents, start, path, answer = read(task, moved)
@@ -423,19 +414,26 @@ def test_baselines_on_a_literal_item():
 @pytest.mark.parametrize("typed", [False, True], ids=["one vocabulary", "typed"])
 def test_rules_that_read_one_document_are_right_once_in_the_chains_in_every_order(typed):
     task = MultiHop(hops=2, documents=10, entities=40, relations=3, typed=typed, mixed=True)
-    names = ("train", "original", *ORDERS)
-    conditions = [find_condition(task, name, "condition") for name in names]
-    for condition, batch in zip(conditions, drawn(task, conditions, 4000), strict=True):
-        found = judging(task.baselines, batch)(np.ones(task.length(condition)))
+    for name, batch in drawn(task, 4000, "train", "original", *ORDERS).items():
+        found = judging(task.baselines, batch)(np.ones(batch.inputs.shape[1]))
         assert found["any_chain_end"] == pytest.approx(1 / 5, abs=1e-6)
         for order in np.unique(batch.order):
-            means = {name: float(value[batch.order == order].mean()) for name, value in found.items()}
-            for name in ("last_document", "first_document"):
-                assert means[name] == pytest.approx(1 / 5, abs=0.04), (condition.name, order, name)
-            if not typed and condition.name == "original":
+            means = {rule: float(value[batch.order == order].mean()) for rule, value in found.items()}
+            for rule in ("last_document", "first_document"):
+                assert means[rule] == pytest.approx(1 / 5, abs=0.04), (name, order, rule)
+            if not typed and name == "original":
                 assert means["order_free"] == pytest.approx(1 / 9, abs=1e-6)
-            if typed or condition.name == "train":
+            if typed or name == "train":
                 assert means["order_free"] <= 1 / 5 + 1e-6
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["one vocabulary", "typed"])
+def test_a_rule_that_reads_no_relation_is_told_something_by_the_order(typed):
+    task = MultiHop(hops=2, documents=10, entities=40, relations=3, typed=typed)
+    wanted = {"original": 1 / 10, "forward": 1 / 5, "backward": 0}
+    for name, batch in drawn(task, 4000, *wanted).items():
+        found = judging(task.baselines, batch)(np.ones(batch.inputs.shape[1]))["nearest"]
+        assert found.mean() == pytest.approx(wanted[name], abs=0.04 if wanted[name] else 0), name
 
 
 def test_with_fewer_hops_a_bag_of_tokens_holds_the_answer_twice():
@@ -457,7 +455,8 @@ def test_with_fewer_hops_a_bag_of_tokens_holds_the_answer_twice():
 def test_the_last_document_is_the_answer_at_every_forward_gap():
     task = MultiHop()
     condition = find_condition(task, "forward_gap_1", "condition")
-    found = judging(task.baselines, drawn(task, [condition], 64)[0])(np.ones(task.length(condition)))
+    batch = drawn(task, 64, condition.name)[condition.name]
+    found = judging(task.baselines, batch)(np.ones(task.length(condition)))
     assert (found["last_document"] == 1).all()
     assert (found["nearest"] == 1).all()
 

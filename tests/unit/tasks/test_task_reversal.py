@@ -4,10 +4,10 @@ import itertools
 from collections import Counter, defaultdict
 from fractions import Fraction
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from judges import drawn, judging_alike
 from scipy import stats
 
 from positionbias import spec
@@ -77,18 +77,6 @@ def as_batch(cases):
     return Batch(**{name: None if value is None else jnp.asarray(value) for name, value in fields.items()})
 
 
-def judging(judge, batch):
-    """A function of what every row sees, bool [T]: `judge` over the batch."""
-    judge_all = jax.jit(lambda row: jax.vmap(lambda one: judge(one, jnp.broadcast_to(row, 2 * row.shape)))(batch))
-    return lambda row: jax.tree.map(np.asarray, judge_all(jnp.asarray(row, bool)))
-
-
-def drawn(task, count):
-    """Samples of every condition by name, made by one program."""
-    made = jax.jit(lambda key: {c.name: task.batch(key, c, count)._replace(tokens=None) for c in task.conditions()})
-    return jax.tree.map(np.asarray, made(jax.random.key(0)))
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_samples_follow_the_definition(name):
     task = TINY[name]
@@ -133,7 +121,7 @@ def test_ceiling_is_the_enumerated_posterior(name, condition):
     task = TINY[name]
     cases = every_case(task, condition)
     size = len(cases[0][1])
-    judge = judging(task.ceiling, as_batch(cases))
+    judge = judging_alike(task.ceiling, as_batch(cases))
     for seen in itertools.product([False, True], repeat=size):
         views = [tuple(t for t, v in zip(case[1], seen, strict=True) if v) for case in cases]
         posterior = defaultdict(Counter)
@@ -148,8 +136,8 @@ def test_a_reader_that_only_looks_up_is_at_chance_where_the_curse_is():
     found = {}
     for condition in ("forward", "backward", "held_out"):
         batch = as_batch(every_case(task, condition))
-        whole = judging(task.baselines, batch)([True, True, False])
-        alone = judging(task.baselines, batch)([False, True, False])
+        whole = judging_alike(task.baselines, batch)([True, True, False])
+        alone = judging_alike(task.baselines, batch)([False, True, False])
         found[condition] = [sorted(set(rule[name][:, 0].tolist())) for rule in (whole, alone) for name in sorted(rule)]
     # With the name: chance, majority, order_free; without it: the same. A name not seen may be any told backward.
     third = [pytest.approx(1 / 3)]
@@ -160,7 +148,8 @@ def test_a_reader_that_only_looks_up_is_at_chance_where_the_curse_is():
 
 def test_majority_of_reversal_without_direction_or_without_a_pair_told_backward():
     def found(task, condition, seen):
-        return sorted(set(judging(task.baselines, as_batch(every_case(task, condition)))(seen)["majority"].ravel()))
+        judge = judging_alike(task.baselines, as_batch(every_case(task, condition)))
+        return sorted(set(judge(seen)["majority"].ravel()))
 
     blind, alone = [False, False, False], [False, True, False]
     assert found(Reversal(pairs=8, both=2), "train", blind) == [pytest.approx(0.1)]
@@ -178,7 +167,7 @@ def test_baselines_of_a_prompt():
         name, answer = (a[slot], b[slot]) if direction == FORWARD else (b[slot], a[slot])
         evidence = [prompt.index(name), prompt.index(answer)]
         item = as_batch([(1, [*prompt, direction, name], 10, evidence, direction, slot, answer)])
-        rules = judging(task.baselines, item)(np.isin(np.arange(11), seen))
+        rules = judging_alike(task.baselines, item)(np.isin(np.arange(11), seen))
         return [rules[name].tolist()[0][0] for name in ("chance", "majority", "nearest", "order_free")]
 
     third = pytest.approx(1 / 3)
