@@ -159,7 +159,7 @@ class Evaluation:
         1,
         MOST_SEQUENCES,
         256,
-        "items, the first of those evaluated and at most these, that influence is averaged over; noisy below 256",
+        "items, the first of those evaluated and at most these, for the influence; noisy below 256",
     )
 
 
