@@ -254,8 +254,6 @@ def check_pure(task):
         # Traced a second time and without a leading dimension: whatever is not of the key comes out otherwise.
         alone = hasty_jit(lambda key, condition=condition: task.sample(key, condition, own))(SECOND)
         jax.tree.map(same, example_of(task, batch, 1), alone)
-        if condition == task.conditions()[0]:  # and not traced at all
-            jax.tree.map(same, task.sample(SECOND, condition, own), alone)
 
 
 CHECKS = [
@@ -296,6 +294,14 @@ def test_the_prior_check_is_sharp_enough(slots):
     assert stats.ncx2.cdf(limit, slots - 1, DRAWN * gain) < 1e-6
     # Drawn anew from counts that scatter themselves: twice the variance.
     assert stats.ncx2.cdf(limit / 2, slots - 1, DRAWN * gain / 2) < 1e-6
+
+
+@pytest.mark.parametrize("name", spec.names(AXIS))
+def test_a_sample_is_the_same_traced_or_not(name):
+    task = spec.build(AXIS, EXAMPLES[name][0], "example")
+    condition = task.conditions()[0]
+    plain = task.sample(SECOND, condition, world(task))
+    jax.tree.map(same, example_of(task, sampled(task, condition), 1), plain)
 
 
 def test_text_round_trips(built):
