@@ -10,6 +10,7 @@ from typing import Any
 
 from positionbias import launch, spec
 from positionbias.config import cli, resolve
+from positionbias.config.schema import MOST_SEQUENCES
 from positionbias.spec import ConfigError
 
 
@@ -40,8 +41,9 @@ def parser() -> cli.Parser:
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, _ = cli.parse_command_line(parser(), argv)
-    if given.items is not None and given.items < 1:
-        raise ConfigError(f"--items: {given.items} is not allowed; allowed: a whole number from 1.")
+    if given.items is not None and not 1 <= given.items <= MOST_SEQUENCES:
+        what = f"a whole number from 1 to {MOST_SEQUENCES}"
+        raise ConfigError(f"--items: {given.items} is not allowed; allowed: {what}.")
     if given.label is not None:
         resolve.check_safe_name(given.label, "--label")
         if given.label.partition(".")[0].isdecimal() or given.label.endswith((".npz", ".json")):

@@ -104,6 +104,8 @@ class Measurer:
         if data is not None:
             self._check_world(told)
         names = None if conditions is None else [name.strip() for name in conditions.split(",")]
+        if names is not None and len(set(names)) < len(names):
+            raise ConfigError(f"--conditions: {conditions!r} has one twice; allowed: each once.")
         self.names = names
         for variant in wanted:
             self._check(variant)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from positionbias import runtime, spec
+from positionbias import files, runtime, spec
 from positionbias.config.cli import Parser, parse_command_line, run_entry
 from positionbias.spec import ConfigError
 
@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(
                 f"--{flag}: {value!r} is not allowed; allowed: lower-case letters, digits and '_', a letter first."
             )
+    if given.split == "all":
+        raise ConfigError("--split: 'all' is not allowed, it means every split; allowed: another name.")
     folder = pathlib.Path(given.data_dir) / name / VERSION
     if folder.exists():
         raise ConfigError(f"--data_dir: {str(folder)!r} is there already; allowed: another --name or folder.")
@@ -97,7 +99,8 @@ def export(
                 yield index, {name: column[index] for name, column in columns.items()}
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS tells of a download that there is none of
+        # Standard output is where TFDS tells of a download that there is none of.
+        with files.writing(folder), contextlib.redirect_stdout(io.StringIO()):
             Frozen(data_dir=str(folder.parents[1]), file_format="array_record").download_and_prepare()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -156,6 +156,8 @@ def test_stored_items(run, tmp_path):
         (["--lengths", "1x,4x"], "--lengths: 4x: keys = 4 is not allowed"),
         (["--interventions", "swap(0, 5)"], "--interventions: swap(second=5): second = 5 is not allowed"),
         (["--conditions", "trian"], "--conditions: unknown condition 'trian', did you mean 'train'?"),
+        (["--conditions", "train,train"], "--conditions: 'train,train' has one twice; allowed: each once."),
+        (["--items", "1048577"], "--items: 1048577 is not allowed; allowed: a whole number from 1 to 1048576."),
         (["--data_dir", "x", "--items", "3"], "--data_dir: cannot be given with --items"),
         (["--data_dir", "/nowhere"], "--data_dir: '/nowhere' is not an exported evaluation set"),
     ],

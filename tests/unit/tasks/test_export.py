@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from positionbias import spec
+from positionbias import files, spec
 from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
 from positionbias.replicas import Layout, replica_keys, stream
@@ -120,6 +120,7 @@ def test_a_set_that_is_there_is_not_written_again(folder):
         (["--seed", "-1"], "--seed: -1 is not allowed; allowed: a whole number from 0"),
         (["--name", "../x"], "--name: '../x' is not allowed"),
         (["--split", "a b"], "--split: 'a b' is not allowed"),
+        (["--split", "all"], "--split: 'all' is not allowed, it means every split"),
         (["--condition", "shiftd"], "unknown condition 'shiftd', did you mean 'shifted'?"),
     ],
 )
@@ -127,6 +128,13 @@ def test_bad_arguments_are_refused_and_nothing_is_written(arguments, told, tmp_p
     with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
         export.main(["--task", TASK, "--data_dir", str(tmp_path / "data"), *arguments])
     assert not (tmp_path / "data").exists()
+
+
+def test_a_place_that_cannot_be_a_folder_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(files.WriteError, match=r"^cannot write '.*file/associative_recall/1.0.0': Not a directory.$"):
+        export.main(["--task", TASK, "--data_dir", str(tmp_path / "file"), "--examples", "2"])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_another_folder_is_no_evaluation_set(tmp_path):
