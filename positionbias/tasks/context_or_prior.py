@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, one_of
 from positionbias.tasks.sampling import distinct
 from positionbias.tokens import Tokens, sequential
 
@@ -276,14 +276,13 @@ class ContextOrPrior(Task):
         mine = seen[:, 0] & asked_seen[1] & (numbers[:, 0] == asked[1])
         last = jnp.max(jnp.where(object_seen, jnp.arange(self.documents), -1))
         prior = jnp.where(asked_seen[1] & asked_seen[2], from_memory, chance)
-        take = asked_seen[0] & (asked[0] == USE) & jnp.any(mine) & jnp.any(object_seen)
-        any_object = jnp.sum(right & object_seen) / jnp.maximum(jnp.sum(object_seen), 1)
+        take = asked_seen[0] & (asked[0] == USE) & jnp.any(mine)
         found = {
             "chance": chance,
             "majority": jnp.asarray(self._commonest)[target],
             "nearest": jnp.where(last < 0, chance, right[last]),
             "prior": prior,
             "context": jnp.where(jnp.any(mine & object_seen), jnp.any(mine & right), chance),
-            "order_free": jnp.where(take, any_object, prior),
+            "order_free": jnp.where(take, one_of(object_seen, right, prior), prior),
         }
         return {name: value[None] for name, value in found.items()}

@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
-from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters
+from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters, one_of
 from positionbias.tasks.sampling import distinct
 from positionbias.tokens import Tokens, sequential
 
@@ -173,12 +173,11 @@ class EntityBinding(Task):
         right, shown = entities[:, asked] == example.targets[-1], seen[:, asked]
         last = jnp.max(jnp.where(shown, jnp.arange(self.groups), -1))
         chance = jnp.where(asked_seen, 1.0, 1 / self.members) / self.names
-        any_of = jnp.sum(right & shown) / jnp.maximum(jnp.sum(shown), 1)
         knows = asked_seen & jnp.any(shown)
         found = {
             "chance": chance,
             "majority": chance,
             "nearest": jnp.where(knows, right[last], chance),
-            "order_free": jnp.where(knows, any_of, chance),
+            "order_free": jnp.where(asked_seen, one_of(shown, right, chance), chance),
         }
         return {name: value.astype(jnp.float32)[None] for name, value in found.items()}

@@ -369,11 +369,12 @@ class MultiHop(Task):
         last = rows == jnp.max(jnp.where(final, rows, -1))
         first = rows == jnp.min(jnp.where(final, rows, LONGEST))
         names, named, places = documents[:, ::2].reshape(-1), seen[:, ::2].reshape(-1), at[:, ::2].reshape(-1)
-        asked = row[-1] & (names == start)
-        count = jnp.sum((names[:, None] == names) & named, axis=-1) + asked
-        free = named & told & jnp.where(hops == self.hops, count == 1, (count == 2) & ~asked)
         if self.typed:
-            free = named & told & (self._kind(names) == hops)
+            alike = self._kind(names) == hops
+        else:
+            asked = row[-1] & (names == start)
+            count = jnp.sum((names[:, None] == names) & named, axis=-1) + asked
+            alike = jnp.where(hops == self.hops, count == 1, (count == 2) & ~asked)
         found = {
             "chance": chance,
             "majority": chance,
@@ -381,7 +382,7 @@ class MultiHop(Task):
             "last_document": said(final & last, ends),
             "first_document": said(final & first, ends),
             "any_chain_end": said(final, ends),
-            "order_free": said(free, names),
+            "order_free": said(named & told & alike, names),
         }
         return {name: value[None] for name, value in found.items()}
 
