@@ -79,19 +79,15 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     wanted = again.variants(given.lengths, given.interventions)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: launch.say(str(message), sys.stderr)  # a line, not a place in here
-        try:
-            measurer = again.Measurer(
-                workdir,
-                wanted,
-                step=given.step,
-                task=given.task,
-                conditions=given.conditions,
-                items=given.items,
-                data=None if given.data_dir is None else pathlib.Path(given.data_dir),
-            )
-        except ConfigError as error:
-            told = str(error)  # names the field of a config, which the flag has replaced
-            raise ConfigError(f"--{told}" if given.task is not None and told.startswith("task: ") else told) from None
+        measurer = again.Measurer(
+            workdir,
+            wanted,
+            step=given.step,
+            task=given.task,
+            conditions=given.conditions,
+            items=given.items,
+            data=None if given.data_dir is None else pathlib.Path(given.data_dir),
+        )
     label, base = given.label or _label(given, measurer.run.step), None
     for one in measurer.measured():
         base = one if one.variant.intervention is None else base

@@ -74,14 +74,15 @@ Node = Call | Combine
 
 
 def _literal(node: ast.expr, field: str, text: str) -> Any:
-    if isinstance(node, ast.Name | ast.Call | ast.BinOp) or (
-        isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert)
+    if isinstance(node, ast.Name | ast.Call) or isinstance(
+        getattr(node, "op", None), ast.BitAnd | ast.BitOr | ast.Invert
     ):
         return _node(node, field, text)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, MemoryError, RecursionError):
-        raise ConfigError(f"{field}: {ast.unparse(node)!r} in {text!r} is not a literal or a spec.") from None
+        told = f"{ast.unparse(node)!r} in {text!r} is not allowed"
+        raise ConfigError(f"{field}: {told}; allowed: a number, text, True, False, None, a list or a spec.") from None
 
 
 def _node(node: ast.expr, field: str, text: str) -> Node:
@@ -141,9 +142,10 @@ def _pattern(node: ast.expr, field: str, text: str) -> list[Node]:
     raise ConfigError(f"{field}: '*' and '+' in {text!r} work on lists only, as in '[a, b] * 2'.")
 
 
-def parse_list(text: str, field: str) -> list[Node]:
-    """The nodes of a list expression."""
-    return _pattern(_tree(text, field), field, text)
+def parse_several(text: str, field: str) -> list[Node]:
+    """The nodes of `SPEC, SPEC2, ...`."""
+    tree = _tree(f"{text}," if text.strip() else text, field)
+    return [_node(element, field, text) for element in (tree.elts if isinstance(tree, ast.Tuple) else [tree])]
 
 
 def is_pattern(text: str, field: str) -> bool:
@@ -156,7 +158,7 @@ def parse_layers(text: str, layers: int, field: str) -> list[Node]:
     """One node a layer: a single spec serves every layer, a pattern must have exactly `layers` entries."""
     if not is_pattern(text, field):
         return [parse(text, field)] * layers
-    nodes = parse_list(text, field)
+    nodes = _pattern(_tree(text, field), field, text)
     if len(nodes) != layers:
         raise ConfigError(f"{field}: the pattern {text!r} has {len(nodes)} entries, allowed: {layers}, one a layer.")
     return nodes

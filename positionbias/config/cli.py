@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -149,6 +150,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print with a usage dump."""
         text = " ".join(message.split()).rstrip(".")
+        if found := re.fullmatch(r"argument ([^:]+): invalid int value: (.*)", text):
+            raise ConfigError(f"{found[1]}: {found[2]} is not allowed; allowed: a whole number.")
+        if found := re.fullmatch(r"argument ([^:]+): expected one argument", text):
+            raise ConfigError(f"{found[1]}: needs a value; write {found[1]} VALUE.")
         raise ConfigError(f"command line: {text}; allowed: {', '.join(self._allowed())}.")
 
     def format_help(self) -> str:
@@ -266,7 +271,9 @@ def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        flag = f"--{str(error).partition(':')[0]}"  # of this command line, where what it gave was refused by a library
+        dashes = "--" if flag in (token.partition("=")[0] for token in sys.argv) else ""
+        print(f"error: {dashes}{error}", file=sys.stderr)
         code = 2
     except (FileError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def variants(lengths: str | None, interventions: str | None) -> list[Variant]:
         raise ConfigError(f"--lengths: {lengths!r} has a length twice; allowed: each once.")
     changes: list[Intervention | None] = [None]
     if interventions is not None:
-        nodes = spec.parse_list(f"[{interventions}]", "--interventions")
+        nodes = spec.parse_several(interventions, "--interventions")
         changes += [spec.build("interventions", node, "--interventions") for node in nodes]
         if len({repr(change) for change in changes}) < len(changes):
             raise ConfigError(f"--interventions: {interventions!r} has one twice; allowed: each once.")
@@ -61,10 +62,9 @@ def variants(lengths: str | None, interventions: str | None) -> list[Variant]:
 
 
 def _times(text: str) -> int:
-    number = text.removesuffix("x")
-    if not number.isdecimal() or not 1 <= int(number) <= MOST_TIMES or not text.endswith("x"):
+    if not re.fullmatch("[1-9][0-9]{0,3}x", text) or int(text[:-1]) > MOST_TIMES:
         raise ConfigError(f"--lengths: {text!r} is not allowed; allowed: 1x to {MOST_TIMES}x, as in 1x,2x,4x.")
-    return int(number)
+    return int(text[:-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,13 @@ class Measurer:
                 told = f"--lengths: {times}x leaves out {', '.join(sorted(gone))}, which the longer task does not have."
                 warnings.warn(told, stacklevel=2)
             task = spec.canonical(longer)
-        return load(folder, step, "all", task)
+        try:
+            return load(folder, step, "all", task)
+        except ConfigError as error:
+            told = str(error)
+            if times == 1 or not told.startswith("task: "):
+                raise
+            raise ConfigError(f"--lengths: {times}x: {told.removeprefix('task: ')}") from None
 
     def _check_world(self, told: dict[str, Any]) -> None:
         """Stored items of a task with a world hold for the replica they were drawn for alone."""

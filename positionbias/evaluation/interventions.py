@@ -16,7 +16,7 @@ import numpy as np
 from positionbias.arrays import Int, Key
 from positionbias.evaluation.rows import ANSWERS_CHANGED, ORDER_SENSITIVITY
 from positionbias.spec import ConfigError, canonical, member, require
-from positionbias.tasks.base import Batch, Condition, Task, world_of
+from positionbias.tasks.base import LONGEST, Batch, Condition, Task, world_of
 from positionbias.tasks.sampling import permutation
 
 FARTHEST = 2**20  # rows
@@ -118,6 +118,9 @@ class Pad(Intervention):
                 f"{canonical(self)}: the task {canonical(task)} has no filler token; allowed: shift, which moves the"
                 " positions that are told."
             )
+        most = LONGEST - task.length(condition)
+        what = f"at most {most}, {LONGEST} rows in all with the {task.length(condition)} of condition {condition.name}"
+        require(self.by <= most, f"{canonical(self)}: by", self.by, what)
 
 
 @member("interventions", "permute")

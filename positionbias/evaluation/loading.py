@@ -164,7 +164,7 @@ def load(
     program = Program(trained, auto.Auto(Layout("loop"), 1, 1))
     shape = program.shape()
     step, state = _restored(folder, step, shape)
-    weights = {name: _fitted(state[name], experiment, name) for name in ("params", "frozen")}
+    weights = {name: _fitted(state[name], experiment, trained.blueprint.length, name) for name in ("params", "frozen")}
     keys = program.keys()
     if replica != "all":
         pick = functools.partial(jax.tree.map, lambda x: jnp.asarray(x[replica]))
@@ -199,15 +199,16 @@ def _joined(sentences: list[str]) -> str:
     return "; ".join(sentence.rstrip(".") for sentence in sentences) + "."
 
 
-def _fitted(weights: Tree, experiment: Experiment, name: str) -> Tree:
-    """`weights`, refused where another task needs tables of another size (longer positions than were trained)."""
+def _fitted(weights: Tree, experiment: Experiment, trained: int, name: str) -> Tree:
+    """`weights`, refused where another task needs longer tables than those of the `trained` positions."""
     from positionbias.models.parameters import Frozen
 
     wanted = nnx.state(experiment.abstract, nnx.Param if name == "params" else Frozen)
-    for (path, have), want in zip(jax.tree_util.tree_leaves_with_path(weights), jax.tree.leaves(wanted), strict=True):
+    for have, want in zip(jax.tree.leaves(weights), jax.tree.leaves(wanted), strict=True):
         if np.shape(have)[1:] != want.shape:
             raise ConfigError(
-                f"task: needs {jax.tree_util.keystr(path)} of shape {want.shape}, but {np.shape(have)[1:]} was trained;"
-                f" allowed: a task no longer than the one trained on, or a position scheme without a table."
+                f"task: positions up to {experiment.blueprint.length - 1} are needed, but model.position ="
+                f" {experiment.config.model.position} was trained on {trained}; allowed: a task no longer than the one"
+                " trained on, or a position scheme without a table."
             )
     return weights

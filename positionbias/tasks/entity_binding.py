@@ -60,7 +60,7 @@ class EntityBinding(Task):
         what = f"a whole number from 2 to {most}, {LONGEST} tokens in all"
         require(2 <= self.groups <= most, "groups", self.groups, what)
         most = MOST_NAMES // self.members
-        what = f"a whole number from {self.groups}, one a group, to {most}, {MOST_NAMES} entities in all"
+        what = f"a whole number from {self.groups}, one for each of the groups, to {most}, {MOST_NAMES} entities in all"
         require(self.groups <= self.names <= most, "names", self.names, what)
 
     # ---- static

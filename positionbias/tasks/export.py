@@ -11,6 +11,7 @@ import io
 import pathlib
 import re
 import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
             )
     if given.split == "all":
         raise ConfigError("--split: 'all' is not allowed, it means every split; allowed: another name.")
+    if not given.data_dir:
+        raise ConfigError("--data_dir: '' is not allowed; allowed: the path of a folder.")
     folder = pathlib.Path(given.data_dir) / name / VERSION
     if folder.exists():
         raise ConfigError(f"--data_dir: {str(folder)!r} is there already; allowed: another --name or folder.")
@@ -98,12 +101,14 @@ def export(
             for index in range(examples):
                 yield index, {name: column[index] for name, column in columns.items()}
 
+    new = next((path for path in reversed(folder.parents) if not path.exists()), folder)
     try:
-        # Standard output is where TFDS tells of a download that there is none of.
-        with files.writing(folder), contextlib.redirect_stdout(io.StringIO()):
-            Frozen(data_dir=str(folder.parents[1]), file_format="array_record").download_and_prepare()
+        # Nothing is downloaded: standard output is where TFDS says so, and it makes a folder for it all the same.
+        with files.writing(folder), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as empty:
+            builder = Frozen(data_dir=str(folder.parents[1]), file_format="array_record")
+            builder.download_and_prepare(download_dir=empty)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
 
 

@@ -81,7 +81,8 @@ class VariableTracking(Task):
         if self.ask == "value":
             what += "; a value is asked for among two or more"
         require(fewest <= self.chains <= most, "chains", self.chains, what)
-        what = f"a whole number from {self.statements}, one a statement, to {MOST_WORDS}"
+        each = "one for each of the chains * (hops + 1) statements"
+        what = f"a whole number from {self.statements}, {each}, to {MOST_WORDS}"
         require(self.statements <= self.names <= MOST_WORDS, "names", self.names, what)
         what = f"a whole number from {max(self.chains, 2)} to {MOST_WORDS}, one a chain"
         require(max(self.chains, 2) <= self.values <= MOST_WORDS, "values", self.values, what)

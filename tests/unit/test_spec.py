@@ -43,6 +43,9 @@ def test_the_text_of_a_node_parses_to_the_node(text):
     assert spec.parse(spec.str_node(node), "x") == node
 
 
+OF_ARGUMENT = "allowed: a number, text, True, False, None, a list or a spec."
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -54,8 +57,9 @@ def test_the_text_of_a_node_parses_to_the_node(text):
         ("a.b()", "x: 'a.b()' in 'a.b()' is not a spec; write name or name(argument=value, ...)."),
         ("3", "x: '3' in '3' is not a spec; write name or name(argument=value, ...)."),
         ("a + b", "x: 'a + b' in 'a + b' is not a spec; write name or name(argument=value, ...)."),
-        ("f(1 + 1)", "x: '1 + 1' in 'f(1 + 1)' is not a spec; write name or name(argument=value, ...)."),
-        ("f(a=[b])", "x: '[b]' in 'f(a=[b])' is not a literal or a spec."),
+        ("f(1 + 1)", f"x: '1 + 1' in 'f(1 + 1)' is not allowed; {OF_ARGUMENT}"),
+        ("f(a=[b])", f"x: '[b]' in 'f(a=[b])' is not allowed; {OF_ARGUMENT}"),
+        ("f(~a | 2**3)", "x: '2 ** 3' in 'f(~a | 2**3)' is not a spec; write name or name(argument=value, ...)."),
         ("f(**a)", "x: '**' is not allowed in 'f(**a)'; write each argument as name=value."),
         ("f(a=1, a=2)", "x: argument 'a' is given twice in 'f(a=1, a=2)'."),
         ("not a", "x: 'not a' in 'not a' is not a spec; write name or name(argument=value, ...)."),
@@ -87,6 +91,13 @@ def test_nothing_is_evaluated(tmp_path):
 def test_layer_patterns(text, names):
     assert [node.name for node in spec.parse_layers(text, 4, "x")] == list(names)
     assert spec.is_pattern(text, "x") == (text != "a")
+
+
+def test_several_specs_are_parted_by_commas():
+    assert [spec.str_node(node) for node in spec.parse_several("a(1, b), c", "x")] == ["a(1, b)", "c"]
+    assert [spec.str_node(node) for node in spec.parse_several(" a ", "x")] == ["a"]
+    for text in ("", " ", "a,", ",", "]+[a", "[a, b]", "(a, b)"):
+        assert refused(spec.parse_several, text, "x").startswith("x: ")
 
 
 def test_an_element_of_a_pattern_may_be_an_expression():

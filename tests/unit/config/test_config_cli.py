@@ -27,6 +27,7 @@ def parser() -> Parser:
     made.add_argument("--config", required=True, help="the file")
     made.add_argument("--workdir", help="the folder")
     made.add_argument("--again", action="store_true", help="a switch")
+    made.add_argument("--stop", type=int, help="a number")
     return made
 
 
@@ -175,9 +176,10 @@ def test_a_negative_number_is_a_value():
         (["--config.seed", "--again"], "seed: needs a value; write --config.seed=VALUE."),
         (
             ["stray"],
-            "command line: unexpected 'stray'; allowed: -h, --help, --config, --workdir, --again, --config.FIELD",
+            "command line: unexpected 'stray'; allowed: -h, --help, --config, --workdir, --again, --stop, --config.FI",
         ),
-        (["--workdir"], "command line: argument --workdir: expected one argument; allowed: "),
+        (["--workdir"], "--workdir: needs a value; write --workdir VALUE."),
+        (["--stop", "1.5"], "--stop: '1.5' is not allowed; allowed: a whole number."),
         (["--again=yes"], "command line: argument --again: ignored explicit argument 'yes'; allowed: "),
         (["--config=b.py"], "command line: --config is given twice; allowed: once."),
     ],

@@ -59,7 +59,11 @@ def test_every_length_is_measured_unchanged_and_under_every_intervention():
         ("", None, "--lengths: '' is not allowed"),
         (None, "shift, shift(8)", "--interventions: 'shift, shift(8)' has one twice; allowed: each once."),
         (None, "shft", "--interventions: unknown intervention 'shft', did you mean 'shift'?"),
+        ("٢x", None, "--lengths: '٢x' is not allowed"),
+        ("1025x", None, "--lengths: '1025x' is not allowed"),
         (None, "shift(", "--interventions: cannot read"),
+        (None, "", "--interventions: '' is not a spec"),
+        (None, "]+[swap", "--interventions: cannot read"),
     ],
 )
 def test_what_cannot_be_read_is_refused(lengths, interventions, told):

@@ -94,6 +94,7 @@ def test_filler_in_front():
     ("text", "task", "told"),
     [
         ("pad(2)", "inverse_permutation", "has no filler token; allowed: shift"),
+        ("pad(8169)", "associative_recall", "by = 8169 is not allowed; allowed: at most 8168, 8192 rows in all with"),
         ("permute", "inverse_permutation", "has no segments that may stand in any order; allowed: shift, move_query."),
         ("swap(0, 8)", "associative_recall", "second = 8 is not allowed; allowed: -8 to 7"),
         ("swap(7, -1)", "associative_recall", "first and second are one place; allowed: two places."),

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import warnings
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import positionbias
 from positionbias import evaluate, launch
+from positionbias.config import cli
 from positionbias.evaluation.loading import load
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Size
@@ -18,6 +20,7 @@ from positionbias.training.loop import train
 
 TASK = "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=2)"
 SHORTER, LONGER = TASK.replace("shift=2", "shift=1"), TASK.replace("shift=2", "shift=3")
+TOO_LONG = "positions up to 8 are needed, but model.position = learned(length=None) was trained on 8"
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +108,7 @@ def test_a_shorter_task_uses_the_first_of_the_trained_positions(run):
 
 
 def test_a_longer_task_than_was_trained_is_refused(run):
-    with pytest.raises(ConfigError, match=r"^task: needs .* but .* was trained; allowed: a task no longer"):
+    with pytest.raises(ConfigError, match=f"^task: {re.escape(TOO_LONG)}; allowed: a task no longer"):
         load(run, task=LONGER)
 
 
@@ -118,13 +121,23 @@ def test_a_longer_task_than_was_trained_is_refused(run):
             " vocabulary of 9 tokens; allowed: the sizes trained with, as in associative_recall(pairs=2, ",
         ),
         ("asociative_recall", "unknown task 'asociative_recall', did you mean 'associative_recall'?"),
-        (LONGER, "needs ["),
+        (LONGER, TOO_LONG),
     ],
 )
-def test_evaluating_another_task_is_refused_by_the_name_of_its_flag(run, monkeypatch, task, sentence):
+def test_evaluating_another_task_is_refused_by_the_name_of_its_flag(run, monkeypatch, capsys, task, sentence):
     monkeypatch.setattr(launch, "set_up", lambda config: None)
-    with pytest.raises(ConfigError, match=f"^--task: {re.escape(sentence)}"):
-        evaluate.main(["--workdir", str(run), "--task", task])
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir", str(run), "--task", task])
+    with pytest.raises(SystemExit):
+        cli.run_entry(evaluate.main)
+    assert capsys.readouterr().err.startswith(f"error: --task: {sentence}")
+
+
+@pytest.mark.parametrize("lengths", ["2x", "1x,2x"])
+def test_lengths_beyond_the_table_are_refused_by_their_own_name(run, monkeypatch, lengths):
+    monkeypatch.setattr(launch, "set_up", lambda config: None)
+    told = TOO_LONG.replace("up to 8", "up to 11")
+    with pytest.raises(ConfigError, match=f"^--lengths: 2x: {re.escape(told)}"):
+        evaluate.main(["--workdir", str(run), "--lengths", lengths])
 
 
 def test_kinds_are_told_with_their_sizes():

@@ -119,15 +119,25 @@ def test_a_set_that_is_there_is_not_written_again(folder):
         (["--examples", "0"], "--examples: 0 is not allowed; allowed: a whole number from 1"),
         (["--seed", "-1"], "--seed: -1 is not allowed; allowed: a whole number from 0"),
         (["--name", "../x"], "--name: '../x' is not allowed"),
+        (["--data_dir="], "--data_dir: '' is not allowed; allowed: the path of a folder."),
         (["--split", "a b"], "--split: 'a b' is not allowed"),
         (["--split", "all"], "--split: 'all' is not allowed, it means every split"),
         (["--condition", "shiftd"], "unknown condition 'shiftd', did you mean 'shifted'?"),
     ],
 )
-def test_bad_arguments_are_refused_and_nothing_is_written(arguments, told, tmp_path):
+def test_bad_arguments_are_refused_and_nothing_is_written(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = [] if "--data_dir=" in arguments else ["--data_dir", "data"]
     with pytest.raises(ConfigError, match=told.replace("?", r"\?")):
-        export.main(["--task", TASK, "--data_dir", str(tmp_path / "data"), *arguments])
-    assert not (tmp_path / "data").exists()
+        export.main(["--task", TASK, *where, *arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "drawn", lambda *given: {"inputs": np.zeros((1, 3))})
+    with pytest.raises(IndexError):
+        export.main(["--task", TASK, "--data_dir", str(tmp_path / "deep" / "data"), "--examples", "2"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_a_folder_is_told_in_a_line(tmp_path):
