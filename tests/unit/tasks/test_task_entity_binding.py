@@ -191,12 +191,13 @@ def test_stretched_has_more_groups_of_the_same_entities():
         ("groups=2731", "groups = 2731 is not allowed; allowed: a whole number from 2 to 2730, 8192 tokens in all."),
         (
             "names=19",
-            "names = 19 is not allowed; allowed: a whole number from 20, one a group, to 21845, 65536 entities in all.",
+            "names = 19 is not allowed; allowed: a whole number from 20,"
+            " one for each of the groups, to 21845, 65536 entities in all.",
         ),
         (
             "names=21846",
-            "names = 21846 is not allowed; allowed: a whole number from 20, one a group, to 21845, 65536 entities in"
-            " all.",
+            "names = 21846 is not allowed; allowed: a whole number from 20,"
+            " one for each of the groups, to 21845, 65536 entities in all.",
         ),
     ],
 )

@@ -390,8 +390,16 @@ def test_baselines_of_literal_names():
             "chains = 1 is not allowed; allowed: a whole number from 2 to 51, 256 statements in all; a value is asked"
             " for among two or more.",
         ),
-        ("names=9", "names = 9 is not allowed; allowed: a whole number from 10, one a statement, to 65536."),
-        ("names=65537", "names = 65537 is not allowed; allowed: a whole number from 10, one a statement, to 65536."),
+        (
+            "names=9",
+            "names = 9 is not allowed; allowed: a whole number from 10,"
+            " one for each of the chains * (hops + 1) statements, to 65536.",
+        ),
+        (
+            "names=65537",
+            "names = 65537 is not allowed; allowed: a whole number from 10,"
+            " one for each of the chains * (hops + 1) statements, to 65536.",
+        ),
         ("chains=3, values=2", "values = 2 is not allowed; allowed: a whole number from 3 to 65536, one a chain."),
         ("chains=1, values=1", "values = 1 is not allowed; allowed: a whole number from 2 to 65536, one a chain."),
         ("fillers=-1", "fillers = -1 is not allowed; allowed: 0 to 8157, 8192 tokens in all."),
