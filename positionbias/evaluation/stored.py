@@ -94,7 +94,7 @@ _MEASURES = {
     "ceiling": _CEILING,
     "baselines": {"order_free": NUMBER, str: NUMBER},
     "loss?": _interval(replicas=[NUMBER, ...], floor=NUMBER, rules={str: NUMBER}),
-    "items": int,
+    "answers": int,
     "indices": {"query_position": _BELOW, "evidence_position": _BELOW, "distance": _BELOW, "influence?": _INDICES},
     "order_gap": (
         _interval(first=int, second=int, above_chance=_interval(), by_order=[_interval(order=int, count=int)]),

@@ -149,7 +149,7 @@ def _measure(
             for name, column in part.items()
             if name.startswith(BASELINE)
         },
-        "items": len(replica),
+        "answers": len(replica),
     }
     if LOSS in part:
         loss = _by_replica(part[LOSS], replica, size)[:, 0]

@@ -86,7 +86,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         ceiling, chance, known = one["ceiling"]["mean"], one["baselines"].get("chance"), one["ceiling"]["known"]
         if 0 < known < 1:
             lines.append(
-                f"the ceiling{where} is known for {round(known * one['items'])} of {one['items']} answers and is their"
+                f"the ceiling{where} is known for {round(known * one['answers'])} of {one['answers']} answers and is their"
                 f" mean; accuracy on these is {_number(one['ceiling']['accuracy'])}"
             )
         elif None not in (ceiling, chance) and ceiling <= chance + SOLVED_WITHIN:

@@ -254,7 +254,7 @@ def _conditions(summary: Mapping[str, Any]) -> list[str]:
             *(number(one["baselines"].get(rule)) for rule in rules),
             number(one["accuracy"]["solved"]),
             *([loss_told(one)] if judged else []),
-            one["items"],
+            one["answers"],
         ]
         for name, one in conditions.items()
     ]

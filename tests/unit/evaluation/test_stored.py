@@ -93,8 +93,8 @@ def test_what_is_damaged_is_named(stored, place, value, told):
 
 
 def test_a_group_that_is_missing_is_named(stored):
-    path = stored(lambda summary: summary["by_condition"]["far"].pop("items"))
-    with pytest.raises(ConfigError, match=r"is damaged at 'by_condition\.far\.items';"):
+    path = stored(lambda summary: summary["by_condition"]["far"].pop("answers"))
+    with pytest.raises(ConfigError, match=r"is damaged at 'by_condition\.far\.answers';"):
         read_summary(path)
 
 

@@ -115,7 +115,7 @@ def test_accuracy_is_a_mean_over_replicas_with_their_list():
     assert summary["accuracy"]["verdict"] == "undecided"
     assert summary["baselines"] == {"chance": 0.25, "order_free": 0.125}
     assert summary["log_probability"] == {"mean": -0.5, "low": -0.5, "high": -0.5}
-    assert (summary["steps"], summary["items"], summary["axes"]["query"]) == (600, 72, "slot read")
+    assert (summary["steps"], summary["answers"], summary["axes"]["query"]) == (600, 72, "slot read")
 
 
 def test_curves_run_over_slots_and_signed_distances():

@@ -453,7 +453,7 @@ def test_a_wrong_folder_is_refused_and_left_alone(tmp_path, monkeypatch, capsys,
         report.run_entry(report.main)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: workdir: ")
+    assert error.startswith("error: --workdir: ")
     assert error.count("\n") == 1
     assert "allowed:" in error
     assert not (folder / "report.html").exists()
