@@ -1,6 +1,6 @@
 """What share of a train step goes into making its batch.
 
-    python benchmarks/samplers.py [--config FILE ...] [--dispatches 20]
+    python benchmarks/samplers.py [--config FILE ...] [--dispatches 12]
 
 Both are timed in one process and in turn, K steps in one call as in training: the whole step of one replica, and its
 sampler alone, which makes the same batches from the same stream and keeps what the step reads. The share is the ratio
@@ -10,6 +10,7 @@ of a pair of calls; told are medians over pairs.
 from __future__ import annotations
 
 import argparse
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from positionbias.tasks.base import world_of
 
 GOAL = 0.05  # of a step
 WARM_UP = 2  # pairs that are not counted
-CONFIGS = ["configs/quickstart.py", "configs/associative_recall/quick.py"]
+CONFIGS = sorted(str(path) for path in pathlib.Path("configs").rglob("*.py") if path.name != "base.py")
 
 
 def measure(config_file: str, pairs: int) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description="Sampler time as a share of the train step.")
     parser.add_argument("--config", nargs="+", default=CONFIGS)
-    parser.add_argument("--dispatches", type=int, default=20, help="pairs of calls that are counted")
+    parser.add_argument("--dispatches", type=int, default=12, help="pairs of calls that are counted")
     given = parser.parse_args()
     found = {config: measure(config, given.dispatches) for config in given.config}
     print(f"{'step, ms':>10}{'sampler, ms':>13}{'share':>9}   config   (goal: at most {GOAL:.0%})")
