@@ -193,6 +193,11 @@ class Rebinding(Task):
         number = jnp.asarray(example.tokens.role)[asks] - ASKS_ROLE
         return jnp.asarray([condition["shares"] for condition in self.conditions()])[number]
 
+    def _prior(self, example: Batch, words: jax.Array, seen: Bool[jax.Array, "A L 2N"]) -> Float[jax.Array, "A R"]:
+        """How likely every rule is, up to a factor, as soon as a word is seen that tells which vocabulary it is."""
+        shares, new = self._shares(example), (words[0, 0] >= FIRST_WORD + self.vocabulary).astype(jnp.int32)
+        return jnp.where(jnp.any(seen, axis=(1, 2))[:, None], shares[new], jnp.sum(shares, axis=0))
+
     def _choices(self, example: Batch, seen: Bool[jax.Array, "A L 2N"]) -> Int[jax.Array, "A"]:
         """How many words there are: those of one vocabulary, as soon as a word is seen that tells which."""
         vocabularies = jnp.sum(jnp.any(self._shares(example) > 0, axis=-1))
@@ -212,10 +217,7 @@ class Rebinding(Task):
         shown = seen.astype(jnp.float32)
         possible = jnp.einsum("ale,rlef,alf->ar", shown, clash, shown) == 0
 
-        shares = self._shares(example)
-        any_seen = jnp.any(seen, axis=(1, 2))
-        new = (words[0, 0] >= FIRST_WORD + self.vocabulary).astype(jnp.int32)
-        weight = possible * jnp.where(any_seen[:, None], shares[new], jnp.sum(shares, axis=0))
+        weight = possible * self._prior(example, words, seen)
         weight /= jnp.sum(weight, axis=-1, keepdims=True)
 
         # Where the rule takes the answer from, and whether the word there is seen, in either of two places.
@@ -233,7 +235,8 @@ class Rebinding(Task):
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
         """chance and majority: any word that it may be; copy: the word at the same place; nearest: the last one seen.
 
-        order_free: any of the words of its own list that it sees, there or in what was made of it.
+        order_free: the best that is told which words are a list's and which were made of it, in no order. Two words
+        made tell whether all are the same, as under `first` and `last`; if not, none is made twice.
         """
         words, seen = self._read(example, visible)
         answers, target = jnp.arange(len(example.query)), example.targets[example.query]
@@ -245,5 +248,26 @@ class Rebinding(Task):
         last = jnp.max(jnp.where(flat, jnp.arange(flat.shape[-1]), -1), axis=-1)
         nearest = jnp.where(last < 0, chance, words.reshape(-1)[last] == target)
         known = jnp.any((mine[:, :, None] == mine[:, None, : self.size]) & mine_seen[:, :, None], axis=1)
-        bag = one_of(known, mine[:, : self.size] == target[:, None], chance)
+        used = jnp.any(
+            (mine[:, self.size :, None] == mine[:, None, : self.size]) & mine_seen[:, self.size :, None], axis=1
+        )
+        same = self._same(example, words, seen)
+        again, other = (
+            same / jnp.where(jnp.any(used, axis=-1), 1, self.size),
+            (1 - same) / (self.size - jnp.sum(used, -1)),
+        )
+        repeats = (again >= other)[:, None] & used
+        said = jnp.where(jnp.any(repeats, axis=-1, keepdims=True), repeats, known & ~used)
+        bag = one_of(said, mine[:, : self.size] == target[:, None], chance)
         return {"chance": chance, "majority": chance, "nearest": nearest, "order_free": bag, "copy": copied}
+
+    def _same(self, example: Batch, words: jax.Array, seen: jax.Array) -> Float[jax.Array, "A"]:
+        """The probability that all words made of a list are the same, to one who sees no order."""
+        made, made_seen = words[:, self.size :], seen[..., self.size :]
+        two = made_seen[..., :, None] & made_seen[..., None, :] & ~jnp.eye(self.size, dtype=bool)
+        alike = made[:, :, None] == made[:, None, :]
+        sure, never = jnp.any(two & alike, axis=(1, 2, 3)), jnp.any(two & ~alike, axis=(1, 2, 3))
+        constant = np.all(self._rules == self._rules[:, :1], axis=-1)
+        share = self._prior(example, words, seen)
+        share = jnp.sum(share * constant, axis=-1) / jnp.sum(share, axis=-1)
+        return jnp.where(sure, 1.0, jnp.where(never, 0.0, share))

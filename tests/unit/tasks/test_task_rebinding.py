@@ -175,7 +175,7 @@ def test_baselines_on_a_literal_item():
     rules = judge(item, jnp.tri(10, dtype=bool))
     assert rules["copy"].tolist() == [0, 1, 1, 0]
     assert rules["nearest"].tolist() == [1, 0, 0, 0]
-    assert rules["order_free"].tolist() == [0.25] * 4
+    assert rules["order_free"].tolist() == [0.25, 0, 0.5, 1], "any; d again; a or c, for two differ; a is left"
     unseen = judge(item, jnp.zeros((10, 10), bool))
     assert all((value == 0.25).all() for value in unseen.values())
     either = judge(item._replace(tokens=task.tokens(task.conditions()[0])), jnp.zeros((10, 10), bool))
@@ -183,6 +183,27 @@ def test_baselines_on_a_literal_item():
     two = judge(item, jnp.zeros((10, 10), bool).at[:, jnp.array([0, 3])].set(True))
     assert two["order_free"].tolist() == [0.5, 0, 0, 0.5]
     assert two["copy"].tolist() == [0, 0.25, 0.25, 0]
+
+
+@pytest.mark.parametrize("name", ["train", "familiar", "rebound"])
+def test_order_free_is_the_best_that_sees_no_order(name):
+    """Against what counting tells of every bag: the own list's, and whether words of the list before were the same."""
+    task = Rebinding(lists=2, size=4, vocabulary=5)
+    batch, causal = drawn(task, name), jnp.tri(20, dtype=bool)
+    judge = hasty_jit(jax.vmap(lambda item: task.baselines(item, causal)["order_free"], in_axes=(batch_axes(0, True),)))
+    values, cases = np.asarray(judge(batch)), {}
+    for words, target, value in zip(batch.inputs, batch.targets, values, strict=True):
+        for answer, row in enumerate(task.query_rows(task.conditions()[0])):
+            first, turn = 10 * (answer // 4), answer % 4
+            used = set(words[first + 5 : first + 5 + turn].tolist())
+            before = len(set(words[5:9].tolist())) if first else 0
+            case = cases.setdefault((words[0] >= 7, before, turn, len(used)), [])
+            repeats = float(target[row] in used)
+            case.append((repeats / max(len(used), 1), (1 - repeats) / (4 - len(used)), value[answer]))
+    answers = sum(map(len, cases.values()))
+    best = sum(max(np.sum(case, axis=0)[:2]) for case in cases.values()) / answers
+    found = sum(np.sum(case, axis=0)[2] for case in cases.values()) / answers
+    assert found == pytest.approx(best, abs=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------- layout
