@@ -1,46 +1,49 @@
-"""The front of the context favoured by attention that nothing but its causal mask tells of order.
+"""The label of an item whose class was never seen before, from the labelled items in front of it.
 
     python -m positionbias.train --config configs/in_context_classification/quick.py
 
-Two attention layers without residual, position scheme or MLP, read by an MLP of three hidden layers, learn eight
-labelled items of two classes and the label of a ninth (Wu et al. 2025, arXiv 2502.01951, figure 2, here without bias
-vectors, for 6,000 steps instead of 100,000, and on vectors of unit length). They come to say one of the two labels
-within 1,000 steps, the plateau of 0.516 that theory calls label guessing, and slowly rise above it, by memory: on novel
-classes (condition "in_context") they stay on it. The bias is in the condition "conflict", where two equal items have
-different labels: the gap of a pair is the accuracy when the earlier is right less that when the later is.
+Every sequence has four classes of its own, two items of each, and labels of the sequence alone, so that nothing of a
+class can be remembered. Two attention layers: in the first a row sees itself and the row before, so that a label stands
+beside its item; the second finds the items that are like the last one. Each has one matrix A and scores h A h', no
+value or output matrix, and doubles the stream by concatenation.
 
-Hardware and time: 2 CPU cores, about 4 minutes. Number to reach: accuracy of at least 0.60 for each of the four
-replicas (0.636 to 0.667, mean 0.645 +- 0.023 was measured, the best order-free guess is 0.514), and an order gap of
-"conflict" above 0 (0.048 +- 0.021: first-middle 0.049, first-last 0.086, middle-last 0.011; the paper has 0.059,
-0.077 and 0.018).
+Hardware and time: 2 CPU cores, a minute, most of it for compiling (training took 12 s, the whole 2 minutes, with other
+work on the machine). Number to reach: at least 0.98 for each of four replicas, where the best order-free guess has 0.25
+(1.000 in all four was measured; also in "swapped", whose classes and labels are those of a world that was never seen).
+In "conflict", where mostly one of three items like the last has another label, 0.995 [0.990, 0.999] was measured, and
+hardly a preference for the earlier label: the order gap is 0.004 [0.000, 0.007].
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+DIMENSION = 32
 
-def get_config() -> ConfigDict:
+
+def get_config(steps: int = 400) -> ConfigDict:
+    task = f"items=8, dimension={DIMENSION}, classes=64, labels=8, burstiness=2, noise=0.1, assignment='balanced'"
     return ConfigDict(
         {
             "name": "in_context_classification_quick",
-            "task": "in_context_classification(items=8, classes=2048, labels=32, burstiness=4, noise=0.75)",
+            "task": f"in_context_classification({task}, p_novel=1.0)",
             "model": {
                 "layers": 2,
-                "width": 64,
+                "width": DIMENSION,
                 "heads": 1,
-                "mask": "causal",
+                "mask": "[causal & sliding_window(2), causal]",
                 "position": "none",
+                "operator": "softmax(scaled=False)",
                 "inputs": "identity",
-                "residual": "none",
+                "residual": "concatenate",
                 "norm": "none",
                 "mlp": False,
-                "output_projection": False,
-                "readout": "mlp",
-                "readout_layers": 3,
+                "qk": "merged",
+                "ov": "identity",
+                "init": {"query": "normal(std=0.02)", "readout": "normal(std=0.02)"},
             },
-            "optimizer": {"name": "adamw(weight_decay=1e-6)", "learning_rate": 1e-3, "schedule": "constant"},
-            "train": {"steps": 6000, "batch_size": 128, "replicas": 4, "log_every": 100},
+            "optimizer": {"name": "adamw", "learning_rate": 1e-2, "schedule": "constant"},
+            "train": {"steps": steps, "batch_size": 128, "replicas": 4, "log_every": 20},
             "evaluation": {"items": 4096},
         }
     )

@@ -86,8 +86,8 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         ceiling, chance, known = one["ceiling"]["mean"], one["baselines"].get("chance"), one["ceiling"]["known"]
         if 0 < known < 1:
             lines.append(
-                f"the ceiling{where} is known for {round(known * one['answers'])} of {one['answers']} answers and is their"
-                f" mean; accuracy on these is {_number(one['ceiling']['accuracy'])}"
+                f"the ceiling{where} is known for {round(known * one['answers'])} of {one['answers']} answers and is"
+                f" their mean; accuracy on these is {_number(one['ceiling']['accuracy'])}"
             )
         elif None not in (ceiling, chance) and ceiling <= chance + SOLVED_WITHIN:
             lines.append(f"the ceiling is chance{where}: the model cannot see what the answers need")

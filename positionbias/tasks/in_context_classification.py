@@ -23,7 +23,7 @@ MOST_ITEMS = 4095  # two rows each; which input can reach which row is checked i
 MOST_NAMES = 65536  # classes, and labels
 MOST_FEATURES = 4096
 MOST_NUMBERS = 2**24  # of a world's table of vectors
-TRAINED_ITEM, NOVEL_ITEM, LABEL, SHIFTED_LABEL, QUERY = range(5)  # roles
+WORLD_ITEM, NOVEL_ITEM, LABEL, SHIFTED_LABEL, QUERY, TRAINED_LABEL = range(6)  # roles
 
 
 @member("tasks", "in_context_classification")
@@ -79,9 +79,9 @@ class InContextClassification(Task):
     told which items share a class, and which two are in conflict, in no order: where a row sees all labels and items
     it sees that itself, and the ceiling is exact, but for sequences in which two of more than two classes share a
     label; else it is an upper bound. With classes of the world it is exact without noise, where an item gives its label
-    away; noise can only take that away, so with noise it is an upper bound, as it is with p_novel. A row that does not
-    see the query takes all labels that it is not told to be equally common; with zipf, where those of the world are
-    not, its ceiling is nan.
+    away; noise can only take that away, so with noise it is an upper bound, as it is where only some are. A row that
+    does not see the query takes all labels that it is not told to be equally common; with zipf, where those of the
+    world are not, its ceiling is nan.
     """
 
     items: int = 8
@@ -185,8 +185,8 @@ class InContextClassification(Task):
         return np.array([2 * self.items])
 
     def tokens(self, condition: Condition) -> Tokens:
-        item = NOVEL_ITEM if condition.name != "train" and self._novel(condition.name) else TRAINED_ITEM
-        label = SHIFTED_LABEL if condition.name == "swapped" else LABEL
+        item = NOVEL_ITEM if self._novel(condition.name) == 1 else WORLD_ITEM
+        label = {"train": TRAINED_LABEL, "swapped": SHIFTED_LABEL}.get(condition.name, LABEL)
         role = np.array([item, label] * self.items + [QUERY], np.int32)
         segment = np.append(np.repeat(np.arange(1, self.items + 1), 2), 0).astype(np.int32)
         return sequential(self.length(condition), role=role, segment=segment)
@@ -352,7 +352,7 @@ class InContextClassification(Task):
 
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:
         n, role, slot = self.items, jnp.asarray(example.tokens.role), example.evidence_slot[0]
-        novel, trained = role[0] == NOVEL_ITEM, (role[0] == TRAINED_ITEM) & (role[1] == LABEL)
+        novel, trained = role[0] == NOVEL_ITEM, role[1] == TRAINED_LABEL
         conflict, apart = example.order[0] >= 0, example.distance[0] == 0
         rivals = conflict & (self._rivals(example, slot) | (jnp.arange(n) == slot))
         asked = jnp.where(trained, jnp.asarray(self._answers(), jnp.float32), 1 / n)
@@ -365,12 +365,16 @@ class InContextClassification(Task):
         return best[None]
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """chance: any label; context_label: that of any item, where training rests first; majority and order_free: the
-        context's commonest; nearest: its last; nearest_vector: that of the item most like the query.
+        """chance: any label; context_label: that of any item, where training rests first; majority: the context's
+        commonest; nearest: its last; nearest_vector: that of the item most like the query; order_free: as majority if
+        the class is novel, and right otherwise, for it remembers the world (with noise that is an upper bound).
 
-        None knows a class of the world. Each goes by what the row sees, and is chance where that is not enough.
+        The others know no class of the world. Each goes by what the row sees, and is chance where that is not enough.
         """
-        found = rules(self._sight(example, visible), self.labels)
+        found, role = rules(self._sight(example, visible), self.labels), jnp.asarray(example.tokens.role)
+        trained = jnp.where(role[1] == TRAINED_LABEL, self.p_novel, 0.0)
+        novel = jnp.where((role[0] == NOVEL_ITEM) | ~visible[example.query[0], -1], 1.0, trained)
+        found["order_free"] = novel * found["majority"] + 1 - novel
         return {name: value[None] for name, value in found.items()}
 
 

@@ -92,7 +92,6 @@ def rules(sight: Sight, labels: int) -> dict[str, Float[jax.Array, ""]]:
     apart = jnp.where(both, jnp.sum(jnp.square(sight.item[:-1] - sight.item[-1]), axis=-1), jnp.inf)
     return {
         "chance": chance,
-        "order_free": majority,
         "majority": majority,
         "context_label": among(sight.sees_label),
         "nearest": among(slot == last),

@@ -447,6 +447,30 @@ def test_baselines_on_literal_items():
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "novel"), [("train", 0.25), ("swapped", 0), ("in_weights", 0), ("in_context", 1), ("conflict", 1)]
+)
+def test_order_free_remembers_the_classes_of_the_world(name, novel):
+    task = InContextClassification(
+        items=4, dimension=4, classes=8, labels=4, burstiness=2, assignment="balanced", p_novel=0.25
+    )
+    batch, _ = drawn(task, name, 2)
+    context, query = np.ones((2, 4), bool), np.array([True, False])
+    found = judged(task.baselines, batch, rows_seen(context, context, query))
+    known = (1 - novel) * query
+    np.testing.assert_allclose(found["order_free"][:, 0], known + (1 - known) * found["majority"][:, 0], rtol=1e-6)
+
+
+def test_training_on_novel_classes_alone_has_the_ceiling_of_novel_classes():
+    task = InContextClassification(items=4, dimension=4, classes=8, labels=4, burstiness=2, noise=1.0, p_novel=1.0)
+    batch, _ = drawn(task, "train", 40)
+    seen = np.ones((40, 9), bool)
+    at_training = judged(task.ceiling, batch, seen)
+    others = drawn(task, "in_context", 40)[0].tokens
+    np.testing.assert_array_equal(at_training, judged(task.ceiling, batch._replace(tokens=others), seen))
+    assert at_training.mean() < 0.95, "noise hides of which class an item is"
+
+
 def test_words_are_a_letter_a_class_and_a_capital_a_label():
     for task in (
         InContextClassification(noise=0.25, classes=64),
