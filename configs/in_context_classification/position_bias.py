@@ -7,9 +7,9 @@ labelled items of two classes and the label of a ninth (Wu et al. 2025, arXiv 25
 vectors, for 6,000 steps instead of 100,000, and on vectors of unit length). They come to say one of the two labels
 within 1,000 steps, the plateau of 0.516 that theory calls label guessing, and slowly rise above it, by memory: classes
 are those of the world, which a guesser who remembers them all needs no context for (its baseline is 1), and on novel
-classes (condition "in_context") accuracy stays on the plateau. The point is the bias, in the condition "conflict", where
-two equal items have different labels: the gap of a pair is the accuracy when the earlier is right less that when the
-later is.
+classes (condition "in_context") accuracy stays on the plateau. The point is the bias, in the condition "conflict",
+where two equal items have different labels: the gap of a pair is the accuracy when the earlier is right less that when
+the later is.
 
 Hardware and time: 2 CPU cores, about 4 minutes. Numbers to reach: accuracy of at least 0.60 for each of the four
 replicas (0.636 to 0.667, mean 0.645 +- 0.023 was measured), and an order gap of "conflict" above 0 (0.048 +- 0.021:

@@ -9,8 +9,8 @@ never came under another rule: there nothing is rebound, and the model copies th
 Hardware and time: 2 CPU cores, 3 and a half minutes. Numbers to reach, over four replicas: at least 0.93 in each in
 "train" (0.948 [0.932, 0.963] was measured, the ceiling is 0.969) and 0.87 in "familiar" (0.897 [0.864, 0.929] of 0.938;
 0.743 of 0.750 in the first list and 0.951 of 1 in the last); the best order-free guess, which tells by the words made
-so far whether all are the same, is 0.56 in "train" and 0.61 in "familiar". In "rebound" 0.198
-[0.194, 0.203] was measured at every list, which is what copying gets (0.199), where an ideal reader has 0.950. With
+so far whether all are the same, is 0.56 in "train" and 0.61 in "familiar". In "rebound" 0.198 [0.194, 0.203] was
+measured at every list, which is what copying gets (0.199), where an ideal reader has 0.950. With
 configs/rebinding/quick.py:bound=3, where the second vocabulary is trained under three of the rules, "familiar" is 0.881
 [0.819, 0.942] and "rebound" 0.292 [0.235, 0.348]: the other three rules are not carried over to it either.
 """

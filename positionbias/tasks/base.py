@@ -197,7 +197,8 @@ class Task:
         """Probability of a right answer for simple rules, which know of the example what the row sees.
 
         Must hold "chance" (any answer), "majority" (the answer that training asks for most), "nearest" (the last seen
-        of what could be one) and "order_free" (the best that knows no order), but for those of `no_baselines`.
+        of what could be one) and "order_free" (the best that knows no order, or a good one where the docstring says
+        that the best is not known), but for those of `no_baselines`.
         """
         raise NotImplementedError
 

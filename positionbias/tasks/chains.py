@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Float, Int
+from positionbias.arrays import Bool, Float, Int
 
 
 def arranged(slots: Int[jax.Array, "C K"], turn: Int[jax.Array, "K"]) -> Int[jax.Array, "C K"]:
@@ -23,6 +23,12 @@ def order_rank(slots: Int[jax.Array, "K"]) -> Int[jax.Array, ""]:
     overtaken = jnp.sum(jnp.triu(slots < slots[:, None], 1), axis=-1)  # how many later steps stand in front of each
     digits = np.array([math.factorial(steps - 1 - step) for step in range(steps)])
     return jnp.sum(overtaken * digits, dtype=jnp.int32)
+
+
+def kept_or_reversed(rises: Bool[jax.Array, "A S"], counted: Bool[jax.Array, "A S"]) -> Int[jax.Array, "A"]:
+    """0 where all steps that are counted rise, 1 where none does, -1 otherwise and where none is counted."""
+    kept, reverse = jnp.all(rises | ~counted, axis=-1), jnp.all(~rises | ~counted, axis=-1)
+    return jnp.where(jnp.any(counted, axis=-1), jnp.select([kept, reverse], [0, 1], -1), -1).astype(jnp.int32)
 
 
 def last_slot(count: int, steps: int) -> Float[np.ndarray, "S"]:

@@ -33,8 +33,8 @@ def parser() -> Parser:
     made.add_argument("--task", required=True, metavar="SPEC", help="the task")
     made.add_argument("--data_dir", required=True, help="folder of datasets; this one goes to NAME/" + VERSION)
     made.add_argument("--examples", type=int, default=1000, help="number of examples; default: 1000")
-    made.add_argument("--condition", help="one of the task's conditions; default: the one trained on")
-    made.add_argument("--split", default="test", help="name of the split; default: test")
+    made.add_argument("--condition", help="one of the task's conditions; default: that named by --split, or trained on")
+    made.add_argument("--split", help="name of the split; default: the condition's name")
     made.add_argument("--name", help="name of the dataset; default: the task's name")
     made.add_argument("--seed", type=int, default=0, help="seed of the run whose items these are; default: 0")
     made.add_argument("--replica", type=int, default=0, help="replica of that run; default: 0")
@@ -50,12 +50,14 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"--{flag}: {value} is not allowed; allowed: a whole number from {low} to {most}.")
     task = spec.build("tasks", given.task, "--task")
     name = given.name or task.spec_name
-    for flag, value in (("name", name), ("split", given.split)):
+    condition = _condition(task, given.condition, given.split)
+    split = given.split or condition.name
+    for flag, value in (("name", name), ("split", split)):
         if not NAME.fullmatch(value):
             raise ConfigError(
                 f"--{flag}: {value!r} is not allowed; allowed: lower-case letters, digits and '_', a letter first."
             )
-    if given.split == "all":
+    if split == "all":
         raise ConfigError("--split: 'all' is not allowed, it means every split; allowed: another name.")
     if not given.data_dir:
         raise ConfigError("--data_dir: '' is not allowed; allowed: the path of a folder.")
@@ -63,19 +65,23 @@ def main(argv: list[str]) -> int:
     if folder.exists():
         raise ConfigError(f"--data_dir: {str(folder)!r} is there already; allowed: another --name or folder.")
     runtime.configure()
-    export(task, given.condition, folder, given.split, given.examples, given.seed, given.replica)
-    print(f"{given.examples} examples of {spec.canonical(task)}: {folder}")
+    export(task, condition, folder, split, given.examples, given.seed, given.replica)
+    print(f"{given.examples} examples of {spec.canonical(task)}, condition {condition.name}: {folder}")
     return 0
 
 
-def export(
-    task: Any, condition_name: str | None, folder: pathlib.Path, split: str, examples: int, seed: int, replica: int
-) -> None:
-    """Draw the items and write them to `folder`, DATA_DIR/NAME/VERSION; nothing is left of it where that fails."""
+def _condition(task: Any, named: str | None, split: str | None) -> Any:
+    """The condition named, else the one that the split is called by, else the one trained on."""
     from positionbias.tasks.base import find_condition
 
+    if named is not None:
+        return find_condition(task, named, "--condition")
     grid = task.conditions()
-    condition = grid[0] if condition_name is None else find_condition(task, condition_name, "--condition")
+    return next((one for one in grid if one.name == split), grid[0])
+
+
+def export(task: Any, condition: Any, folder: pathlib.Path, split: str, examples: int, seed: int, replica: int) -> None:
+    """Draw the items and write them to `folder`, DATA_DIR/NAME/VERSION; nothing is left of it where that fails."""
     columns = drawn(task, condition, examples, seed, replica)
     tfds = _tfds()
     features = {

@@ -50,15 +50,15 @@ class MultiHop(Task):
         input    - - 2 b3 c3 1 a1 b3 2 b1 c2 - - 1 a0 b1 - 2 1 a0
         target   . . . .  .  . .  .  . .  .  . . . .  .  . . . c2
 
-    Conditions: "original" has all documents in uniform order (the paper's data set does not know the chains); it is
-    trained on, or with `mixed` "train", which is like it. In "forward" and "backward" the documents of every chain
-    share out the slots that they have in the order of the chain, or its reverse, in "random" in an order that is drawn
-    for all chains together; in all else the items of these three are the same. As all chains stand alike, a rule that
-    picks among their last documents gains by no order; `nearest`, which reads no relation, does: the last document of
-    all ends a chain in "forward", and none in "backward". In "forward_gap_I", for I of `gaps`, the asked chain's last
-    document is the last of all, and I others lie between each of its documents and the next; to name the end of the
-    last document is always right there, as the baselines tell. In "remove_first" the asked chain's first document is
-    left out: a reader can still look for the chain that nothing leads into.
+    Conditions: "original" has all documents in uniform order (the paper's "random"); it is trained on, or with `mixed`
+    "train", which is like it. In "forward" and "backward" the documents of every chain (in the paper of the asked one
+    alone) share out the slots that they have in the order of the chain, or its reverse, in "random" in an order that is
+    drawn for all chains together; in all else the items of these three are the same. As all chains stand alike, a rule
+    that picks among their last documents gains by no order; `nearest`, which reads no relation, does: the last document
+    of all ends a chain in "forward", and none in "backward". In "forward_gap_I", for I of `gaps`, the asked chain's
+    last document is the last of all, and I others lie between each of its documents and the next; to name the end of
+    the last document is always right there, as the baselines tell. In "remove_first" the asked chain's first document
+    is left out: a reader can still look for the chain that nothing leads into.
 
     Segments are the documents, numbered from 1 as they stand. `order`, told where all chains stand alike, is the rank
     of theirs among all orders: 0 is forward, the last one backward. Vocabulary: 0 is filler, then entities, with

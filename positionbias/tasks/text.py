@@ -140,7 +140,8 @@ class Text(Task):
         return single, jnp.where(own, after[example.inputs[example.query]], single)
 
     def baselines(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> dict[str, Float[jax.Array, "A"]]:
-        """order_free and majority: the most frequent byte; nearest: the most frequent one after the row's own byte."""
+        """order_free and majority: the most frequent byte (the best guess from a bag of bytes is not known); nearest:
+        the most frequent one after the row's own byte."""
         target = example.targets[example.query]
         single, after = ((jnp.argmax(rule, axis=-1) == target) * 1.0 for rule in self._rules(example, visible))
         chance = jnp.full(self.window, 1 / BYTES)

@@ -12,6 +12,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch, Condition, Size, Task, letters, one_of
+from positionbias.tasks.chains import kept_or_reversed
 from positionbias.tasks.sampling import distinct, permutation
 from positionbias.tokens import Tokens, sequential
 
@@ -292,7 +293,4 @@ class TreePaths(Task):
 def _order(evidence: Int[jax.Array, "A E"]) -> Int[jax.Array, "A"]:
     """0 where the edges stand as they are needed, 1 in the reverse, -1 otherwise and for a single edge."""
     rows = evidence[:, ::2]
-    counted, rises = rows[:, 1:] >= 0, rows[:, 1:] > rows[:, :-1]
-    kept, reverse = jnp.all(rises | ~counted, axis=-1), jnp.all(~rises | ~counted, axis=-1)
-    order = jnp.select([kept, reverse], [0, 1], -1)
-    return jnp.where(jnp.any(counted, axis=-1), order, -1).astype(jnp.int32)
+    return kept_or_reversed(rows[:, 1:] > rows[:, :-1], rows[:, 1:] >= 0)

@@ -15,7 +15,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.spec import member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Size, Task, letters, one_of
-from positionbias.tasks.chains import arranged, last_slot
+from positionbias.tasks.chains import arranged, kept_or_reversed, last_slot
 from positionbias.tasks.sampling import distinct, permutation, scattered
 from positionbias.tokens import Tokens, sequential
 
@@ -235,9 +235,7 @@ class VariableTracking(Task):
             names = evidence[:, 1]
             counted = jnp.tri(self.steps, self.hops, -1, bool)
             rises = jnp.broadcast_to(names[1:] > names[:-1], counted.shape)
-        kept, reverse = jnp.all(rises | ~counted, axis=-1), jnp.all(~rises | ~counted, axis=-1)
-        order = jnp.select([kept, reverse], [0, 1], -1)
-        return jnp.where(jnp.any(counted, axis=-1), order, -1).astype(jnp.int32)
+        return kept_or_reversed(rises, counted)
 
     def after_move(self, example: Batch) -> Batch:
         return example._replace(order=self._order(example.evidence))

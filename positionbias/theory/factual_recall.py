@@ -65,9 +65,10 @@ class FactualRecallTheory(Theory):
         Written in the differences between groups, W is a 2 x 2 matrix, [[a, b], [c, d]], a and c for bridges, b and d
         for held-out subjects, a and b for facts, c and d for implications, each weighted by the root of the number of
         subjects. All but d are trained and at their least, sqrt(p), sqrt(q) and sqrt(p); d is free, and the norm least
-        at d = a. The margin is d / sqrt(q), the paper's bound. Were facts never to be told from implications, a could
-        grow at no cost until a a = b c, and the margin with it to (p / q)^(1/4): that way the norm rises slowly, and a
-        model that is not trained to the end may lie above the exact value where p < q.
+        at d = a. The margin is d / sqrt(q), the paper's bound (p / (p + q), also quoted, is below it). Were facts never
+        to be told from implications, a could grow at no cost until a a = b c, and the margin with it to (p / q)^(1/4):
+        that way the norm rises slowly, and a model that is not trained to the end may lie above the exact value where p
+        < q.
         """
         return min(math.sqrt(self.bridges / self.held_out), 1.0)
 

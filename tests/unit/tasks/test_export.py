@@ -46,10 +46,10 @@ def test_what_is_read_back_is_what_was_drawn(folder):
 def test_tfds_reads_it_as_any_other_dataset(folder):
     import tensorflow_datasets as tfds
 
-    source = tfds.builder_from_directory(str(folder)).as_data_source("test")
+    source = tfds.builder_from_directory(str(folder)).as_data_source("shifted")
     assert len(source) == 300
     np.testing.assert_array_equal(source[7]["inputs"], export.read(folder)[1].inputs[7])
-    named = tfds.data_source("associative_recall", split="test", data_dir=str(folder.parents[1]))
+    named = tfds.data_source("associative_recall", split="shifted", data_dir=str(folder.parents[1]))
     np.testing.assert_array_equal(named[299]["query"], export.read(folder)[1].query[299])
 
 
@@ -79,8 +79,8 @@ def test_measuring_on_it_is_measuring_on_the_device(case, tmp_path, tiny):
     text, more = CASES[case]
     task, folder = spec.build("tasks", text, "task"), tmp_path / "items" / export.VERSION
     conditions = task.conditions()[1:2] or task.conditions()
-    (name,) = (c.name for c in conditions)
-    export.export(task, name, folder, "test", 40, 5, 1)
+    (condition,) = conditions
+    export.export(task, condition, folder, "test", 40, 5, 1)
     experiment = build(tiny({"task": text, "seed": 5, **more, "evaluation.items": 40}))
     assert experiment.config.evaluation.batch_size == 16
     program, keys = Program(experiment, Auto(Layout("loop"), 8, 1)), replica_keys(5, 2)
@@ -90,7 +90,7 @@ def test_measuring_on_it_is_measuring_on_the_device(case, tmp_path, tiny):
         made = Evaluator(experiment, Layout("loop"), keys, export.STREAM, conditions=conditions, stored=stored)
         return made.rows(weights)
 
-    fresh, stored = rows(None), rows({name: export.read(folder)[1]})
+    fresh, stored = rows(None), rows({condition.name: export.read(folder)[1]})
     assert set(fresh) == set(stored)
     assert (stored["replica"] == 1).sum() == 40 * (stored["query"].size // 80)
     for column in set(fresh) - {"influence", "conditions", "items", "axes"}:
@@ -106,6 +106,26 @@ def test_conditions_of_the_same_items_are_exported_as_pairs():
     use, ignore = (export.drawn(task, find_condition(task, name, "test"), 32, 0, 0) for name in ("use", "ignore"))
     told = np.flatnonzero((use["inputs"] != ignore["inputs"]).any(axis=0))
     assert len(told) == 1, "they differ in the token that tells what to do"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], ("train", "train")),
+        (["--split", "test"], ("train", "test")),
+        (["--split", "shifted"], ("shifted", "shifted")),
+        (["--condition", "shifted"], ("shifted", "shifted")),
+        (["--condition", "shifted", "--split", "train"], ("shifted", "train")),
+    ],
+)
+def test_a_split_is_called_by_the_condition_unless_told(arguments, told, tmp_path, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr(
+        export, "export", lambda task, condition, folder, split, *_: written.append((condition.name, split))
+    )
+    assert export.main(["--task", TASK, "--data_dir", str(tmp_path), *arguments]) == 0
+    assert written == [told]
+    assert f", condition {told[0]}: " in capsys.readouterr().out
 
 
 def test_a_set_that_is_there_is_not_written_again(folder):

@@ -412,7 +412,7 @@ def test_baselines_on_a_literal_item():
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["one vocabulary", "typed"])
-def test_rules_that_read_one_document_are_right_once_in_the_chains_in_every_order(typed):
+def test_rules_that_read_one_document_are_right_once_in_the_chains_whatever_order_all_chains_stand_in(typed):
     task = MultiHop(hops=2, documents=10, entities=40, relations=3, typed=typed, mixed=True)
     for name, batch in drawn(task, 4000, "train", "original", *ORDERS).items():
         found = judging(task.baselines, batch)(np.ones(batch.inputs.shape[1]))

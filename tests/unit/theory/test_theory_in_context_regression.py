@@ -68,7 +68,7 @@ def test_ridge_is_that_of_a_simulation(simulated):
 
 
 def test_heads_simulated_at_the_papers_sizes(simulated):
-    """The approximation is too low by what the catalogue of numbers says; two heads come to the gradient step."""
+    """The approximation is too low by some hundredths; two heads come to the gradient step."""
     close(simulated.heads(PAPER.best_omega), 0.406)
     close(simulated.heads(0.5), 0.403)
     close(simulated.heads(0.05, -0.05), PAPER.gradient_step())
