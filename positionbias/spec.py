@@ -28,6 +28,7 @@ PACKAGE = pathlib.Path(__file__).parent
 T = TypeVar("T", bound=type)
 _MEMBERS: dict[tuple[str, str], type] = {}
 LARGEST = 2**31 - 1  # whole numbers become int32 on the device
+FEW = 12  # options that are told beside the nearest one
 NESTING = 100  # far below what would exhaust Python's stack
 _DECORATOR = re.compile(r'^@member\("(\w+)", "(\w+)"\)', re.MULTILINE)
 
@@ -43,10 +44,11 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def unknown(field: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among `options`: names it, the nearest right one, and all of them."""
+    """The error for a name that is not among `options`: the nearest right one, and all that are allowed if few."""
     options = sorted(options)
     hint = nearest(name, options)
-    return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'} allowed: {', '.join(options) or 'none'}.")
+    listed = "" if hint and len(options) > FEW else f" allowed: {', '.join(options) or 'none'}."
+    return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'}{listed}")
 
 
 # --------------------------------------------------------------------------------------------------------- grammar
@@ -74,9 +76,8 @@ Node = Call | Combine
 
 
 def _literal(node: ast.expr, field: str, text: str) -> Any:
-    if isinstance(node, ast.Name | ast.Call) or isinstance(
-        getattr(node, "op", None), ast.BitAnd | ast.BitOr | ast.Invert
-    ):
+    operator = getattr(node, "op", None)
+    if isinstance(node, ast.Name | ast.Call) or isinstance(operator, ast.BitAnd | ast.BitOr | ast.Invert):
         return _node(node, field, text)
     try:
         return ast.literal_eval(node)
@@ -106,9 +107,10 @@ def _node(node: ast.expr, field: str, text: str) -> Node:
         return Combine(sign, _node(node.left, field, text), _node(node.right, field, text))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
         return Combine("~", _node(node.operand, field, text))
-    raise ConfigError(
-        f"{field}: {ast.unparse(node)!r} in {text!r} is not a spec; write name or name(argument=value, ...)."
-    )
+    told, logical = ast.unparse(node), isinstance(node, ast.BoolOp) or isinstance(getattr(node, "op", None), ast.Not)
+    where = "" if told == text.strip() else f" in {text!r}"
+    how = "masks combine with &, | and ~" if logical else "write name or name(argument=value, ...)"
+    raise ConfigError(f"{field}: {told!r}{where} is not a spec; {how}.")
 
 
 def _tree(text: Any, field: str) -> ast.expr:
@@ -331,10 +333,6 @@ def _coerce(value: Any, annotation: Any, field: str) -> Any:
             return float(value)
         except OverflowError:
             raise TypeError from None
-    if annotation is type(None):
-        if value is None:
-            return None
-        raise TypeError
     if type(value) is annotation:
         if annotation is float and not math.isfinite(value):
             raise TypeError

@@ -53,16 +53,18 @@ OF_ARGUMENT = "allowed: a number, text, True, False, None, a list or a spec."
         (None, "x: None is not a spec; write name or name(argument=value, ...)."),
         ("f(", "x: cannot read 'f('; write name or name(argument=value, ...)."),
         ("a; b", "x: cannot read 'a; b'; write name or name(argument=value, ...)."),
-        ("a.b", "x: 'a.b' in 'a.b' is not a spec; write name or name(argument=value, ...)."),
-        ("a.b()", "x: 'a.b()' in 'a.b()' is not a spec; write name or name(argument=value, ...)."),
-        ("3", "x: '3' in '3' is not a spec; write name or name(argument=value, ...)."),
-        ("a + b", "x: 'a + b' in 'a + b' is not a spec; write name or name(argument=value, ...)."),
+        ("a.b", "x: 'a.b' is not a spec; write name or name(argument=value, ...)."),
+        ("a.b()", "x: 'a.b()' is not a spec; write name or name(argument=value, ...)."),
+        ("3", "x: '3' is not a spec; write name or name(argument=value, ...)."),
+        ("a + b", "x: 'a + b' is not a spec; write name or name(argument=value, ...)."),
         ("f(1 + 1)", f"x: '1 + 1' in 'f(1 + 1)' is not allowed; {OF_ARGUMENT}"),
         ("f(a=[b])", f"x: '[b]' in 'f(a=[b])' is not allowed; {OF_ARGUMENT}"),
         ("f(~a | 2**3)", "x: '2 ** 3' in 'f(~a | 2**3)' is not a spec; write name or name(argument=value, ...)."),
         ("f(**a)", "x: '**' is not allowed in 'f(**a)'; write each argument as name=value."),
         ("f(a=1, a=2)", "x: argument 'a' is given twice in 'f(a=1, a=2)'."),
-        ("not a", "x: 'not a' in 'not a' is not a spec; write name or name(argument=value, ...)."),
+        ("not a", "x: 'not a' is not a spec; masks combine with &, | and ~."),
+        (" a and b(8) ", "x: 'a and b(8)' is not a spec; masks combine with &, | and ~."),
+        ("a & (b or c)", "x: 'b or c' in 'a & (b or c)' is not a spec; masks combine with &, | and ~."),
     ],
 )
 def test_what_is_no_spec(text, sentence):
@@ -205,6 +207,16 @@ def test_full_text_is_the_same_whether_a_default_was_given_or_not(axis):
 )
 def test_what_cannot_be_built(axis, text, sentence):
     assert refused(spec.build, axis, text, "x").startswith(sentence)
+
+
+def test_all_names_are_told_where_they_are_few_or_none_is_near():
+    few, many = [f"name{n}" for n in range(spec.FEW)], [f"name{n}" for n in range(spec.FEW + 1)]
+    assert str(spec.unknown("x", "one", "nam0", few)).endswith(
+        f", did you mean 'name0'? allowed: {', '.join(sorted(few))}."
+    )
+    assert str(spec.unknown("x", "one", "nam0", many)) == "x: unknown one 'nam0', did you mean 'name0'?"
+    assert str(spec.unknown("x", "one", "qq", many)) == f"x: unknown one 'qq'; allowed: {', '.join(sorted(many))}."
+    assert refused(spec.build, "tasks", "reversl", "task") == "task: unknown task 'reversl', did you mean 'reversal'?"
 
 
 # ----------------------------------------------------------------------------------------------------------- types
