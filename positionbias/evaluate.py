@@ -33,7 +33,7 @@ def parser() -> cli.Parser:
         help="measure each item also with its positions changed, as 'shift(8), swap(0, -1), permute'"
         " (python -m positionbias.list interventions)",
     )
-    made.add_argument("--data_dir", metavar="FOLDER", help="items exported by positionbias.tasks.export: NAME/VERSION")
+    made.add_argument("--data_dir", metavar="FOLDER", help="items exported by positionbias.tasks.export")
     made.add_argument("--label", help="name of the results in evals/; default: the task's name and the step")
     return made
 
@@ -54,6 +54,10 @@ def main(argv: list[str]) -> int:
     for other in ("task", "items", "conditions", "lengths"):
         if given.data_dir is not None and getattr(given, other) is not None:
             raise ConfigError(f"--data_dir: cannot be given with --{other}, which the stored items settle.")
+    if given.data_dir is not None:
+        from positionbias.tasks import export
+
+        given.data_dir = export.find(pathlib.Path(given.data_dir))
     workdir = launch.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
     from positionbias.training.run_folder import FolderInUse, locked
@@ -86,7 +90,7 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
             task=given.task,
             conditions=given.conditions,
             items=given.items,
-            data=None if given.data_dir is None else pathlib.Path(given.data_dir),
+            data=given.data_dir,
         )
     label, base = given.label or _label(given, measurer.run.step), None
     for one in measurer.measured():
@@ -123,7 +127,7 @@ def _sizes(task: Any) -> str:
 
 def _label(given: argparse.Namespace, step: int) -> str:
     """`step000600`, after what is measured where it is not the task trained on, whole."""
-    told = [given.task, given.conditions, given.data_dir and pathlib.Path(given.data_dir).parent.name]
+    told = [given.task, given.conditions, given.data_dir and given.data_dir.parent.name]
     return "_".join([*(_safe(text) for text in told if text), f"step{step:06d}"])
 
 

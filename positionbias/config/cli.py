@@ -154,6 +154,9 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(f"{found[1]}: {found[2]} is not allowed; allowed: a whole number.")
         if found := re.fullmatch(r"argument ([^:]+): expected one argument", text):
             raise ConfigError(f"{found[1]}: needs a value; write {found[1]} VALUE.")
+        if found := re.fullmatch(r"the following arguments are required: (\w+)", text):
+            (what,) = (action.help for action in self._actions if action.dest == found[1])
+            raise ConfigError(f"command line: {found[1]} is missing; write the {what}.")
         raise ConfigError(f"command line: {text}; allowed: {', '.join(self._allowed())}.")
 
     def format_help(self) -> str:

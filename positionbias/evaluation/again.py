@@ -136,9 +136,11 @@ class Measurer:
         if not jax.tree.leaves(jax.eval_shape(self.run.task.world, jax.random.key(0))):
             return
         if (config.seed, config.train.replicas, config.train.vary.get("seed")) != (told["seed"], 1, None):
+            seeds = f", train.vary.seed = {config.train.vary['seed']}" if "seed" in config.train.vary else ""
             raise ConfigError(
-                f"--data_dir: these items are of the world of seed {told['seed']}, replica {told['replica']}; allowed:"
-                " a run of that one replica and seed."
+                f"--data_dir: these items are of the world of seed {told['seed']}, replica {told['replica']}, but the"
+                f" run has seed = {config.seed}, train.replicas = {config.train.replicas}{seeds}; allowed: a run of"
+                " that one replica and seed."
             )
 
     def _check(self, variant: Variant) -> None:

@@ -53,7 +53,7 @@ class Shift(Intervention):
     only_told = True
 
     def __post_init__(self) -> None:
-        require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
+        require(1 <= self.by <= FARTHEST, f"{canonical(self)}: by", self.by, f"a whole number from 1 to {FARTHEST}")
 
     def farther(self) -> int:
         return self.by
@@ -72,7 +72,7 @@ class MoveQuery(Intervention):
     only_told = True
 
     def __post_init__(self) -> None:
-        require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
+        require(1 <= self.by <= FARTHEST, f"{canonical(self)}: by", self.by, f"a whole number from 1 to {FARTHEST}")
 
     def farther(self) -> int:
         return self.by
@@ -106,7 +106,7 @@ class Pad(Intervention):
     by: int = 8
 
     def __post_init__(self) -> None:
-        require(1 <= self.by <= FARTHEST, "by", self.by, f"a whole number from 1 to {FARTHEST}")
+        require(1 <= self.by <= FARTHEST, f"{canonical(self)}: by", self.by, f"a whole number from 1 to {FARTHEST}")
 
     @property
     def in_front(self) -> int:  # type: ignore[override]

@@ -127,8 +127,11 @@ def read_config(workdir: pathlib.Path) -> schema.Config:
     except ConfigError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        runs = [] if (workdir / "config.json").exists() else workdir.glob("*/config.json")
+        newest = max(runs, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+        hint = f", did you mean {str(newest.parent)!r}?" if newest else ";"
         raise ConfigError(
-            f"workdir: {str(workdir)!r} is not a run folder; allowed: a folder with config.json."
+            f"workdir: {str(workdir)!r} is not a run folder{hint} allowed: a folder with config.json."
         ) from None
     digest = stored_hash(found["config"])  # of what was written, which fields added since do not change
     if digest != found.get("hash"):

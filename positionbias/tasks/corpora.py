@@ -15,6 +15,7 @@ SHIPPED = pathlib.Path(__file__).parent / "stored"  # TFDS folders that come wit
 END = 0  # the byte after every document; those within are dropped
 MOST = 2**30  # bytes; a corpus lies on the device whole
 THREADS = 8
+INSTALL = "pip install -e '.[data]' in the checkout"
 
 
 @functools.lru_cache(maxsize=4)
@@ -62,8 +63,7 @@ def _libraries() -> tuple[Any, Any]:
         import tensorflow_datasets
     except ImportError:
         raise ConfigError(
-            "task: stored text needs tensorflow-datasets and grain, which are not installed; allowed:"
-            " pip install 'positionbias[data]'."
+            f"task: stored text needs tensorflow-datasets and grain, which are not installed; allowed: {INSTALL}."
         ) from None
     tensorflow_datasets.disable_progress_bar()
     return grain, tensorflow_datasets

@@ -24,6 +24,7 @@ VERSION = "1.0.0"
 STREAM = "evaluation/again"  # what `positionbias.evaluate` draws from
 AT_ONCE = 256  # sequences drawn at once
 MOST = 10_000_000
+INFO = "dataset_info.json"  # what TFDS knows a dataset's folder by
 NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")  # what TFDS takes for a dataset's or a split's name
 
 
@@ -67,7 +68,19 @@ def main(argv: list[str]) -> int:
     runtime.configure()
     export(task, condition, folder, split, given.examples, given.seed, given.replica)
     print(f"{given.examples} examples of {spec.canonical(task)}, condition {condition.name}: {folder}")
+    if has_world(task):
+        print(
+            f"They are of the world of seed {given.seed}, replica {given.replica}; positionbias.evaluate measures on"
+            " them a run of that one replica and seed only."
+        )
     return 0
+
+
+def has_world(task: Any) -> bool:
+    """Whether each replica has a world of its own, so that its items hold for it alone."""
+    import jax
+
+    return bool(jax.tree.leaves(jax.eval_shape(task.world, jax.random.key(0))))
 
 
 def _condition(task: Any, named: str | None, split: str | None) -> Any:
@@ -83,7 +96,7 @@ def _condition(task: Any, named: str | None, split: str | None) -> Any:
 def export(task: Any, condition: Any, folder: pathlib.Path, split: str, examples: int, seed: int, replica: int) -> None:
     """Draw the items and write them to `folder`, DATA_DIR/NAME/VERSION; nothing is left of it where that fails."""
     columns = drawn(task, condition, examples, seed, replica)
-    tfds = _tfds()
+    tfds = _tfds("positionbias.tasks.export")
     features = {
         name: tfds.features.Tensor(shape=column.shape[1:], dtype=column.dtype.type) for name, column in columns.items()
     }
@@ -141,6 +154,19 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
     return {name: np.concatenate(part)[:examples] for name, part in parts.items()}
 
 
+def find(folder: pathlib.Path) -> pathlib.Path:
+    """The one evaluation set in `folder` or below it: DATA_DIR/NAME/VERSION from DATA_DIR. Raises ConfigError."""
+    if not (folder / INFO).is_file():
+        below = (found for depth in (VERSION, f"*/{VERSION}") for found in folder.glob(f"{depth}/{INFO}"))
+        found = sorted(path.parent for path in below)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            near = " or ".join(repr(str(path)) for path in found[: spec.FEW])
+            raise ConfigError(f"--data_dir: {str(folder)!r} holds {len(found)} evaluation sets, did you mean {near}?")
+    return folder
+
+
 def read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
     """What `export` wrote: {"task", "condition", "seed", "replica"} and the items as a `Batch`, a leading axis on all.
 
@@ -149,7 +175,7 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
     from positionbias.tasks.base import Batch
     from positionbias.tokens import Tokens
 
-    tfds = _tfds()
+    tfds = _tfds("--data_dir")
     try:
         builder = tfds.builder_from_directory(str(folder))
         told = dict(builder.info.metadata or {})
@@ -173,17 +199,17 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ConfigError(
             f"--data_dir: {str(folder)!r} is not an exported evaluation set ({reason});"
-            f" allowed: DATA_DIR/NAME/{VERSION}."
+            f" allowed: the folder that positionbias.tasks.export named, .../NAME/{VERSION}."
         ) from None
 
 
-def _tfds() -> Any:
+def _tfds(asker: str) -> Any:
     try:
         import tensorflow_datasets
     except ImportError:
-        raise ConfigError(
-            "--data_dir: needs tensorflow-datasets, which is not installed; allowed: pip install 'positionbias[data]'."
-        ) from None
+        from positionbias.tasks.corpora import INSTALL
+
+        raise ConfigError(f"{asker}: needs tensorflow-datasets, which is not installed; allowed: {INSTALL}.") from None
     tensorflow_datasets.disable_progress_bar()
     return tensorflow_datasets
 

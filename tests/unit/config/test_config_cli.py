@@ -220,6 +220,14 @@ def test_a_folder_may_be_meant_for_the_one_flag_that_is_required():
     assert refused(parse_command_line, bare, []) == sentence
 
 
+def test_an_argument_that_is_missing_is_told_with_what_it_is():
+    bare = Parser("show", "Show.")
+    bare.add_argument("task", help="spec of a task, as in show 'reversal(pairs=2)'")
+    sentence = "command line: task is missing; write the spec of a task, as in show 'reversal(pairs=2)'."
+    for argv in ([], ["--sed=3"]):
+        assert refused(parse_command_line, bare, argv) == sentence
+
+
 def test_help_is_given_without_the_required_flag(capsys):
     with pytest.raises(SystemExit):
         parse_command_line(parser(), ["a.py", "--help"])

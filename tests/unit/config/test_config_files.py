@@ -2,6 +2,7 @@
 
 import pytest
 
+from positionbias import spec
 from positionbias.config import files
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
@@ -106,6 +107,13 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
     assert f"did you mean '{inside}'?" in refused(str(tmp_path / "config" / "study.py"))
     assert refused(str(tmp_path)) == f"--config: '{tmp_path}' is a folder; allowed: {path}."
     assert refused(str(tmp_path / "configs")).endswith(f"is a folder; allowed: {inside}.")
+
+
+def test_of_many_files_only_the_nearest_is_named(write, tmp_path):
+    paths = [write(FILE, f"study{n}.py") for n in range(spec.FEW + 1)]
+    wanted = tmp_path / "study99.py"
+    assert refused(str(wanted)) == f"--config: unknown file '{wanted}', did you mean '{paths[9]}'?"
+    assert refused("zz.py").startswith("--config: unknown file 'zz.py'; allowed: ")
 
 
 def test_only_config_files_are_offered_those_under_configs_too(write, tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_summary import with_losses
 
 from positionbias import evaluate, spec
+from positionbias.config.build import build
 from positionbias.evaluation import again, stored
 from positionbias.evaluation.rows import read_rows
 from positionbias.evaluation.summary import summarise
@@ -147,11 +149,25 @@ def test_one_condition(run, tmp_path, tiny):
 def test_stored_items(run, tmp_path):
     export.main(["--task", TASK, "--data_dir", str(tmp_path), "--examples", "40"])
     data = tmp_path / "associative_recall" / export.VERSION
-    assert evaluate.main(["--workdir", str(run), "--data_dir", str(data)]) == 0
+    assert evaluate.main(["--workdir", str(run), "--data_dir", str(tmp_path)]) == 0
     rows = read_rows(run / "evals" / "associative_recall_step000004.npz")
     first, second = (rows["query"][rows["replica"] == replica] for replica in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, export.read(data)[1].query[:, 0])
+
+
+def test_items_of_another_world_are_refused_with_both(tiny):
+    made = again.Measurer.__new__(again.Measurer)
+    told = {"seed": 7, "replica": 1}
+    theirs = (
+        "--data_dir: these items are of the world of seed 7, replica 1, but the run has seed = 3, train.replicas = 2"
+    )
+    for more, ours in (({}, ""), ({"train.vary.seed": [4, 5]}, ", train.vary.seed = [4, 5]")):
+        experiment = build(tiny({"task": "modular_addition(modulus=5)", "seed": 3, "train.replicas": 2, **more}))
+        made.run = SimpleNamespace(config=experiment.config, task=experiment.task)
+        with pytest.raises(ConfigError) as caught:
+            made._check_world(told)
+        assert str(caught.value) == f"{theirs}{ours}; allowed: a run of that one replica and seed."
 
 
 @pytest.mark.parametrize(

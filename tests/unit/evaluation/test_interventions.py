@@ -114,6 +114,14 @@ def test_what_a_task_does_not_have_is_refused(text, task, told):
         spec.build("interventions", text, "x").check(task, task.conditions()[0])
 
 
+@pytest.mark.parametrize("name", ["shift", "move_query", "pad"])
+def test_a_wrong_distance_is_told_with_its_intervention(name):
+    with pytest.raises(
+        ConfigError, match=rf"^x: {name}\(by=0\): by = 0 is not allowed; allowed: a whole number from 1 "
+    ):
+        spec.build("interventions", f"{name}(0)", "x")
+
+
 @pytest.mark.parametrize(
     "task",
     # Of context_or_prior some questions hold all their evidence: what the weights know of what they name.

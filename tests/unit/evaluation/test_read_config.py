@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -42,3 +43,19 @@ def test_a_changed_config_is_refused(stored, tiny):
     other = config_hash(dataclasses.replace(tiny(), seed=1))
     with pytest.raises(ConfigError, match=f"has hash {other}, but config.json says {config_hash(tiny())};"):
         read_config(folder)
+
+
+def test_a_folder_of_run_folders_names_the_newest(tmp_path):
+    sentence = f"workdir: '{tmp_path}' is not a run folder; allowed: a folder with config.json."
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path)
+    assert str(caught.value) == sentence
+    for name, age in (("a", 1), ("b", 0), ("c", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "config.json", (9 - age, 9 - age))
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path)
+    assert str(caught.value) == sentence.replace("folder;", f"folder, did you mean '{tmp_path / 'b'}'?", 1)
+    with pytest.raises(ConfigError, match=r"a' is not a run folder; allowed: a folder with config.json\.$"):
+        read_config(tmp_path / "a")

@@ -175,6 +175,34 @@ def test_another_folder_is_no_evaluation_set(tmp_path):
 
 def test_without_tfds_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install 'positionbias\[data\]'"):
+    missing = "needs tensorflow-datasets, which is not installed; allowed: pip install -e '.[data]' in the checkout."
+    with pytest.raises(ConfigError) as caught:
         export.main(["--task", TASK, "--data_dir", str(tmp_path)])
+    assert str(caught.value) == f"positionbias.tasks.export: {missing}"
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError) as caught:
+        export.read(tmp_path)
+    assert str(caught.value) == f"--data_dir: {missing}"
+
+
+def test_the_one_set_below_a_folder_is_found_and_several_are_named(folder, tmp_path):
+    for given in (folder, folder.parent, folder.parents[1]):
+        assert export.find(given) == folder
+    for name in ("b", "a"):
+        (tmp_path / name / export.VERSION).mkdir(parents=True)
+        (tmp_path / name / export.VERSION / export.INFO).write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        export.find(tmp_path)
+    near = " or ".join(f"'{tmp_path / name / export.VERSION}'" for name in "ab")
+    assert str(caught.value) == f"--data_dir: '{tmp_path}' holds 2 evaluation sets, did you mean {near}?"
+    assert export.find(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("task", "told"), [(TASK, []), ("modular_addition(modulus=5)", ["They are of the world of seed 3, replica 1; "])]
+)
+def test_whose_world_the_items_are_of_is_told(task, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda *given: None)
+    export.main(["--task", task, "--data_dir", str(tmp_path), "--seed", "3", "--replica", "1"])
+    more = "positionbias.evaluate measures on them a run of that one replica and seed only."
+    assert capsys.readouterr().out.splitlines()[1:] == [line + more for line in told]

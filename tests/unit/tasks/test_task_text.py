@@ -1,6 +1,7 @@
 """Real text: windows are the corpus's own bytes, rules are its frequencies, and what cannot be read is refused."""
 
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -158,3 +159,9 @@ def test_without_the_libraries_the_extra_is_named(monkeypatch):
 def test_the_text_is_where_the_package_is():
     assert (corpora.SHIPPED / "plays" / "1.0.0" / "dataset_info.json").is_file()
     assert pathlib.Path(spec.__file__).parent in corpora.SHIPPED.parents
+
+
+def test_without_grain_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ConfigError, match=r"not installed; allowed: pip install -e '.\[data\]' in the checkout\.$"):
+        corpora._libraries()
