@@ -35,6 +35,7 @@ def test_the_readmes_config_trains_and_its_lines_look_into_the_run(blocks, tmp_p
     assert len(cells("recall.py")) == 9
     assert train(resolve(load_config("recall.py", TINY)), tmp_path / "run", [], lambda line: None).status == "finished"
     assert '"runs/recall/HASH"' in look
+    capsys.readouterr()
     exec(compile(look.replace("runs/recall/HASH", "run"), "README.md", "exec"), {})
     right = [float(line) for line in capsys.readouterr().out.split()]
     assert len(right) == 2
