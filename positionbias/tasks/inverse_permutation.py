@@ -110,6 +110,8 @@ class InversePermutation(Task):
         return jnp.max(known + hidden, axis=-1) / jnp.sum(candidate, axis=-1)
 
     def baselines(self, example: Batch, visible: jax.Array) -> dict[str, jax.Array]:
+        """chance and majority: any letter; nearest: the letter seen at the row nearest to the answer's, which may be
+        that row itself; order_free: the letter seen most often."""
         n = self.n
         letter = visible[example.query][:, n : 2 * n]
         string, target = example.inputs[n : 2 * n], example.targets[example.query]

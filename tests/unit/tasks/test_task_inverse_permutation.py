@@ -51,6 +51,24 @@ def test_ceiling_is_the_enumerated_posterior(scratch):
         np.testing.assert_allclose(judge(Batch(**fields), jnp.asarray(visible)), wanted, rtol=1e-5)
 
 
+def test_baselines_on_a_literal_item():
+    task = InversePermutation(n=3, alphabet=2)
+    item = hasty_jit(lambda key: task.sample(key, task.conditions()[0]))(jax.random.key(0))
+    #                                         c  a  b  |  b  a  b: the letters of slots c, a and b
+    item = item._replace(inputs=jnp.array([2, 0, 1, 4, 3, 4]), targets=jnp.array([0, 0, 0, 3, 4, 4]))
+    judge = hasty_jit(task.baselines)
+    causal = {name: value.tolist() for name, value in judge(item, jnp.tri(6, dtype=bool)).items()}
+    assert causal == {
+        "chance": [0.5] * 3,
+        "majority": [0.5] * 3,
+        "nearest": [0, 0, 1],  # the letter of the row itself
+        "order_free": [0, 0.5, 1],
+    }
+    ends = judge(item, jnp.zeros((6, 6), bool).at[:, jnp.array([3, 4])].set(True))
+    assert ends["nearest"].tolist() == [0, 0, 0], "b at its own row, then a at its own and at the one before"
+    assert all((value == 0.5).all() for value in judge(item, jnp.zeros((6, 6), bool)).values())
+
+
 @pytest.mark.parametrize("scratch", [False, True])
 def test_samples_follow_the_rule(scratch):
     task = InversePermutation(n=5, alphabet=3, scratch=scratch)
