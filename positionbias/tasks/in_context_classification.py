@@ -36,23 +36,24 @@ class InContextClassification(Task):
     One sample of `in_context_classification(items=6, burstiness=2)`:
 
         input    a A b B c C b B c C a A c
-        target   . . . . . . . . . . . . 5
+        target   . . . . . . . . . . . . C
 
     One sample of `in_context_classification(items=6, burstiness=2)`, condition conflict:
 
         input    a A b B c C b B c C b A b
-        target   . . . . . . . . . . . . 23
+        target   . . . . . . . . . . . . B
 
     One sample of `in_context_classification(items=4, burstiness=1, assignment='balanced', p_bursty=0.5, zipf=1)`:
 
         input    a A b B c C d D e
         target   . . . . . . . . 18
 
-    Inputs are vectors, drawn here as a letter a class and a capital a label; the target is one of `labels` tokens. A
-    world holds the mean of each of `classes` classes, a vector a label, and the label of each class: `balanced` (k mod
-    `labels`, and the classes of a sequence have different labels) or `uniform` (any, and two may share one). An item is
-    (mean + noise * eta) / sqrt(1 + noise^2), eta fresh for each, or with `fixed_vocabulary` one vector of the world for
-    all. All vectors are Gaussian, of standard deviation 1/sqrt(d) as Reddy draws them or 1/d as Wu et al. do.
+    Inputs are vectors, drawn here as a letter a class and a capital a label. The target is one of `labels` tokens:
+    drawn as a capital too or, where no item has that label, as a number. A world holds the mean of each of `classes`
+    classes, a vector a label, and the label of each class: `balanced` (k mod `labels`, and the classes of a sequence
+    have different labels) or `uniform` (any, and two may share one). An item is (mean + noise * eta) / sqrt(1 +
+    noise^2), eta fresh for each, or with `fixed_vocabulary` one vector of the world for all. All vectors are Gaussian,
+    of standard deviation 1/sqrt(d) as Reddy draws them or 1/d as Wu et al. do.
 
     A bursty sequence has items / burstiness classes, `burstiness` items of each in random order; one item is drawn from
     `answer_positions` (none: all), and the query is of its class. With chance `p_novel` these are classes of this
@@ -207,8 +208,9 @@ class InContextClassification(Task):
         return chosen / chosen.sum()
 
     def words(self, values: Shaped[np.ndarray, "T *D"], size: Size) -> list[str]:
-        if size.kind == "tokens":
-            return super().words(values, size)
+        if size.kind == "tokens":  # as the inputs call the labels that they show, which item rows have as targets
+            shown = list(dict.fromkeys(values[:-1:2].tolist()))
+            return [letters(shown.index(token)).upper() if token in shown else str(token) for token in values.tolist()]
         # Items share a letter up to the harmonic mean of squared distances within a class and between two.
         noise = 0.0 if self.fixed_vocabulary else self.noise**2
         vectors = np.asarray(values)[:, : self.dimension] / (self.deviation * math.sqrt(self.dimension))

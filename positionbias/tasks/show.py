@@ -15,12 +15,22 @@ COLUMNS = 96
 MEASURED = 4096  # samples
 AT_ONCE = 2**18  # rows sampled at once
 SLOTS = 12  # of a prior, told one by one
+ANSWERS = 8  # told one by one
+LEGEND = """\
+distance: rows from the nearest place that holds the answer, negative if that comes later;
+order: rank of the order in which the evidence stands, -1 where it has none; '.': no target"""
+PURPOSE = f"""\
+Print one sample of a task, decoded, then a line for each row that answers, and the positional prior.
+
+{LEGEND};
+filler: a token that means nothing; a number behind a name: the slot on the task's own axis of that name."""
 
 
 def main(argv: list[str]) -> int:
     """Print a sample and what it says of its answers; returns the exit code."""
-    made = Parser("python -m positionbias.tasks.show", "Print one sample of a task, decoded.")
-    made.add_argument("task", help="spec of a task, such as 'inverse_permutation(n=4)'")
+    program = "python -m positionbias.tasks.show"
+    made = Parser(program, PURPOSE)
+    made.add_argument("task", help=f"spec of a task, as in {program} 'inverse_permutation(n=4)'")
     made.add_argument("--condition", help="one of the task's conditions; default: the one trained on")
     made.add_argument("--seed", type=int, default=0, help="another sample")
     given, _ = parse_command_line(made, argv)
@@ -33,27 +43,34 @@ def main(argv: list[str]) -> int:
 
 
 def described(task: Any, condition_name: str | None = None, seed: int = 0) -> list[str]:
-    """What a sample is, the sample, a line an answer, and the positional prior, declared and measured."""
+    """What a sample is, the sample, a line for each of the first answers, and the prior, declared and measured."""
     from positionbias.tasks.base import find_condition
 
     grid = task.conditions()
     condition = grid[0] if condition_name is None else find_condition(task, condition_name, "--condition")
     example = sampled(task, condition, seed)
     length, context = task.length(condition), task.context_length(condition)
+    others = [other.name for other in grid if other.name != condition.name]
+    also = f" (also: {', '.join(others)})" if others else ""
     lines = [
         spec.canonical(task),
-        f"condition {condition.name} of {', '.join(c.name for c in grid)}; {length} rows, {context} of them context",
+        f"condition {condition.name}{also}; {length} rows, {context} of them context",
         "",
         *drawn(task, example),
         "",
     ]
-    for answer, row in enumerate(example.query):
+    for answer, row in enumerate(example.query[:ANSWERS]):
         needs = " ".join(str(at) for at in example.evidence[answer] if at >= 0)
         lines.append(
             f"row {row} answers from {needs}: distance {example.distance[answer]}, order {example.order[answer]},"
             f" {example.n_distractors[answer]} distractors; {task.query_axis} {example.query_slot[answer]},"
             f" {task.evidence_axis} {example.evidence_slot[answer]}"
         )
+    more = len(example.query) - ANSWERS
+    lines += [f"... {more} more row{'s' * (more > 1)}"] if more > 0 else []
+    lines += LEGEND.splitlines()
+    if task.filler is not None and task.filler in example.inputs:
+        lines.append(f"{task.word(task.filler)!r}: filler, a token that means nothing")
     lines += [f'no baseline "{name}": {reason}' for name, reason in task.no_baselines.items()]
     return [*lines, "", *priors(task, condition, seed)]
 

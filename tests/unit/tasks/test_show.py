@@ -1,9 +1,12 @@
 """What a person is shown of a task beside its sample: the positional prior, declared and measured."""
 
 import numpy as np
+import pytest
 
+from positionbias.spec import ConfigError
 from positionbias.tasks import show
 from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.tasks.inverse_permutation import InversePermutation
 from positionbias.tasks.reversal import Reversal
 
 
@@ -20,6 +23,34 @@ def test_the_prior_is_shown_declared_and_measured():
     )
     assert lines[3] == "slot of the asked pair: share of slots 0 to 1"
     assert lines[4] == "    declared 0.500 0.500"
+
+
+def test_of_many_answers_the_first_are_told_and_how_many_are_left():
+    for n, more in ((8, []), (9, ["... 1 more row"]), (40, ["... 32 more rows"])):
+        lines = show.described(InversePermutation(n=n))
+        at = [i for i, line in enumerate(lines) if line.startswith("row ")]
+        assert len(at) == 8
+        assert lines[at[-1] + 1 : lines.index(show.LEGEND.splitlines()[0])] == more
+
+
+def test_the_other_conditions_and_filler_are_told():
+    lines = show.described(AssociativeRecall(pairs=2, keys=4, values=4, delays=3, shift=2), "shifted")
+    assert lines[1] == "condition shifted (also: train); 9 rows, 6 of them context"
+    after = lines.index(show.LEGEND.splitlines()[-1]) + 1
+    assert lines[after] == "'-': filler, a token that means nothing"
+    lines = show.described(InversePermutation(n=4))
+    assert lines[1] == "condition train; 8 rows, 4 of them context"
+    assert not any("filler" in line for line in lines)
+
+
+def test_help_says_what_the_words_mean(capsys):
+    with pytest.raises(SystemExit):
+        show.main(["--help"])
+    assert show.LEGEND in capsys.readouterr().out
+    with pytest.raises(
+        ConfigError, match=r"^command line: task is missing; write the spec of a task, as in python -m "
+    ):
+        show.main([])
 
 
 def test_a_baseline_that_does_not_exist_is_told_with_the_reason():

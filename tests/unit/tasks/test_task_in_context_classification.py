@@ -485,6 +485,18 @@ def test_words_are_a_letter_a_class_and_a_capital_a_label():
             assert same == task.fixed_vocabulary, "a query is a fresh item, and no copy"
             assert sorted(Counter(words[:16:2]).values()) == [4, 4]
             assert words[1::2] == [word.upper() for word in words[:16:2]] or len(set(words[1::2])) == 1
+            said = task.words(batch.targets[b], task.output)
+            assert [*said[:16:2], said[16]] == [*words[1::2], words[2 * slot + 1]]
+
+
+def test_a_label_that_no_item_has_is_a_number():
+    task = InContextClassification(labels=30, classes=64)
+    batch, _ = drawn(task, "in_weights", 20)
+    said = [task.words(targets, task.output)[16] for targets in batch.targets]
+    absent = [targets[16] not in targets[:16:2] for targets in batch.targets]
+    assert 0 < sum(absent) < 20
+    assert [word.isdecimal() for word in said] == absent
+    assert all(word == str(targets[16]) for word, targets in zip(said, batch.targets, strict=True) if word.isdecimal())
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
