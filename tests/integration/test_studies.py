@@ -40,9 +40,51 @@ def test_only_the_causal_reader_cannot_invert_permutations(root, tmp_path):
     assert min(means.values()) >= 0.99, means
 
 
+# What the docstrings of the other configs promise of every replica: the condition, and the bounds of its accuracy.
+PROMISED = [
+    ("associative_recall/quick.py", "train", 0.95, 1),
+    ("common_words/quick.py", "shuffled", 0.99, 1),
+    ("entity_binding/quick.py", "before", 0.98, 1),
+    ("entity_binding/quick.py", "after", 0.98, 1),
+    ("factual_recall/quick.py", "held_out", 0.99, 1),
+    ("factual_recall/fixed_attention.py", "held_out", 0.99, 1),
+    ("in_context_classification/position_bias.py", "train", 0.6, 1),
+    ("in_context_classification/quick.py", "train", 0.98, 1),
+    ("inverse_permutation_matrix/quick.py", "train", 0.99, 1),
+    ("modular_addition/quick.py", "train", 0.98, 1),
+    ("modular_addition/quick.py", "held_out", 0.85, 1),
+    ("multi_hop/quick.py", "train", 0.73, 1),
+    ("needle/quick.py", "train", 0.98, 1),
+    ("rebinding/quick.py", "train", 0.93, 1),
+    ("reversal/in_context.py", "forward", 0.98, 1),
+    ("reversal/in_context.py", "backward", 0.98, 1),
+    ("reversal/quick.py", "forward", 0.99, 1),
+    ("reversal/quick.py", "backward", 0.99, 1),
+    ("reversal/quick.py", "held_out", 0, 1 / 32),
+    ("set_disjointness/quick.py", "train", 0.99, 1),
+    ("tree_paths/quick.py", "train", 0.93, 1),
+    ("variable_tracking/quick.py", "kept", 0.7, 1),
+]
+
+
 @pytest.mark.slow
-def test_recall_is_learned(root, tmp_path):
-    config = resolve(load_config(str(root / "configs" / "associative_recall" / "quick.py")))
-    found = summary(config, tmp_path / "run")
-    assert len(found["accuracy"]["replicas"]) == 4
-    assert min(found["accuracy"]["replicas"]) >= 0.95
+@pytest.mark.parametrize("study", sorted({row[0] for row in PROMISED}))
+def test_every_replica_keeps_the_promise(study, root, tmp_path):
+    found = summary(resolve(load_config(str(root / "configs" / study))), tmp_path / "run")["by_condition"]
+    for _, condition, low, high in (row for row in PROMISED if row[0] == study):
+        replicas = found[condition]["accuracy"]["replicas"]
+        assert len(replicas) >= 4
+        assert low <= min(replicas), condition
+        assert max(replicas) <= high, condition
+
+
+@pytest.mark.slow
+def test_the_promises_that_are_no_accuracy_of_every_replica(root, tmp_path):
+    def run(study):
+        return summary(resolve(load_config(str(root / "configs" / study))), tmp_path / study.replace("/", "-"))
+
+    pairs = run("context_or_prior/quick.py")["paired"]
+    assert min(pairs["trained"]["replicas"]) >= 0.98
+    eight_heads = run("in_context_regression/quick.py")["loss"]
+    assert 0.23 <= eight_heads["mean"] <= 0.27, "a step of gradient descent has 0.243"
+    assert run("text/quick.py")["by_condition"]["test"]["loss"]["mean"] <= 1.7
