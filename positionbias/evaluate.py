@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     from positionbias.evaluation import again
-    from positionbias.evaluation.table import table
+    from positionbias.evaluation.table import stored_told, table
     from positionbias.reporting.report import write_report
 
     wanted = again.variants(given.lengths, given.interventions)
@@ -93,17 +93,21 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
             data=given.data_dir,
         )
     label, base = given.label or _label(given, measurer.run.step), None
-    for one in measurer.measured():
+    for count, one in enumerate(measurer.measured(), start=1):
         base = one if one.variant.intervention is None else base
         assert base is not None  # every length begins without an intervention
         name = "_".join([label, *([_safe(one.variant.name)] if one.variant.name else [])])
         again.write(workdir, name, one, base)
         if one.variant == wanted[0]:
-            print(one.task)
+            print(spec.canonical(measurer.run.task))
+            if one.stored is not None:
+                print(stored_told(one.stored))
             print(table(one.summary))
         else:
             print(again.line(one, base))
         print(f"results: {workdir / 'evals' / name}.json and .npz")
+        if count < len(wanted):
+            launch.say(f"evaluating {again.title(wanted[count])} ({count + 1} of {len(wanted)})", sys.stderr)
     print(f"report: {write_report(workdir)}")
 
 

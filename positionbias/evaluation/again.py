@@ -24,6 +24,7 @@ from positionbias.evaluation.loading import LoadedRun, load
 from positionbias.evaluation.rows import CHANGED, LOSS, Rows, write_rows
 from positionbias.evaluation.statistics import interval
 from positionbias.evaluation.summary import summarise
+from positionbias.evaluation.table import number, spelt
 from positionbias.files import write_json
 from positionbias.spec import ConfigError
 from positionbias.tasks import export
@@ -69,12 +70,13 @@ def _times(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The rows and summary of a variant, and how it differs from the variant of its length without intervention."""
+    """The rows and summary of a variant."""
 
     variant: Variant
     task: str
     rows: Rows
     summary: dict[str, Any]
+    stored: dict[str, Any] | None = None  # {"items", "folder"} where they were not drawn afresh
 
 
 class Measurer:
@@ -93,9 +95,11 @@ class Measurer:
     ) -> None:
         self.wanted, self.items = wanted, items
         self.stored: dict[str, Batch] | None = None
+        self.source: dict[str, Any] | None = None
         if data is not None:
             told, batch = export.read(data)
             task, conditions, self.stored = told["task"], told["condition"], {told["condition"]: batch}
+            self.source = {"items": len(batch.query), "folder": str(data)}
         self.runs: dict[int, LoadedRun] = {}
         for variant in wanted:
             if variant.times not in self.runs:
@@ -183,7 +187,7 @@ class Measurer:
             theory = theory_of(run.experiment) if plain else None
             settings = run.config.train
             summary = summarise(rows, steps=run.step, of=settings.steps, varied=settings.vary, theory=theory)
-            yield Measured(variant, run.config.task, rows, summary)
+            yield Measured(variant, run.config.task, rows, summary, self.source)
 
 
 def check_told(experiment: Experiment, change: Intervention) -> None:
@@ -218,12 +222,23 @@ def compared(one: Measured, base: Measured) -> dict[str, Any]:
     return interval([a - b for a, b in pairs]).to_dict()
 
 
+def title(variant: Variant) -> str:
+    """The name of a variant among others."""
+    return variant.name or "1x"
+
+
 def line(one: Measured, base: Measured) -> str:
-    """A variant in a line: its accuracy, the difference to the base, and how many answers the intervention changed."""
-    accuracy, minus = one.summary["accuracy"], compared(one, base)
-    parts = [f"{one.variant.name or one.task}: accuracy {_told(accuracy)}"]
-    if one is not base:
-        parts.append(f"{_told(minus, '+')} against {base.variant.name or 'no intervention'}")
+    """A variant in a line: its accuracy, and beside it, if it is the base, what the ceiling and a simple rule reach.
+
+    Else the difference to the base, and how many answers the intervention changed.
+    """
+    parts = [f"{title(one.variant)}: accuracy {_told(one.summary['accuracy'])}"]
+    if one is base:
+        known = " where it is known" if 0 < one.summary["ceiling"]["known"] < 1 else ""
+        parts.append(f"ceiling {number(one.summary['ceiling']['mean'])}{known}")
+        parts.append(f"{spelt('order_free')} {number(one.summary['baselines']['order_free'])}")
+    else:
+        parts.append(f"{_told(compared(one, base), '+')} against {base.variant.name or 'no intervention'}")
         parts += [f"{name.replace('_', ' ')} {_told(one.summary[name])}" for name in CHANGED if name in one.summary]
     if LOSS in one.summary:
         parts.append(f"loss {_told(one.summary[LOSS])}")
@@ -237,9 +252,11 @@ def _told(found: Mapping[str, Any], sign: str = "") -> str:
 
 
 def write(folder: pathlib.Path, label: str, one: Measured, base: Measured) -> None:
-    """Write `evals/LABEL.npz` and `.json`: the rows, and the summary with task, variant and its difference."""
+    """Write `evals/LABEL.npz` and `.json`: rows, and summary with task, variant, stored items and difference."""
     write_rows(folder / "evals" / f"{label}.npz", one.rows)
     more: dict[str, Any] = {"task": one.task, "variant": one.variant.name}
+    if one.stored is not None:
+        more |= {"stored": one.stored}
     if one is not base:
         more |= {"minus": {"variant": base.variant.name, **compared(one, base)}}
     write_json(folder / "evals" / f"{label}.json", {**one.summary, **more})

@@ -121,7 +121,8 @@ SUMMARY = {
 }
 
 
-AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str)}
+_STORED = {"items": int, "folder": str}
+AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str), "stored?": _STORED}
 
 
 def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ def table(summary: Mapping[str, Any]) -> str:
         lines += [*_curve(label, summary, axis), ""]
         lines += [*_losses(label, summary, axis), ""] if LOSS in summary else []
     lines += [*_conditions(summary), *_gaps(summary), *_predictions(summary)]
-    lines.append(f"replicas  {'  '.join(_number(one) for one in accuracy['replicas'])}")
+    lines.append(f"replicas  {'  '.join(number(one) for one in accuracy['replicas'])}")
     if accuracy["solved"] is not None:
         lines.append(f"{solved_count(summary)} solved the task: came within 0.02 of the ceiling")
     for one in summary.get("paired", {}).values():
@@ -68,6 +68,11 @@ def when(summary: Mapping[str, Any]) -> str:
     return f"at step {summary['steps']}" + (f" of {summary['of']}" if summary["of"] is not None else "")
 
 
+def stored_told(stored: Mapping[str, Any]) -> str:
+    """`N stored items of FOLDER`."""
+    return f"{stored['items']} stored items of {stored['folder']}"
+
+
 def solved_count(measured: Mapping[str, Any]) -> str:
     """`K of N`: how many replicas solved the task, of those of which it is known; empty if of none."""
     accuracy = measured["accuracy"]
@@ -87,7 +92,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         if 0 < known < 1:
             lines.append(
                 f"the ceiling{where} is known for {round(known * one['answers'])} of {one['answers']} answers and is"
-                f" their mean; accuracy on these is {_number(one['ceiling']['accuracy'])}"
+                f" their mean; accuracy on these is {number(one['ceiling']['accuracy'])}"
             )
         elif None not in (ceiling, chance) and ceiling <= chance + SOLVED_WITHIN:
             lines.append(f"the ceiling is chance{where}: the model cannot see what the answers need")
@@ -111,11 +116,11 @@ def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
         ceiling = [row["ceiling"], *([row["ceiling_known"]] if partly else [])]
         cells = [str(row["position"]), *_cells(row, *ceiling, row["baseline"])]
         if theory is not None:
-            cells.append(_number(theory[row["position"]] if 0 <= row["position"] < len(theory) else None))
+            cells.append(number(theory[row["position"]] if 0 <= row["position"] < len(theory) else None))
         body.append(cells)
     ceiling = [summary["ceiling"]["mean"], *([summary["ceiling"]["known"]] if partly else [])]
     mean = _cells(summary["accuracy"], *ceiling, summary["baselines"]["order_free"])
-    foot = ["all", *mean, *([_number(summary["theory"].get("mean"))] if theory is not None else [])]
+    foot = ["all", *mean, *([number(summary["theory"].get("mean"))] if theory is not None else [])]
     return [f"accuracy by {label}{_where(summary)}{every}", *_aligned([header, *body, foot])]
 
 
@@ -157,7 +162,7 @@ def _conditions(summary: Mapping[str, Any]) -> list[str]:
     ]
     lines = [*_aligned(_named([head, *body])), ""]
     if own:
-        beside = [[name, *(_number(one["baselines"].get(rule)) for rule in own)] for name, one in conditions.items()]
+        beside = [[name, *(number(one["baselines"].get(rule)) for rule in own)] for name, one in conditions.items()]
         lines += [*_aligned(_named([["simple rules", *map(spelt, own)], *beside])), ""]
     return lines
 
@@ -180,7 +185,7 @@ def _predictions(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for (of, condition), several in groups.items():
         where = f" in condition {condition}" if len(summary["by_condition"]) > 1 else ""
-        told = [f"{one['name']} {'' if one['exact'] else '~'}{_number(one['value'])}" for one in several]
+        told = [f"{one['name']} {'' if one['exact'] else '~'}{number(one['value'])}" for one in several]
         found = held_against(summary, several[0])
         measured = "" if found is None else f"; measured {' '.join(_cells(found))}"
         lines.append(f"theory of the {of}{where}: {', '.join(told)}{measured}")
@@ -197,7 +202,7 @@ def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     rows, every = _thinned(summary, axis)
     body = [[str(row["position"]), *_cells(row[LOSS], row[LOSS]["floor"])] for row in rows]
     foot = ["all", *_cells(summary[LOSS], summary[LOSS]["floor"])]
-    rules = [f"{name} {_number(value)}" for name, value in summary[LOSS]["rules"].items()]
+    rules = [f"{name} {number(value)}" for name, value in summary[LOSS]["rules"].items()]
     title = f"loss by {label}{_where(summary)}{every}" + (f" (simple rules: {', '.join(rules)})" if rules else "")
     return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
 
@@ -229,8 +234,9 @@ def _signed(row: Mapping[str, Any]) -> list[str]:
 
 def _cells(row: Mapping[str, Any], *beside: float | None) -> list[str]:
     between = "-" if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
-    return [_number(row["mean"]), between, *(_number(one) for one in beside)]
+    return [number(row["mean"]), between, *(number(one) for one in beside)]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three decimals, or a dash for none."""
     return "-" if value is None else f"{value:.3f}"

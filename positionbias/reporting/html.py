@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,11 @@ table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabu
 .caption { color: #555; font-size: .88rem; line-height: 1.4; margin: .5rem 0 0; }
 th, td { text-align: left; padding: .22rem .75rem .22rem 0; border-bottom: 1px solid #eee; vertical-align: top; }
 th { font-weight: 600; }
-thead th { border-bottom: 1px solid #bbb; white-space: nowrap; }
+thead th { border-bottom: 1px solid #bbb; vertical-align: bottom; }
 td:first-child { white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; }
+.wrap { min-width: 9rem; overflow-wrap: anywhere; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
 .plain td:last-child { overflow-wrap: anywhere; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .88rem; }
 pre { background: #f6f6f6; padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; }
@@ -38,7 +41,7 @@ details { margin: .8rem 0; }
 summary { cursor: pointer; color: #0072B2; }
 a { color: #0072B2; }
 @media print { body { padding: 0; font-size: 10pt; } h2 { break-after: avoid; }
-  .scroll { overflow: visible; } .number { white-space: normal; } a { color: inherit; } }
+  .scroll { overflow: visible; } td.number { white-space: normal; } a { color: inherit; } }
 """
 
 
@@ -83,19 +86,27 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def grid(head: Sequence[str], body: Sequence[Sequence[Any]], caption: str = "", texts: int = 1, raw: int = 0) -> str:
-    """A table: the first `texts` columns are text, the others numbers; the first `raw` columns are HTML already."""
-    kind = ["" if i < texts else ' class="number"' for i in range(len(head))]
+def grid(
+    head: Sequence[str], body: Sequence[Sequence[Any]], caption: str = "", texts: int = 1, raw: int = 0, last: int = 0
+) -> str:
+    """A table: the first `texts` columns are text, the `last` ones text that wraps, the others numbers.
+
+    The first `raw` columns are HTML already.
+    """
+    kind = ["" if i < texts else ' class="number"' for i in range(len(head) - last)] + [' class="wrap"'] * last
     top = "".join(f"<th{k}>{escape(h)}</th>" for h, k in zip(head, kind, strict=True))
+    shown = [lambda cell: cell] * raw + [escape] * (len(head) - raw - last) + [_breakable] * last
     lines = [
-        "<tr>"
-        + "".join(f"<td{kind[i]}>{cell if i < raw else escape(cell)}</td>" for i, cell in enumerate(row))
-        + "</tr>"
-        for row in body
+        "<tr>" + "".join(f"<td{kind[i]}>{shown[i](cell)}</td>" for i, cell in enumerate(row)) + "</tr>" for row in body
     ]
     told = f'<p class="caption">{escape(caption)}</p>' if caption else ""
     table = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'{told}<div class="scroll">{table}</div>'
+
+
+def _breakable(cell: Any) -> str:
+    """A spec or the name of a file, which may be broken where one of its parts ends."""
+    return re.sub(r"([(_])", r"\1<wbr>", escape(cell))
 
 
 def pairs(values: Mapping[str, Any]) -> str:

@@ -16,17 +16,20 @@ from positionbias.evaluation.table import (
     rules_told,
     solved_count,
     spelt,
+    stored_told,
     when,
 )
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
+from positionbias.spec import ConfigError, build, canonical
 
 COLLINEAR = (
     "At this fixed length the query always comes last, so evidence position and distance are the same variable here:"
     " 'early' and 'far' cannot be told apart. Padding in front of the context would separate them."
 )
+AT_INIT = "light blue: before training"
 UNFINISHED = {
     "running": "is still running, or was killed",
     "stopped": "was stopped",
@@ -98,8 +101,16 @@ def band(count: int) -> str:
     return f"Band: 95 % Student t over replicas, n = {count}."
 
 
+def shortened(task: str) -> str:
+    """A task's spec without the arguments that have their defaults; as it is where no such task can be built."""
+    try:
+        return canonical(build("tasks", task, "task"))
+    except ConfigError:
+        return task
+
+
 def _under(run: Run) -> str:
-    parts = [str(run.settings["task"])] if "task" in run.settings else []
+    parts = [shortened(str(run.settings["task"]))] if "task" in run.settings else []
     parts.append(run.status)
     step = run.summary.get("steps") if run.summary else None
     if run.manifest.get("step") is not None:
@@ -157,6 +168,7 @@ def _losses(summary: Mapping[str, Any], axis: str) -> str:
         seen.append("dashed: the least that an ideal observer of the visible input expects")
     if rules:
         seen.append(f"dotted: the mean of simple rules ({', '.join(f'{k} {number(v)}' for k, v in rules.items())})")
+    seen += [AT_INIT] if first else []
     return figure(svg, f"Loss by {what}. {'; '.join(seen)}. {band(len(summary['accuracy']['replicas']))}")
 
 
@@ -174,10 +186,8 @@ def _accuracy(summary: Mapping[str, Any], axis: str) -> str:
     what = label(summary, axis)
     svg = figures.accuracy(axis, what, rows, at_init, theory, _when(summary))
     seen = [f"Blue: accuracy {_when(summary)}", *_beside(rows)]
-    if theory:
-        seen.append("yellow: the closed form")
-    if at_init:
-        seen.append("light blue: before training")
+    seen += ["yellow: the closed form"] if theory else []
+    seen += [AT_INIT] if at_init else []
     return figure(svg, f"Accuracy by {what}. {'; '.join(seen)}. {band(len(summary['accuracy']['replicas']))}")
 
 
@@ -207,7 +217,9 @@ def _distance(summary: Mapping[str, Any]) -> str:
     at_init = _at_init(summary, "by_distance")
     svg = figures.accuracy("distance", "distance from query back to evidence", rows, at_init, when=_when(summary))
     ahead = " Below zero the evidence comes after the query." if rows[0]["position"] < 0 else ""
-    return figure(svg, f"Accuracy by distance.{ahead} {band(len(summary['accuracy']['replicas']))}")
+    seen = [f"Blue: accuracy {_when(summary)}", *_beside(rows), *([AT_INIT] if at_init else [])]
+    bands = band(len(summary["accuracy"]["replicas"]))
+    return figure(svg, f"Accuracy by distance.{ahead} {'; '.join(seen)}. {bands}")
 
 
 def _influence(summary: Mapping[str, Any]) -> str:
@@ -215,9 +227,10 @@ def _influence(summary: Mapping[str, Any]) -> str:
     if not summary["influence"] and not at_init:
         return ""
     svg = figures.influence("influence", summary["influence"], at_init, _when(summary))
+    seen = [f"Blue: {_when(summary)}", *([AT_INIT] if at_init else [])]
     caption = (
         "How much each input position moves the state at the query that gives each item's last answer, and at no other:"
-        " mean squared gradient, normalised to sum to 1."
+        f" mean squared gradient, normalised to sum to 1. {'; '.join(seen)}."
         f" {band(len(summary['accuracy']['replicas']))}"
     )
     return figure(svg, caption)
@@ -228,12 +241,14 @@ def _influence(summary: Mapping[str, Any]) -> str:
 
 def _indices(summary: Mapping[str, Any]) -> str:
     body = []
-    for found in summary["indices"].values():
-        share = found["axis"] == "input position"
-        body.append([found["axis"], "influence" if share else "accuracy", *(between(found[i], True) for i in INDICES)])
+    for name, found in summary["indices"].items():
+        along = {"query_position": label(summary, "query"), "evidence_position": label(summary, "evidence")}
+        axis = along.get(name, found["axis"])
+        of = "influence" if name == "influence" else "accuracy"
+        body.append([axis, of, *(between(found[i], True) for i in INDICES)])
         below = found.get("ceiling_minus_accuracy")
         if below and any(below[i]["mean"] is not None for i in INDICES):
-            body.append([found["axis"], "shortfall", *(between(below[i], True) for i in INDICES)])
+            body.append([axis, "shortfall", *(between(below[i], True) for i in INDICES)])
     caption = (
         "Primacy: first quarter minus middle; recency: last quarter minus middle; tilt: first minus last; middle dip:"
         " the smaller of primacy and recency. Shortfall: ceiling minus accuracy. Mean and 95 % interval over replicas."
@@ -312,29 +327,38 @@ def _again(run: Run) -> list[str]:
     body: list[list[Any]] = []
     judged = any("loss" in one for one in run.again.values())
     changed = [name for name in CHANGED if any(name in one for one in run.again.values())]
+    gaps = any(one["order_gap"] for one in run.again.values())
     for name, one in run.again.items():
         minus, gap = one.get("minus"), one["order_gap"]
         body.append(
             [
-                name,
-                one.get("variant") or one["task"],
+                one.get("variant") or "unchanged",
                 between(one["accuracy"]),
-                ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
                 between(minus, True) if minus else "",
-                *(between(one[share]) if share in one else "" for share in changed),
-                between(gap, True) if gap else "",
+                *(["".join(between(one[share]) for share in changed if share in one)] if changed else []),
+                *([between(gap, True) if gap else ""] if gaps else []),
+                ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
                 *([loss_told(one) if "loss" in one else ""] if judged else []),
+                _measured_on(run, one),
+                name,
             ]
         )
-    head = ["evaluation", "of", "accuracy", "ceiling", "minus unchanged"]
-    head += [*(share.replace("_", " ") for share in changed), "order gap"]
-    head += ["loss"] if judged else []
+    head = ["items", "accuracy", "minus unchanged"]
+    head += [" or ".join(share.replace("_", " ") for share in changed)] if changed else []
+    head += [*(["order gap"] if gaps else []), "ceiling", *(["loss"] if judged else []), "task", "file in evals"]
     caption = (
         "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
         " replica. Order sensitivity is the share of answers that another order of the segments changed, answers"
         " changed the share that another intervention did."
     )
-    return ["<h2>Evaluated again</h2>", grid(head, body, caption, texts=2)]
+    return ["<h2>Evaluated again</h2>", grid(head, body, caption, last=2)]
+
+
+def _measured_on(run: Run, one: Mapping[str, Any]) -> str:
+    """The task where it is not the one trained on, and which items if they were stored."""
+    task, stored = shortened(one["task"]), one.get("stored")
+    told = "as trained" if task == shortened(str(run.settings.get("task"))) else task
+    return f"{told}, {stored_told(stored)}" if stored else told
 
 
 def _rows(summary: Mapping[str, Any]) -> str:

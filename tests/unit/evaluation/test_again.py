@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,7 +103,18 @@ def test_results_of_every_variant(run, capsys):
     before = [rows[""]["correct"][rows[""]["replica"] == r].mean() for r in range(2)]
     assert told["_swap"]["minus"]["mean"] == pytest.approx(np.mean(np.subtract(paired, before)))
     assert "minus" not in told[""]
-    out = capsys.readouterr().out
+    out, error = capsys.readouterr()
+    assert out.startswith(f"{TASK}\nevaluated at step 4 of 4\n")
+    told_2x = told["_2x"]["accuracy"]["mean"], told["_2x"]["baselines"]["order_free"]
+    assert re.search(r"^2x: accuracy {:.3f} \[.*\], ceiling 1\.000, order-free {:.3f}$".format(*told_2x), out, re.M)
+    assert [line for line in error.splitlines() if line.startswith("evaluating")] == [
+        "evaluating shift(by=4) (2 of 6)",
+        "evaluating swap (3 of 6)",
+        "evaluating 2x (4 of 6)",
+        "evaluating 2x shift(by=4) (5 of 6)",
+        "evaluating 2x swap (6 of 6)",
+    ]
+    assert "stored" not in told[""]
     assert "accuracy by delay after the context" in out
     assert "shift(by=4): accuracy " in out
     assert ", answers changed 0.000 [0.000, 0.000]" in out
@@ -110,14 +122,19 @@ def test_results_of_every_variant(run, capsys):
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Evaluated again</h2>" in page
     assert page.count("<td>2x swap</td>") == 1
-    assert '<th class="number">order sensitivity</th><th class="number">answers changed</th>' in page
+    assert '<th class="number">order sensitivity or answers changed</th>' in page
     assert list(stored.read_again(run)) == [f"step000004{name}" for name in names]
 
 
 def test_the_line_of_a_variant_tells_the_loss():
     rows = with_losses()
     one = again.Measured(again.Variant(2), "task", rows, summarise(rows))
-    assert again.line(one, one) == "2x: accuracy 0.583 [0.169, 0.997], loss 5.500 [-1.952, 12.952]"
+    told = "2x: accuracy 0.583 [0.169, 0.997], ceiling 0.625{}, order-free 0.125, loss 5.500 [-1.952, 12.952]"
+    assert again.line(one, one) == told.format("")
+    one.summary["ceiling"]["known"] = 0.5
+    assert again.line(one, one) == told.format(" where it is known")
+    plain = again.Measured(again.Variant(), "task", rows, one.summary)
+    assert again.line(plain, plain).startswith("1x: accuracy 0.583 ")
 
 
 def test_a_damaged_result_is_named(run):
@@ -146,7 +163,7 @@ def test_one_condition(run, tmp_path, tiny):
     assert list(json.loads((run / "evals" / "one.json").read_text())["by_condition"]) == ["train"]
 
 
-def test_stored_items(run, tmp_path):
+def test_stored_items(run, tmp_path, capsys):
     export.main(["--task", TASK, "--data_dir", str(tmp_path), "--examples", "40"])
     data = tmp_path / "associative_recall" / export.VERSION
     assert evaluate.main(["--workdir", str(run), "--data_dir", str(tmp_path)]) == 0
@@ -154,6 +171,19 @@ def test_stored_items(run, tmp_path):
     first, second = (rows["query"][rows["replica"] == replica] for replica in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, export.read(data)[1].query[:, 0])
+    out, error = capsys.readouterr()
+    assert f"\n{TASK}\n40 stored items of {data}\nevaluated at step 4 of 4\n" in out
+    assert "evaluating" not in error
+    path = run / "evals" / "associative_recall_step000004.json"
+    found = json.loads(path.read_text())
+    assert found["stored"] == {"items": 40, "folder": str(data)}
+    page = (run / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+    assert page.count(f'<td class="wrap">as trained, 40 stored items of {data}</td>') == 1
+    for key, wrong in (("items", "40"), ("folder", None)):
+        path.write_text(json.dumps({**found, "stored": {**found["stored"], key: wrong}}))
+        with pytest.raises(ConfigError, match=f"damaged at 'stored.{key}'"):
+            stored.read_again(run)
+    path.unlink()
 
 
 def test_items_of_another_world_are_refused_with_both(tiny):
