@@ -58,11 +58,13 @@ class Arm:
 
     label: str
     rows: Rows
+    mark: str = ""  # told whole, behind the label
 
     @property
     def short(self) -> str:
-        """A label that fits into the figure's width."""
-        return self.label if len(self.label) <= LONGEST_LABEL else f"{self.label[: LONGEST_LABEL - 1]}…"
+        """A label that fits into the figure's width, with the mark."""
+        room = LONGEST_LABEL - len(self.mark)
+        return (self.label if len(self.label) <= room else f"{self.label[: room - 1]}…") + self.mark
 
 
 def _matplotlib() -> Any:
@@ -212,10 +214,10 @@ def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after trai
     """Share of the influence on the answer that each input position has, at the start and `when` rows were made."""
 
     def paint(axes: Any) -> None:
-        if at_init:
-            _curve(axes, at_init, SKY, "before training", marker="", line="-.")
         if rows:
             _curve(axes, rows, BLUE, when, marker="o")
+        if at_init:
+            _curve(axes, at_init, SKY, "before training", marker="", line="-.")
         axes.set_ylim(bottom=0)
         _finish(axes, "input position", "share of influence")
 

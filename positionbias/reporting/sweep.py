@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Mapping
 
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
-from positionbias.evaluation.table import remarks, solved_count
+from positionbias.evaluation.table import remarks, solved_count, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
 from positionbias.reporting.html import between, escape, figure, grid, note, page, pairs
@@ -19,7 +19,7 @@ MOST_ARMS = 14  # curves one figure can hold and still be read
 
 def sweep_page(sweep: Sweep) -> str:
     """The whole document for a sweep, whatever part of it is done."""
-    measured = {name: run for name, run in sweep.cells.items() if run.summary}
+    measured = {name: run for name, run in sweep.cells.items() if run.summary and not _initial(run)}
     title = str(sweep.plan.get("name") or next((r.settings.get("name") for r in measured.values()), sweep.path.name))
     finished = sum(sweep.status(name) == "finished" for name in sweep.cells)
     body = [
@@ -30,14 +30,25 @@ def sweep_page(sweep: Sweep) -> str:
     ]
     if measured:
         body += ["<h2>Arms side by side</h2>", side_by_side(_figures(measured)), "<h2>Numbers</h2>", *_tables(measured)]
-    body += _unfinished(sweep)
+    body += _unfinished(sweep, measured)
     body += ["<h2>Plan</h2>", _plan(sweep)]
     return page(f"{title}: sweep", body)
 
 
+def _initial(run: Run) -> bool:
+    """Whether only the evaluation at initialisation is there, which says nothing of training."""
+    return run.summary.get("steps") == 0
+
+
+def _mark(run: Run) -> str:
+    """` (at step N of M)` where a cell was measured before its training had ended."""
+    steps, of = run.summary["steps"], run.summary["of"]
+    return f" ({when(run.summary)})" if None not in (steps, of) and steps < of else ""
+
+
 def _verdict(measured: Mapping[str, Run]) -> str:
     ranked = sorted(measured, key=lambda name: -(measured[name].summary["accuracy"]["mean"] or 0))
-    parts = [f"{name} {between(measured[name].summary['accuracy'])}" for name in ranked[:6]]
+    parts = [f"{name}{_mark(measured[name])} {between(measured[name].summary['accuracy'])}" for name in ranked[:6]]
     more = f" and {len(ranked) - 6} more below" if len(ranked) > 6 else ""
     return f"Mean accuracy, highest first: {'; '.join(parts)}{more}."
 
@@ -48,7 +59,8 @@ def _notes(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     if failed:
         notes.append(f"{len(failed)} of {len(sweep.cells)} cells failed: {', '.join(failed)}.")
     if not measured:
-        notes.append("No cell has been evaluated yet, so there is nothing to compare.")
+        but = " but at initialisation" if any(_initial(run) for run in sweep.cells.values()) else ""
+        notes.append(f"No cell has been evaluated yet{but}, so there is nothing to compare.")
     if len(measured) > MOST_ARMS:
         notes.append(f"The figures show the first {MOST_ARMS} arms; the table has all {len(measured)}.")
     for name, run in measured.items():
@@ -71,8 +83,8 @@ def _figures(measured: Mapping[str, Run]) -> list[str]:
     bands = band(counts[0]) if len(counts) == 1 else f"Bands: 95 % Student t over {counts[0]} to {counts[-1]} replicas."
     found = []
     for axis in ("query", "evidence"):
-        what = " / ".join(dict.fromkeys(label(run.summary, axis) for run in shown.values()))  # tasks may differ
-        compared = [figures.Arm(name, run.summary[f"by_{axis}_position"]) for name, run in shown.items()]
+        what = _axis(shown, axis)
+        compared = [figures.Arm(name, run.summary[f"by_{axis}_position"], _mark(run)) for name, run in shown.items()]
         svg = figures.arms(f"arms-{axis}", what, compared)
         found.append(figure(svg, f"Accuracy by {what}. Dashed in an arm's colour: its own ceiling. {bands}"))
     return found
@@ -88,22 +100,25 @@ def _tables(measured: Mapping[str, Run]) -> list[str]:
         loss = [loss_told(run.summary) if "loss" in run.summary else "–"] if judged else []
         gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
         ceiling = ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"])
-        body.append([_link(name), between(accuracy), gap, ceiling, part, *loss])
+        body.append([_link(name, run), between(accuracy), gap, ceiling, part, *loss])
     head = ["arm", "accuracy", f"minus {first}", "ceiling", "solved", *(["loss"] if judged else [])]
     caption = (
         "Mean and 95 % interval over replicas; differences are paired by replica. Each name leads to its own report."
     )
     parts = [grid(head, body, caption, raw=1)]
-    for axis in ("query_position", "evidence_position"):
+    for axis in ("query", "evidence"):
         rows = [
-            [_link(name), *(between(run.summary["indices"][axis][i], True) for i in INDICES)]
+            [_link(name, run), *(between(run.summary["indices"][f"{axis}_position"][i], True) for i in INDICES)]
             for name, run in measured.items()
         ]
-        what = axis.replace("_", " ")
-        parts.append(
-            grid(["arm", *(i.replace("_", " ") for i in INDICES)], rows, f"Indices of accuracy by {what}.", raw=1)
-        )
+        caption = f"Indices of accuracy by {_axis(measured, axis)}."
+        parts.append(grid(["arm", *(i.replace("_", " ") for i in INDICES)], rows, caption, raw=1))
     return parts
+
+
+def _axis(measured: Mapping[str, Run], axis: str) -> str:
+    """What the slots of an axis count, in each of the tasks, which may differ."""
+    return " / ".join(dict.fromkeys(label(run.summary, axis) for run in measured.values()))
 
 
 def _against(values: list[float | None], first: list[float | None]) -> str:
@@ -113,18 +128,20 @@ def _against(values: list[float | None], first: list[float | None]) -> str:
     return between(found.to_dict(), True)
 
 
-def _link(name: str) -> str:
-    return f'<a href="cells/{escape(urllib.parse.quote(name))}/report.html">{escape(name)}</a>'
+def _link(name: str, run: Run) -> str:
+    return f'<a href="cells/{escape(urllib.parse.quote(name))}/report.html">{escape(name)}</a>{_mark(run)}'
 
 
-def _unfinished(sweep: Sweep) -> list[str]:
+def _unfinished(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     body = []
     for name, run in sweep.cells.items():
-        if sweep.status(name) == "finished" and run.summary:
+        if sweep.status(name) == "finished" and name in measured:
             continue
         line = sweep.ledger.get(name, {})
-        told = line.get("message") or run.manifest.get("message", "")
-        body.append([name, sweep.status(name) or "not started", line.get("code", "–"), told])
+        told = [str(line.get("message") or run.manifest.get("message", ""))]
+        told += ["only the evaluation at initialisation is there"] if _initial(run) else []
+        status = sweep.status(name) or "not started"
+        body.append([name, status, line.get("code", "–"), "; ".join(part for part in told if part)])
     if not body:
         return []
     return [

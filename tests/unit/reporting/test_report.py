@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import os
 import re
 import sys
 
@@ -21,7 +22,7 @@ from positionbias.spec import ConfigError
 class Reader(html.parser.HTMLParser):
     """Collects text and attributes, and checks that tags close in order and ids are unique."""
 
-    VOID = ("meta", "path", "use", "rect", "br")
+    VOID = ("meta", "path", "use", "rect", "wbr")
 
     def __init__(self, text):
         super().__init__()
@@ -83,6 +84,54 @@ def test_a_run_is_told_in_one_sentence_with_all_its_figures(run_folder):
     assert "Band: 95 % Student t over replicas, n = 4." in page.text
     for told in ("closed form", "before training", "Accuracy by slot of the query", "Training loss"):
         assert told in page.text
+
+
+def test_every_figure_tells_what_it_shows_in_one_order(run_folder):
+    page = write_report(run_folder).read_text(encoding="utf-8")
+    shown = re.findall(r"<figure>(.*?)<figcaption>(.*?)</figcaption>", page, re.DOTALL)[:4]
+    for svg, caption in shown:
+        legend = [told for told in re.findall(r"<!-- (.*?) -->", svg) if told in ("at step 600", "before training")]
+        assert legend == ["at step 600", "before training"]
+        assert re.search(r"Blue: (accuracy )?at step 600; .*light blue: before training", caption)
+    assert [("dashed: " in caption, "dotted: " in caption) for _, caption in shown] == [(True, True)] * 3 + [
+        (False, False)
+    ]
+
+
+def test_indices_are_named_by_the_tasks_own_axes(run_folder):
+    text = read(run_folder).text
+    assert "slot of the query accuracy" in text
+    assert "slot of the evidence shortfall" in text
+    assert "distance accuracy" in text
+    assert "input position influence" in text
+    assert not re.search("(query|evidence) position", text)
+
+
+def test_the_table_of_later_evaluations_tells_short_things_first(tmp_path):
+    folder = fabricate.write_run(tmp_path / "run", items=16)
+    summary = json.loads((folder / "summary.json").read_text())
+    less = {"mean": -0.25, "low": -0.5, "high": 0.0}
+    several = {
+        "plain": {"task": "inverse_permutation(n=8, alphabet=16, scratch=False)"},
+        "moved": {"task": "nothing(n=8)", "variant": "2x swap", "minus": {"variant": "2x", **less}},
+        "kept": {"task": fabricate.TASK, "stored": {"items": 200, "folder": "data/<mine>/1.0.0"}},
+    }
+    several["moved"]["order_sensitivity"] = {"mean": 0.125, "low": 0.0, "high": 0.25}
+    (folder / "evals").mkdir()
+    for i, (name, more) in enumerate(several.items()):
+        path = folder / "evals" / f"{name}_{i}.json"
+        path.write_text(json.dumps({**summary, **more}))
+        os.utime(path, (i, i))
+    text = read(folder).text.replace("−", "-")
+    text = text[text.index("Evaluated again") : text.index("Training loss")]
+    mean = f"{summary['accuracy']['mean']:.3f} \\[.*?\\]"
+    for told in (
+        "items accuracy minus unchanged order sensitivity ceiling task file in evals unchanged",
+        rf" unchanged {mean} 0\.572 as trained plain_ 0",
+        rf" 2x swap {mean} -0\.250 \[-0\.500, 0\.000\] 0\.125 \[0\.000, 0\.250\] 0\.572 nothing\( n=8\) moved_ 1",
+        rf" unchanged {mean} 0\.572 as trained, 200 stored items of data/<mine>/1\.0\.0 kept_ 2",
+    ):
+        assert re.search(told, text), told
 
 
 def test_a_run_tells_how_it_was_made(run_folder):
@@ -424,7 +473,49 @@ def test_a_manifest_that_says_finished_outranks_a_failure_of_the_ledger(tmp_path
 
 def test_a_sweep_without_any_result_says_so(tmp_path):
     (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}]}')
-    assert "No cell has been evaluated yet" in read(tmp_path).text
+    assert "No cell has been evaluated yet, so there is nothing to compare." in read(tmp_path).text
+    edit(fabricate.write_run(tmp_path / "cells" / "a", items=16), lambda s: s.update(steps=0))
+    text = read(tmp_path).text
+    assert "No cell has been evaluated yet but at initialisation, so there is nothing to compare." in text
+    assert "Numbers" not in text
+
+
+def test_a_cell_that_was_only_measured_at_initialisation_is_not_compared(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    cell = edit(folder / "cells" / "causal", lambda s: s.update(steps=0))
+    manifest = json.loads((cell / "manifest.json").read_text())
+    (cell / "manifest.json").write_text(json.dumps({**manifest, "status": "stopped", "message": "stopped at step 20"}))
+    page = Reader(write_report(folder).read_text(encoding="utf-8"))
+    assert [link for link in page.links if not link.startswith("#")].count("cells/causal/report.html") == 0
+    assert re.search(r"highest first: bidirectional 0\.99\d [^;]*; half<b> 0\.\d+ [^;]*\. Arms", page.text)
+    assert "minus bidirectional" in page.text
+    assert "causal stopped – stopped at step 20; only the evaluation at initialisation is there" in page.text
+    captions = re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.DOTALL)
+    assert len(captions) == 2
+    assert not any("<!-- causal -->" in svg for svg in captions)
+
+
+def test_a_cell_measured_before_its_training_ended_is_marked(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    edit(folder / "cells" / "causal", lambda s: s.update(steps=340, of=600))
+    edit(folder / "cells" / "bidirectional", lambda s: s.update(of=600))
+    page = Reader(write_report(folder).read_text(encoding="utf-8"))
+    assert re.search(r"first: bidirectional 0\.99.*; causal \(at step 340 of 600\) 0\.5", page.text)
+    assert page.text.count("causal (at step 340 of 600) ") == 4, "in the verdict and in three tables"
+    assert (folder / "report.html").read_text().count("<!-- causal (at step 340 of 600) -->") == 2
+    assert "at step 600" not in page.text
+
+
+def test_a_long_name_leaves_room_for_its_mark():
+    arm = figures.Arm("a" * 80, [], " (at step 1 of 2)")
+    assert len(arm.short) == figures.LONGEST_LABEL
+    assert arm.short.endswith("a… (at step 1 of 2)")
+
+
+def test_the_indices_of_a_sweep_are_named_by_the_tasks_axes(sweep_folder):
+    text = Reader((sweep_folder / "report.html").read_text()).text
+    assert "Indices of accuracy by slot of the query." in text
+    assert "Indices of accuracy by slot of the evidence." in text
 
 
 def test_arms_of_unequal_replicas_are_not_paired(tmp_path):
