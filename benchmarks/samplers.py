@@ -4,7 +4,9 @@
 
 Both are timed in one process and in turn, K steps in one call as in training: the whole step of one replica, and its
 sampler alone, which makes the same batches from the same stream and keeps what the step reads. The share is the ratio
-of a pair of calls; told are medians over pairs.
+of a pair of calls; told are medians over pairs. Measured are the shipped configs, and the tasks at their default sizes,
+which are the papers' or nearer to them, on the model of the config that trains a smaller one: a paper's model is larger
+and its share smaller.
 """
 
 from __future__ import annotations
@@ -26,12 +28,26 @@ from positionbias.tasks.base import world_of
 
 GOAL = 0.05  # of a step
 WARM_UP = 2  # pairs that are not counted
+AT_DEFAULTS = [
+    "associative_recall",
+    "common_words",
+    "context_or_prior",
+    "entity_binding",
+    "modular_addition",
+    "multi_hop",
+    "needle",
+    "rebinding",
+    "set_disjointness",
+    "text",
+    "tree_paths",
+    "variable_tracking",
+]
 CONFIGS = sorted(str(path) for path in pathlib.Path("configs").rglob("*.py") if path.name != "base.py")
 
 
-def measure(config_file: str, pairs: int) -> dict[str, Any]:
+def measure(config_file: str, pairs: int, *overrides: tuple[str, str]) -> dict[str, Any]:
     """Milliseconds a step of "step" and "sampler", their ratio "share", the task and the steps in a call."""
-    compiled = prepare.compiled(config_file, ("train.replicas", "1"))
+    compiled = prepare.compiled(config_file, ("train.replicas", "1"), *overrides)
     experiment, size = compiled.program.experiment, compiled.program.auto.steps_per_dispatch
     config, task = experiment.config, experiment.task
     key = replica_key(jax.tree.map(lambda x: x[0], replica_seeds(config.seed, 1, None)))
@@ -75,6 +91,9 @@ def main() -> None:
     parser.add_argument("--dispatches", type=int, default=12, help="pairs of calls that are counted")
     given = parser.parse_args()
     found = {config: measure(config, given.dispatches) for config in given.config}
+    for name in AT_DEFAULTS if given.config == CONFIGS else ():
+        few = ("train.steps_per_dispatch", "2")  # some of these steps take seconds
+        found[name] = measure(f"configs/{name}/quick.py", given.dispatches, ("task", name), few)
     print(f"{'step, ms':>10}{'sampler, ms':>13}{'share':>9}   config   (goal: at most {GOAL:.0%})")
     for config, one in found.items():
         print(f"{one['step']:10.3f}{one['sampler']:13.4f}{one['share']:9.2%}   {config}")

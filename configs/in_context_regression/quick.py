@@ -1,4 +1,4 @@
-"""Several heads of softmax attention regress in context as a step of gradient descent does, and one head cannot.
+"""Several heads of softmax attention regress in context nearly as well as a step of gradient descent; one head cannot.
 
     python -m positionbias.train --config configs/in_context_regression/quick.py
     python -m positionbias.sweep --config configs/in_context_regression/quick.py

@@ -5,9 +5,10 @@
 One layer without normalisation and with strong weight decay, as in Nanda et al. 2023 (arXiv 2301.05217), whose modulus
 of 113 and share of 30 % take about 10,000 steps.
 
-Hardware and time: 2 CPU cores, 2 minutes. Number to reach: accuracy 0.98 on `train` and 0.85 on `held_out` in each of
-the four replicas, ceilings 1. Three reached 1.000 in both, and one, which was still on its way, 0.990 and 0.910: in the
-mean 0.998 [0.990, 1.005] and 0.978 [0.906, 1.049]. Guessing is right once in 59.
+Hardware and time: 2 CPU cores, 3 minutes (4 and a half with other work on the machine). Number to reach: accuracy 0.98
+on `train` and 0.95 on `held_out` in each of the four replicas, ceilings 1 (1.000 in all four was measured, held out
+1.000 [0.999, 1.001]; after 1,200 steps one of them was still on its way, with 0.910 held out). A sum does not depend on
+the order of its terms, so that a guess that ignores it may know them all; any number is right once in 59.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 
-def get_config(steps: int = 1200) -> ConfigDict:
+def get_config(steps: int = 1800) -> ConfigDict:
     return ConfigDict(
         {
             "name": "modular_addition_quick",

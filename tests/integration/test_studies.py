@@ -52,7 +52,7 @@ PROMISED = [
     ("in_context_classification/quick.py", "train", 0.98, 1),
     ("inverse_permutation_matrix/quick.py", "train", 0.99, 1),
     ("modular_addition/quick.py", "train", 0.98, 1),
-    ("modular_addition/quick.py", "held_out", 0.85, 1),
+    ("modular_addition/quick.py", "held_out", 0.95, 1),
     ("multi_hop/quick.py", "train", 0.73, 1),
     ("needle/quick.py", "train", 0.98, 1),
     ("rebinding/quick.py", "train", 0.93, 1),
