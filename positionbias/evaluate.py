@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
         if given.data_dir is not None and getattr(given, other) is not None:
             raise ConfigError(f"--data_dir: cannot be given with --{other}, which the stored items settle.")
     if given.data_dir is not None:
-        from positionbias.tasks import export
+        from positionbias.tasks import exported
 
-        given.data_dir = export.find(pathlib.Path(given.data_dir))
+        given.data_dir = exported.find(launch.folder(given.data_dir, "--data_dir"))
     workdir = launch.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
     from positionbias.training.run_folder import FolderInUse, locked

@@ -14,10 +14,10 @@ from positionbias.spec import ConfigError
 IN_USE = 4
 
 
-def folder(given: str) -> pathlib.Path:
-    """The path given as `--workdir`."""
+def folder(given: str, flag: str = "--workdir") -> pathlib.Path:
+    """The path given as `flag`."""
     if not given:  # which pathlib takes for the folder one is in
-        raise ConfigError("--workdir: '' is not allowed; allowed: the path of a folder.")
+        raise ConfigError(f"{flag}: '' is not allowed; allowed: the path of a folder.")
     return pathlib.Path(given)
 
 

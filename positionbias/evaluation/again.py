@@ -27,7 +27,7 @@ from positionbias.evaluation.summary import summarise
 from positionbias.evaluation.table import number, spelt
 from positionbias.files import write_json
 from positionbias.spec import ConfigError
-from positionbias.tasks import export
+from positionbias.tasks import export, exported
 from positionbias.tasks.base import Batch, Task, find_condition
 from positionbias.training import auto
 
@@ -96,21 +96,21 @@ class Measurer:
         self.wanted, self.items = wanted, items
         self.stored: dict[str, Batch] | None = None
         self.source: dict[str, Any] | None = None
-        if data is not None:
-            told, batch = export.read(data)
-            task, conditions, self.stored = told["task"], told["condition"], {told["condition"]: batch}
-            self.source = {"items": len(batch.query), "folder": str(data)}
-        self.runs: dict[int, LoadedRun] = {}
-        for variant in wanted:
-            if variant.times not in self.runs:
-                self.runs[variant.times] = self._load(folder, step, task, variant.times)
-        self.run = self.runs[wanted[0].times]
-        if data is not None:
-            self._check_world(told)
         names = None if conditions is None else [name.strip() for name in conditions.split(",")]
         if names is not None and len(set(names)) < len(names):
             raise ConfigError(f"--conditions: {conditions!r} has one twice; allowed: each once.")
+        if data is not None:
+            given = exported.read(data)
+            task, names = spec.full(given.task), [given.condition.name]
+            self.stored = {given.condition.name: given.batch}
+            self.source = {"items": len(given.batch.query), "folder": str(data)}
         self.names = names
+        self.runs: dict[int, LoadedRun] = {}
+        for variant in wanted:
+            if variant.times not in self.runs:
+                run = self._load(folder, step, task, variant.times)
+                self.runs[variant.times] = run if data is None else in_world(run, given)
+        self.run = self.runs[wanted[0].times]
         for variant in wanted:
             self._check(variant)
 
@@ -130,22 +130,10 @@ class Measurer:
             return load(folder, step, "all", task)
         except ConfigError as error:
             told = str(error)
-            if times == 1 or not told.startswith("task: "):
+            if not told.startswith("task: ") or (times == 1 and self.source is None):
                 raise
-            raise ConfigError(f"--lengths: {times}x: {told.removeprefix('task: ')}") from None
-
-    def _check_world(self, told: dict[str, Any]) -> None:
-        """Stored items of a task with a world hold for the replica they were drawn for alone."""
-        config = self.run.config
-        if not jax.tree.leaves(jax.eval_shape(self.run.task.world, jax.random.key(0))):
-            return
-        if (config.seed, config.train.replicas, config.train.vary.get("seed")) != (told["seed"], 1, None):
-            seeds = f", train.vary.seed = {config.train.vary['seed']}" if "seed" in config.train.vary else ""
-            raise ConfigError(
-                f"--data_dir: these items are of the world of seed {told['seed']}, replica {told['replica']}, but the"
-                f" run has seed = {config.seed}, train.replicas = {config.train.replicas}{seeds}; allowed: a run of"
-                " that one replica and seed."
-            )
+            flag = f"--lengths: {times}x" if self.source is None else f"--data_dir: {self.source['folder']!r}"
+            raise ConfigError(f"{flag}: {told.removeprefix('task: ')}") from None
 
     def _check(self, variant: Variant) -> None:
         run, change = self.runs[variant.times], variant.intervention
@@ -169,7 +157,7 @@ class Measurer:
         for variant in self.wanted:
             run = self.runs[variant.times]
             # On the devices that are here, which need not be as many as it was trained on.
-            train = dataclasses.replace(run.config.train, devices="auto")
+            train = dataclasses.replace(run.config.train, devices="auto", replicas=len(run.keys), vary={})
             here = dataclasses.replace(run.experiment, config=dataclasses.replace(run.config, train=train))
             layout = auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
             evaluator = Evaluator(
@@ -186,8 +174,28 @@ class Measurer:
             plain = variant.intervention is None and self.names is None
             theory = theory_of(run.experiment) if plain else None
             settings = run.config.train
-            summary = summarise(rows, steps=run.step, of=settings.steps, varied=settings.vary, theory=theory)
+            varied = settings.vary if len(run.keys) == settings.replicas else {}
+            summary = summarise(rows, steps=run.step, of=settings.steps, varied=varied, theory=theory)
             yield Measured(variant, run.config.task, rows, summary, self.source)
+
+
+def in_world(run: LoadedRun, given: exported.Exported) -> LoadedRun:
+    """The replica that the items were drawn for alone, of a task where each has a world of its own; else the run.
+
+    Raises ConfigError where the run does not have that replica.
+    """
+    if not exported.has_world(given.task):
+        return run
+    config, replica = run.config, given.replica
+    if config.seed != given.seed or replica >= config.train.replicas or "seed" in config.train.vary:
+        seeds = f", train.vary.seed = {config.train.vary['seed']}" if "seed" in config.train.vary else ""
+        raise ConfigError(
+            f"--data_dir: these items are of the world of seed {given.seed}, replica {replica}, but the run has"
+            f" seed = {config.seed}, train.replicas = {config.train.replicas}{seeds}; allowed: a run that has this seed"
+            " and replica."
+        )
+    weights = jax.tree.map(lambda leaf: leaf[replica : replica + 1], run.weights)
+    return dataclasses.replace(run, weights=weights, keys=run.keys[replica : replica + 1])
 
 
 def check_told(experiment: Experiment, change: Intervention) -> None:

@@ -20,11 +20,9 @@ from positionbias import files, runtime, spec
 from positionbias.config.cli import Parser, parse_command_line, run_entry
 from positionbias.spec import ConfigError
 
-VERSION = "1.0.0"
 STREAM = "evaluation/again"  # what `positionbias.evaluate` draws from
 AT_ONCE = 256  # sequences drawn at once
 MOST = 10_000_000
-INFO = "dataset_info.json"  # what TFDS knows a dataset's folder by
 NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")  # what TFDS takes for a dataset's or a split's name
 
 
@@ -32,7 +30,7 @@ def parser() -> Parser:
     """The flags of this entry."""
     made = Parser("python -m positionbias.tasks.export", "Write a frozen evaluation set that tfds.data_source reads.")
     made.add_argument("--task", required=True, metavar="SPEC", help="the task")
-    made.add_argument("--data_dir", required=True, help="folder of datasets; this one goes to NAME/" + VERSION)
+    made.add_argument("--data_dir", required=True, help="folder of datasets; this one goes to NAME/VERSION")
     made.add_argument("--examples", type=int, default=1000, help="number of examples; default: 1000")
     made.add_argument("--condition", help="one of the task's conditions; default: that named by --split, or trained on")
     made.add_argument("--split", help="name of the split; default: the condition's name")
@@ -45,6 +43,8 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, _ = parse_command_line(parser(), argv)
+    from positionbias.tasks.exported import VERSION, has_world
+
     for flag, most in (("examples", MOST), ("seed", spec.LARGEST), ("replica", 4095)):
         low, value = int(flag == "examples"), getattr(given, flag)
         if not low <= value <= most:
@@ -70,17 +70,10 @@ def main(argv: list[str]) -> int:
     print(f"{given.examples} examples of {spec.canonical(task)}, condition {condition.name}: {folder}")
     if has_world(task):
         print(
-            f"They are of the world of seed {given.seed}, replica {given.replica}; positionbias.evaluate measures on"
-            " them a run of that one replica and seed only."
+            f"They are of the world of seed {given.seed}, replica {given.replica}; of a run of that seed"
+            " positionbias.evaluate measures on them that replica alone."
         )
     return 0
-
-
-def has_world(task: Any) -> bool:
-    """Whether each replica has a world of its own, so that its items hold for it alone."""
-    import jax
-
-    return bool(jax.tree.leaves(jax.eval_shape(task.world, jax.random.key(0))))
 
 
 def _condition(task: Any, named: str | None, split: str | None) -> Any:
@@ -96,7 +89,9 @@ def _condition(task: Any, named: str | None, split: str | None) -> Any:
 def export(task: Any, condition: Any, folder: pathlib.Path, split: str, examples: int, seed: int, replica: int) -> None:
     """Draw the items and write them to `folder`, DATA_DIR/NAME/VERSION; nothing is left of it where that fails."""
     columns = drawn(task, condition, examples, seed, replica)
-    tfds = _tfds("positionbias.tasks.export")
+    from positionbias.tasks.exported import import_tfds
+
+    tfds = import_tfds("positionbias.tasks.export")
     features = {
         name: tfds.features.Tensor(shape=column.shape[1:], dtype=column.dtype.type) for name, column in columns.items()
     }
@@ -152,66 +147,6 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
                 np.broadcast_to(leaf, (AT_ONCE, *leaf.shape[-1:])) if leaf.ndim == 1 else leaf
             )
     return {name: np.concatenate(part)[:examples] for name, part in parts.items()}
-
-
-def find(folder: pathlib.Path) -> pathlib.Path:
-    """The one evaluation set in `folder` or below it: DATA_DIR/NAME/VERSION from DATA_DIR. Raises ConfigError."""
-    if not (folder / INFO).is_file():
-        below = (found for depth in (VERSION, f"*/{VERSION}") for found in folder.glob(f"{depth}/{INFO}"))
-        found = sorted(path.parent for path in below)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            near = " or ".join(repr(str(path)) for path in found[: spec.FEW])
-            raise ConfigError(f"--data_dir: {str(folder)!r} holds {len(found)} evaluation sets, did you mean {near}?")
-    return folder
-
-
-def read(folder: pathlib.Path) -> tuple[dict[str, Any], Any]:
-    """What `export` wrote: {"task", "condition", "seed", "replica"} and the items as a `Batch`, a leading axis on all.
-
-    Raises ConfigError for a folder that holds something else.
-    """
-    from positionbias.tasks.base import Batch
-    from positionbias.tokens import Tokens
-
-    tfds = _tfds("--data_dir")
-    try:
-        builder = tfds.builder_from_directory(str(folder))
-        told = dict(builder.info.metadata or {})
-        (split,) = builder.info.splits
-        rows = list(builder.as_data_source(split))
-        task = spec.build("tasks", told["task"], "task")
-        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        tokens = Tokens(*(columns.pop(f"tokens_{name}") for name in Tokens._fields))
-        if task.shared_tokens:
-            tokens = Tokens(*(leaf[0] for leaf in tokens))
-        return told, Batch(**columns, tokens=tokens)  # type: ignore[arg-type]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        tfds.core.DatasetNotFoundError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise ConfigError(
-            f"--data_dir: {str(folder)!r} is not an exported evaluation set ({reason});"
-            f" allowed: the folder that positionbias.tasks.export named, .../NAME/{VERSION}."
-        ) from None
-
-
-def _tfds(asker: str) -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError:
-        from positionbias.tasks.corpora import INSTALL
-
-        raise ConfigError(f"{asker}: needs tensorflow-datasets, which is not installed; allowed: {INSTALL}.") from None
-    tensorflow_datasets.disable_progress_bar()
-    return tensorflow_datasets
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from positionbias.evaluation.summary import summarise
 from positionbias.positions.base import PositionScheme
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
-from positionbias.tasks import export
+from positionbias.tasks import export, exported
 from positionbias.tasks.associative_recall import AssociativeRecall
 from positionbias.training.loop import train
 
@@ -165,12 +165,12 @@ def test_one_condition(run, tmp_path, tiny):
 
 def test_stored_items(run, tmp_path, capsys):
     export.main(["--task", TASK, "--data_dir", str(tmp_path), "--examples", "40"])
-    data = tmp_path / "associative_recall" / export.VERSION
+    data = tmp_path / "associative_recall" / exported.VERSION
     assert evaluate.main(["--workdir", str(run), "--data_dir", str(tmp_path)]) == 0
     rows = read_rows(run / "evals" / "associative_recall_step000004.npz")
     first, second = (rows["query"][rows["replica"] == replica] for replica in range(2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, export.read(data)[1].query[:, 0])
+    np.testing.assert_array_equal(first, exported.read(data).batch.query[:, 0])
     out, error = capsys.readouterr()
     assert f"\n{TASK}\n40 stored items of {data}\nevaluated at step 4 of 4\n" in out
     assert "evaluating" not in error
@@ -186,18 +186,38 @@ def test_stored_items(run, tmp_path, capsys):
     path.unlink()
 
 
-def test_items_of_another_world_are_refused_with_both(tiny):
-    made = again.Measurer.__new__(again.Measurer)
-    told = {"seed": 7, "replica": 1}
-    theirs = (
-        "--data_dir: these items are of the world of seed 7, replica 1, but the run has seed = 3, train.replicas = 2"
-    )
-    for more, ours in (({}, ""), ({"train.vary.seed": [4, 5]}, ", train.vary.seed = [4, 5]")):
-        experiment = build(tiny({"task": "modular_addition(modulus=5)", "seed": 3, "train.replicas": 2, **more}))
-        made.run = SimpleNamespace(config=experiment.config, task=experiment.task)
-        with pytest.raises(ConfigError) as caught:
-            made._check_world(told)
-        assert str(caught.value) == f"{theirs}{ours}; allowed: a run of that one replica and seed."
+WORLD = "modular_addition(modulus=5)"
+
+
+@pytest.mark.parametrize(
+    ("more", "ours"),
+    [
+        ({"seed": 3}, "seed = 3, train.replicas = 2"),
+        ({"seed": 7, "train.replicas": 1}, "seed = 7, train.replicas = 1"),
+        ({"seed": 7, "train.vary.seed": [4, 5]}, "seed = 7, train.replicas = 2, train.vary.seed = [4, 5]"),
+    ],
+)
+def test_items_of_another_world_are_refused_with_both(tiny, more, ours):
+    experiment = build(tiny({"task": WORLD, "train.replicas": 2, **more}))
+    given = SimpleNamespace(task=experiment.task, seed=7, replica=1)
+    with pytest.raises(ConfigError) as caught:
+        again.in_world(SimpleNamespace(config=experiment.config, task=experiment.task), given)
+    theirs = "--data_dir: these items are of the world of seed 7, replica 1, but the run has"
+    assert str(caught.value) == f"{theirs} {ours}; allowed: a run that has this seed and replica."
+
+
+def test_items_of_a_world_are_for_its_replica_alone(tiny, tmp_path):
+    config = tiny({"task": WORLD, "seed": 7, "train.replicas": 2, "train.steps": 4, "evaluation.items": 40})
+    train(config, tmp_path / "run", [], lambda line: None)
+    export.main(["--task", WORLD, "--data_dir", str(tmp_path), "--examples", "40", "--seed", "7", "--replica", "1"])
+    for more in (["--conditions", "train", "--label", "fresh"], ["--data_dir", str(tmp_path), "--label", "stored"]):
+        assert evaluate.main(["--workdir", str(tmp_path / "run"), *more]) == 0
+    fresh, found = (read_rows(tmp_path / "run" / "evals" / f"{name}.npz") for name in ("fresh", "stored"))
+    assert set(found["replica"]) == {0}
+    theirs = fresh["replica"] == 1
+    for name in ("correct", "query_slot", "evidence"):
+        np.testing.assert_array_equal(found[name], fresh[name][theirs])
+    np.testing.assert_allclose(found["log_probability"], fresh["log_probability"][theirs], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +229,7 @@ def test_items_of_another_world_are_refused_with_both(tiny):
         (["--conditions", "train,train"], "--conditions: 'train,train' has one twice; allowed: each once."),
         (["--items", "1048577"], "--items: 1048577 is not allowed; allowed: a whole number from 1 to 1048576."),
         (["--data_dir", "x", "--items", "3"], "--data_dir: cannot be given with --items"),
+        (["--data_dir="], "--data_dir: '' is not allowed; allowed: the path of a folder."),
         (["--data_dir", "/nowhere"], "--data_dir: '/nowhere' is not an exported evaluation set"),
     ],
 )

@@ -11,7 +11,7 @@ from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
 from positionbias.replicas import Layout, replica_keys, stream
 from positionbias.spec import ConfigError
-from positionbias.tasks import export
+from positionbias.tasks import export, exported
 from positionbias.tasks.base import find_condition
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
@@ -26,13 +26,14 @@ def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp("data")
     arguments = ["--task", TASK, "--data_dir", str(home), "--examples", "300", "--seed", "5", "--replica", "1"]
     assert export.main([*arguments, "--condition", "shifted"]) == 0
-    return home / "associative_recall" / export.VERSION
+    return home / "associative_recall" / exported.VERSION
 
 
 def test_what_is_read_back_is_what_was_drawn(folder):
-    told, batch = export.read(folder)
-    task = spec.build("tasks", TASK, "task")
-    assert told == {"task": spec.full(task), "condition": "shifted", "seed": 5, "replica": 1}
+    found, task = exported.read(folder), spec.build("tasks", TASK, "task")
+    assert (found.folder, found.task, found.condition.name) == (folder, task, "shifted")
+    assert (found.seed, found.replica) == (5, 1)
+    batch = found.batch
     drawn = export.drawn(task, task.conditions()[1], 300, 5, 1)
     assert batch.inputs.shape == (300, 10)
     for name in batch._fields[:3] + batch._fields[4:]:
@@ -48,9 +49,9 @@ def test_tfds_reads_it_as_any_other_dataset(folder):
 
     source = tfds.builder_from_directory(str(folder)).as_data_source("shifted")
     assert len(source) == 300
-    np.testing.assert_array_equal(source[7]["inputs"], export.read(folder)[1].inputs[7])
+    np.testing.assert_array_equal(source[7]["inputs"], exported.read(folder).batch.inputs[7])
     named = tfds.data_source("associative_recall", split="shifted", data_dir=str(folder.parents[1]))
-    np.testing.assert_array_equal(named[299]["query"], export.read(folder)[1].query[299])
+    np.testing.assert_array_equal(named[299]["query"], exported.read(folder).batch.query[299])
 
 
 def test_items_are_drawn_by_their_number():
@@ -77,7 +78,7 @@ CASES = {
 def test_measuring_on_it_is_measuring_on_the_device(case, tmp_path, tiny):
     """In batches of 16 as in the 256 that they were drawn in."""
     text, more = CASES[case]
-    task, folder = spec.build("tasks", text, "task"), tmp_path / "items" / export.VERSION
+    task, folder = spec.build("tasks", text, "task"), tmp_path / "items" / exported.VERSION
     conditions = task.conditions()[1:2] or task.conditions()
     (condition,) = conditions
     export.export(task, condition, folder, "test", 40, 5, 1)
@@ -90,7 +91,7 @@ def test_measuring_on_it_is_measuring_on_the_device(case, tmp_path, tiny):
         made = Evaluator(experiment, Layout("loop"), keys, export.STREAM, conditions=conditions, stored=stored)
         return made.rows(weights)
 
-    fresh, stored = rows(None), rows({condition.name: export.read(folder)[1]})
+    fresh, stored = rows(None), rows({condition.name: exported.read(folder).batch})
     assert set(fresh) == set(stored)
     assert (stored["replica"] == 1).sum() == 40 * (stored["query"].size // 80)
     for column in set(fresh) - {"influence", "conditions", "items", "axes"}:
@@ -167,12 +168,6 @@ def test_a_place_that_cannot_be_a_folder_is_told_in_a_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_another_folder_is_no_evaluation_set(tmp_path):
-    (tmp_path / "dataset_info.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is not an exported evaluation set"):
-        export.read(tmp_path)
-
-
 def test_without_tfds_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     missing = "needs tensorflow-datasets, which is not installed; allowed: pip install -e '.[data]' in the checkout."
@@ -181,21 +176,8 @@ def test_without_tfds_it_says_how_to_get_it(monkeypatch, tmp_path):
     assert str(caught.value) == f"positionbias.tasks.export: {missing}"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError) as caught:
-        export.read(tmp_path)
+        exported.read(tmp_path)
     assert str(caught.value) == f"--data_dir: {missing}"
-
-
-def test_the_one_set_below_a_folder_is_found_and_several_are_named(folder, tmp_path):
-    for given in (folder, folder.parent, folder.parents[1]):
-        assert export.find(given) == folder
-    for name in ("b", "a"):
-        (tmp_path / name / export.VERSION).mkdir(parents=True)
-        (tmp_path / name / export.VERSION / export.INFO).write_text("{}")
-    with pytest.raises(ConfigError) as caught:
-        export.find(tmp_path)
-    near = " or ".join(f"'{tmp_path / name / export.VERSION}'" for name in "ab")
-    assert str(caught.value) == f"--data_dir: '{tmp_path}' holds 2 evaluation sets, did you mean {near}?"
-    assert export.find(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
 @pytest.mark.parametrize(
@@ -204,5 +186,5 @@ def test_the_one_set_below_a_folder_is_found_and_several_are_named(folder, tmp_p
 def test_whose_world_the_items_are_of_is_told(task, told, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda *given: None)
     export.main(["--task", task, "--data_dir", str(tmp_path), "--seed", "3", "--replica", "1"])
-    more = "positionbias.evaluate measures on them a run of that one replica and seed only."
+    more = "of a run of that seed positionbias.evaluate measures on them that replica alone."
     assert capsys.readouterr().out.splitlines()[1:] == [line + more for line in told]
