@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.statistics import INDICES
 from positionbias.evaluation.table import (
     axes_told,
@@ -16,19 +15,15 @@ from positionbias.evaluation.table import (
     rules_told,
     solved_count,
     spelt,
-    stored_told,
     when,
 )
 from positionbias.reporting import figures
+from positionbias.reporting.again import evaluated_again
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
-from positionbias.spec import ConfigError, build, canonical
+from positionbias.reporting.told import COLLINEAR, band, ceiling_told, label, loss_told, replicas_text, shortened
 
-COLLINEAR = (
-    "At this fixed length the query always comes last, so evidence position and distance are the same variable here:"
-    " 'early' and 'far' cannot be told apart. Padding in front of the context would separate them."
-)
 AT_INIT = "light blue: before training"
 UNFINISHED = {
     "running": "is still running, or was killed",
@@ -51,7 +46,7 @@ def run_page(run: Run) -> str:
         body += ["<h2>Measured by position</h2>", side_by_side(_figures(summary))]
         body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary)]
         body += [*_theory(summary), _rows(summary)]
-    body += [*_again(run), *_training(run), *_config(run), *_manifest(run)]
+    body += [*evaluated_again(run), *_training(run), *_config(run), *_manifest(run)]
     return page(f"{run.name}: position bias", body)
 
 
@@ -71,42 +66,6 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if "loss" in summary:
         text += f"; mean loss {loss_told(summary)}"
     return text + (": undecided with so few." if accuracy["verdict"] == "undecided" else ".")
-
-
-def loss_told(measured: Mapping[str, Any]) -> str:
-    """The mean loss, and the least that can be expected where that is known."""
-    loss = measured["loss"]
-    return between(loss) + (f" (floor {number(loss['floor'])})" if loss["floor"] is not None else "")
-
-
-def ceiling_told(mean: float | None, known: float) -> str:
-    """A ceiling, with the share of answers of which it is known and that it is the mean of, if that is not all."""
-    return number(mean) + (f" ({min(known, 0.999):.1%} known)" if 0 < known < 1 else "")
-
-
-def replicas_text(count: int) -> str:
-    """`1 replica`, `4 replicas`."""
-    return f"{count} replica" + ("" if count == 1 else "s")
-
-
-def label(summary: Mapping[str, Any], axis: str) -> str:
-    """What `query` or `evidence` slots count."""
-    return str(summary.get("axes", {}).get(axis) or f"{axis} position")
-
-
-def band(count: int) -> str:
-    """What the band around a curve is."""
-    if count < 2:
-        return "One replica: no interval."
-    return f"Band: 95 % Student t over replicas, n = {count}."
-
-
-def shortened(task: str) -> str:
-    """A task's spec without the arguments that have their defaults; as it is where no such task can be built."""
-    try:
-        return canonical(build("tasks", task, "task"))
-    except ConfigError:
-        return task
 
 
 def _under(run: Run) -> str:
@@ -319,46 +278,6 @@ def _theory(summary: Mapping[str, Any]) -> list[str]:
         "<h2>Theory</h2>",
         grid(["rule or model", "measure", "condition", "theory", "measured"], body, caption, texts=3),
     ]
-
-
-def _again(run: Run) -> list[str]:
-    if not run.again:
-        return []
-    body: list[list[Any]] = []
-    judged = any("loss" in one for one in run.again.values())
-    changed = [name for name in CHANGED if any(name in one for one in run.again.values())]
-    gaps = any(one["order_gap"] for one in run.again.values())
-    for name, one in run.again.items():
-        minus, gap = one.get("minus"), one["order_gap"]
-        body.append(
-            [
-                one.get("variant") or "unchanged",
-                between(one["accuracy"]),
-                between(minus, True) if minus else "",
-                *(["".join(between(one[share]) for share in changed if share in one)] if changed else []),
-                *([between(gap, True) if gap else ""] if gaps else []),
-                ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
-                *([loss_told(one) if "loss" in one else ""] if judged else []),
-                _measured_on(run, one),
-                name,
-            ]
-        )
-    head = ["items", "accuracy", "minus unchanged"]
-    head += [" or ".join(share.replace("_", " ") for share in changed)] if changed else []
-    head += [*(["order gap"] if gaps else []), "ceiling", *(["loss"] if judged else []), "task", "file in evals"]
-    caption = (
-        "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
-        " replica. Order sensitivity is the share of answers that another order of the segments changed, answers"
-        " changed the share that another intervention did."
-    )
-    return ["<h2>Evaluated again</h2>", grid(head, body, caption, last=2)]
-
-
-def _measured_on(run: Run, one: Mapping[str, Any]) -> str:
-    """The task where it is not the one trained on, and which items if they were stored."""
-    task, stored = shortened(one["task"]), one.get("stored")
-    told = "as trained" if task == shortened(str(run.settings.get("task"))) else task
-    return f"{told}, {stored_told(stored)}" if stored else told
 
 
 def _rows(summary: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
 from positionbias.reporting.html import between, escape, figure, grid, note, page, pairs
 from positionbias.reporting.html import figures as side_by_side
-from positionbias.reporting.run import COLLINEAR, band, ceiling_told, label, loss_told
+from positionbias.reporting.told import COLLINEAR, band, ceiling_told, label, loss_told
 
 MOST_ARMS = 14  # curves one figure can hold and still be read
 
