@@ -104,7 +104,7 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
                 print(stored_told(one.stored))
             print(table(one.summary))
         else:
-            print(again.line(one, base))
+            print("\n".join(again.lines(one, base)))
         print(f"results: {workdir / 'evals' / name}.json and .npz")
         if count < len(wanted):
             launch.say(f"evaluating {again.title(wanted[count])} ({count + 1} of {len(wanted)})", sys.stderr)

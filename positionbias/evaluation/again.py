@@ -224,9 +224,9 @@ def check_room(experiment: Experiment, length: int) -> None:
                 )
 
 
-def compared(one: Measured, base: Measured) -> dict[str, Any]:
+def compared(one: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy minus that of the base, paired by replica: {"mean", "low", "high"}."""
-    pairs = zip(one.summary["accuracy"]["replicas"], base.summary["accuracy"]["replicas"], strict=True)
+    pairs = zip(one["accuracy"]["replicas"], base["accuracy"]["replicas"], strict=True)
     return interval([a - b for a, b in pairs]).to_dict()
 
 
@@ -235,21 +235,32 @@ def title(variant: Variant) -> str:
     return variant.name or "1x"
 
 
-def line(one: Measured, base: Measured) -> str:
-    """A variant in a line: its accuracy, and beside it, if it is the base, what the ceiling and a simple rule reach.
+def lines(one: Measured, base: Measured) -> list[str]:
+    """A variant in a line, or in one for each condition under its name.
 
-    Else the difference to the base, and how many answers the intervention changed.
+    Told are the accuracy, and beside it, if the variant is the base, what the ceiling and a simple rule reach; else the
+    difference to the base, and how many answers the intervention changed.
     """
-    parts = [f"{title(one.variant)}: accuracy {_told(one.summary['accuracy'])}"]
-    if one is base:
-        known = " where it is known" if 0 < one.summary["ceiling"]["known"] < 1 else ""
-        parts.append(f"ceiling {number(one.summary['ceiling']['mean'])}{known}")
-        parts.append(f"{spelt('order_free')} {number(one.summary['baselines']['order_free'])}")
+    conditions, origin = one.summary["by_condition"], base.summary["by_condition"]
+    against = None if one is base else base.variant.name or "no intervention"
+    told = {name: _line(found, origin[name], against) for name, found in conditions.items()}
+    if len(told) == 1:
+        return [f"{title(one.variant)}: {line}" for line in told.values()]
+    width = max(map(len, told))
+    return [f"{title(one.variant)}:", *(f"  {name:<{width}}  {line}" for name, line in told.items())]
+
+
+def _line(one: Mapping[str, Any], base: Mapping[str, Any], against: str | None) -> str:
+    parts = [f"accuracy {_told(one['accuracy'])}"]
+    if against is None:
+        known = " where it is known" if 0 < one["ceiling"]["known"] < 1 else ""
+        parts.append(f"ceiling {number(one['ceiling']['mean'])}{known}")
+        parts.append(f"{spelt('order_free')} {number(one['baselines']['order_free'])}")
     else:
-        parts.append(f"{_told(compared(one, base), '+')} against {base.variant.name or 'no intervention'}")
-        parts += [f"{name.replace('_', ' ')} {_told(one.summary[name])}" for name in CHANGED if name in one.summary]
-    if LOSS in one.summary:
-        parts.append(f"loss {_told(one.summary[LOSS])}")
+        parts.append(f"{_told(compared(one, base), '+')} against {against}")
+        parts += [f"{name.replace('_', ' ')} {_told(one[name])}" for name in CHANGED if name in one]
+    if LOSS in one:
+        parts.append(f"loss {_told(one[LOSS])}")
     return ", ".join(parts)
 
 
@@ -266,5 +277,9 @@ def write(folder: pathlib.Path, label: str, one: Measured, base: Measured) -> No
     if one.stored is not None:
         more |= {"stored": one.stored}
     if one is not base:
-        more |= {"minus": {"variant": base.variant.name, **compared(one, base)}}
+        each = {
+            name: compared(found, base.summary["by_condition"][name])
+            for name, found in one.summary["by_condition"].items()
+        }
+        more |= {"minus": {"variant": base.variant.name, **next(iter(each.values())), "by_condition": each}}
     write_json(folder / "evals" / f"{label}.json", {**one.summary, **more})

@@ -121,8 +121,9 @@ SUMMARY = {
 }
 
 
+_MINUS = _interval(variant=str, by_condition={str: _interval()})
 _STORED = {"items": int, "folder": str}
-AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _interval(variant=str), "stored?": _STORED}
+AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _MINUS, "stored?": _STORED}
 
 
 def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from positionbias.evaluation.statistics import INDICES, Interval, paired_differe
 from positionbias.evaluation.table import remarks, solved_count, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
-from positionbias.reporting.html import between, escape, figure, grid, note, page, pairs
+from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import COLLINEAR, band, ceiling_told, label, loss_told
 
@@ -100,8 +100,9 @@ def _tables(measured: Mapping[str, Run]) -> list[str]:
         loss = [loss_told(run.summary) if "loss" in run.summary else "–"] if judged else []
         gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
         ceiling = ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"])
-        body.append([_link(name, run), between(accuracy), gap, ceiling, part, *loss])
-    head = ["arm", "accuracy", f"minus {first}", "ceiling", "solved", *(["loss"] if judged else [])]
+        simple = number(run.summary["baselines"]["order_free"])
+        body.append([_link(name, run), between(accuracy), gap, ceiling, simple, part, *loss])
+    head = ["arm", "accuracy", f"minus {first}", "ceiling", "order-free", "solved", *(["loss"] if judged else [])]
     caption = (
         "Mean and 95 % interval over replicas; differences are paired by replica. Each name leads to its own report."
     )

@@ -13,6 +13,7 @@ from positionbias import evaluate, spec
 from positionbias.config.build import build
 from positionbias.evaluation import again, stored
 from positionbias.evaluation.rows import read_rows
+from positionbias.evaluation.statistics import interval
 from positionbias.evaluation.summary import summarise
 from positionbias.positions.base import PositionScheme
 from positionbias.reporting.report import write_report
@@ -103,6 +104,7 @@ def test_results_of_every_variant(run, capsys):
     before = [rows[""]["correct"][rows[""]["replica"] == r].mean() for r in range(2)]
     assert told["_swap"]["minus"]["mean"] == pytest.approx(np.mean(np.subtract(paired, before)))
     assert "minus" not in told[""]
+    assert told["_swap"]["minus"]["by_condition"]["train"]["mean"] == told["_swap"]["minus"]["mean"]
     out, error = capsys.readouterr()
     assert out.startswith(f"{TASK}\nevaluated at step 4 of 4\n")
     told_2x = told["_2x"]["accuracy"]["mean"], told["_2x"]["baselines"]["order_free"]
@@ -129,12 +131,34 @@ def test_results_of_every_variant(run, capsys):
 def test_the_line_of_a_variant_tells_the_loss():
     rows = with_losses()
     one = again.Measured(again.Variant(2), "task", rows, summarise(rows))
+    (condition,) = one.summary["by_condition"]
     told = "2x: accuracy 0.583 [0.169, 0.997], ceiling 0.625{}, order-free 0.125, loss 5.500 [-1.952, 12.952]"
-    assert again.line(one, one) == told.format("")
-    one.summary["ceiling"]["known"] = 0.5
-    assert again.line(one, one) == told.format(" where it is known")
+    assert again.lines(one, one) == [told.format("")]
+    one.summary["by_condition"][condition]["ceiling"]["known"] = 0.5
+    assert again.lines(one, one) == [told.format(" where it is known")]
     plain = again.Measured(again.Variant(), "task", rows, one.summary)
-    assert again.line(plain, plain).startswith("1x: accuracy 0.583 ")
+    assert again.lines(plain, plain)[0].startswith("1x: accuracy 0.583 ")
+
+
+def test_every_condition_has_its_line():
+    conditions = {"near": with_replicas(0.5, 1.0), "far": with_replicas(0.25, 0.5)}
+    changed = {"near": with_replicas(0.25, 0.75), "far": with_replicas(0.25, 0.5)}
+    variants = again.variants(None, "shift(2)")
+    base, one = (
+        again.Measured(variant, "task", {}, {**next(iter(found.values())), "by_condition": found})
+        for variant, found in zip(variants, (conditions, changed), strict=True)
+    )
+    title, near, far = again.lines(one, base)
+    assert title == "shift(by=2):"
+    assert near.startswith("  near  accuracy 0.500 [")
+    assert ", -0.250 [-0.250, -0.250] against no intervention" in near
+    assert far.startswith("  far   accuracy 0.375 [")
+    assert ", +0.000 [+0.000, +0.000] against no intervention" in far
+
+
+def with_replicas(*accuracy):
+    """A condition's measures, as far as lines tell them."""
+    return {"accuracy": {**interval(accuracy).to_dict(), "replicas": list(accuracy)}}
 
 
 def test_a_damaged_result_is_named(run):

@@ -113,7 +113,7 @@ def test_the_table_of_later_evaluations_tells_short_things_first(tmp_path):
     less = {"mean": -0.25, "low": -0.5, "high": 0.0}
     several = {
         "plain": {"task": "inverse_permutation(n=8, alphabet=16, scratch=False)"},
-        "moved": {"task": "nothing(n=8)", "variant": "2x swap", "minus": {"variant": "2x", **less}},
+        "moved": {"task": "nothing(n=8)", "variant": "2x swap", "minus": {"variant": "2x", **less, "by_condition": {}}},
         "kept": {"task": fabricate.TASK, "stored": {"items": 200, "folder": "data/<mine>/1.0.0"}},
     }
     several["moved"]["order_sensitivity"] = {"mean": 0.125, "low": 0.0, "high": 0.25}
@@ -336,7 +336,7 @@ def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
     assert "condition accuracy ceiling chance order-free share solved loss answers" in text
     assert text.count("0.250 [0.200, 0.300] (floor 0.125) 512") == 2
     text = read(tmp_path).text
-    assert "arm accuracy minus a ceiling solved loss a " in text
+    assert "arm accuracy minus a ceiling order-free solved loss a " in text
     assert re.search(r"of 4 0\.250 \[0\.200, 0\.300\] \(floor 0\.125\) b .* of 4 – ", text)
 
 
