@@ -152,7 +152,7 @@ def test_a_corpus_that_does_not_fit_is_refused(monkeypatch, folder):
 def test_without_the_libraries_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grain", None)
     corpora.read.cache_clear()
-    with pytest.raises(ConfigError, match=r"pip install 'positionbias\[data\]'"):
+    with pytest.raises(ConfigError, match=r"allowed: pip install -e '\.\[data\]' in the checkout\.$"):
         corpora.read("plays", None, "text", "train")
 
 
