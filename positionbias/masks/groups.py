@@ -6,7 +6,7 @@ import dataclasses
 
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
-from positionbias.spec import member
+from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
 
@@ -25,3 +25,93 @@ class Segments(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return q.segment == k.segment
+
+
+@member("masks", "block_causal")
+@dataclasses.dataclass(frozen=True)
+class BlockCausal(Mask):
+    """A query sees what is stored before it and all of its own frame; a token in no frame (0) is causal.
+
+    The frame-wise causal mask of TC-LLaVA (arXiv 2409.03206): text is causal, and the tokens of a frame see each
+    other. Five tokens in frames 0, 1, 1, 2, 2:
+
+        1 0 0 0 0
+        1 1 1 0 0
+        1 1 1 0 0
+        1 1 1 1 1
+        1 1 1 1 1
+    """
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return (k.index <= q.index) | ((q.frame == k.frame) & (q.frame > 0))
+
+
+@member("masks", "scale_causal")
+@dataclasses.dataclass(frozen=True)
+class ScaleCausal(Mask):
+    """A query sees its own scale and the coarser ones, wherever they are stored: k.scale <= q.scale.
+
+    After HieraTok (arXiv 2509.23736). Of tokens stored from coarse to fine, what a scale makes of its input does not
+    change if finer ones are left out. Five tokens in scales 0, 1, 1, 2, 2:
+
+        1 0 0 0 0
+        1 1 1 0 0
+        1 1 1 0 0
+        1 1 1 1 1
+        1 1 1 1 1
+    """
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return k.scale <= q.scale
+
+
+@member("masks", "modality_mutual")
+@dataclasses.dataclass(frozen=True)
+class ModalityMutual(Mask):
+    """Causal, but tokens of role `modality` also see those of role `question` that come after them.
+
+    The modality-mutual attention of AKI (arXiv 2503.02597), whose sequences are images, question, answer. Through the
+    rows of the modality, a question token sees later question tokens at depth 2; a loss on question tokens leaks, one
+    on answers does not. Five tokens in roles 1, 1, 2, 2, 0 with modality 1, question 2:
+
+        1 0 1 1 0
+        1 1 1 1 0
+        1 1 1 0 0
+        1 1 1 1 0
+        1 1 1 1 1
+    """
+
+    modality: int
+    question: int
+
+    def __post_init__(self) -> None:
+        for name in ("modality", "question"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a role, a whole number from 0")
+        require(self.modality != self.question, "question", self.question, "another role than modality")
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return (k.index <= q.index) | ((q.role == self.modality) & (k.role == self.question))
+
+
+@member("masks", "condition_causal")
+@dataclasses.dataclass(frozen=True)
+class ConditionCausal(Mask):
+    """Tokens of role `condition` see each other only, and every token sees them; the rest see one another.
+
+    After EasyControl (arXiv 2503.07027), where what conditions are turned into can be kept once for all steps. Five
+    tokens in roles 0, 1, 1, 0, 0 with condition 1:
+
+        1 1 1 1 1
+        0 1 1 0 0
+        0 1 1 0 0
+        1 1 1 1 1
+        1 1 1 1 1
+    """
+
+    condition: int
+
+    def __post_init__(self) -> None:
+        require(self.condition >= 0, "condition", self.condition, "a role, a whole number from 0")
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return (k.role == self.condition) | (q.role != self.condition)

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 from positionbias import spec
-from positionbias.masks.base import EMPTY, FULL, PARTIAL, Mask
+from positionbias.masks.base import EMPTY, FULL, PARTIAL, Mask, reach
 from positionbias.tokens import sequential
 
 AXIS = "masks"
 EXAMPLES = {
     "sliding_window": ["sliding_window(width=1)", "sliding_window(width=3)"],
     "prefix": ["prefix(length=0)", "prefix(length=4)"],
+    "dilated_window": ["dilated_window(width=2, dilation=3)"],
+    "window_with_sinks": ["window_with_sinks(width=2, sinks=1)"],
+    "power_of_two": ["power_of_two", "power_of_two(window=2, sinks=1, block=2)"],
+    "modality_mutual": ["modality_mutual(modality=1, question=2)"],
+    "condition_causal": ["condition_causal(condition=1)"],
 }
 
 
@@ -68,7 +73,26 @@ def check_blocks(mask):
         np.testing.assert_array_equal(mask.blocks(QUERIES, KEYS, (rows, columns)), classes)
 
 
-CHECKS = [check_elementwise, check_dense, check_blocks]
+def attention(x, visible, weights):
+    """A layer with a residual: softmax over what is visible, nothing where nothing is."""
+    scores = (x @ weights[0]) @ (x @ weights[1]).T
+    score = jnp.where(visible, scores, -jnp.inf)
+    share = jnp.where(visible, jnp.exp(score - jnp.max(jnp.where(visible, scores, -1e9), axis=-1, keepdims=True)), 0)
+    return x + share / jnp.maximum(share.sum(axis=-1, keepdims=True), 1e-9) @ (x @ weights[2])
+
+
+def check_reach(mask):
+    """What `reach` says of two layers is what gradients flow along: exactly none elsewhere, some wherever it says."""
+    visible = np.asarray(mask.dense(KEYS, KEYS))
+    size, width = visible.shape[0], 4
+    x, *weights = jnp.split(0.3 * jax.random.normal(jax.random.key(0), (size + 6 * width, width)), [size])
+    layers = weights[0].reshape(2, 3, width, width)
+    model = jax.jit(jax.jacobian(lambda x: attention(attention(x, visible, layers[0]), visible, layers[1])))
+    flow = np.abs(np.asarray(model(x))).max(axis=(1, 3))
+    np.testing.assert_array_equal(flow > 0, reach([visible] * 2), "gradients flow otherwise than reach says")
+
+
+CHECKS = [check_elementwise, check_dense, check_blocks, check_reach]
 
 
 @pytest.mark.parametrize("check", CHECKS)

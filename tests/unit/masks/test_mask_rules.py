@@ -21,6 +21,19 @@ LITERAL = {
     "sliding_window(width=1)": (3, ["100", "010", "001"]),
     "prefix(length=2)": (4, ["1100", "1100", "1110", "1111"]),
     "prefix(length=0)": (3, ["100", "110", "111"]),
+    "dilated_window(width=2, dilation=2)": (6, ["101000", "010100", "101010", "010101", "001010", "000101"]),
+    "dilated_window(width=2, dilation=1)": (4, ["1100", "1110", "0111", "0011"]),
+    "causal & dilated_window(width=3, dilation=2)": (6, ["100000", "010000", "101000", "010100", "101010", "010101"]),
+    "window_with_sinks(width=2, sinks=1)": (5, ["11000", "11100", "11110", "10111", "10011"]),
+    "window_with_sinks(width=1, sinks=0)": (3, ["100", "010", "001"]),
+    "causal & window_with_sinks(width=2, sinks=2)": (6, ["100000", "110000", "111000", "111100", "110110", "110011"]),
+    "power_of_two": (6, ["111010", "111101", "111110", "011111", "101111", "010111"]),
+    "causal & power_of_two(window=4)": (6, ["100000", "110000", "111000", "111100", "111110", "011111"]),
+    "power_of_two(block=2)": (8, ["11111100"] * 2 + ["11111111"] * 4 + ["00111111"] * 2),
+    "causal & power_of_two(block=2, sinks=1)": (
+        8,
+        ["10000000", "11000000", "11100000", "11110000", "11111000", "11111100", "11111110", "11111111"],
+    ),
     "causal & sliding_window(width=2)": (4, ["1000", "1100", "0110", "0011"]),
     "causal | sliding_window(width=2)": (4, ["1100", "1110", "1111", "1111"]),
     "~causal": (3, ["011", "001", "000"]),
@@ -48,19 +61,37 @@ def test_literal_matrix(text):
     np.testing.assert_array_equal(dense(text, length), matrix(rows))
 
 
-def test_segments_literal():
-    segment = np.array([0, 0, 1, 1])
-    np.testing.assert_array_equal(dense("segments", 4, segment=segment), matrix(["1100", "1100", "0011", "0011"]))
-    np.testing.assert_array_equal(
-        dense("causal & segments", 4, segment=segment), matrix(["1000", "1100", "0010", "0011"])
-    )
+# Of masks that read groups: the mask, the field it reads and what it holds, and the matrix.
+GROUPED = [
+    ("segments", {"segment": [0, 0, 1, 1]}, ["1100", "1100", "0011", "0011"]),
+    ("causal & segments", {"segment": [0, 0, 1, 1]}, ["1000", "1100", "0010", "0011"]),
+    ("block_causal", {"frame": [0, 1, 1, 2, 2]}, ["10000", "11100", "11100", "11111", "11111"]),
+    ("block_causal", {"frame": [0, 0, 0]}, ["100", "110", "111"]),
+    ("block_causal", {"frame": [1, 0, 1]}, ["101", "110", "111"]),
+    ("scale_causal", {"scale": [0, 1, 1, 2, 2]}, ["10000", "11100", "11100", "11111", "11111"]),
+    ("scale_causal", {"scale": [2, 0, 1]}, ["111", "010", "011"]),
+    ("modality_mutual(1, 2)", {"role": [1, 1, 2, 2, 0]}, ["10110", "11110", "11100", "11110", "11111"]),
+    ("modality_mutual(1, 2)", {"role": [2, 2, 1, 1, 0]}, ["10000", "11000", "11100", "11110", "11111"]),
+    ("condition_causal(1)", {"role": [0, 1, 1, 0, 0]}, ["11111", "01100", "01100", "11111", "11111"]),
+    ("condition_causal(1) & causal", {"role": [1, 0, 1, 0]}, ["1000", "1100", "1010", "1111"]),
+]
 
 
-@pytest.mark.parametrize("text", ["bidirectional", "causal", "sliding_window(2)", "prefix(2)"])
-def test_the_docstring_shows_the_matrix(text):
+@pytest.mark.parametrize(("text", "fields", "rows"), GROUPED)
+def test_literal_matrix_of_groups(text, fields, rows):
+    np.testing.assert_array_equal(dense(text, len(rows), **{k: np.array(v) for k, v in fields.items()}), matrix(rows))
+
+
+SHOWN = [(text, {}) for text in LITERAL] + [(text, fields) for text, fields, _ in GROUPED]
+
+
+@pytest.mark.parametrize("name", spec.names("masks"))
+def test_the_docstring_shows_the_matrix(name):
+    text, fields = next((text, fields) for text, fields in SHOWN if text.partition("(")[0] == name)
     lines = [line.strip() for line in inspect.getdoc(type(mask(text))).splitlines()]
     shown = [line.replace(" ", "") for line in lines if line and set(line) <= set("01 ")]
-    np.testing.assert_array_equal(dense(text, len(shown)), matrix(shown))
+    found = dense(text, len(shown), **{field: np.array(values) for field, values in fields.items()})
+    np.testing.assert_array_equal(found, matrix(shown))
 
 
 @pytest.mark.parametrize("text", ["bidirectional", "~causal", "causal | ~causal", "~(causal & segments)"])
@@ -91,6 +122,20 @@ def test_text_keeps_the_expression():
     [
         ("sliding_window(0)", "mask: width = 0 is not allowed; allowed: a whole number from 1."),
         ("prefix(-1)", "mask: length = -1 is not allowed; allowed: a whole number from 0."),
+        ("dilated_window(0, 1)", "mask: width = 0 is not allowed; allowed: a whole number from 1."),
+        ("dilated_window(1, 0)", "mask: dilation = 0 is not allowed; allowed: a whole number from 1."),
+        (
+            "dilated_window(65536, 65536)",
+            "mask: dilation = 65536 is not allowed; allowed: at most 32767 with width = 65536.",
+        ),
+        ("window_with_sinks(0)", "mask: width = 0 is not allowed; allowed: a whole number from 1."),
+        ("window_with_sinks(1, -1)", "mask: sinks = -1 is not allowed; allowed: a whole number from 0."),
+        ("power_of_two(window=0)", "mask: window = 0 is not allowed; allowed: a whole number from 1."),
+        ("power_of_two(sinks=-1)", "mask: sinks = -1 is not allowed; allowed: a whole number from 0."),
+        ("power_of_two(block=0)", "mask: block = 0 is not allowed; allowed: a whole number from 1."),
+        ("modality_mutual(-1, 2)", "mask: modality = -1 is not allowed; allowed: a role, a whole number from 0."),
+        ("modality_mutual(1, 1)", "mask: question = 1 is not allowed; allowed: another role than modality."),
+        ("condition_causal(-1)", "mask: condition = -1 is not allowed; allowed: a role, a whole number from 0."),
     ],
 )
 def test_bad_arguments(text, message):
@@ -214,6 +259,38 @@ def test_reach_is_what_a_path_search_finds(carries, depth):
 def test_windows_reach_further_with_depth():
     window = dense("causal & sliding_window(2)", 5)
     np.testing.assert_array_equal(reach([window] * 3), dense("causal & sliding_window(4)", 5))
+
+
+def test_powers_of_two_reach_distances_by_their_ones():
+    """d causal layers: every distance with at most d ones in binary, all of 256 tokens after 8."""
+    one = dense("causal & power_of_two", 256)
+    away = np.subtract.outer(np.arange(256), np.arange(256))
+    ones = np.vectorize(lambda number: bin(abs(number)).count("1"))(away)
+    shares = []
+    for layers in range(1, 9):
+        found = reach([one] * layers)
+        np.testing.assert_array_equal(found, (away >= 0) & (ones <= layers))
+        shares.append(round(100 * found.sum() / (away >= 0).sum()))
+    assert shares == [6, 23, 50, 77, 94, 99, 100, 100]
+
+
+def test_dilated_windows_never_leave_their_residue():
+    found = reach([dense("causal & dilated_window(3, 4)", 32)] * 8)
+    away = np.subtract.outer(np.arange(32), np.arange(32))
+    np.testing.assert_array_equal(found, (away >= 0) & (away % 4 == 0))
+
+
+@pytest.mark.parametrize("other", ["modality_mutual(1, 2)", "modality_mutual(1, 2) | modality_mutual(1, 0)"])
+def test_what_one_layer_hides_two_may_show(other):
+    """A question sees the rest of itself by way of the modality; an answer that the modality sees is seen by all."""
+    role = np.array([1, 1, 2, 2, 2, 0, 0])  # modality, question, answer
+    mutual = dense(other, 7, role=role)
+    question, answer = np.ix_(role == 2, role == 2), np.ix_(role == 0, role == 0)
+    later = np.triu(np.ones((7, 7), bool), 1)
+    assert not (mutual & later)[question].any()
+    assert (reach([mutual] * 2) & later)[question].any(), "two layers"
+    leaks = (reach([mutual] * 4) & later)[answer].any()
+    assert leaks == ("(1, 0)" in other), "a loss on answers is safe unless answers count as what the modality sees"
 
 
 def test_compose_is_rectangular():
