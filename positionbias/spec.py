@@ -156,12 +156,12 @@ def is_pattern(text: str, field: str) -> bool:
     return isinstance(node, ast.List) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult))
 
 
-def parse_layers(text: str, layers: int, field: str) -> list[Node]:
-    """One node a layer: a single spec serves every layer, a pattern must have exactly `layers` entries."""
+def parse_layers(text: str, layers: int | None, field: str) -> list[Node]:
+    """One node a layer: a single spec serves every layer, a pattern must have `layers` entries (None: any number)."""
     if not is_pattern(text, field):
-        return [parse(text, field)] * layers
+        return [parse(text, field)] * (layers or 1)
     nodes = _pattern(_tree(text, field), field, text)
-    if len(nodes) != layers:
+    if layers is not None and len(nodes) != layers:
         raise ConfigError(f"{field}: the pattern {text!r} has {len(nodes)} entries, allowed: {layers}, one a layer.")
     return nodes
 

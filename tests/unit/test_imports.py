@@ -20,7 +20,7 @@ LAYERS = [
     ["operators", "theory"],
     ["models", "objectives"],
     ["config"],
-    ["evaluation", "tasks.export", "tasks.show"],
+    ["evaluation", "tasks.export", "tasks.show", "masks.show"],
     ["training"],
     ["evaluation.loading"],
     ["evaluation.again"],
