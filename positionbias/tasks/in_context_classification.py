@@ -254,7 +254,8 @@ class InContextClassification(Task):
         members = jnp.append(group, group[slot])
         means, label, apart = self._classes(class_key, draw[1:3], name, members, vectors[noisy:], world)
         item = (means + self.noise * eta) / math.sqrt(1 + self.noise**2)
-        item = item.at[other].set(item[slot])
+        if name == "conflict":
+            item = item.at[other].set(item[slot])
         context = jnp.stack([item[:n], world["labels"][label[:n]]], axis=1).reshape(2 * n, -1)
         inputs = jnp.concatenate([context, item[n:]])
         if self.position_slots:
