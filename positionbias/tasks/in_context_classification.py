@@ -63,7 +63,8 @@ class InContextClassification(Task):
     position, at an offset that is random for each sequence. The defaults are those of Wu et al. but for `scale`; Reddy
     has dimension 63, 1024 classes, noise 0.1 and balanced labels.
 
-    Conditions, all but the first with the item drawn from all:
+    Conditions, all but the first with the item drawn from all, and the last two only if training has classes of the
+    world:
     - `conflict` (3 items or more): novel classes, and the item at b is overwritten with that at a, its label is not;
       the label at a is right. The query axis numbers the pairs (a, b): 0 first-middle, 1 middle-first, 2 first-last, 3
       last-first, 4 middle-last, 5 last-middle, so that the paper's gap[first, middle] is the accuracy at 0 less that
@@ -167,7 +168,8 @@ class InContextClassification(Task):
         return Size("tokens", self.labels)
 
     def conditions(self) -> tuple[Condition, ...]:
-        names = ("train", *(("conflict",) if self.items > 2 else ()), "in_context", "in_weights", "swapped")
+        of_the_world = ("in_weights", "swapped") if self.p_novel < 1 else ()
+        names = ("train", *(("conflict",) if self.items > 2 else ()), "in_context", *of_the_world)
         return tuple(Condition(name) for name in names)
 
     def stretched(self, factor: int) -> InContextClassification:

@@ -463,6 +463,7 @@ def test_order_free_remembers_the_classes_of_the_world(name, novel):
 
 def test_training_on_novel_classes_alone_has_the_ceiling_of_novel_classes():
     task = InContextClassification(items=4, dimension=4, classes=8, labels=4, burstiness=2, noise=1.0, p_novel=1.0)
+    assert [c.name for c in task.conditions()] == ["train", "conflict", "in_context"], "no world is ever seen"
     batch, _ = drawn(task, "train", 40)
     seen = np.ones((40, 9), bool)
     at_training = judged(task.ceiling, batch, seen)
