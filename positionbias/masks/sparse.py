@@ -6,6 +6,7 @@ import dataclasses
 
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
+from positionbias.masks.order import SlidingWindow
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
@@ -36,8 +37,8 @@ class DilatedWindow(Mask):
         require(self.dilation <= most, "dilation", self.dilation, f"at most {most} with width = {self.width}")
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
-        away, span = q.index - k.index, self.width * self.dilation
-        return (away % self.dilation == 0) & (away < span) & (-away < span)
+        window = SlidingWindow(self.width * self.dilation)
+        return ((q.index - k.index) % self.dilation == 0) & window.allowed(q, k)
 
 
 @member("masks", "window_with_sinks")
@@ -63,8 +64,7 @@ class WindowWithSinks(Mask):
         require(self.sinks >= 0, "sinks", self.sinks, "a whole number from 0")
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
-        away = q.index - k.index
-        return ((away < self.width) & (-away < self.width)) | (k.index < self.sinks)
+        return SlidingWindow(self.width).allowed(q, k) | (k.index < self.sinks)
 
 
 @member("masks", "power_of_two")

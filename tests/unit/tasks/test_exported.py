@@ -24,10 +24,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    return pathlib_copy(folder, tmp_path)
-
-
-def pathlib_copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "associative_recall" / exported.VERSION)
 
 
