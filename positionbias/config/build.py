@@ -135,6 +135,7 @@ def _check_positions(blueprint: Blueprint) -> None:
         for acts, honours, what in (
             (scheme.rotates, operator.uses_rotation, "rotates queries and keys"),
             (scheme.biases, operator.uses_bias, "adds to scores"),
+            (scheme.multiplies, operator.uses_products, "multiplies queries and keys in its own way"),
         ):
             if acts and not honours:
                 raise ConfigError(

@@ -12,7 +12,7 @@ from positionbias.arrays import Float, Shaped
 from positionbias.models.block import Dense
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.positions.base import Matrix
-from positionbias.spec import ConfigError
+from positionbias.spec import ConfigError, canonical
 from positionbias.tokens import Tokens
 
 
@@ -29,16 +29,20 @@ class Embedding(nnx.Module):
                 f"model.inputs: {config.inputs!r} reads {kind}, but the task's inputs are {size.kind};"
                 f" allowed: {fitting}."
             )
-        if config.inputs in ("one_hot", "identity") and config.width != size.size:
+        self.position = blueprint.positions[0]
+        self.own_features = self.position.own_features(blueprint.dims)
+        if config.inputs in ("one_hot", "identity") and config.width != size.size + self.own_features:
+            position = canonical(self.position)
+            more = f" and {self.own_features} of the position scheme {position}" if self.own_features else ""
             raise ConfigError(
                 f"model.width = {config.width} does not fit model.inputs = {config.inputs!r};"
-                f" allowed: {size.size}, the size of the task's inputs."
+                f" allowed: {size.size + self.own_features}, the size of the task's inputs{more}."
             )
+        width = config.width - self.own_features
         self.size = size.size
-        table = Matrix((size.size, config.width), "embedding", config.width)
+        table = Matrix((size.size, width), "embedding", width)
         self.table = blueprint.create(table, noise) if config.inputs == "learned" else None
-        self.map = Dense(blueprint, "embedding", size.size, config.width, noise) if config.inputs == "vector" else None
-        self.position = blueprint.positions[0]
+        self.map = Dense(blueprint, "embedding", size.size, width, noise) if config.inputs == "vector" else None
         self.params = blueprint.create_all(self.position.embedding_parameters(blueprint.dims), noise)
 
     def __call__(self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens) -> Float[jax.Array, "B T D"]:
@@ -51,7 +55,8 @@ class Embedding(nnx.Module):
             x = inputs.astype(self.dtype)
             x = self.map(x) if self.map is not None else x
         params = {name: value[...] for name, value in self.params.items()}
-        return self.position.embed(x, jnp.asarray(tokens.position), params) if self.position.embeds else x
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, self.own_features))) if self.own_features else x
+        return self.position.embed(x, tokens, params) if self.position.embeds else x
 
 
 class Readout(nnx.Module):
@@ -65,6 +70,12 @@ class Readout(nnx.Module):
             raise ConfigError(
                 f"model.readout: 'tied' needs model.inputs = 'learned' and outputs over the input vocabulary, got"
                 f" inputs {config.inputs!r}; allowed: linear, mlp, none."
+            )
+        own = blueprint.positions[0].own_features(blueprint.dims)
+        if self.kind == "tied" and own:
+            raise ConfigError(
+                f"model.readout: 'tied' needs a token table as wide as the stream, of which the position scheme"
+                f" {canonical(blueprint.positions[0])} has {own} features for itself; allowed: linear, mlp."
             )
         fits = {"tied": config.width, "none": size}.get(self.kind)
         if fits is not None and width != fits:

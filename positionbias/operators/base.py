@@ -27,6 +27,7 @@ class Operator:
     patterns: ClassVar[frozenset[Pattern]] = frozenset()
     uses_rotation: ClassVar[bool] = True  # honours a scheme's `rotate`; False where the stream is read
     uses_bias: ClassVar[bool] = True  # honours a scheme's `bias`; False where the stream is read
+    uses_products: ClassVar[bool] = False  # honours a scheme's `products`
     has_pattern: ClassVar[bool] = False  # returns a [B, N, T, S] pattern that can be recorded and edited
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
@@ -80,6 +81,7 @@ class ScoreOperator(Operator):
 
     patterns = frozenset({"noncausal_self", "causal_self", "noncausal_cross", "causal_cross"})
     has_pattern = True
+    uses_products = True
 
     def weights(
         self, scores: Float[jax.Array, "B N T S"], allowed: Bool[jax.Array, "..."]
@@ -112,13 +114,14 @@ class ScoreOperator(Operator):
 def scores(
     q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens, position: Placed, scaled: bool
 ) -> Float[jax.Array, "B N T S"]:
-    """The score of every query and key in float32, with the scheme's rotation and bias.
+    """The score of every query and key in float32, with what the scheme does to it.
 
     Scores are q . k / sqrt(H) if `scaled`, else q . k.
     """
-    q = position.rotate(q, jnp.asarray(tokens_q.position))
-    k = position.rotate(k, jnp.asarray(tokens_k.position))
-    found = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+    found = position.products(q, k, tokens_q, tokens_k)
+    if found is None:
+        q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
+        found = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
     if scaled:
         found = found * (q.shape[-1] ** -0.5)
     bias = position.bias(tokens_q.rows(), tokens_k.columns(), q.shape[-2])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from positionbias.positions.base import Dims, Matrix, Parameters, PositionScheme, needs_even
 from positionbias.spec import ConfigError, member, require
+from positionbias.tokens import Tokens
 
 
 @member("positions", "none")
@@ -41,8 +42,8 @@ class Learned(PositionScheme):
     def embedding_parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {"table": Matrix((self.length or dims.length, dims.width), "position", dims.width)}
 
-    def embed(self, x: jax.Array, position: jax.Array, params: Parameters) -> jax.Array:
-        return x + params["table"][position].astype(x.dtype)
+    def embed(self, x: jax.Array, tokens: Tokens, params: Parameters) -> jax.Array:
+        return x + params["table"][jnp.asarray(tokens.position)].astype(x.dtype)
 
 
 @member("positions", "sinusoidal")
@@ -63,8 +64,8 @@ class Sinusoidal(PositionScheme):
     def check(self, dims: Dims) -> None:
         needs_even("sinusoidal", dims.width, "model.width")
 
-    def embed(self, x: jax.Array, position: jax.Array, params: Parameters) -> jax.Array:
-        width = x.shape[-1]
+    def embed(self, x: jax.Array, tokens: Tokens, params: Parameters) -> jax.Array:
+        width, position = x.shape[-1], jnp.asarray(tokens.position)
         frequency = self.base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
         angle = position[..., None].astype(jnp.float32) * frequency
         table = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*position.shape, width)

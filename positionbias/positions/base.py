@@ -1,21 +1,24 @@
 """The position-scheme protocol: how order is told to the model.
 
-A scheme overrides what it uses of `embed`, `rotate` and `bias`; the others are the identity. All are pure functions
-of arrays. A scheme declares the parameters of `embed` in `embedding_parameters` and those of `rotate` and `bias`, which
-every layer has of its own, in `layer_parameters`; the model creates, trains and hands them back.
+A scheme overrides what it uses of `embed`, `rotate`, `bias` and `products`; the others do nothing. All are pure
+functions of arrays, and read of the tokens what the scheme says it `reads`. A scheme declares the parameters of `embed`
+in `embedding_parameters` and those of the others, which every layer has of its own, in `layer_parameters`; the model
+creates, trains and hands them back.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, Literal
 
 import jax
 
-from positionbias.arrays import Float, Int
+from positionbias.arrays import Float
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
 
 Parameters = dict[str, jax.Array]
+Side = Literal["query", "key"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,30 +48,46 @@ class PositionScheme:
     """How order is told to the model."""
 
     axis = "positions"
+    reads: ClassVar[frozenset[str]] = frozenset({"position"})  # the fields of tokens that matter to it
 
     def check(self, dims: Dims) -> None:
         """Raise ConfigError if the scheme cannot serve these sizes."""
+
+    def own_features(self, dims: Dims) -> int:
+        """How many features of the stream, its last, the embedding leaves at zero for `embed` to fill."""
+        return 0
 
     def embedding_parameters(self, dims: Dims) -> dict[str, Matrix]:
         """The parameters of `embed`, by name; the model has them once."""
         return {}
 
     def layer_parameters(self, dims: Dims) -> dict[str, Matrix]:
-        """The parameters of `rotate` and `bias`, by name; every attention has its own."""
+        """The parameters of `rotate`, `bias` and `products`, by name; every attention has its own."""
         return {}
 
-    def embed(self, x: Float[jax.Array, "... T D"], position: Int[jax.Array, "... T"], params: Parameters) -> jax.Array:
+    def embed(self, x: Float[jax.Array, "... T D"], tokens: Tokens, params: Parameters) -> jax.Array:
         """Act on the embeddings, once, before the first layer."""
         return x
 
     def rotate(
-        self, x: Float[jax.Array, "... T N H"], position: Int[jax.Array, "... T"], params: Parameters
-    ) -> jax.Array:
-        """Act on queries or keys; called for each side with its own positions."""
+        self, x: Float[jax.Array, "... T N H"], tokens: Tokens, params: Parameters, side: Side
+    ) -> Float[jax.Array, "... T N H"]:
+        """Act on queries or keys; called for each side with its own tokens."""
         return x
 
     def bias(self, q: Tokens, k: Tokens, heads: int, params: Parameters) -> jax.Array | None:
         """What is added to the scaled score, [..., N, T, S] for `q` rows and `k` columns; None adds nothing."""
+        return None
+
+    def products(
+        self,
+        q: Float[jax.Array, "... T N H"],
+        k: Float[jax.Array, "... S N H"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        params: Parameters,
+    ) -> Float[jax.Array, "... N T S"] | None:
+        """What stands for q . k, in float32, where no rotation of each side alone can say it; None is the product."""
         return None
 
     @property
@@ -86,6 +105,11 @@ class PositionScheme:
         """Whether the scheme adds to scores."""
         return type(self).bias is not PositionScheme.bias
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether the scheme has products of its own."""
+        return type(self).products is not PositionScheme.products
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Placed:
@@ -94,13 +118,17 @@ class Placed:
     scheme: PositionScheme
     params: Parameters = dataclasses.field(default_factory=dict)
 
-    def rotate(self, x: Float[jax.Array, "... T N H"], position: Int[jax.Array, "... T"]) -> jax.Array:
+    def rotate(self, x: Float[jax.Array, "... T N H"], tokens: Tokens, side: Side) -> jax.Array:
         """See `PositionScheme.rotate`."""
-        return self.scheme.rotate(x, position, self.params)
+        return self.scheme.rotate(x, tokens, self.params, side)
 
     def bias(self, q: Tokens, k: Tokens, heads: int) -> jax.Array | None:
         """See `PositionScheme.bias`."""
         return self.scheme.bias(q, k, heads, self.params)
+
+    def products(self, q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens) -> jax.Array | None:
+        """See `PositionScheme.products`."""
+        return self.scheme.products(q, k, tokens_q, tokens_k, self.params)
 
 
 def needs_even(name: str, size: int, what: str) -> None:

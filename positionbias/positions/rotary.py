@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias.positions.base import Dims, Parameters, PositionScheme, needs_even
+from positionbias.positions.base import Dims, Parameters, PositionScheme, Side, needs_even
 from positionbias.spec import member, require
+from positionbias.tokens import Tokens
 
 
 @member("positions", "rope")
@@ -27,8 +28,8 @@ class RoPE(PositionScheme):
     def check(self, dims: Dims) -> None:
         needs_even("rope", dims.head_size, "head size (model.width / model.heads)")
 
-    def rotate(self, x: jax.Array, position: jax.Array, params: Parameters) -> jax.Array:
-        size = x.shape[-1]
+    def rotate(self, x: jax.Array, tokens: Tokens, params: Parameters, side: Side) -> jax.Array:
+        size, position = x.shape[-1], jnp.asarray(tokens.position)
         frequency = self.base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
         angle = position[..., None, None].astype(jnp.float32) * frequency  # [..., T, 1, H/2]
         sin, cos = jnp.sin(angle), jnp.cos(angle)

@@ -10,7 +10,7 @@ import pytest
 from positionbias import spec
 from positionbias.config import schema
 from positionbias.positions.base import Dims, Matrix, PositionScheme
-from positionbias.tokens import sequential
+from positionbias.tokens import Tokens, sequential
 
 AXIS = "positions"
 EXAMPLES = {}
@@ -19,6 +19,12 @@ DIMS = Dims(width=16, heads=3, head_size=4, length=12)
 KINDS = {f.name for f in dataclasses.fields(schema.Init)}
 BATCH, T, S = 2, 5, 7
 POSITIONS = np.stack([np.arange(T), np.arange(T)[::-1] + 4]).astype(np.int32)
+FRAMES = np.array([1, 1, 2, 2, 3], np.int32)
+
+
+def tokens_at(position):
+    """Tokens told these positions, in frames."""
+    return sequential(T, position=position, frame=FRAMES)
 
 
 def parameters(declared):
@@ -33,7 +39,10 @@ def check_parameters(scheme):
     scheme.check(DIMS)
     embedding, layer = scheme.embedding_parameters(DIMS), scheme.layer_parameters(DIMS)
     assert scheme.embeds or not embedding, "parameters of the embedding that nothing reads"
-    assert scheme.rotates or scheme.biases or not layer, "parameters of layers that nothing reads"
+    assert scheme.rotates or scheme.biases or scheme.multiplies or not layer, "parameters of layers that nothing reads"
+    assert 0 <= scheme.own_features(DIMS) <= DIMS.width
+    assert scheme.embeds or not scheme.own_features(DIMS), "features that nothing fills"
+    assert scheme.reads <= set(Tokens._fields)
     for name, matrix in [*embedding.items(), *layer.items()]:
         assert isinstance(name, str)
         assert isinstance(matrix, Matrix)
@@ -43,17 +52,17 @@ def check_parameters(scheme):
 
 
 def check_acts_on_arrays(act, active, shape, what):
-    """`act(x, positions)` keeps shape and precision, treats a batch like its rows, and is idle iff it says so."""
+    """`act(x, tokens)` keeps shape and precision, treats a batch like its rows, and is idle iff it says so."""
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jax.random.normal(jax.random.key(9), (BATCH, T, *shape), dtype)
-        found = act(x, jnp.asarray(POSITIONS))
+        found = act(x, tokens_at(POSITIONS))
         assert found.shape == x.shape, f"{what} changed the shape"
         assert found.dtype == dtype, f"{what} changed the precision"
         assert np.isfinite(np.asarray(found, np.float32)).all()
         moved = not np.array_equal(found, x)
         assert moved == active, f"the flag of {what} does not match what it does"
         for row in range(BATCH):
-            alone = act(x[row : row + 1], jnp.asarray(POSITIONS[row]))
+            alone = act(x[row : row + 1], tokens_at(POSITIONS[row]))
             np.testing.assert_allclose(
                 np.asarray(alone[0], np.float32), np.asarray(found[row], np.float32), rtol=1e-6, atol=1e-6
             )
@@ -62,17 +71,21 @@ def check_acts_on_arrays(act, active, shape, what):
 def check_embed(scheme):
     """`embed` acts on [B, T, D]."""
     params = parameters(scheme.embedding_parameters(DIMS))
-    check_acts_on_arrays(jax.jit(lambda x, p: scheme.embed(x, p, params)), scheme.embeds, (16,), "embed")
+    check_acts_on_arrays(jax.jit(lambda x, t: scheme.embed(x, t, params)), scheme.embeds, (16,), "embed")
+    check_reads(scheme, lambda tokens: scheme.embed(jnp.ones((1, T, 16)), tokens, params))
 
 
 def check_rotate(scheme):
-    """`rotate` acts on [B, T, N, H]."""
+    """`rotate` acts on [B, T, N, H], on queries as on keys."""
     params = parameters(scheme.layer_parameters(DIMS))
-    check_acts_on_arrays(jax.jit(lambda x, p: scheme.rotate(x, p, params)), scheme.rotates, (3, 4), "rotate")
+    for side in ("query", "key"):
+        turned = jax.jit(lambda x, t, side=side: scheme.rotate(x, t, params, side))
+        check_acts_on_arrays(turned, scheme.rotates, (3, 4), "rotate")
+        check_reads(scheme, lambda t, side=side: scheme.rotate(jnp.ones((1, T, 3, 4)), t, params, side))
 
 
 def check_bias(scheme):
-    """`bias` is None or finite numbers that broadcast to [..., N, T, S], and depends on `position` alone."""
+    """`bias` is None or finite numbers that broadcast to [..., N, T, S]."""
     params = parameters(scheme.layer_parameters(DIMS))
     q, k = sequential(T), sequential(S, position=np.arange(S, dtype=np.int32) * 2)
     found = scheme.bias(q.rows(), k.columns(), 3, params)
@@ -83,8 +96,7 @@ def check_bias(scheme):
     np.broadcast_to(found, (3, T, S))
     assert np.isfinite(found).all()
     assert np.ptp(found) > 0, "a bias that is the same everywhere tells nothing"
-    other = q._replace(index=q.index[::-1], segment=q.index, role=q.index, frame=q.index, scale=q.index)
-    np.testing.assert_array_equal(scheme.bias(other.rows(), k.columns(), 3, params), found)
+    check_reads(scheme, lambda tokens: scheme.bias(tokens.rows(), k.columns(), 3, params))
     batched = q._replace(position=POSITIONS)
     both = np.broadcast_to(scheme.bias(batched.rows(), k.columns(), 3, params), (BATCH, 3, T, S))
     for row in range(BATCH):
@@ -94,7 +106,38 @@ def check_bias(scheme):
     np.testing.assert_allclose(tile, np.broadcast_to(found, (3, T, S))[:, 1:3, 2:6], rtol=1e-6)
 
 
-CHECKS = [check_parameters, check_embed, check_rotate, check_bias]
+def check_products(scheme):
+    """`products` is None or finite float32 [B, N, T, S], linear in queries and in keys."""
+    params = parameters(scheme.layer_parameters(DIMS))
+    k_tokens = sequential(S, position=np.arange(S, dtype=np.int32) * 2)
+    q, k = (jax.random.normal(jax.random.key(i), (BATCH, n, 3, 4)) for i, n in enumerate((T, S)))
+
+    def products(q, k, tokens=None):
+        return scheme.products(q, k, tokens_at(POSITIONS) if tokens is None else tokens, k_tokens, params)
+
+    found = products(q, k)
+    assert (found is not None) == scheme.multiplies, "the flag of products does not match what it does"
+    if found is None:
+        return
+    assert found.shape == (BATCH, 3, T, S)
+    assert found.dtype == products(q.astype(jnp.bfloat16), k.astype(jnp.bfloat16)).dtype == jnp.float32
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(products(2 * q, k) - products(q, k), found, rtol=1e-5, atol=1e-5)
+    for row in range(BATCH):
+        alone = products(q[row : row + 1], k[row : row + 1], tokens_at(POSITIONS[row]))
+        np.testing.assert_allclose(alone[0], found[row], rtol=1e-5, atol=1e-5)
+    check_reads(scheme, lambda tokens: products(q[:1], k[:1], tokens))
+
+
+def check_reads(scheme, act):
+    """`act` depends on the fields of the tokens that the scheme says it reads, and on no others."""
+    tokens = tokens_at(POSITIONS[0])
+    other = {name: tokens.index[::-1] for name in Tokens._fields if name not in (*scheme.reads, "valid")}
+    first, second = act(tokens), act(tokens._replace(**other))
+    np.testing.assert_array_equal(first, second, "it reads a field that it does not name")
+
+
+CHECKS = [check_parameters, check_embed, check_rotate, check_bias, check_products]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -117,7 +160,7 @@ class ForgetsToDeclare(PositionScheme):
     def embedding_parameters(self, dims):
         return {"table": Matrix((4, 4), "positional", 4)}
 
-    def embed(self, x, position, params):
+    def embed(self, x, tokens, params):
         return x + 1
 
 
@@ -134,14 +177,14 @@ class BiasesFromTheEmbedding(PositionScheme):
 class Widens(PositionScheme):
     """Returns float32 whatever came in."""
 
-    def embed(self, x, position, params):
-        return x.astype(jnp.float32) + position[..., None]
+    def embed(self, x, tokens, params):
+        return x.astype(jnp.float32) + tokens.position[..., None]
 
 
 class Idle(PositionScheme):
     """Overrides `rotate` and does nothing."""
 
-    def rotate(self, x, position, params):
+    def rotate(self, x, tokens, params, side):
         return x
 
 
@@ -159,6 +202,34 @@ class ReadsIndex(PositionScheme):
         return (k.index - q.index) * jnp.float32(1)
 
 
+class KeysOnly(PositionScheme):
+    """Turns keys and forgets queries."""
+
+    def rotate(self, x, tokens, params, side):
+        return x if side == "query" else x * (1 + tokens.position[..., None, None]).astype(x.dtype)
+
+
+class Transposed(PositionScheme):
+    """Gives products of keys with queries."""
+
+    def products(self, q, k, tokens_q, tokens_k, params):
+        return jnp.einsum("BTNH,BSNH->BNST", q, k, preferred_element_type=jnp.float32)
+
+
+class TellsNothing(PositionScheme):
+    """Products in half precision."""
+
+    def products(self, q, k, tokens_q, tokens_k, params):
+        return jnp.einsum("BTNH,BSNH->BNTS", q, k).astype(jnp.bfloat16)
+
+
+class EmptyFeatures(PositionScheme):
+    """Keeps features for itself that it leaves empty."""
+
+    def own_features(self, dims):
+        return 2
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
@@ -168,6 +239,10 @@ class ReadsIndex(PositionScheme):
         (Idle, check_rotate),
         (OneLength, check_bias),
         (ReadsIndex, check_bias),
+        (KeysOnly, check_rotate),
+        (Transposed, check_products),
+        (TellsNothing, check_products),
+        (EmptyFeatures, check_parameters),
     ],
 )
 def test_a_broken_scheme_is_caught(broken, check):

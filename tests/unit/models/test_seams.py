@@ -112,8 +112,8 @@ class Both(PositionScheme):
     def layer_parameters(self, dims):
         return {"slope": Matrix((dims.heads,), "slope", 1, initializer="constant(value=0.25)")}
 
-    def embed(self, x, position, params):
-        return x + params["table"][position]
+    def embed(self, x, tokens, params):
+        return x + params["table"][tokens.position]
 
     def bias(self, q, k, heads, params):
         distance = jnp.abs(jnp.asarray(q.position - k.position))[..., None, :, :]

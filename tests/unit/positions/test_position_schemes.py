@@ -61,8 +61,8 @@ def rotated_scores(scheme, shift=0):
     q, k = (jax.random.normal(jax.random.key(i), (1, 6, 1, 8)) for i in (0, 1))
     # The same two vectors at every position, so that scores can differ through positions only.
     q, k = (jnp.broadcast_to(x[:, :1], x.shape) for x in (q, k))
-    at = jnp.arange(6) + shift
-    return np.asarray(jnp.einsum("BTNH,BSNH->TS", scheme.rotate(q, at, {}), scheme.rotate(k, at, {})))
+    at = sequential(6, position=np.arange(6) + shift)
+    return np.asarray(jnp.einsum("BTNH,BSNH->TS", scheme.rotate(q, at, {}, "query"), scheme.rotate(k, at, {}, "key")))
 
 
 def test_rope_scores_depend_on_differences_only():
@@ -79,7 +79,7 @@ def test_rope_scores_do_not_move_with_a_shift():
 
 def test_rope_turns_neighbouring_pairs():
     x = jnp.array([1.0, 0.0, 0.0, 1.0]).reshape(1, 1, 1, 4)
-    turned = RoPE(base=100.0).rotate(x, jnp.array([3]), {})[0, 0, 0]
+    turned = RoPE(base=100.0).rotate(x, sequential(1, position=np.array([3])), {}, "query")[0, 0, 0]
     # Frequencies 1 and 100^(-1/2) = 0.1.
     wanted = [math.cos(3), math.sin(3), -math.sin(0.3), math.cos(0.3)]
     np.testing.assert_allclose(turned, wanted, atol=1e-6)
@@ -87,18 +87,19 @@ def test_rope_turns_neighbouring_pairs():
 
 def test_rope_leaves_position_zero_alone():
     x = jax.random.normal(jax.random.key(0), (2, 1, 3, 8))
-    np.testing.assert_array_equal(RoPE().rotate(x, jnp.array([0]), {}), x)
+    np.testing.assert_array_equal(RoPE().rotate(x, sequential(1), {}, "query"), x)
 
 
 def test_sinusoidal_literal():
-    found = Sinusoidal(base=100.0, scale=2.0).embed(jnp.ones((1, 2, 4)), jnp.array([0, 3]), {})
+    found = Sinusoidal(base=100.0, scale=2.0).embed(jnp.ones((1, 2, 4)), sequential(2, position=np.array([0, 3])), {})
     wanted = [[0, 1, 0, 1], [math.sin(3), math.cos(3), math.sin(0.3), math.cos(0.3)]]
     np.testing.assert_allclose(found[0], 1 + 2 * np.array(wanted), atol=1e-6)
 
 
 def test_learned_adds_its_table():
     table = jnp.arange(12.0).reshape(3, 4)
-    found = Learned().embed(jnp.ones((1, 4, 4)), jnp.array([2, 0, 0, 1]), {"table": table})
+    tokens = sequential(4, position=np.array([2, 0, 0, 1]))
+    found = Learned().embed(jnp.ones((1, 4, 4)), tokens, {"table": table})
     np.testing.assert_array_equal(found[0], 1 + np.arange(12.0).reshape(3, 4)[[2, 0, 0, 1]])
 
 
@@ -125,9 +126,11 @@ def test_flags(scheme, flags):
 def test_none_is_the_identity():
     x = jnp.ones((1, 2, 3, 4))
     scheme = NoPosition()
-    assert scheme.embed(x, jnp.arange(2), {}) is x
-    assert scheme.rotate(x, jnp.arange(2), {}) is x
-    assert scheme.bias(sequential(2).rows(), sequential(2).columns(), 1, {}) is None
+    tokens = sequential(2)
+    assert scheme.embed(x, tokens, {}) is x
+    assert scheme.rotate(x, tokens, {}, "key") is x
+    assert scheme.bias(tokens.rows(), tokens.columns(), 1, {}) is None
+    assert scheme.products(x, x, tokens, tokens, {}) is None
     assert scheme.embedding_parameters(DIMS) == scheme.layer_parameters(DIMS) == {}
 
 
