@@ -23,11 +23,19 @@ class Tokens(NamedTuple):
     frame: Mapped  # time step of a group of tokens
     scale: Mapped  # level of a multi-scale token map
     valid: Mapped  # bool; False is padding, never seen and never seeing
+    # What models and objectives tell; tasks leave it at 0.
+    context: Mapped  # 1 for the context 0..C-1, which an encoder would read
+    depth: Mapped  # pass of a looped model
+    mode: Mapped  # which of two masks `switch` is
 
     @property
     def length(self) -> int:
         """T."""
         return int(self.index.shape[-1])
+
+    def told_context(self, length: int) -> Tokens:
+        """The tokens with the first `length` stored as the context."""
+        return self._replace(context=(self.index < length).astype(np.int32))
 
     def rows(self) -> Tokens:
         """The fields as queries, [..., T, 1]."""
@@ -46,5 +54,8 @@ def sequential(length: int, **fields: Mapped) -> Tokens:
     """Tokens 0..length-1 in order, one segment, all valid; `fields` replaces any of them. numpy, [T] each."""
     index = np.arange(length, dtype=np.int32)
     zero = np.zeros(length, np.int32)
-    made = Tokens(index, index, zero, zero, zero, zero, np.ones(length, bool))
+    made = Tokens(index, index, zero, zero, zero, zero, np.ones(length, bool), zero, zero, zero)
     return made._replace(**fields)
+
+
+TOLD = ("context", "depth", "mode")  # the fields that no task knows, and no stored item holds

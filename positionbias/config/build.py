@@ -43,7 +43,8 @@ class Experiment:
     def reach(self, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
         """Which inputs j row i can depend on under `tokens` of one example, by default the condition's layout."""
         tokens = self.task.tokens(condition) if tokens is None else tokens
-        return self.architecture.reach(self.blueprint, tokens, self.task.context_length(condition))
+        length = self.task.context_length(condition)
+        return self.architecture.reach(self.blueprint, tokens.told_context(length), length)
 
     @cached_property
     def narrowed(self) -> list[str]:
@@ -167,7 +168,8 @@ def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operat
     """Every attention under every condition's layout of tokens."""
     task = experiment.task
     for condition in task.conditions():
-        tokens, length = task.tokens(condition), task.context_length(condition)
+        length = task.context_length(condition)
+        tokens = task.tokens(condition).told_context(length)
         for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
             yield condition, *attention
 

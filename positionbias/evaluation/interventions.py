@@ -236,7 +236,8 @@ def led_by(batch: Batch, rows: int, filler: int) -> tuple[jax.Array, Any]:
 
     tokens = batch.tokens
     length = tokens.length + rows
-    led = {name: front(getattr(tokens, name), 0) for name in ("segment", "role", "frame", "scale")}
+    others = set(tokens._fields) - {"index", "position", "valid"}
+    led = {name: front(getattr(tokens, name), 0) for name in others}
     begin = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (*tokens.position.shape[:-1], rows))
     position = jnp.concatenate([begin, jnp.asarray(tokens.position) + rows], axis=-1)
     index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*tokens.index.shape[:-1], length))

@@ -1,7 +1,8 @@
 """The mask protocol: which key positions a query may see, as a boolean rule and never a float.
 
 A rule is written with array operators only, so that one rule runs under numpy (theory), jax.numpy (the dense path)
-and inside a kernel tile. Masks combine with `&`, `|` and `~`; `valid` is ANDed last, whatever the expression.
+and inside a kernel tile. What a rule must know of whole sequences, it works out once, in `bind`. Masks combine with
+`&`, `|` and `~`; `valid` is ANDed last, whatever the expression.
 """
 
 from __future__ import annotations
@@ -26,12 +27,23 @@ class Mask:
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         """Whether query `q` may see key `k`, elementwise over fields that broadcast; bool.
 
-        `q` and `k` come as `tokens.rows()` and `tokens.columns()`, as scalars, or as tiles of either.
+        `q` and `k` come as `tokens.rows()` and `tokens.columns()`, as scalars, or as tiles of either, of the sequences
+        that the mask is bound to.
         """
         raise NotImplementedError
 
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        """The mask of these whole sequences, [..., T] and [..., S]; itself, if pairs of tokens tell it all.
+
+        numpy or jax arrays. Raises ConfigError for sequences that it cannot serve.
+        """
+        return self
+
     def dense(self, q: Tokens, k: Tokens) -> Mapped:
         """The whole mask, bool [..., T, S], for tokens [..., T] and [..., S]; padding neither sees nor is seen."""
+        return self.bind(q, k)._dense(q, k)
+
+    def _dense(self, q: Tokens, k: Tokens) -> Mapped:
         rows, columns = q.rows(), k.columns()
         return self.allowed(rows, columns) & rows.valid & columns.valid
 
@@ -42,10 +54,11 @@ class Mask:
         tile of a ragged length is judged on the tokens that exist.
         """
         step_q, step_k = block
+        bound = self.bind(q, k)
         starts_k = np.arange(0, k.length, step_k)
         bands = []
         for start in range(0, q.length, step_q):
-            band = np.asarray(self.dense(q.cut(start, start + step_q), k))
+            band = np.asarray(bound._dense(q.cut(start, start + step_q), k))
             some = np.logical_or.reduceat(band.any(axis=-2), starts_k, axis=-1)
             every = np.logical_and.reduceat(band.all(axis=-2), starts_k, axis=-1)
             bands.append(np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8))
@@ -75,6 +88,9 @@ class Both(Mask):
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return self.left.allowed(q, k) & self.right.allowed(q, k)
 
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return Both(self.left.bind(q, k), self.right.bind(q, k))
+
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""
         return f"{_wrapped(self.left, show)} & {_wrapped(self.right, show)}"
@@ -90,6 +106,9 @@ class Either(Mask):
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return self.left.allowed(q, k) | self.right.allowed(q, k)
 
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return Either(self.left.bind(q, k), self.right.bind(q, k))
+
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""
         return f"{_wrapped(self.left, show)} | {_wrapped(self.right, show)}"
@@ -103,6 +122,9 @@ class Negation(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return ~self.inner.allowed(q, k)
+
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return Negation(self.inner.bind(q, k))
 
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""

@@ -20,6 +20,12 @@ class Model(nnx.Module):
         self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens, context_length: int, site: Sites
     ) -> Float[jax.Array, "B T V"]:
         """Outputs of every row, float32; rows that do not answer in this architecture are zero."""
+        return self.forward(inputs, tokens.told_context(context_length), context_length, site)
+
+    def forward(
+        self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens, context_length: int, site: Sites
+    ) -> Float[jax.Array, "B T V"]:
+        """The call, with tokens that tell their context."""
         raise NotImplementedError
 
 

@@ -27,7 +27,7 @@ class DecoderOnlyModel(Model):
         self.stack = Stack(blueprint, blueprint.config.layers, blueprint.config.width, noise)
         self.readout = Readout(blueprint, self.stack.width_out, noise)
 
-    def __call__(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
+    def forward(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
         x = site("embedding", self.embedding(inputs, tokens))
         return self.readout(self.stack(x, tokens, self.masks, site), self.embedding)
 

@@ -32,7 +32,7 @@ class EncoderDecoderModel(Model):
         self.decoder = Stack(blueprint, config.layers, config.width, noise, width_encoder=self.encoder.width_out)
         self.readout = Readout(blueprint, self.decoder.width_out, noise)
 
-    def __call__(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
+    def forward(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
         x = site("embedding", self.embedding(inputs, tokens))
         context = tokens.cut(0, context_length)
         rest = tokens.cut(context_length, tokens.length)

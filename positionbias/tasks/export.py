@@ -131,7 +131,7 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
     import jax
 
     from positionbias.replicas import replica_keys, stream
-    from positionbias.tasks.base import item_keys, world_of
+    from positionbias.tasks.base import flat, item_keys, world_of
 
     keys = replica_keys(seed, replica + 1)[replica:]
     world = world_of(task, keys[0])
@@ -140,9 +140,7 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, examples, AT_ONCE):
         batch = jax.device_get(draw(start + np.arange(AT_ONCE), world))
-        fields = {**batch._asdict(), **{f"tokens_{name}": leaf for name, leaf in batch.tokens._asdict().items()}}
-        del fields["tokens"]
-        for name, leaf in fields.items():
+        for name, leaf in flat(batch).items():
             parts.setdefault(name, []).append(
                 np.broadcast_to(leaf, (AT_ONCE, *leaf.shape[-1:])) if leaf.ndim == 1 else leaf
             )

@@ -11,9 +11,9 @@ import numpy as np
 
 from positionbias import spec
 from positionbias.spec import ConfigError
-from positionbias.tasks.base import Batch, Condition, Size, Task, find_condition, world_of
+from positionbias.tasks.base import Batch, Condition, Size, Task, find_condition, flat, world_of
 from positionbias.tasks.corpora import INSTALL
-from positionbias.tokens import Tokens
+from positionbias.tokens import TOLD, Tokens
 
 VERSION = "1.0.0"
 INFO = "dataset_info.json"  # what TFDS knows a dataset's folder by
@@ -101,8 +101,7 @@ def _checked(rows: list[dict[str, Any]], task: Task, condition: Condition) -> Ba
         return task.batch_of(key[None], condition, world_of(task, key))
 
     wanted = jax.eval_shape(one, jax.random.key(0))
-    fields = {**wanted._asdict(), **{f"tokens_{name}": leaf for name, leaf in wanted.tokens._asdict().items()}}
-    del fields["tokens"]
+    fields = flat(wanted)
     if set(rows[0]) != set(fields):
         raise ValueError("it has other fields than an item")
     columns = {}
@@ -118,9 +117,10 @@ def _checked(rows: list[dict[str, Any]], task: Task, condition: Condition) -> Ba
                 )
                 raise ValueError(f"{name} is {has}, in {condition.name} of {spec.canonical(task)} {should}")
         columns[name] = np.stack(values)
-    tokens = Tokens(*(columns.pop(f"tokens_{name}") for name in Tokens._fields))
+    stored = {name: columns.pop(f"tokens_{name}") for name in Tokens._fields if name not in TOLD}
+    tokens = Tokens(**stored, **dict.fromkeys(TOLD, np.zeros_like(stored["index"])))
     if task.shared_tokens:
-        if any((stored != own).any() for stored, own in zip(tokens, task.tokens(condition), strict=True)):
+        if any((leaf != own).any() for leaf, own in zip(tokens, task.tokens(condition), strict=True)):
             raise ValueError(f"its tokens are not laid out as in {condition.name} of {spec.canonical(task)}")
         tokens = Tokens(*(leaf[0] for leaf in tokens))
     batch = Batch(**columns, tokens=tokens)  # type: ignore[arg-type]

@@ -35,11 +35,12 @@ QUERIES, KEYS = made(7, 0), made(11, 1)
 
 def check_elementwise(mask):
     """One boolean per pair, the same under numpy, jax.numpy, in tiles, traced, and a pair at a time."""
+    given, mask = mask, mask.bind(QUERIES, KEYS)
     found = mask.allowed(QUERIES.rows(), KEYS.columns())
     assert found.dtype == np.bool_, "allowed() must return booleans"
     assert found.shape == (7, 11), "allowed() must broadcast to [T, S]"
     device = [jax.tree.map(jnp.asarray, t) for t in (QUERIES, KEYS)]
-    traced = jax.jit(lambda q, k: mask.allowed(q.rows(), k.columns()))(*device)
+    traced = jax.jit(lambda q, k: given.bind(q, k).allowed(q.rows(), k.columns()))(*device)
     np.testing.assert_array_equal(traced, found, "a traced rule differs from numpy")
     tile = mask.allowed(QUERIES.cut(2, 5).rows(), KEYS.cut(3, 9).columns())
     np.testing.assert_array_equal(tile, found[2:5, 3:9], "a tile differs from the same part of the whole")
@@ -50,7 +51,7 @@ def check_elementwise(mask):
 def check_dense(mask):
     """`dense` is the rule with padding taken out last, under negation too, and over leading axes."""
     both = QUERIES.valid[:, None] & KEYS.valid
-    rule = mask.allowed(QUERIES.rows(), KEYS.columns())
+    rule = mask.bind(QUERIES, KEYS).allowed(QUERIES.rows(), KEYS.columns())
     np.testing.assert_array_equal(mask.dense(QUERIES, KEYS), rule & both)
     np.testing.assert_array_equal((~mask).dense(QUERIES, KEYS), ~rule & both)
     stacked = [type(QUERIES)(*(np.stack([f, f[::-1]]) for f in t)) for t in (QUERIES, KEYS)]
