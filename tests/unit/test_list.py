@@ -31,8 +31,8 @@ def test_a_table_fits_100_columns_and_names_everything(axis):
 def test_signatures_and_docs_are_aligned(capsys):
     assert listing.main(["positions"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert "  rope(base: float = 10000.0)         Rotary embedding (Su et al. 2021, arXiv 2104.09864): pair m of" in out
-    assert "  learned(length: int | None = None)  A trained table of one vector a position, added to the" in out
+    assert "  learned_relative(farthest: int = 16)  A trained vector a relative position and head, added to keys" in out
+    assert "  learned(length: int | None = None)    A trained table of one vector a position, added to the" in out
 
 
 def test_long_signatures_are_cut_between_arguments():
