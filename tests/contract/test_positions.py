@@ -13,7 +13,17 @@ from positionbias.positions.base import Dims, Matrix, PositionScheme
 from positionbias.tokens import Tokens, sequential
 
 AXIS = "positions"
-EXAMPLES = {}
+EXAMPLES = {
+    "rope": [
+        "rope",
+        "rope(fraction=0.5, pairs='halves')",
+        "rope(scaling='linear', factor=2.0)",
+        "rope(scaling='ntk', factor=2.0, pairs='halves')",
+    ],
+    "fire": ["fire", "fire(threshold=2.0)"],
+    "periodic": ["periodic(period=3)", "periodic(period=3, stepped_bias=False)"],
+    "one_hot": ["one_hot", "one_hot(slots=14)"],
+}
 
 DIMS = Dims(width=16, heads=3, head_size=4, length=12)
 KINDS = {f.name for f in dataclasses.fields(schema.Init)}

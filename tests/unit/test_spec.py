@@ -160,8 +160,8 @@ def test_canonical_text_leaves_defaults_out():
     [
         ("masks", "causal()", "causal"),
         ("masks", "causal & ~(prefix(2) | segments)", "causal & ~(prefix(length=2) | segments)"),
-        ("positions", "rope", "rope(base=10000.0)"),
-        ("positions", "rope(500)", "rope(base=500.0)"),
+        ("positions", "decay", "decay(gamma=0.8)"),
+        ("positions", "decay(1)", "decay(gamma=1.0)"),
         ("positions", "learned", "learned(length=None)"),
         ("tasks", "inverse_permutation(alphabet=4)", "inverse_permutation(n=8, alphabet=4, scratch=False)"),
         (

@@ -34,7 +34,7 @@ def test_defaults_and_full_text():
 @pytest.mark.parametrize("task", ["inverse_permutation", "associative_recall"])
 @pytest.mark.parametrize("architecture", ["decoder_only", "encoder_decoder"])
 def test_a_resolved_config_leaves_no_argument_to_a_default(task, architecture):
-    config = resolve({"name": "a", "task": task, "model": {"architecture": architecture, "position": "rope"}})
+    config = resolve({"name": "a", "task": task, "model": {"architecture": architecture, "position": "decay"}})
 
     def given(axis, node):
         if isinstance(node, spec.Call):
@@ -44,7 +44,7 @@ def test_a_resolved_config_leaves_no_argument_to_a_default(task, architecture):
     for path, leaf in leaves().items():
         if leaf.axis:
             given(leaf.axis, spec.parse(operator.attrgetter(path)(config), path))
-    assert config.model.position == "rope(base=10000.0)"
+    assert config.model.position == "decay(gamma=0.8)"
     assert config.optimizer.name == "adamw(b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.0)"
 
 

@@ -16,6 +16,7 @@ from positionbias.evaluation.rows import read_rows
 from positionbias.evaluation.statistics import interval
 from positionbias.evaluation.summary import summarise
 from positionbias.positions.base import PositionScheme
+from positionbias.positions.rotary import RoPE
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
@@ -272,7 +273,7 @@ def test_positions_that_no_model_is_told_are_not_moved(run, monkeypatch, change)
         evaluate.main(["--workdir", str(run), "--interventions", change])
     assert str(caught.value) == (
         f"--interventions: {change} changes the positions that a model is told, but with model.position ="
-        " rope(base=10000.0) it is told none and nothing would change; allowed: interventions that move contents."
+        f" {spec.full(RoPE())} it is told none and nothing would change; allowed: interventions that move contents."
     )
     again.Measurer(run, again.variants(None, "swap"))
 
