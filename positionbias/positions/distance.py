@@ -25,7 +25,7 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + between[: heads - power]
 
 
-def _distance(q: Tokens, k: Tokens) -> jax.Array:
+def away(q: Tokens, k: Tokens) -> jax.Array:
     """|i - j| with a head axis, [..., 1, T, S]."""
     return jnp.abs(jnp.asarray(q.position) - jnp.asarray(k.position)).astype(jnp.float32)[..., None, :, :]
 
@@ -36,7 +36,7 @@ class ALiBi(PositionScheme):
     """Score minus slope times distance, one slope a head: -m_h |i - j|, m_h = 2^(-8h/N) (arXiv 2108.12409)."""
 
     def bias(self, q: Tokens, k: Tokens, heads: int, params: Parameters) -> jax.Array:
-        return -jnp.asarray(alibi_slopes(heads), jnp.float32)[:, None, None] * _distance(q, k)
+        return -jnp.asarray(alibi_slopes(heads), jnp.float32)[:, None, None] * away(q, k)
 
 
 @member("positions", "decay")
@@ -53,4 +53,4 @@ class Decay(PositionScheme):
         require(0 < self.gamma <= 1, "gamma", self.gamma, "a number above 0 and at most 1")
 
     def bias(self, q: Tokens, k: Tokens, heads: int, params: Parameters) -> jax.Array:
-        return math.log(self.gamma) * _distance(q, k)
+        return math.log(self.gamma) * away(q, k)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from positionbias import spec
-from positionbias.positions.additive import Learned, NoPosition, Sinusoidal
+from positionbias.positions.additive import Learned, NoPosition, OneHot, Sinusoidal
 from positionbias.positions.base import Dims, Matrix
 from positionbias.positions.distance import ALiBi, Decay, alibi_slopes
 from positionbias.positions.rotary import RoPE
@@ -108,12 +108,24 @@ def test_learned_table_is_as_long_as_the_task_unless_told():
     assert Learned(length=9).embedding_parameters(DIMS)["table"].shape == (9, 8)
 
 
+def test_one_hot_lights_the_feature_as_far_from_the_end_as_the_position():
+    x = jnp.zeros((1, 3, 6)).at[..., :2].set(7.0)
+    found = OneHot().embed(x, sequential(3, position=np.array([0, 3, 1])), {})
+    np.testing.assert_array_equal(found[0], [[7, 7, 0, 0, 0, 1], [7, 7, 1, 0, 0, 0], [7, 7, 0, 0, 1, 0]])
+
+
+def test_one_hot_has_as_many_features_as_the_task_positions_unless_told():
+    assert OneHot().own_features(DIMS) == 6
+    assert OneHot(slots=7).own_features(DIMS) == 7
+
+
 @pytest.mark.parametrize(
     ("scheme", "flags"),
     [
         (NoPosition(), (False, False, False)),
         (Learned(), (True, False, False)),
         (Sinusoidal(), (True, False, False)),
+        (OneHot(), (True, False, False)),
         (RoPE(), (False, True, False)),
         (ALiBi(), (False, False, True)),
         (Decay(), (False, False, True)),
@@ -148,6 +160,24 @@ def test_none_is_the_identity():
             DIMS,
             "learned.length = 5 is shorter than the task's longest sequence; allowed: None or a whole number from 6.",
         ),
+        (
+            OneHot(slots=5),
+            Dims(8, 2, 4, 6),
+            "one_hot.slots = 5 does not fit 6 positions and model.width = 8; allowed: None or a whole number from 6 to"
+            " 7.",
+        ),
+        (
+            OneHot(slots=5),
+            Dims(5, 1, 5, 3),
+            "one_hot.slots = 5 does not fit 3 positions and model.width = 5; allowed: None or a whole number from 3 to"
+            " 4.",
+        ),
+        (
+            OneHot(),
+            Dims(8, 2, 4, 8),
+            "one_hot needs a feature of the stream for each of 8 positions and some for the inputs, got model.width ="
+            " 8; allowed: whole numbers from 9.",
+        ),
     ],
 )
 def test_sizes_a_scheme_cannot_serve(scheme, dims, message):
@@ -161,6 +191,7 @@ def test_sizes_a_scheme_cannot_serve(scheme, dims, message):
     ("text", "message"),
     [
         ("learned(length=0)", "position: length = 0 is not allowed; allowed: None or a whole number from 1 to 65536."),
+        ("one_hot(slots=0)", "position: slots = 0 is not allowed; allowed: None or a whole number from 1 to 65536."),
         ("sinusoidal(base=1)", "position: base = 1.0 is not allowed; allowed: a number above 1."),
         ("sinusoidal(scale=0)", "position: scale = 0.0 is not allowed; allowed: a number above 0."),
         ("rope(base=1.0)", "position: base = 1.0 is not allowed; allowed: a number above 1."),
