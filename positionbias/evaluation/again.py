@@ -209,14 +209,14 @@ def check_told(experiment: Experiment, change: Intervention) -> None:
 
 
 def check_room(experiment: Experiment, length: int) -> None:
-    """Raise ConfigError if a position scheme has no parameters for positions up to `length` - 1."""
+    """Raise ConfigError if a position scheme has no parameters or features for positions up to `length` - 1."""
     blueprint = experiment.blueprint
     if length <= blueprint.length:
         return
     longer = dataclasses.replace(blueprint.dims, length=length)
     for scheme in blueprint.positions:
         scheme.check(longer)
-        for made in (scheme.embedding_parameters, scheme.layer_parameters):
+        for made in (scheme.embedding_parameters, scheme.layer_parameters, scheme.own_features):
             if made(longer) != made(blueprint.dims):
                 raise ConfigError(
                     f"positions up to {length - 1} are needed, but {spec.canonical(scheme)} was trained on"

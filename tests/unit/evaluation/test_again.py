@@ -290,6 +290,14 @@ def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):
     assert evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "permute"]) == 0
 
 
+def test_features_of_positions_bound_what_may_be_asked(tiny):
+    experiment = build(tiny({"task": TASK, "model.position": "one_hot"}))
+    again.check_room(experiment, 6)
+    with pytest.raises(ConfigError, match="positions up to 6 are needed, but one_hot was trained on 6"):
+        again.check_room(experiment, 7)
+    again.check_room(build(tiny({"task": TASK, "model.position": "one_hot(slots=8)"})), 8)
+
+
 def test_a_longer_table_leaves_room(tiny, tmp_path):
     config = tiny({"task": TASK, "model.position": "learned(length=8)", "train.steps": 4, "evaluation.items": 8})
     train(config, tmp_path / "run", [], lambda line: None)
