@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
                 "head_size": None,  # size H of a head; None is width / heads, which must then divide
                 "mask": "causal",  # which keys a query may see
                 "position": "learned",  # how order is told to the model
+                "assignment": "sequential",  # which position each token is told
                 "operator": "softmax",  # how values are mixed
                 # learned: a token table; one_hot: tokens as unit vectors, width = vocabulary;
                 # vector: a linear map of vector inputs; identity: vector inputs as they are, width

@@ -48,3 +48,16 @@ def tiny():
         return resolve(apply_overrides(raw, {**(overrides or {}), **more}))
 
     return make
+
+
+@pytest.fixture
+def no_influence(monkeypatch):
+    """Leaves out half of the programs of an evaluation, where only rows are read."""
+    import jax.numpy as jnp
+
+    from positionbias.evaluation.by_position import Evaluator
+
+    def nothing(evaluator, condition, *_):
+        return jnp.zeros(evaluator.experiment.task.length(condition))
+
+    monkeypatch.setattr(Evaluator, "_influence", nothing)

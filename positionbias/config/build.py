@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from positionbias import spec
-from positionbias.arrays import Bool, Mapped
+from positionbias.arrays import Bool, Key, Mapped
+from positionbias.assignments.base import Assignment
 from positionbias.config import schema
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal
@@ -34,6 +36,7 @@ class Experiment:
     task: Task
     objective: Objective
     architecture: Architecture
+    assignment: Assignment
     blueprint: Blueprint
 
     def initialise(self, key: jax.Array) -> Model:
@@ -45,6 +48,22 @@ class Experiment:
         tokens = self.task.tokens(condition) if tokens is None else tokens
         length = self.task.context_length(condition)
         return self.architecture.reach(self.blueprint, tokens.told_context(length), length)
+
+    @property
+    def shared_tokens(self) -> bool:
+        """Whether all examples of a condition are read with the same tokens."""
+        return self.task.shared_tokens and not self.assignment.drawn
+
+    def assigned(self, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
+        """`tokens` of B examples, [B, T] or shared [T], with the positions the model is told.
+
+        They stay shared where the assignment is the same for all; else every field has a leading B.
+        """
+        if not self.assignment.drawn:
+            return tokens._replace(position=self.assignment.positions(tokens))
+        shape = (len(keys), tokens.length)
+        own = jax.tree.map(lambda field: jnp.broadcast_to(field, shape), tokens)
+        return own._replace(position=jax.vmap(lambda key, one: self.assignment.draw(key, one))(keys, own))
 
     @cached_property
     def narrowed(self) -> list[str]:
@@ -82,6 +101,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     task: Task = spec.build("tasks", config.task, "task")
     objective: Objective = spec.build("objectives", config.objective, "objective")
     architecture: Architecture = spec.build("architectures", model.architecture, "model.architecture")
+    assignment: Assignment = spec.build("assignments", model.assignment, "model.assignment")
     members: dict[str, tuple[Any, ...]] = {}
     for axis, text in (("masks", model.mask), ("positions", model.position), ("operators", model.operator)):
         field = f"model.{axis.removesuffix('s')}"
@@ -100,10 +120,10 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         initializers=initializers,
         input=objective.input(task.input),
         output=task.output,
-        length=max(length or 0, *(int(task.tokens(c).position.max()) + 1 for c in task.conditions())),
+        length=max(length or 0, *(_reach(assignment, task.tokens(c)) for c in task.conditions())),
         dtype=config.train.dtype,
     )
-    experiment = Experiment(config, task, objective, architecture, blueprint)
+    experiment = Experiment(config, task, objective, architecture, assignment, blueprint)
     _check_positions(blueprint)
     architecture.check(blueprint)
     _check_attention(experiment)
@@ -112,6 +132,13 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
     task.corpus()  # last, as it may have to be fetched
     return experiment
+
+
+def _reach(assignment: Assignment, tokens: Tokens) -> int:
+    try:
+        return assignment.reach(tokens)
+    except ConfigError as error:
+        raise ConfigError(f"model.assignment: {error}") from None
 
 
 def _trained(experiment: Experiment) -> Any:

@@ -78,6 +78,7 @@ class Model:
     )
     mask: str = each_layer("masks", "causal", "which keys a query may see")
     position: str = each_layer("positions", "learned", "how order is told to the model")
+    assignment: str = one_spec("assignments", "sequential", "which position each token is told")
     operator: str = each_layer("operators", "softmax", "how values are mixed")
     inputs: Literal["learned", "one_hot", "vector", "identity"] = plain(
         "learned",

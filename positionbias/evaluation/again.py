@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from positionbias import spec
 from positionbias.config.build import Experiment
@@ -143,7 +142,7 @@ class Measurer:
             try:
                 change.check(run.task, condition)
                 check_told(run.experiment, change)
-                reaches = int(np.max(run.task.tokens(condition).position)) + 1 + change.farther()
+                reaches = run.experiment.assignment.reach(run.task.tokens(condition)) + change.farther()
                 check_room(run.experiment, reaches)
             except ConfigError as error:
                 raise ConfigError(f"--interventions: {error}") from None
@@ -200,7 +199,8 @@ def in_world(run: LoadedRun, given: exported.Exported) -> LoadedRun:
 
 def check_told(experiment: Experiment, change: Intervention) -> None:
     """Raise ConfigError if the model is told none of the positions that are all that `change` changes."""
-    if change.only_told and not any(one.embeds or one.rotates or one.biases for one in experiment.blueprint.positions):
+    schemes = experiment.blueprint.positions
+    if change.only_told and not any(one.embeds or one.rotates or one.biases or one.multiplies for one in schemes):
         raise ConfigError(
             f"{spec.canonical(change)} changes the positions that a model is told, but with model.position ="
             f" {experiment.config.model.position} it is told none and nothing would change; allowed: interventions that"

@@ -23,6 +23,7 @@ from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, item_keys, sampled_from, shared_corpus, worlds
 from positionbias.theory.base import Curves
+from positionbias.tokens import Tokens
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
 JUDGED_TOKENS = 2**16  # whose ceilings are told at once: some take memory that is quadratic in the length
@@ -97,15 +98,24 @@ class Evaluator:
             batch = over(lambda leaf: leaf[numbers % self.items], stored)
         return jax.vmap(prepared, in_axes=(0, axes), out_axes=axes)(keys, batch)
 
+    def _told(self, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
+        """The tokens of these items with the positions that the model is told."""
+        return self.experiment.assigned(jax.vmap(lambda key: stream(key, "assignment"))(keys), tokens)
+
     def _changed(self, keys: Key[jax.Array, "B"], condition: Condition, batch: Batch) -> Batch:
-        """The batch under the intervention, every example with tokens of its own."""
-        task, change = self.experiment.task, self.intervention
+        """The batch under the intervention, every example with tokens of its own.
+
+        What changes nothing but told positions changes those that are assigned.
+        """
+        task, change, shared = self.experiment.task, self.intervention, self.experiment.task.shared_tokens
         assert change is not None
 
         def changed(key: jax.Array, one: Batch) -> Batch:
             return change.change(stream(key, "intervention"), one, task, condition)
 
-        return jax.vmap(changed, in_axes=(0, batch_axes(0, task.shared_tokens)))(keys, batch)
+        if change.only_told:
+            batch, shared = batch._replace(tokens=self._told(keys, batch.tokens)), self.experiment.shared_tokens
+        return jax.vmap(changed, in_axes=(0, batch_axes(0, shared)))(keys, batch)
 
     def _answers(
         self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
@@ -148,8 +158,11 @@ class Evaluator:
             most = max(JUDGED_TOKENS // task.length(condition), 1)
             return jax.vmap(one)(items) if self.batch_size <= most else jax.lax.map(one, items, batch_size=most)
 
-        def measured(batch: Batch, rows: int, own: bool) -> dict[str, jax.Array]:
+        def measured(keys: jax.Array, batch: Batch, change: Intervention | None) -> dict[str, jax.Array]:
+            rows, own = change.in_front if change else 0, change is not None or not task.shared_tokens
             inputs, tokens = led_by(batch, rows, task.filler or 0) if rows else (batch.inputs, batch.tokens)
+            if change is None or not change.only_told:
+                tokens = self._told(keys, tokens)
             outputs = model(inputs, tokens, task.context_length(condition) + rows, Sites())[:, rows:]
             return judged(batch, outputs, own)
 
@@ -157,12 +170,12 @@ class Evaluator:
             numbers = index * self.batch_size + jnp.arange(self.batch_size)
             keys = item_keys(key, numbers)
             batch = self._drawn(keys, numbers, condition, world, stored)
-            found = measured(batch, 0, not task.shared_tokens)
+            found = measured(keys, batch, None)
             before = found.pop("said")
             if self.intervention is None:
                 return found
             changed = self._changed(keys, condition, batch)
-            found = measured(changed, self.intervention.in_front, True)
+            found = measured(keys, changed, self.intervention)
             after = found.pop("said")
             differs = (before != after).reshape(*batch.query.shape, -1)
             return {**found, self.intervention.share: jnp.any(differs, axis=-1)}
@@ -183,13 +196,14 @@ class Evaluator:
         numbers = jnp.arange(self.influence_items)
         keys = item_keys(stream(key, f"{self.name}/{condition.stream}"), numbers)
         batch = self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored)
+        tokens = self._told(keys, batch.tokens)
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece
 
             def projected(shift: Float[jax.Array, "C T D"]) -> Float[jax.Array, ""]:
                 sites = Sites(record=["final"], edit={"embedding": ("add", shift)})
-                model(inputs, own or batch.tokens, task.context_length(condition), sites)
+                model(inputs, own or tokens, task.context_length(condition), sites)
                 final = sites.recorded["final"]
                 row = query - (task.length(condition) - final.shape[1])
                 hidden = jnp.take_along_axis(final, row[:, None, None], axis=1)[:, 0].astype(jnp.float32)
@@ -202,7 +216,7 @@ class Evaluator:
         most = max(INFLUENCE_TOKENS // task.length(condition), 1)
         chunk = max(size for size in range(1, most + 1) if self.influence_items % size == 0)
         count = self.influence_items // chunk
-        own_tokens = None if task.shared_tokens else batch.tokens
+        own_tokens = None if self.experiment.shared_tokens else tokens
         pieces = jax.tree.map(
             lambda x: x.reshape(count, chunk, *x.shape[1:]), (batch.inputs, own_tokens, batch.query[:, -1])
         )

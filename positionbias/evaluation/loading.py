@@ -72,13 +72,15 @@ class LoadedRun:
 
         def one(world: Tree) -> Batch:
             batch = self.task.batch(key, chosen, size, world)
-            return self.experiment.objective.prepare(stream(key, "objective"), batch)
+            batch = self.experiment.objective.prepare(stream(key, "objective"), batch)
+            keys = jax.random.split(stream(key, "assignment"), size)
+            return batch._replace(tokens=self.experiment.assigned(keys, batch.tokens))
 
         if self.replica != "all":
             return one(world_of(self.task, self.keys))
         own = worlds(self.task, self.keys)
         if jax.tree.leaves(own):
-            return jax.vmap(one, out_axes=batch_axes(0, self.task.shared_tokens))(own)
+            return jax.vmap(one, out_axes=batch_axes(0, self.experiment.shared_tokens))(own)
         return one(self.task.corpus())
 
     def apply(
@@ -112,7 +114,7 @@ class LoadedRun:
         with jax.default_matmul_precision("highest"):
             if self.replica != "all":
                 return one(self.weights, batch)
-            own = batch_axes(0, self.task.shared_tokens)
+            own = batch_axes(0, self.experiment.shared_tokens)
             return jax.vmap(one, in_axes=(0, None if shared else own))(self.weights, batch)
 
     def _condition(self, name: str | None) -> Condition:

@@ -119,7 +119,7 @@ class Blueprint:
     initializers: dict[str, Initializer]
     input: Size
     output: Size
-    length: int  # longest position + 1 over the task's conditions
+    length: int  # largest position that is told + 1, over the task's conditions
     dtype: str = "float32"
 
     @property

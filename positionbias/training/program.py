@@ -94,6 +94,8 @@ class Program:
         task, objective = experiment.task, experiment.objective
         condition = task.conditions()[0]
         batch = objective.prepare(stream(key, "objective"), task.batch(key, condition, size, world))
+        keys = jax.random.split(stream(key, "assignment"), size)
+        batch = batch._replace(tokens=experiment.assigned(keys, batch.tokens))
         graph = nnx.graphdef(experiment.abstract)
         total = jnp.maximum(jnp.sum(batch.weights), 1e-9)
 
@@ -109,7 +111,7 @@ class Program:
             grads, metrics = jax.grad(loss, has_aux=True)(state["params"], piece)
             return jax.tree.map(jnp.add, carry, (grads, metrics)), None
 
-        own_tokens = None if task.shared_tokens else batch.tokens
+        own_tokens = None if experiment.shared_tokens else batch.tokens
         pieces = (batch.inputs, batch.targets, batch.weights, own_tokens)
         count = size // self.auto.microbatch
         if count == 1:

@@ -18,7 +18,7 @@ from positionbias.tokens import sequential
 PACKAGE = pathlib.Path(positionbias.__file__).parent
 PAGE = (PACKAGE.parent / "BUILD.md").read_text(encoding="utf-8")
 # Folders of members: a new file there changes no page.
-OF_MEMBERS = {"tasks", "masks", "positions", "operators", "objectives", "theory", "analysis"}
+OF_MEMBERS = {"assignments", "tasks", "masks", "positions", "operators", "objectives", "theory", "analysis"}
 
 
 def tree(page):

@@ -17,7 +17,7 @@ LAYERS = [
     ["arrays", "spec", "runtime", "files"],
     ["tokens", "config.schema", "replicas"],
     ["tasks", "masks", "positions", "kernels"],
-    ["operators", "theory"],
+    ["operators", "theory", "assignments"],
     ["models", "objectives"],
     ["config"],
     ["evaluation", "tasks.export", "tasks.show", "masks.show"],

@@ -79,16 +79,6 @@ def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     np.testing.assert_allclose(rows["loss/floor"], np.asarray(floor).reshape(-1), rtol=1e-6)
 
 
-@pytest.fixture
-def no_influence(monkeypatch):
-    """Leaves out half of the programs, where only rows are read."""
-
-    def nothing(evaluator, condition, *_):
-        return jnp.zeros(evaluator.experiment.task.length(condition))
-
-    monkeypatch.setattr(Evaluator, "_influence", nothing)
-
-
 @pytest.mark.usefixtures("no_influence")
 def test_conditions_that_share_items_are_asked_of_the_same(tiny):
     task = "context_or_prior(subjects=4, relations=1, objects=4, folds=2, documents=3)"
