@@ -8,12 +8,13 @@ and inside a kernel tile. What a rule must know of whole sequences, it works out
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from positionbias.arrays import Bool, Int, Mapped
+from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -38,6 +39,11 @@ class Mask:
         numpy or jax arrays. Raises ConfigError for sequences that it cannot serve.
         """
         return self
+
+    @property
+    def second_share(self) -> float | None:
+        """The share of training batches that a `switch` reads under its second mask; None without a switch."""
+        return None
 
     def dense(self, q: Tokens, k: Tokens) -> Mapped:
         """The whole mask, bool [..., T, S], for tokens [..., T] and [..., S]; padding neither sees nor is seen."""
@@ -85,6 +91,13 @@ class Both(Mask):
     left: Mask
     right: Mask
 
+    def __post_init__(self) -> None:
+        one_share((self.left, self.right))
+
+    @property
+    def second_share(self) -> float | None:
+        return one_share((self.left, self.right))
+
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return self.left.allowed(q, k) & self.right.allowed(q, k)
 
@@ -103,6 +116,13 @@ class Either(Mask):
     left: Mask
     right: Mask
 
+    def __post_init__(self) -> None:
+        one_share((self.left, self.right))
+
+    @property
+    def second_share(self) -> float | None:
+        return one_share((self.left, self.right))
+
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return self.left.allowed(q, k) | self.right.allowed(q, k)
 
@@ -120,6 +140,10 @@ class Negation(Mask):
 
     inner: Mask
 
+    @property
+    def second_share(self) -> float | None:
+        return self.inner.second_share
+
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return ~self.inner.allowed(q, k)
 
@@ -129,6 +153,27 @@ class Negation(Mask):
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""
         return f"~{_wrapped(self.inner, show)}"
+
+
+def one_share(masks: Iterable[Mask]) -> float | None:
+    """The `second_share` of all masks that have one, None if none does; ConfigError if two differ."""
+    shares = sorted({share for mask in masks if (share := mask.second_share) is not None})
+    if len(shares) > 1:
+        raise ConfigError(
+            f"share = {shares[0]} of one switch and share = {shares[1]} of another are not allowed together;"
+            " allowed: the same share for all, as a batch is read in one mode."
+        )
+    return shares[0] if shares else None
+
+
+def across(number: Mapped) -> Mapped:
+    """A number a sequence, [...], as it broadcasts against rows and columns of these sequences."""
+    return number if number.ndim == 0 else number[..., None, None]
+
+
+def looked_up(table: np.ndarray, *index: Mapped) -> Mapped:
+    """`table[index]`, under numpy and jax alike."""
+    return index[0].__array_namespace__().asarray(table)[index]
 
 
 def reach(layers: Sequence[Bool[Mapped, "T T"]], carries: bool = True) -> Bool[Mapped, "T T"]:

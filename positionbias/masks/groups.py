@@ -27,42 +27,23 @@ class Segments(Mask):
         return q.segment == k.segment
 
 
-@member("masks", "block_causal")
+@member("masks", "shared_prompt")
 @dataclasses.dataclass(frozen=True)
-class BlockCausal(Mask):
-    """A query sees what is stored before it and all of its own frame; a token in no frame (0) is causal.
+class SharedPrompt(Mask):
+    """Causal, within the prompt (segment 0) and one's own segment only: many responses to one prompt, side by side.
 
-    The frame-wise causal mask of TC-LLaVA (arXiv 2409.03206): text is causal, and the tokens of a frame see each
-    other. Five tokens in frames 0, 1, 1, 2, 2:
+    The shared-prompt attention of DualKV (Gai et al. 2026, arXiv 2605.15422). If the positions of each response go on
+    from the prompt's, the prompt and a response come out as they do alone. Five tokens in segments 0, 0, 1, 2, 2:
 
         1 0 0 0 0
+        1 1 0 0 0
         1 1 1 0 0
-        1 1 1 0 0
-        1 1 1 1 1
-        1 1 1 1 1
+        1 1 0 1 0
+        1 1 0 1 1
     """
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
-        return (k.index <= q.index) | ((q.frame == k.frame) & (q.frame > 0))
-
-
-@member("masks", "scale_causal")
-@dataclasses.dataclass(frozen=True)
-class ScaleCausal(Mask):
-    """A query sees its own scale and the coarser ones, wherever they are stored: k.scale <= q.scale.
-
-    After HieraTok (arXiv 2509.23736). Of tokens stored from coarse to fine, what a scale makes of its input does not
-    change if finer ones are left out. Five tokens in scales 0, 1, 1, 2, 2:
-
-        1 0 0 0 0
-        1 1 1 0 0
-        1 1 1 0 0
-        1 1 1 1 1
-        1 1 1 1 1
-    """
-
-    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
-        return k.scale <= q.scale
+        return (k.index <= q.index) & ((k.segment == 0) | (k.segment == q.segment))
 
 
 @member("masks", "modality_mutual")

@@ -190,7 +190,7 @@ def test_full_text_is_the_same_whether_a_default_was_given_or_not(axis):
 @pytest.mark.parametrize(
     ("axis", "text", "sentence"),
     [
-        ("masks", "casual", "x: unknown mask 'casual', did you mean 'causal'? allowed: "),
+        ("masks", "casual", "x: unknown mask 'casual', did you mean 'causal'?"),
         ("masks", "sliding_window", "x: sliding_window needs the argument 'width'; allowed: width."),
         ("masks", "sliding_window(widht=3)", "x: unknown argument of sliding_window 'widht', did you mean 'width'?"),
         ("masks", "sliding_window(1, 2)", "x: sliding_window takes at most 1 arguments, got 2; allowed: width."),

@@ -39,6 +39,28 @@ LITERAL = {
     "~causal": (3, ["011", "001", "000"]),
     "~causal | sliding_window(width=1)": (3, ["111", "011", "001"]),
     "~(causal & sliding_window(width=2))": (3, ["011", "001", "100"]),
+    "neighborhood(width=3)": (5, ["11100", "11100", "01110", "00111", "00111"]),
+    "neighborhood(width=2)": (4, ["1100", "1100", "0110", "0011"]),
+    "neighborhood(width=1)": (3, ["100", "010", "001"]),
+    "neighborhood(width=4)": (3, ["111", "111", "111"]),
+    "neighborhood(width=3, dilation=2)": (
+        12,
+        ["101010000000", "010101000000"] * 2  # even and odd places, the window shifted at the start
+        + ["001010100000", "000101010000", "000010101000", "000001010100"]
+        + ["000000101010", "000000010101"] * 2,  # and at the end
+    ),
+    "neighborhood(width=2, dilation=3)": (5, ["10010", "01001", "00100", "10010", "01001"]),
+    "random_permutation_window(width=2)": (6, ["110010", "111000", "011100", "001100", "100011", "000011"]),
+    "random_permutation_window(width=2, circular=True)": (
+        6,
+        ["110010", "111000", "011100", "001101", "100011", "000111"],
+    ),
+    "random_graph(p=0.3)": (6, ["100000", "010001", "101010", "001101", "111010", "010001"]),
+    "random_graph(p=0.0)": (3, ["100", "010", "001"]),
+    "random_graph(p=1.0)": (3, ["111", "111", "111"]),
+    "from_file(path=None, matrix='4x4:9c6b')": (4, ["1001", "1100", "0110", "1011"]),
+    "aligned_cross(ratio=2)": (4, ["1100", "0011", "0000", "0000"]),
+    "aligned_cross": (3, ["100", "010", "001"]),
 }
 
 
@@ -74,6 +96,42 @@ GROUPED = [
     ("modality_mutual(1, 2)", {"role": [2, 2, 1, 1, 0]}, ["10000", "11000", "11100", "11110", "11111"]),
     ("condition_causal(1)", {"role": [0, 1, 1, 0, 0]}, ["11111", "01100", "01100", "11111", "11111"]),
     ("condition_causal(1) & causal", {"role": [1, 0, 1, 0]}, ["1000", "1100", "1010", "1111"]),
+    ("block_causal('segment')", {"segment": [0, 1, 1, 2]}, ["1000", "1110", "1110", "1111"]),
+    (
+        "block_causal_with_summary(1)",
+        {"frame": [1, 1, 2, 2, 0], "role": [0, 0, 0, 0, 1]},
+        ["11000", "11000", "11110", "11110", "11111"],
+    ),
+    ("block_causal_with_summary(1)", {"frame": [1, 1, 1], "role": [0, 1, 0]}, ["101", "111", "101"]),
+    (
+        "block_causal_with_summary(2, group='segment')",
+        {"segment": [1, 1, 0], "role": [0, 0, 2]},
+        ["110", "110", "111"],
+    ),
+    ("frame_causal", {"frame": [0, 0, 1, 2, 1]}, ["11000", "11000", "11101", "11111", "11101"]),
+    ("frame_causal('segment')", {"segment": [1, 0, 1]}, ["111", "010", "111"]),
+    ("scale_causal('segment')", {"segment": [1, 0, 2]}, ["110", "010", "111"]),
+    ("scale_causal('frame')", {"frame": [1, 0, 2]}, ["110", "010", "111"]),
+    (
+        "concentric",
+        {"frame": [0, 1, 1, 1, 1, 0], "scale": [0, 0, 1, 1, 0, 0]},
+        ["100000", "110010", "111110", "111110", "110010", "111111"],
+    ),
+    ("concentric", {"frame": [1, 1, 2, 2], "scale": [1, 0, 1, 0]}, ["1100", "0100", "1111", "1101"]),
+    ("concentric('segment')", {"segment": [1, 1, 0], "scale": [1, 0, 0]}, ["110", "010", "111"]),
+    ("shared_prompt", {"segment": [0, 0, 1, 2, 2]}, ["10000", "11000", "11100", "11010", "11011"]),
+    ("causal_cross", {"frame": [1, 1, 2, 2]}, ["1100", "1100", "1111", "1111"]),
+    ("causal_cross('segment')", {"segment": [1, 3, 0, 2]}, ["1010", "1011", "1111", "1111"]),
+    ("context_bidirectional", {"context": [1, 1, 0, 0]}, ["1100", "1100", "1110", "1111"]),
+    ("context_bidirectional", {"context": [0, 0, 0]}, ["100", "110", "111"]),
+    (
+        "depth_causal",
+        {"index": [0, 1, 0, 1], "depth": [0, 0, 1, 1]},
+        ["1000", "1100", "1010", "1111"],
+    ),
+    ("depth_causal", {"index": [0, 0, 1], "depth": [1, 0, 0]}, ["110", "010", "011"]),
+    ("switch(causal, bidirectional)", {"mode": [0, 0, 1, 1]}, ["1000", "1100", "1111", "1111"]),
+    ("switch(~causal, neighborhood(1)) | segments", {"mode": [0, 1], "segment": [0, 1]}, ["11", "01"]),
 ]
 
 
@@ -136,6 +194,27 @@ def test_text_keeps_the_expression():
         ("modality_mutual(-1, 2)", "mask: modality = -1 is not allowed; allowed: a role, a whole number from 0."),
         ("modality_mutual(1, 1)", "mask: question = 1 is not allowed; allowed: another role than modality."),
         ("condition_causal(-1)", "mask: condition = -1 is not allowed; allowed: a role, a whole number from 0."),
+        ("neighborhood(0)", "mask: width = 0 is not allowed; allowed: a whole number from 1."),
+        ("neighborhood(1, 0)", "mask: dilation = 0 is not allowed; allowed: a whole number from 1."),
+        ("random_permutation_window(0)", "mask: width = 0 is not allowed; allowed: a whole number from 1."),
+        ("random_permutation_window(1, -1)", "mask: seed = -1 is not allowed; allowed: a whole number from 0."),
+        ("random_graph(1.5)", "mask: p = 1.5 is not allowed; allowed: a number from 0 to 1."),
+        ("random_graph(-0.1)", "mask: p = -0.1 is not allowed; allowed: a number from 0 to 1."),
+        ("random_graph(1, -1)", "mask: seed = -1 is not allowed; allowed: a whole number from 0."),
+        ("aligned_cross(0)", "mask: ratio = 0 is not allowed; allowed: a whole number from 1."),
+        (
+            "block_causal_with_summary(-1)",
+            "mask: summary = -1 is not allowed; allowed: a role, a whole number from 0.",
+        ),
+        (
+            "block_causal('frames')",
+            "mask.group: 'frames' is not allowed, did you mean 'frame'; allowed: 'frame' or 'segment'.",
+        ),
+        ("switch(causal, causal, 2)", "mask: share = 2.0 is not allowed; allowed: a number from 0 to 1."),
+        (
+            "switch(causal, 3)",
+            "mask.second: 3 is not allowed; allowed: one of the masks.",
+        ),
     ],
 )
 def test_bad_arguments(text, message):
