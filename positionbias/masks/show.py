@@ -17,7 +17,7 @@ from positionbias.tokens import Tokens, sequential
 COLUMNS = 120
 LONGEST = 64  # tokens, in a terminal
 MOST_LAYERS = 1000
-GROUPS = ("segment", "role", "frame", "scale")
+GROUPS = ("segment", "role", "frame", "scale", "depth", "mode")
 PURPOSE = """\
 Print a mask, a row for each query and a column for each key, and what a stack of layers with it reaches.
 
@@ -32,6 +32,7 @@ def parser() -> Parser:
     made.add_argument(
         "--length", type=int, help=f"number of tokens, up to {LONGEST}; default: 16, or as many as groups"
     )
+    made.add_argument("--context", type=int, default=0, metavar="N", help="number of first tokens that are the context")
     made.add_argument("--layers", type=int, help="number of layers; default: 1, or as many as the list has")
     for name in GROUPS:
         made.add_argument(f"--{name}", metavar="N,N,...", help=f"the {name} of each token; default: 0 for all")
@@ -58,10 +59,15 @@ def described(masks: Sequence[Mask], tokens: Tokens) -> list[str]:
     for name, matrix in shown.items():
         where = [number for number, one in enumerate(names, start=1) if one == name]
         told = "" if len(shown) == 1 else f"layer{'s' * (len(where) > 1)} {', '.join(map(str, where))}: "
-        lines += [f"{told}{name}", *_drawn(matrix), f"sees {_counted(matrix)}", ""]
+        lines += [_cut(f"{told}{name}"), *_drawn(matrix), f"sees {_counted(matrix)}", ""]
     found = np.asarray(reach(dense))
     stack = f"{len(masks)} layer{'s' * (len(masks) > 1)} with a residual"
     return [*lines, f"after {stack}", *_drawn(found), f"reaches {_counted(found)}"]
+
+
+def _cut(line: str) -> str:
+    """The line; a mask of a file may have a text of kilobytes."""
+    return line if len(line) <= COLUMNS else f"{line[: COLUMNS - 3]}..."
 
 
 def _drawn(matrix: Bool[np.ndarray, "T T"]) -> list[str]:
@@ -85,7 +91,9 @@ def _tokens(given: argparse.Namespace) -> Tokens:
     for name, field in fields.items():
         if len(field) != length:
             raise ConfigError(f"--{name}: has {len(field)} numbers; allowed: {length}, one a token.")
-    return sequential(length, **fields)
+    if not 0 <= given.context <= length:
+        raise ConfigError(f"--context: {given.context} is not allowed; allowed: a whole number from 0 to {length}.")
+    return sequential(length, **fields).told_context(given.context)
 
 
 def _numbers(name: str, text: str) -> np.ndarray:

@@ -47,7 +47,26 @@ def test_groups_are_given_token_by_token_and_settle_the_length(capsys):
     assert shown(capsys, "segments", "--segment", "0,1", "--length", "2")[1:3] == ["  0 1 .", "  1 . 1"]
     assert shown(capsys, "block_causal", "--frame", "1,1")[1:3] == ["  0 1 1", "  1 1 1"]
     assert shown(capsys, "scale_causal", "--scale", "1,0")[1:3] == ["  0 1 1", "  1 . 1"]
+    assert shown(capsys, "depth_causal", "--depth", "1,0")[1:3] == ["  0 1 .", "  1 . 1"]
+    assert shown(capsys, "switch(causal, ~causal)", "--mode", "1,0")[1:3] == ["  0 . 1", "  1 1 1"]
     assert len(shown(capsys, "causal")) == 2 * 18 + 1, "16 tokens unless told"
+
+
+def test_a_context_is_given_by_its_length(capsys):
+    lines = shown(capsys, "context_bidirectional", "--length", "3", "--context", "2")
+    assert lines[1:4] == ["  0 1 1 .", "  1 1 1 .", "  2 1 1 1"]
+    assert shown(capsys, "context_bidirectional", "--length", "2", "--context", "0")[1:3] == ["  0 1 .", "  1 1 1"]
+
+
+def test_a_long_text_is_cut_and_still_told_apart(capsys, tmp_path):
+    for name, filled in (("a", "1" * 40), ("b", "0" * 40)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(["1" * 40] * 39 + [filled]))
+    files = [f"from_file({str(tmp_path / name)!r})" for name in ("a.txt", "b.txt")]
+    lines = shown(capsys, f"[{', '.join(files)}]", "--length", "40")
+    assert max(map(len, lines)) == 120
+    assert lines[0].startswith("layer 1: from_file(path='a.txt', matrix='40x40:ffff")
+    assert lines[0].endswith("f...")
+    assert lines[43].startswith("layer 2: from_file(path='b.txt', ")
 
 
 def test_a_wide_matrix_stays_on_the_line(capsys):
@@ -67,6 +86,8 @@ def test_a_wide_matrix_stays_on_the_line(capsys):
         (["segments", "--segment", "2147483648"], "--segment: '2147483648' is not allowed"),
         (["segments", "--segment", "0,1", "--length", "3"], "--segment: has 2 numbers; allowed: 3, one a token."),
         (["segments", "--role", "0", "--segment", "0,1"], "--role: has 1 numbers; allowed: 2, one a token."),
+        (["causal", "--context", "17"], "--context: 17 is not allowed; allowed: a whole number from 0 to 16."),
+        (["causal", "--context", "-1"], "--context: -1 is not allowed; allowed: a whole number from 0 to 16."),
         ([], "command line: mask is missing; write the spec of a mask, or a list with one a layer, as in python -m"),
     ],
 )
