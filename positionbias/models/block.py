@@ -192,9 +192,12 @@ class Block(nnx.Module):
         encoded: Float[jax.Array, "B C E"] | None = None,
         tokens_encoded: Tokens | None = None,
         mask_cross: Mask | None = None,
+        memory: tuple[Float[jax.Array, "B S D"], Tokens] | None = None,
     ) -> Float[jax.Array, "B T W"]:
+        """The stream after this layer. Keys and values are made of `memory`, or else of the layer's normed input."""
         normed = self.norm_attention(x)
-        x = self._join(x, self.attention(normed, normed, tokens, tokens, mask, site.under("attention")))
+        read, tokens_read = memory or (normed, tokens)
+        x = self._join(x, self.attention(normed, read, tokens, tokens_read, mask, site.under("attention")))
         if self.cross is not None:
             assert self.norm_cross is not None
             assert encoded is not None
@@ -233,6 +236,19 @@ class Stack(nnx.Module):
         tokens_encoded: Tokens | None = None,
         mask_cross: Mask | None = None,
     ) -> Float[jax.Array, "B T W"]:
+        return site("final", self.norm(self.layers(x, tokens, masks, site, encoded, tokens_encoded, mask_cross)))
+
+    def layers(
+        self,
+        x: Float[jax.Array, "B T D"],
+        tokens: Tokens,
+        masks: tuple[Mask, ...],
+        site: Sites | Scoped,
+        encoded: Float[jax.Array, "B C E"] | None = None,
+        tokens_encoded: Tokens | None = None,
+        mask_cross: Mask | None = None,
+    ) -> Float[jax.Array, "B T W"]:
+        """The stream after the last block, before the last norm."""
         for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
             x = block(x, tokens, mask, site.under(f"layers.{layer}"), encoded, tokens_encoded, mask_cross)
-        return site("final", self.norm(x))
+        return x

@@ -14,6 +14,7 @@
 | `layers.L.stream` | [B, T, D] | the stream after layer L |
 | `final` | [B, T, D] | after the last norm, before the readout |
 | `encoder.layers.L.*`, `encoder.final` | as above | the encoder of an encoder-decoder; T = C |
+| `passes.P.layers.L.*` | as above | layer L in pass P of a looped model; with memory S = (P + 1) T |
 
 In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Names recorded and (name, kind) edited are
 static, edit values are arrays. A site that is neither recorded nor edited is the identity.

@@ -12,11 +12,13 @@ from positionbias import spec
 from positionbias.config.build import build
 from positionbias.models.base import visible
 from positionbias.models.decoder_only import DecoderOnly
+from positionbias.models.looped import Looped
 from positionbias.models.sites import Sites
 
 AXIS = "architectures"
 EXAMPLES = {
-    "encoder_decoder": ["encoder_decoder", "encoder_decoder(encoder_mask=causal, cross_mask=sliding_window(width=5))"]
+    "encoder_decoder": ["encoder_decoder", "encoder_decoder(encoder_mask=causal, cross_mask=sliding_window(width=5))"],
+    "looped": ["looped(loops=2)", "looped(loops=2, inject=True)", "looped(loops=2, memory=True, inject=True)"],
 }
 MASKS = {"add": "causal & sliding_window(width=2)", "none": "causal & ~sliding_window(width=2)"}
 
@@ -103,7 +105,7 @@ def check_attentions(setting, architecture):
         seen = np.asarray(visible(operator, mask, q, k))
         assert seen.shape == (q.length, k.length)
         assert not (seen & ~reach[np.ix_(q.index, k.index)]).any(), "an attention sees past reach"
-        edges[np.ix_(q.index, k.index)] |= seen
+        np.logical_or.at(edges, np.ix_(q.index, k.index), seen)  # a row may stand there more than once
     for _ in found:
         edges = edges | (edges.astype(int) @ edges.astype(int) > 0)
     assert not (reach & ~edges).any(), "reach holds a path that no attention makes"
@@ -156,6 +158,14 @@ class ForgetsALayer(DecoderOnly):
         return [(name, op, mask, q.cut(0, 1), k) for name, op, mask, q, k in super().attentions(blueprint, tokens, 0)]
 
 
+@dataclasses.dataclass(frozen=True)
+class OnePass(Looped):
+    """Reach of the first pass only."""
+
+    def reach(self, blueprint, tokens, context_length):
+        return Looped(1).reach(blueprint, tokens, context_length)
+
+
 class AnswersLate(DecoderOnly):
     """Says that the context does not answer, and answers there."""
 
@@ -172,6 +182,7 @@ class AnswersLate(DecoderOnly):
         (EndlessReach, check_reach),
         (EndlessReach, check_attentions),
         (ForgetsALayer, check_attentions),
+        (lambda: OnePass(2), check_reach),
     ],
 )
 def test_a_broken_architecture_is_caught(setting, broken, check):
