@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from positionbias import spec
+from positionbias.config.build import build
 from positionbias.config.resolve import config_hash, resolve
 from positionbias.config.schema import to_dict
 from positionbias.masks.from_file import LONGEST, FromFile
@@ -62,6 +63,16 @@ def test_shorter_sequences_have_the_corner_and_longer_ones_are_refused(tmp_path)
             f"from_file has a matrix of 5 x 5, but {rows} queries look at {columns} keys;"
             " allowed: a matrix of at least as many rows and columns."
         )
+
+
+def test_a_matrix_too_small_for_a_task_is_refused_when_the_model_is_built(tmp_path):
+    np.save(tmp_path / "ring.npy", RING)
+    mask = f"from_file({str(tmp_path / 'ring.npy')!r})"
+    config = resolve({"name": "own", "task": "associative_recall(pairs=4)", "model": {"mask": mask}})
+    with pytest.raises(
+        spec.ConfigError, match=r"^(model\.mask: )?from_file has a matrix of 5 x 5, but 16 queries look at 16"
+    ):
+        build(config)
 
 
 def test_what_was_read_is_in_the_text_and_needs_no_file_again(tmp_path):
