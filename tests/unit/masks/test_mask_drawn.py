@@ -115,6 +115,13 @@ def test_rows_columns_seeds_and_directions_are_not_correlated(seed):
         assert 0.8 < count.std() / np.sqrt(size / 4) < 1.2
 
 
+def test_another_seed_is_another_graph():
+    away = ~np.eye(200, dtype=bool)
+    for seed in (1, 2, 10**9):
+        same = dense("random_graph(0.5)", 200) == dense(f"random_graph(0.5, seed={seed})", 200)
+        assert abs(same[away].mean() - 0.5) < 4 * 0.5 / np.sqrt(away.sum())
+
+
 def test_a_shift_of_indices_is_another_graph():
     tokens = sequential(300)
     graph = mask("random_graph(0.5)")

@@ -1,5 +1,7 @@
 """Masks of one's own: what is read, what a config keeps of it, and what is refused."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,11 +150,11 @@ def write(path, value):
         ("a.txt", b"", "is not allowed"),
         ("a.txt", b"\n \n", "is not allowed"),
         ("a.txt", b"10\n1\n", "is not allowed"),
+        ("a.txt", b"101\n1\n", "is not allowed"),
         ("a.txt", b"10\n12\n", "is not allowed"),
         ("a.txt", b"1.0 0\n0 1\n", "is not allowed"),
         ("a.txt", "1\u0661".encode(), "is not allowed"),
         ("a.txt", b"\xff\xfe", "is not allowed"),
-        ("a.txt", b" " * (8 * 2048**2 + 4097), "is not allowed"),
     ],
 )
 def test_what_is_no_mask_is_refused(tmp_path, name, value, why):
@@ -166,6 +168,12 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused_before_anythin
     assert b"2999999" in claimed
     (tmp_path / "a.npy").write_bytes(claimed)
     assert refused(tmp_path / "a.npy").startswith(f"mask: path = {str(tmp_path / 'a.npy')!r} is not allowed; ")
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
+    (tmp_path / "a.txt").touch()
+    os.truncate(tmp_path / "a.txt", 2**40)  # takes no space on the disk
+    assert refused(tmp_path / "a.txt").endswith(f"is not allowed; {KINDS}")
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):

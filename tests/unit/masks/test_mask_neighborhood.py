@@ -56,6 +56,12 @@ def test_queries_before_and_after_all_keys_see_the_nearest_of_them():
     )
 
 
+def test_a_query_beyond_all_keys_is_of_the_residue_of_the_nearest():
+    tokens = sequential(12)
+    found = spec.build("masks", "neighborhood(2, dilation=2)", "mask").dense(tokens.cut(6, 12), tokens.cut(0, 5))
+    np.testing.assert_array_equal(found, [[0, 0, 1, 0, 1]] * 6)
+
+
 def test_padding_counts_towards_the_ends_and_is_not_seen():
     tokens = sequential(5, valid=np.array([True, True, True, True, False]))
     found = spec.build("masks", "neighborhood(3)", "mask").dense(tokens, tokens)
