@@ -6,6 +6,7 @@ Keeping the two apart is what lets an intervention move one without the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,25 @@ class Tokens(NamedTuple):
     def cut(self, start: int, stop: int) -> Tokens:
         """Tokens start..stop-1."""
         return Tokens(*(x[..., start:stop] for x in self))
+
+    def parted(self, at: int, rows: int = 1) -> tuple[Tokens, Tokens, Tokens]:
+        """The tokens before row `at`, `rows` new ones to stand there, and the rest, moved on in index and position.
+
+        New ones belong to the context and to no group, are valid, of the sequence's mode, and told the positions that
+        follow on the row before, from 0 in front.
+        """
+        edge, step = self.cut(max(at - 1, 0), max(at, 1)), np.arange(rows, dtype=np.int32)
+        new = Tokens(*(field * 0 + 0 * step for field in edge))
+        new = new._replace(valid=new.valid == 0, context=new.context + 1, mode=new.mode + edge.mode)
+        first = (edge.index + 1, edge.position + 1) if at else (new.index, new.position)
+        new = new._replace(index=first[0] + step, position=first[1] + step)
+        rest = self.cut(at, self.length)
+        return self.cut(0, at), new, rest._replace(index=rest.index + rows, position=rest.position + rows)
+
+
+def joined(parts: Sequence[Tokens]) -> Tokens:
+    """Tokens one behind the other, [..., T] the sum of their lengths."""
+    return Tokens(*(fields[0].__array_namespace__().concat(fields, axis=-1) for fields in zip(*parts, strict=True)))
 
 
 def sequential(length: int, **fields: Mapped) -> Tokens:

@@ -112,6 +112,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         for f in dataclasses.fields(model.init)
     }
     objective.check(task)
+    added = architecture.added_positions
     blueprint = Blueprint(
         config=model,
         masks=members["masks"],
@@ -120,7 +121,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         initializers=initializers,
         input=objective.input(task.input),
         output=task.output,
-        length=max(length or 0, *(_reach(assignment, task.tokens(c)) for c in task.conditions())),
+        length=max(length or 0, *(_reach(assignment, task.tokens(c)) + added for c in task.conditions())),
         dtype=config.train.dtype,
     )
     experiment = Experiment(config, task, objective, architecture, assignment, blueprint)

@@ -143,7 +143,7 @@ class Measurer:
                 change.check(run.task, condition)
                 check_told(run.experiment, change)
                 reaches = run.experiment.assignment.reach(run.task.tokens(condition)) + change.farther()
-                check_room(run.experiment, reaches)
+                check_room(run.experiment, reaches + run.experiment.architecture.added_positions)
             except ConfigError as error:
                 raise ConfigError(f"--interventions: {error}") from None
 

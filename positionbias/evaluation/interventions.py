@@ -7,7 +7,7 @@ or how much stands in front. An item and its changed form are measured side by s
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from positionbias.evaluation.rows import ANSWERS_CHANGED, ORDER_SENSITIVITY
 from positionbias.spec import ConfigError, canonical, member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Task, world_of
 from positionbias.tasks.sampling import permutation
+from positionbias.tokens import Tokens, joined
 
 FARTHEST = 2**20  # rows
 LOOKED_AT = 64  # items that tell where a task's evidence stands; rarer places are not seen
@@ -227,19 +228,8 @@ def rearranged(example: Batch, place: Int[jax.Array, "S"], task: Task) -> Batch:
     return task.after_move(changed)
 
 
-def led_by(batch: Batch, rows: int, filler: int) -> tuple[jax.Array, Any]:
+def led_by(batch: Batch, rows: int, filler: int) -> tuple[jax.Array, Tokens]:
     """Inputs and tokens of a batch with `rows` filler tokens in front of every sequence."""
-
-    def front(x: Any, value: int) -> jax.Array:
-        shape = (*x.shape[:-1], rows)
-        return jnp.concatenate([jnp.full(shape, value, x.dtype), jnp.asarray(x)], axis=-1)
-
-    tokens = batch.tokens
-    length = tokens.length + rows
-    others = set(tokens._fields) - {"index", "position", "valid"}
-    led = {name: front(getattr(tokens, name), 0) for name in others}
-    begin = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (*tokens.position.shape[:-1], rows))
-    position = jnp.concatenate([begin, jnp.asarray(tokens.position) + rows], axis=-1)
-    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (*tokens.index.shape[:-1], length))
-    valid = front(tokens.valid, True)
-    return front(batch.inputs, filler), tokens._replace(index=index, position=position, valid=valid, **led)
+    shape = (*batch.inputs.shape[:-1], rows)
+    inputs = jnp.concatenate([jnp.full(shape, filler, batch.inputs.dtype), batch.inputs], axis=-1)
+    return inputs, joined(batch.tokens.parted(0, rows))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 from flax import nnx
 
-from positionbias.arrays import Bool, Float, Key, Mapped, Shaped
+from positionbias.arrays import Bool, Float, Int, Key, Mapped, Shaped
 from positionbias.masks.base import Mask
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
@@ -33,6 +34,7 @@ class Architecture:
     """How layers are stacked."""
 
     axis = "architectures"
+    added_positions: int = 0  # how many rows, each with a position of its own, it adds to the sequence
 
     def check(self, blueprint: Blueprint) -> None:
         """Raise ConfigError where the config does not fit this architecture."""
@@ -44,8 +46,20 @@ class Architecture:
     def attentions(
         self, blueprint: Blueprint, tokens: Tokens, context_length: int
     ) -> list[tuple[str, Operator, Mask, Tokens, Tokens]]:
-        """Every attention of the model: its name, operator, mask, and the tokens of its queries and keys."""
+        """Every attention of the model: its name, operator, mask, and the tokens of its queries and keys.
+
+        Their indices are those of the S rows that the layers read: T, and what the architecture adds.
+        """
         raise NotImplementedError
+
+    def held(self, name: str, tokens: Tokens, context_length: int) -> Int[np.ndarray, "S"]:
+        """Which input each row `tokens` of the attention `name` stands for; -1 where for none, as a row added."""
+        return np.asarray(tokens.index)
+
+    def outside(self, tokens: Tokens, context_length: int) -> Bool[np.ndarray, "S S"]:
+        """Which of the S rows depend on which by other ways than an attention among them."""
+        size = tokens.length + self.added_positions
+        return np.zeros((size, size), bool)
 
     def first_row(self, context_length: int) -> int:
         """The first row that gives outputs; a task that asks before it is refused."""

@@ -64,8 +64,12 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[jax.Array, "B T D"], site: Scoped) -> Float[jax.Array, "B T W"]:
         hidden = self.first(x)
-        hidden = jax.nn.relu(hidden) if self.activation == "relu" else jax.nn.gelu(hidden)
-        return site("output", self.second(site("hidden", hidden)))
+        return site("output", self.second(site("hidden", activated(hidden, self.activation))))
+
+
+def activated(x: jax.Array, activation: str) -> jax.Array:
+    """`model.activation`."""
+    return jax.nn.relu(x) if activation == "relu" else jax.nn.gelu(x)
 
 
 class Attention(nnx.Module):

@@ -54,6 +54,10 @@ class Embedding(nnx.Module):
         else:
             x = inputs.astype(self.dtype)
             x = self.map(x) if self.map is not None else x
+        return self.placed(x, tokens)
+
+    def placed(self, x: Float[jax.Array, "B T E"], tokens: Tokens) -> Float[jax.Array, "B T D"]:
+        """Vectors, with features left for the position scheme, as they are told their positions."""
         params = {name: value[...] for name, value in self.params.items()}
         x = jnp.pad(x, ((0, 0), (0, 0), (0, self.own_features))) if self.own_features else x
         return self.position.embed(x, tokens, params) if self.position.embeds else x

@@ -17,7 +17,7 @@ from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator
 from positionbias.spec import ConfigError, canonical, member, require
-from positionbias.tokens import Tokens
+from positionbias.tokens import Tokens, joined
 
 MOST_LOOPS = 1000
 
@@ -38,7 +38,7 @@ class LoopedModel(Model):
         normed: list[list[jax.Array]] = [[] for _ in self.masks]  # of each layer, its inputs in all passes so far
         for number, told in enumerate(passes):
             x = x + embedded if self.inject and number else x
-            under, remembered = site.under(f"passes.{number}"), _joined(passes[: number + 1])
+            under, remembered = site.under(f"passes.{number}"), joined(passes[: number + 1])
             if not self.memory:
                 x = self.stack.layers(x, told, self.masks, under)
                 continue
@@ -89,7 +89,7 @@ class Looped(Architecture):
         passes = [_of_pass(tokens, number) for number in range(self.loops)]
         found = []
         for number, q in enumerate(passes):
-            k = _joined(passes[: number + 1]) if self.memory else q
+            k = joined(passes[: number + 1]) if self.memory else q
             for layer, (operator, mask) in enumerate(zip(blueprint.operators, blueprint.masks, strict=True)):
                 found.append((f"layer {layer} of pass {number}", operator, mask, q, k))
         return found
@@ -111,8 +111,3 @@ class Looped(Architecture):
 
 def _of_pass(tokens: Tokens, number: int) -> Tokens:
     return tokens._replace(depth=tokens.index * 0 + number)
-
-
-def _joined(passes: list[Tokens]) -> Tokens:
-    """The tokens of several passes, one pass after the other."""
-    return Tokens(*(field[0].__array_namespace__().concat(field, axis=-1) for field in zip(*passes, strict=True)))

@@ -2,7 +2,7 @@
 
 | site | shape | where |
 |---|---|---|
-| `embedding` | [B, T, D] | after token and position embedding, before the first layer |
+| `embedding` | [B, T, D] | after token and position embedding, before the first layer and before a row is added |
 | `layers.L.attention.query`, `.key` | [B, T, N, H] | before rotation |
 | `layers.L.attention.value` | [B, T, N, K] | |
 | `layers.L.attention.scores` | [B, N, T, S] | scaled and biased, before the mask; operators that have a pattern |
@@ -12,12 +12,16 @@
 | `layers.L.cross.*` | as above | cross attention of a decoder layer; T decoder rows, S encoder columns |
 | `layers.L.mlp.hidden`, `.output` | [B, T, *] | after the nonlinearity; what the MLP adds |
 | `layers.L.stream` | [B, T, D] | the stream after layer L |
-| `final` | [B, T, D] | after the last norm, before the readout |
+| `final` | [B, T, *] | after the last norm, before the readout, which reads it |
 | `encoder.layers.L.*`, `encoder.final` | as above | the encoder of an encoder-decoder; T = C |
+| `added` | [B, 1, D] | the row that contextual_token, token_prepending and summary_token add, with its position |
 | `passes.P.layers.L.*` | as above | layer L in pass P of a looped model; with memory S = (P + 1) T |
 
-In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Names recorded and (name, kind) edited are
-static, edit values are arrays. A site that is neither recorded nor edited is the identity.
+In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Where a row is added, `layers.*` have T + 1
+rows, that one at 0 or, in summary_token, at C; `embedding` and `final` have the T rows of the inputs.
+
+Names recorded and (name, kind) edited are static, edit values are arrays. A site that is neither recorded nor edited is
+the identity.
 """
 
 from __future__ import annotations

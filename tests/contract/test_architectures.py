@@ -11,13 +11,19 @@ from haste import hasty_jit
 from positionbias import spec
 from positionbias.config.build import build
 from positionbias.models.base import visible
+from positionbias.models.contextual_token import ContextualToken
 from positionbias.models.decoder_only import DecoderOnly
 from positionbias.models.looped import Looped
 from positionbias.models.sites import Sites
+from positionbias.models.summary_token import SummaryToken
+from positionbias.models.token_prepending import TokenPrepending
 
 AXIS = "architectures"
 EXAMPLES = {
     "encoder_decoder": ["encoder_decoder", "encoder_decoder(encoder_mask=causal, cross_mask=sliding_window(width=5))"],
+    "contextual_token": ["contextual_token", "contextual_token(encoder_layers=2, concatenated=False)"],
+    "token_prepending": ["token_prepending", "token_prepending(start=0, stop=1)"],
+    "summary_token": ["summary_token", "summary_token(bottleneck=False)"],
     "looped": ["looped(loops=2)", "looped(loops=2, inject=True)", "looped(loops=2, memory=True, inject=True)"],
 }
 MASKS = {"add": "causal & sliding_window(width=2)", "none": "causal & ~sliding_window(width=2)"}
@@ -93,22 +99,33 @@ def check_reach(setting, architecture):
 
 
 def check_attentions(setting, architecture):
-    """Every edge of every attention is within reach, and every path of reach is made of such edges."""
+    """Every edge of every attention is within reach, and every path of reach is made of such edges.
+
+    Rows that the architecture adds are no inputs: they only lie on paths.
+    """
     experiment = setting(architecture)
     condition = experiment.task.conditions()[0]
     tokens, context = experiment.task.tokens(condition), experiment.task.context_length(condition)
     found = architecture.attentions(experiment.blueprint, tokens, context)
     assert len({name for name, *_ in found}) == len(found) > 0
     reach = experiment.reach(condition)
-    edges = np.eye(tokens.length, dtype=bool)
-    for _, operator, mask, q, k in found:
+    edges = np.eye(tokens.length + architecture.added_positions, dtype=bool)
+    edges |= architecture.outside(tokens, context)
+    stands = np.full(len(edges), -1)
+    for name, operator, mask, q, k in found:
         seen = np.asarray(visible(operator, mask, q, k))
         assert seen.shape == (q.length, k.length)
-        assert not (seen & ~reach[np.ix_(q.index, k.index)]).any(), "an attention sees past reach"
-        np.logical_or.at(edges, np.ix_(q.index, k.index), seen)  # a row may stand there more than once
+        held_q, held_k = (architecture.held(name, side, context) for side in (q, k))
+        told = np.ix_(held_q >= 0, held_k >= 0)
+        assert not (seen[told] & ~reach[np.ix_(held_q[held_q >= 0], held_k[held_k >= 0])]).any(), "sees past reach"
+        if (held_q >= 0).any():
+            np.logical_or.at(edges, np.ix_(q.index, k.index), seen)  # a row may stand there more than once
+            stands[q.index] = held_q
     for _ in found:
         edges = edges | (edges.astype(int) @ edges.astype(int) > 0)
-    assert not (reach & ~edges).any(), "reach holds a path that no attention makes"
+    rows = np.flatnonzero(stands >= 0)
+    assert stands[rows].tolist() == list(range(tokens.length)), "a row is forgotten, or stands in another's place"
+    assert not (reach & ~edges[np.ix_(rows, rows)]).any(), "reach holds a path that no attention makes"
 
 
 CHECKS = [check_outputs, check_reach, check_attentions]
@@ -166,6 +183,45 @@ class OnePass(Looped):
         return Looped(1).reach(blueprint, tokens, context_length)
 
 
+@dataclasses.dataclass(frozen=True)
+class ForgetsTheReadout(ContextualToken):
+    """Reach without the row in front that every row is read beside."""
+
+    def reach(self, blueprint, tokens, context_length):
+        return ContextualToken(concatenated=False).reach(blueprint, tokens, context_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeverOverwritten(TokenPrepending):
+    """Says of the row in front that it stays what it was."""
+
+    def outside(self, tokens, context_length):
+        return np.zeros((tokens.length + 1,) * 2, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Untold(TokenPrepending):
+    """Tells of its rows as if none stood in front."""
+
+    def attentions(self, blueprint, tokens, context_length):
+        return DecoderOnly().attentions(blueprint, tokens, context_length)
+
+    def reach(self, blueprint, tokens, context_length):
+        return TokenPrepending().reach(blueprint, tokens, context_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaksPastTheSummary(SummaryToken):
+    """Tells of the masks as they are without a summary."""
+
+    def attentions(self, blueprint, tokens, context_length):
+        found = super().attentions(blueprint, tokens, context_length)
+        return [(name, operator, mask.inner, q, k) for name, operator, mask, q, k in found]
+
+    def reach(self, blueprint, tokens, context_length):
+        return SummaryToken().reach(blueprint, tokens, context_length)
+
+
 class AnswersLate(DecoderOnly):
     """Says that the context does not answer, and answers there."""
 
@@ -183,6 +239,10 @@ class AnswersLate(DecoderOnly):
         (EndlessReach, check_attentions),
         (ForgetsALayer, check_attentions),
         (lambda: OnePass(2), check_reach),
+        (ForgetsTheReadout, check_reach),
+        (NeverOverwritten, check_attentions),
+        (Untold, check_attentions),
+        (LeaksPastTheSummary, check_attentions),
     ],
 )
 def test_a_broken_architecture_is_caught(setting, broken, check):
