@@ -57,21 +57,20 @@ def test_a_summary_is_out_of_reach_of_all_others():
     assert not found[np.ix_(role != 7, role == 7)].any()
 
 
+FRAMED = ["block_causal", "block_causal_with_summary(3)", "frame_causal", "concentric", "causal_cross"]
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["block_causal", "block_causal_with_summary(3)", "frame_causal", "scale_causal", "concentric", "causal_cross"],
+    ("text", "usual", "group"),
+    [*((text, "frame", "segment") for text in FRAMED), *(("scale_causal", "scale", g) for g in ("segment", "frame"))],
 )
-@pytest.mark.parametrize("group", ["segment", "frame"])
-def test_another_field_may_stand_for_frames(text, group):
+def test_another_field_may_stand_for_frames(text, usual, group):
     """The mask of a field is that of the usual one with the same numbers in it."""
-    numbers = np.array([0, 1, 1, 2, 0, 3, 3])
-    usual = "scale" if text == "scale_causal" else "frame"
-    role = np.array([3, 0, 0, 0, 0, 0, 0])
+    numbers, role = np.array([0, 1, 1, 2, 0, 3, 3]), np.array([3, 0, 0, 0, 0, 0, 0])
     named = f"{text[:-1]}, group='{group}')" if text.endswith(")") else f"{text}(group='{group}')"
     found = dense(named, sequential(7, role=role, **{group: numbers}))
     np.testing.assert_array_equal(found, dense(text, sequential(7, role=role, **{usual: numbers})))
-    if group != usual:
-        assert (dense(text, sequential(7, role=role, **{group: numbers})) != found).any()
+    assert (dense(text, sequential(7, role=role, **{group: numbers})) != found).any()
 
 
 def test_documents_of_a_task_may_stand_for_frames():
