@@ -217,7 +217,7 @@ def test_a_sweep_with_a_cell_that_cannot_be_built_is_refused_whole(config, tmp_p
     assert not (tmp_path / "sweep").exists()
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "report", "list"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "sweep", "report", "list", "match"])
 def test_help_is_quick_to_read_and_needs_no_device(module, tmp_path):
     code = (
         f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module('positionbias.{module}', run_name='__main__')"

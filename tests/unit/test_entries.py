@@ -2,7 +2,7 @@
 
 import pytest
 
-from positionbias import evaluate, report, sweep, train
+from positionbias import evaluate, match, report, sweep, train
 from positionbias.spec import ConfigError
 
 
@@ -21,3 +21,8 @@ def test_an_empty_workdir_is_refused_by_every_entry(tmp_path, monkeypatch):
 def test_a_label_that_could_be_taken_for_a_file_of_training_is_refused(tmp_path, label):
     with pytest.raises(ConfigError, match=f"^--label: '{label}' is not allowed, "):
         evaluate.main(["--workdir", str(tmp_path), "--label", label])
+
+
+def test_a_match_without_a_reference_is_refused():
+    with pytest.raises(ConfigError, match=r"^command line: --reference is missing; write python -m positionbias.match"):
+        match.main(["--config", "c.py"])
