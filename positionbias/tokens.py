@@ -28,6 +28,8 @@ class Tokens(NamedTuple):
     context: Mapped  # 1 for the context 0..C-1, which an encoder would read
     depth: Mapped  # pass of a looped model
     mode: Mapped  # which of two masks `switch` is
+    hidden: Mapped  # 1 where an objective hid the input
+    rank: Mapped  # place in the order in which an objective has inputs told
 
     @property
     def length(self) -> int:
@@ -74,8 +76,8 @@ def sequential(length: int, **fields: Mapped) -> Tokens:
     """Tokens 0..length-1 in order, one segment, all valid; `fields` replaces any of them. numpy, [T] each."""
     index = np.arange(length, dtype=np.int32)
     zero = np.zeros(length, np.int32)
-    made = Tokens(index, index, zero, zero, zero, zero, np.ones(length, bool), zero, zero, zero)
-    return made._replace(**fields)
+    made = dict.fromkeys(Tokens._fields, zero) | {"index": index, "position": index, "valid": np.ones(length, bool)}
+    return Tokens(**{**made, **fields})
 
 
-TOLD = ("context", "depth", "mode")  # the fields that no task knows, and no stored item holds
+TOLD = ("context", "depth", "mode", "hidden", "rank")  # the fields that no task knows, and no stored item holds

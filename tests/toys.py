@@ -168,7 +168,10 @@ class Facts(Task):
 @spec.member("objectives", "hide_some")
 @dataclasses.dataclass(frozen=True)
 class HideSome(NextToken):
-    """Inputs are hidden by `token`, each with chance `rate`, and every hidden row says what it was."""
+    """Inputs are hidden by `token`, each with chance `rate`, and every hidden row says what it was; asked are answers.
+
+    Measured, the last input is hidden.
+    """
 
     token: int = 8
     rate: float = 0.5
@@ -176,11 +179,14 @@ class HideSome(NextToken):
     def input(self, size):
         return Size(size.kind, max(size.size, self.token + 1))
 
-    def prepare(self, key, batch):
+    def prepare(self, key, batch, task, condition):
         hidden = jax.random.bernoulli(key, self.rate, batch.inputs.shape)
         return batch._replace(
             inputs=jnp.where(hidden, self.token, batch.inputs), targets=batch.inputs, weights=hidden.astype(jnp.float32)
         )
+
+    def ask(self, batch, task, condition):
+        return batch._replace(inputs=batch.inputs.at[..., -1].set(self.token))
 
 
 def register(monkeypatch):

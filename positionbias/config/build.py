@@ -16,15 +16,16 @@ from positionbias import spec
 from positionbias.arrays import Bool, Key, Mapped
 from positionbias.assignments.base import Assignment
 from positionbias.config import schema
-from positionbias.masks.base import Mask
+from positionbias.masks.base import Mask, one_share
 from positionbias.masks.order import Causal
 from positionbias.models.base import Architecture, Model, initialise, visible
 from positionbias.models.parameters import Blueprint
 from positionbias.objectives.base import Objective
 from positionbias.operators.base import Operator
 from positionbias.positions.base import PositionScheme
+from positionbias.replicas import stream
 from positionbias.spec import ConfigError
-from positionbias.tasks.base import Condition, Task
+from positionbias.tasks.base import Batch, Condition, Task
 from positionbias.tokens import Tokens
 
 
@@ -52,7 +53,7 @@ class Experiment:
     @property
     def shared_tokens(self) -> bool:
         """Whether all examples of a condition are read with the same tokens."""
-        return self.task.shared_tokens and not self.assignment.drawn
+        return self.task.shared_tokens and not (self.assignment.drawn or self.objective.own_tokens)
 
     def assigned(self, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
         """`tokens` of B examples, [B, T] or shared [T], with the positions the model is told.
@@ -60,10 +61,34 @@ class Experiment:
         They stay shared where the assignment is the same for all; else every field has a leading B.
         """
         if not self.assignment.drawn:
+            # Where an objective has tokens of each example, whatever they share is made theirs.
+            tokens = self.spread(tokens, len(keys)) if self.objective.own_tokens else tokens
             return tokens._replace(position=self.assignment.positions(tokens))
-        shape = (len(keys), tokens.length)
-        own = jax.tree.map(lambda field: jnp.broadcast_to(field, shape), tokens)
+        own = self.spread(tokens, len(keys))
         return own._replace(position=jax.vmap(lambda key, one: self.assignment.draw(key, one))(keys, own))
+
+    @cached_property
+    def second_share(self) -> float | None:
+        """The share of training batches that are read in the second mode of a mask that switches."""
+        try:
+            return one_share(mask for _, _, _, mask, _, _ in _attentions(self))
+        except ConfigError as error:
+            raise ConfigError(f"model.mask: {error}") from None
+
+    @staticmethod
+    def spread(tokens: Tokens, size: int) -> Tokens:
+        """`tokens`, some of them shared, with a leading `size` on every field."""
+        return jax.tree.map(lambda field: jnp.broadcast_to(field, (size, tokens.length)), tokens)
+
+    def trained(self, key: Key[jax.Array, ""], batch: Batch) -> Batch:
+        """A batch of the task's first condition as the model is trained on it."""
+        if self.second_share is not None:
+            second = jax.random.bernoulli(stream(key, "mode"), self.second_share).astype(jnp.int32)
+            mode = jnp.broadcast_to(second, batch.tokens.index.shape)
+            batch = batch._replace(tokens=batch.tokens._replace(mode=mode))
+        batch = self.objective.prepare(stream(key, "objective"), batch, self.task, self.task.conditions()[0])
+        keys = jax.random.split(stream(key, "assignment"), len(batch.weights))
+        return batch._replace(tokens=self.assigned(keys, batch.tokens))
 
     @cached_property
     def narrowed(self) -> list[str]:
@@ -112,6 +137,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         for f in dataclasses.fields(model.init)
     }
     objective.check(task)
+    objective.check_model(model)
     added = architecture.added_positions
     blueprint = Blueprint(
         config=model,
@@ -128,6 +154,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     _check_positions(blueprint)
     architecture.check(blueprint)
     _check_attention(experiment)
+    _check_modes(experiment)
     _check_rows(experiment)
     if not jax.tree.leaves(_trained(experiment)):
         raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
@@ -192,6 +219,15 @@ def _check_attention(experiment: Experiment) -> None:
             )
 
 
+def _check_modes(experiment: Experiment) -> None:
+    if experiment.objective.two_modes and experiment.second_share is None:
+        raise ConfigError(
+            f"model.mask: {experiment.config.model.mask} has one mode, but the objective"
+            f" {spec.canonical(experiment.objective)} reads batches in two; allowed: a mask that switches, such as"
+            " 'switch(causal, bidirectional & ~masked_keys)'."
+        )
+
+
 def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operator, Mask, Tokens, Tokens]]:
     """Every attention under every condition's layout of tokens."""
     task = experiment.task
@@ -199,6 +235,11 @@ def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operat
         length = task.context_length(condition)
         tokens = task.tokens(condition).told_context(length)
         for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
+            name, _, mask, q, k = attention
+            try:
+                mask.bind(q, k)
+            except ConfigError as error:
+                raise ConfigError(f"model.mask: in {name}, {error}") from None
             yield condition, *attention
 
 
@@ -224,5 +265,5 @@ def _check_rows(experiment: Experiment) -> None:
             i, j = leak[0]
             raise ConfigError(
                 f"model.mask: {experiment.config.model.mask} lets row {i} depend on input {j}, which can hold the"
-                f" target of that row; allowed: a mask under which no path leads there, such as 'causal'."
+                f" target of that row; allowed: {experiment.objective.remedy}."
             )

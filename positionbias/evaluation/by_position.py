@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -79,42 +79,33 @@ class Evaluator:
     def _drawn(
         self, keys: Key[jax.Array, "B"], numbers: jax.Array, condition: Condition, world: Tree, stored: Batch | None
     ) -> Batch:
-        """The items of these numbers, and keys, as the model is measured on them."""
-        task, objective = self.experiment.task, self.experiment.objective
-        axes = batch_axes(0, task.shared_tokens)
-
-        def over(change: Callable[[jax.Array], jax.Array], batch: Any) -> Batch:
-            """`change` of every array that has a leading B."""
-            pairs = zip(batch, axes, strict=True)
-            return Batch(*(leaf if axis is None else jax.tree.map(change, leaf) for leaf, axis in pairs))
-
-        def prepared(key: jax.Array, one: Batch) -> Batch:
-            alone = objective.prepare(stream(key, "objective"), over(lambda leaf: leaf[None], one))
-            return over(lambda leaf: leaf[0], alone)
-
+        """The items of these numbers, and keys."""
+        task = self.experiment.task
         if stored is None:
-            batch = task.batch_of(keys, condition, world)
-        else:
-            batch = over(lambda leaf: leaf[numbers % self.items], stored)
-        return jax.vmap(prepared, in_axes=(0, axes), out_axes=axes)(keys, batch)
+            return task.batch_of(keys, condition, world)
+        picked = jax.tree.map(lambda leaf: leaf[numbers % self.items], stored._replace(tokens=None))  # type: ignore[arg-type]
+        own = jax.tree.map(lambda leaf: leaf if task.shared_tokens else leaf[numbers % self.items], stored.tokens)
+        return picked._replace(tokens=own)
+
+    def _asked(self, batch: Batch, condition: Condition) -> Batch:
+        """The items as the objective asks them."""
+        asked = self.experiment.objective.ask(batch, self.experiment.task, condition)
+        own = self.experiment.objective.own_tokens
+        tokens = self.experiment.spread(asked.tokens, len(batch.query)) if own else asked.tokens
+        return batch._replace(inputs=asked.inputs, tokens=tokens)
 
     def _told(self, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
         """The tokens of these items with the positions that the model is told."""
         return self.experiment.assigned(jax.vmap(lambda key: stream(key, "assignment"))(keys), tokens)
 
-    def _changed(self, keys: Key[jax.Array, "B"], condition: Condition, batch: Batch) -> Batch:
-        """The batch under the intervention, every example with tokens of its own.
-
-        What changes nothing but told positions changes those that are assigned.
-        """
-        task, change, shared = self.experiment.task, self.intervention, self.experiment.task.shared_tokens
+    def _changed(self, keys: Key[jax.Array, "B"], condition: Condition, batch: Batch, shared: bool) -> Batch:
+        """The batch under the intervention, every example with tokens of its own; they come `shared` or not."""
+        task, change = self.experiment.task, self.intervention
         assert change is not None
 
         def changed(key: jax.Array, one: Batch) -> Batch:
             return change.change(stream(key, "intervention"), one, task, condition)
 
-        if change.only_told:
-            batch, shared = batch._replace(tokens=self._told(keys, batch.tokens)), self.experiment.shared_tokens
         return jax.vmap(changed, in_axes=(0, batch_axes(0, shared)))(keys, batch)
 
     def _answers(
@@ -132,7 +123,11 @@ class Evaluator:
 
         def judge(example: Batch, outputs: Float[jax.Array, "T V"], own: bool) -> dict[str, jax.Array]:
             visible = self.experiment.reach(condition, example.tokens) if own else shared
-            said, target = outputs[example.query], example.targets[example.query]
+            rows = objective.rows(example)
+            if objective.own_tokens:  # what is hidden is not known, and another row than the one that asks may answer
+                known = visible & (example.tokens.hidden == 0)
+                visible = known.at[example.query].set(known[rows])
+            said, target = outputs[rows], example.targets[example.query]
             lost = {}
             if objective.targets == "vectors" or task.by_loss:
                 lost = {LOSS: objective.losses(said, target)}
@@ -159,12 +154,17 @@ class Evaluator:
             return jax.vmap(one)(items) if self.batch_size <= most else jax.lax.map(one, items, batch_size=most)
 
         def measured(keys: jax.Array, batch: Batch, change: Intervention | None) -> dict[str, jax.Array]:
-            rows, own = change.in_front if change else 0, change is not None or not task.shared_tokens
-            inputs, tokens = led_by(batch, rows, task.filler or 0) if rows else (batch.inputs, batch.tokens)
-            if change is None or not change.only_told:
-                tokens = self._told(keys, tokens)
+            rows, own = 0, not task.shared_tokens or objective.own_tokens
+            if change is not None and not change.only_told:
+                batch, rows, own = self._changed(keys, condition, batch, task.shared_tokens), change.in_front, True
+            asked = self._asked(batch, condition)
+            inputs, tokens = led_by(asked, rows, task.filler or 0) if rows else (asked.inputs, asked.tokens)
+            tokens = self._told(keys, tokens)
+            if change is not None and change.only_told:  # it changes those that are assigned
+                told = asked._replace(tokens=tokens)
+                tokens = self._changed(keys, condition, told, self.experiment.shared_tokens).tokens
             outputs = model(inputs, tokens, task.context_length(condition) + rows, Sites())[:, rows:]
-            return judged(batch, outputs, own)
+            return judged(batch._replace(tokens=asked.tokens), outputs, own)
 
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
             numbers = index * self.batch_size + jnp.arange(self.batch_size)
@@ -174,8 +174,7 @@ class Evaluator:
             before = found.pop("said")
             if self.intervention is None:
                 return found
-            changed = self._changed(keys, condition, batch)
-            found = measured(keys, changed, self.intervention)
+            found = measured(keys, batch, self.intervention)
             after = found.pop("said")
             differs = (before != after).reshape(*batch.query.shape, -1)
             return {**found, self.intervention.share: jnp.any(differs, axis=-1)}
@@ -195,8 +194,8 @@ class Evaluator:
         key_w = stream(key, f"influence/{self.name}/{condition.name}")
         numbers = jnp.arange(self.influence_items)
         keys = item_keys(stream(key, f"{self.name}/{condition.stream}"), numbers)
-        batch = self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored)
-        tokens = self._told(keys, batch.tokens)
+        batch = self._asked(self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored), condition)
+        tokens, rows = self._told(keys, batch.tokens), self.experiment.objective.rows(batch)
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece
@@ -217,9 +216,7 @@ class Evaluator:
         chunk = max(size for size in range(1, most + 1) if self.influence_items % size == 0)
         count = self.influence_items // chunk
         own_tokens = None if self.experiment.shared_tokens else tokens
-        pieces = jax.tree.map(
-            lambda x: x.reshape(count, chunk, *x.shape[1:]), (batch.inputs, own_tokens, batch.query[:, -1])
-        )
+        pieces = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), (batch.inputs, own_tokens, rows[:, -1]))
         found = jax.lax.map(sizes, (*pieces, jax.random.split(key_w, count)))
         size = jnp.mean(found, axis=(0, 1))
         return size / jnp.sum(size)

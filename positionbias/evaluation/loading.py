@@ -65,16 +65,16 @@ class LoadedRun:
     def sample(self, size: int, condition: str | None = None, seed: int = 0) -> Batch:
         """`size` fresh examples of a condition (the one trained on by default), from a stream training never reads.
 
-        They come as the model was trained and is measured on them. With `replica` "all", of a task where every replica
+        They come as the model is measured on them. With `replica` "all", of a task where every replica
         has a world of its own, every array has a leading R.
         """
         key, chosen = stream(jax.random.key(seed), "analysis"), self._condition(condition)
 
         def one(world: Tree) -> Batch:
             batch = self.task.batch(key, chosen, size, world)
-            batch = self.experiment.objective.prepare(stream(key, "objective"), batch)
+            asked = self.experiment.objective.ask(batch, self.task, chosen)
             keys = jax.random.split(stream(key, "assignment"), size)
-            return batch._replace(tokens=self.experiment.assigned(keys, batch.tokens))
+            return batch._replace(inputs=asked.inputs, tokens=self.experiment.assigned(keys, asked.tokens))
 
         if self.replica != "all":
             return one(world_of(self.task, self.keys))

@@ -76,19 +76,23 @@ class Attention(nnx.Module):
     """Queries from one stream, keys and values from the same (self) or another (cross), mixed by the operator.
 
     `qk="merged"` has one matrix A a head, score x A x'; `ov="merged"` one matrix a head after mixing the stream
-    itself; `ov="identity"` none at all, the heads' mixes side by side.
+    itself; `ov="identity"` none at all, the heads' mixes side by side. Without `own_keys` the matrices of keys and
+    values are lent by another attention at every call.
     """
 
-    def __init__(self, blueprint: Blueprint, layer: int, width: int, width_kv: int, noise: Noise) -> None:
+    def __init__(
+        self, blueprint: Blueprint, layer: int, width: int, width_kv: int, noise: Noise, own_keys: bool = True
+    ) -> None:
         config = blueprint.config
         self.operator, self.position = blueprint.operators[layer], blueprint.positions[layer]
         self.heads, self.head_size = config.heads, blueprint.head_size
         size = self.heads * self.head_size
         merged = config.qk == "merged"
         self.query = Dense(blueprint, "query", width, self.heads * width_kv if merged else size, noise)
-        self.key = None if merged else Dense(blueprint, "key", width_kv, size, noise)
+        self.key = Dense(blueprint, "key", width_kv, size, noise) if own_keys and not merged else None
         mixed = size if config.ov == "factorised" else self.heads * width_kv
-        self.value = Dense(blueprint, "value", width_kv, size, noise) if config.ov == "factorised" else None
+        factorised = config.ov == "factorised"
+        self.value = Dense(blueprint, "value", width_kv, size, noise) if own_keys and factorised else None
         projects = config.ov == "merged" or (config.ov == "factorised" and config.output_projection)
         kind = "value" if config.ov == "merged" else "output"
         self.output = Dense(blueprint, kind, mixed, config.width, noise) if projects else None
@@ -105,11 +109,13 @@ class Attention(nnx.Module):
         tokens_k: Tokens,
         mask: Mask,
         site: Scoped,
+        lender: Attention | None = None,
     ) -> Float[jax.Array, "B T W"]:
         shared = (*stream.shape[:2], self.heads, stream.shape[-1])
+        key, value = (self.key, self.value) if lender is None else (lender.key, lender.value)
         q = self.query(x).reshape(*x.shape[:2], self.heads, -1)
-        k = jnp.broadcast_to(stream[:, :, None], shared) if self.key is None else self._heads(self.key(stream))
-        v = jnp.broadcast_to(stream[:, :, None], shared) if self.value is None else self._heads(self.value(stream))
+        k = jnp.broadcast_to(stream[:, :, None], shared) if key is None else self._heads(key(stream))
+        v = jnp.broadcast_to(stream[:, :, None], shared) if value is None else self._heads(value(stream))
         q, k, v = site("query", q), site("key", k), site("value", v)
         position = Placed(self.position, values(self.table))
         mixed = self.operator(q, k, v, tokens_q, tokens_k, mask, position, values(self.own), site)

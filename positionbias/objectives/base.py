@@ -1,11 +1,16 @@
-"""The objective protocol: the loss, and which inputs a loss row must not depend on."""
+"""The objective protocol: what a model is trained on and asked, the loss, and what a loss row must not depend on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Key, Shaped
+from positionbias.arrays import Bool, Float, Int, Key, Shaped, Tree
+from positionbias.config import schema
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Size, Task
 
@@ -15,6 +20,10 @@ class Objective:
 
     axis = "objectives"
     targets: str  # kind of targets it takes: "tokens" or "vectors"
+    own_tokens: ClassVar[bool] = False  # whether every example is read with tokens of its own, [B, T] each
+    two_modes: ClassVar[bool] = False  # whether it needs a mask that switches
+
+    remedy: ClassVar[str] = "a mask under which no path leads there, such as 'causal'"  # where a row sees what it says
 
     def check(self, task: Task) -> None:
         """Raise ConfigError if the task's targets are not of the kind this objective takes."""
@@ -24,21 +33,42 @@ class Objective:
                 f" {task.output.kind}; allowed: an objective for {task.output.kind}."
             )
 
+    def check_model(self, model: schema.Model) -> None:
+        """Raise ConfigError if the network cannot be trained so."""
+
     def input(self, size: Size) -> Size:
         """Kind and size of what the model reads, given the task's inputs; may add tokens of its own, such as a mask."""
         return size
 
-    def prepare(self, key: Key[jax.Array, ""], batch: Batch) -> Batch:
-        """The batch as the model is trained and measured on it: inputs, targets and weights may change, at random.
+    def prepare(self, key: Key[jax.Array, ""], batch: Batch, task: Task, condition: Condition) -> Batch:
+        """The batch as the model is trained on it: inputs, targets and weights may change, at random.
 
-        Shapes, tokens and where answers stand must not. `key` is another at every step. In evaluation every item
-        comes alone, with a key of its own, so that what is drawn for it does not depend on how many are measured.
+        Shapes and where answers stand must not; tokens may with `own_tokens`. `key` is another at every step.
         """
         return batch
+
+    def ask(self, batch: Batch, task: Task, condition: Condition) -> Batch:
+        """The batch as the model is asked it when it is measured: answers that stand in inputs may have to be hidden.
+
+        What it changes of inputs and tokens is all that is read.
+        """
+        return batch
+
+    def rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
+        """The row whose output is the answer to each question."""
+        return batch.query
+
+    def total(self, batch: Batch) -> Float[jax.Array, ""]:
+        """What the summed loss of a batch is divided by."""
+        return jnp.sum(batch.weights)
 
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         """Where loss row i must not depend on input j; a config whose model reaches there is refused."""
         return task.leaks(condition)
+
+    def tuned(self, key: Key[jax.Array, ""], params: Tree, gradient: Callable[[Tree], Tree]) -> Tree:
+        """The parameters that a step's gradient is taken at; `gradient(params)` is that of the same batch."""
+        return params
 
     def losses(
         self, outputs: Float[jax.Array, "... T V"], targets: Shaped[jax.Array, "... T *Dout"]

@@ -17,7 +17,7 @@ from positionbias.tokens import Tokens, sequential
 
 MOST_NAMES = 32767  # of each kind; with both relations there are at most 65536 tokens
 RELATIONS = 2  # R and R^-1
-SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, ASKED_ROLE, NAMED_ROLE = range(5)
+SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE, ASKED_ROLE, NAMED_ROLE, BEGIN_ROLE = range(6)
 
 
 class _Reversal(Task):
@@ -70,11 +70,13 @@ class Reversal(_Reversal):
         target   .  a3   .
 
     Pair i is a_i and b_i for every replica: names mean nothing to a model, so pairs drawn at random would be the same
-    task. Vocabulary: R, R^-1, the names a, the names b.
+    task. Vocabulary: R, R^-1, the names a, the names b. With `begin` every statement begins with a token of its own,
+    the last of the vocabulary: for objectives that have a row say the input behind it, whichever that is.
     """
 
     pairs: int = 32
     both: int = 16
+    begin: bool = False
 
     evidence_axis = "place of the name asked about"
     no_baselines: ClassVar[dict[str, str]] = {"nearest": "no other name stands in front of the answer"}
@@ -87,6 +89,13 @@ class Reversal(_Reversal):
     @property
     def _names(self) -> int:
         return self.pairs
+
+    @property
+    def input(self) -> Size:
+        return Size("tokens", super().input.size + self.begin)
+
+    def word(self, token: int) -> str:
+        return "|" if token == super().input.size else super().word(token)
 
     # ---- static
 
@@ -101,21 +110,20 @@ class Reversal(_Reversal):
         )
 
     def length(self, condition: Condition) -> int:
-        return 3
+        return 3 + self.begin
 
     def context_length(self, condition: Condition) -> int:
-        return 1
+        return 1 + self.begin
 
     def query_rows(self, condition: Condition) -> Int[np.ndarray, "Q"]:
-        return np.array([1])
+        return np.array([1 + self.begin])
 
     def tokens(self, condition: Condition) -> Tokens:
-        return sequential(3, role=np.array([SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE], np.int32))
+        role = [BEGIN_ROLE] * self.begin + [SUBJECT_ROLE, RELATION_ROLE, OBJECT_ROLE]
+        return sequential(len(role), role=np.array(role, np.int32))
 
     def leaks(self, condition: Condition) -> Bool[np.ndarray, "T T"]:
-        found = np.zeros((3, 3), bool)
-        found[1, 2] = True
-        return found
+        return np.eye(3 + self.begin, k=1, dtype=bool) & (np.arange(3 + self.begin) == 1 + self.begin)[:, None]
 
     def prior(self, condition: Condition) -> dict[str, Float[np.ndarray, "P"]]:
         first, stop = condition["first"], condition["stop"]
@@ -127,18 +135,19 @@ class Reversal(_Reversal):
     def sample(self, key: Key[jax.Array, ""], condition: Condition, world: Tree = ()) -> Batch:
         statement = jax.random.randint(key, (1,), condition["first"], condition["stop"], jnp.int32)
         backward, pair = statement // self.pairs, statement % self.pairs
-        answer, zero = self._token(1 - backward, pair), jnp.zeros(1, jnp.int32)
+        answer, zero, row = self._token(1 - backward, pair), jnp.zeros(1, jnp.int32), 1 + self.begin
+        begin = jnp.full(self.begin, super().input.size, jnp.int32)
         return Batch(
-            inputs=jnp.concatenate([self._token(backward, pair), backward, answer]),
-            targets=jnp.zeros(3, jnp.int32).at[1].set(answer[0]),
-            weights=jnp.array([0.0, 1.0, 0.0]),
+            inputs=jnp.concatenate([begin, self._token(backward, pair), backward, answer]),
+            targets=jnp.zeros(3 + self.begin, jnp.int32).at[row].set(answer[0]),
+            weights=jnp.zeros(3 + self.begin).at[row].set(1.0),
             tokens=self.tokens(condition),
-            query=zero + 1,
-            evidence=jnp.array([[1, 0]], jnp.int32),
+            query=zero + row,
+            evidence=jnp.array([[row, row - 1]], jnp.int32),
             order=zero,
             distance=zero + 1,
             n_distractors=zero,
-            source=zero + 2,
+            source=zero + row + 1,
             query_slot=backward,
             evidence_slot=zero,
         )
@@ -147,8 +156,8 @@ class Reversal(_Reversal):
 
     def _judged(self, example: Batch, visible: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Per answer, bool[A]: the direction known, the pair known, and a question never trained."""
-        name, relation, answer = (visible[example.query, at] for at in range(3))
-        pair = (example.inputs[:1] - RELATIONS) % self.pairs
+        name, relation, answer = (visible[example.query, self.begin + at] for at in range(3))
+        pair = (example.inputs[self.begin : self.begin + 1] - RELATIONS) % self.pairs
         return name | relation | answer, name | answer, (example.query_slot == 1) & (pair >= self.both)
 
     def ceiling(self, example: Batch, visible: Bool[jax.Array, "T T"]) -> Float[jax.Array, "A"]:

@@ -93,33 +93,34 @@ class Program:
         experiment, size = self.experiment, self.experiment.config.train.batch_size
         task, objective = experiment.task, experiment.objective
         condition = task.conditions()[0]
-        batch = objective.prepare(stream(key, "objective"), task.batch(key, condition, size, world))
-        keys = jax.random.split(stream(key, "assignment"), size)
-        batch = batch._replace(tokens=experiment.assigned(keys, batch.tokens))
+        batch = experiment.trained(key, task.batch(key, condition, size, world))
         graph = nnx.graphdef(experiment.abstract)
-        total = jnp.maximum(jnp.sum(batch.weights), 1e-9)
+        total, asked = (jnp.maximum(x, 1e-9) for x in (objective.total(batch), jnp.sum(batch.weights)))
 
         def loss(params: Tree, piece: Tree) -> tuple[Float[jax.Array, ""], Tree]:
             inputs, targets, weights, own = piece
             model = nnx.merge(graph, params, state["frozen"])
             outputs = model(inputs, own or batch.tokens, task.context_length(condition), Sites())
             value = jnp.sum(objective.losses(outputs, targets) * weights) / total
-            right = jnp.sum(objective.right(outputs, targets) * weights) / total
+            right = jnp.sum(objective.right(outputs, targets) * weights) / asked
             return value, {"loss": value, "accuracy": right}
-
-        def piecewise(carry: Tree, piece: Tree) -> tuple[Tree, None]:
-            grads, metrics = jax.grad(loss, has_aux=True)(state["params"], piece)
-            return jax.tree.map(jnp.add, carry, (grads, metrics)), None
 
         own_tokens = None if experiment.shared_tokens else batch.tokens
         pieces = (batch.inputs, batch.targets, batch.weights, own_tokens)
         count = size // self.auto.microbatch
-        if count == 1:
-            return jax.grad(loss, has_aux=True)(state["params"], pieces)
         cut = jax.tree.map(lambda x: x.reshape(count, self.auto.microbatch, *x.shape[1:]), pieces)
-        zero = jax.tree.map(jnp.zeros_like, state["params"]), {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
-        (grads, metrics), _ = jax.lax.scan(piecewise, zero, cut)
-        return grads, metrics
+
+        def gradient(params: Tree) -> tuple[Tree, Tree]:
+            if count == 1:
+                return jax.grad(loss, has_aux=True)(params, pieces)
+
+            def piecewise(carry: Tree, piece: Tree) -> tuple[Tree, None]:
+                return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params, piece)), None
+
+            zero = jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+            return jax.lax.scan(piecewise, zero, cut)[0]
+
+        return gradient(objective.tuned(stream(key, "tuned"), state["params"], lambda params: gradient(params)[0]))
 
     # --------------------------------------------------------------------------------------------------- compilation
 

@@ -24,6 +24,7 @@ EXAMPLES = {
     "contextual_token": ["contextual_token", "contextual_token(encoder_layers=2, concatenated=False)"],
     "token_prepending": ["token_prepending", "token_prepending(start=0, stop=1)"],
     "summary_token": ["summary_token", "summary_token(bottleneck=False)"],
+    "two_stacks": ["two_stacks"],
     "looped": ["looped(loops=2)", "looped(loops=2, inject=True)", "looped(loops=2, memory=True, inject=True)"],
 }
 MASKS = {"add": "causal & sliding_window(width=2)", "none": "causal & ~sliding_window(width=2)"}

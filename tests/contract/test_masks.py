@@ -32,6 +32,7 @@ EXAMPLES = {
     "block_causal_with_summary": ["block_causal_with_summary(summary=1)"],
     "scale_causal": ["scale_causal", "scale_causal(group='frame')"],
     "aligned_cross": ["aligned_cross", "aligned_cross(ratio=2)"],
+    "by_rank": ["by_rank", "by_rank(strict=True)"],
     "switch": [
         "switch(first=causal, second=bidirectional)",
         "switch(first=~causal & segments, second=neighborhood(width=2), share=0.25)",

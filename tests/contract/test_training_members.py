@@ -27,7 +27,11 @@ PROTOCOLS = {
     "schedules": Schedule,
     "theory": Theory,
 }
-EXAMPLES = {"constant": {"initializers": "constant(value=0.3)"}, "normal": {"initializers": "normal(std=0.3)"}}
+EXAMPLES = {
+    "looped": {"architectures": "looped(loops=2)"},
+    "constant": {"initializers": "constant(value=0.3)"},
+    "normal": {"initializers": "normal(std=0.3)"},
+}
 
 
 def members(axis):
@@ -47,7 +51,7 @@ def test_members_are_built_from_text_and_told_as_text(axis, text):
 
 
 def test_every_axis_has_a_contract():
-    elsewhere = {"masks", "positions", "operators", "tasks"}
+    elsewhere = {"assignments", "masks", "positions", "operators", "tasks"}
     assert set(spec.axes()) == set(PROTOCOLS) | elsewhere, "write a contract for the new axis, and name it here"
 
 

@@ -72,7 +72,7 @@ def test_a_matrix_too_small_for_a_task_is_refused_when_the_model_is_built(tmp_pa
     mask = f"from_file({str(tmp_path / 'ring.npy')!r})"
     config = resolve({"name": "own", "task": "associative_recall(pairs=4)", "model": {"mask": mask}})
     with pytest.raises(
-        spec.ConfigError, match=r"^(model\.mask: )?from_file has a matrix of 5 x 5, but 16 queries look at 16"
+        spec.ConfigError, match=r"^model\.mask: in layer 0, from_file has a matrix of 5 x 5, but 16 queries look at 16"
     ):
         build(config)
 

@@ -130,6 +130,11 @@ GROUPED = [
         ["1000", "1100", "1010", "1111"],
     ),
     ("depth_causal", {"index": [0, 0, 1], "depth": [1, 0, 0]}, ["110", "010", "011"]),
+    ("masked_keys", {"hidden": [0, 1, 0, 1]}, ["0101"] * 4),
+    ("bidirectional & ~masked_keys", {"hidden": [0, 1, 0]}, ["101"] * 3),
+    ("by_rank", {"rank": [2, 0, 3, 1]}, ["1101", "0100", "1111", "0101"]),
+    ("by_rank(strict=True)", {"rank": [2, 0, 3, 1]}, ["0101", "0000", "1101", "0100"]),
+    ("by_rank", {}, ["11", "11"]),
     ("switch(causal, bidirectional)", {"mode": [0, 0, 1, 1]}, ["1000", "1100", "1111", "1111"]),
     ("switch(~causal, neighborhood(1)) | segments", {"mode": [0, 1], "segment": [0, 1]}, ["11", "01"]),
 ]

@@ -31,6 +31,7 @@ CHANGED = {
     },
     "xpos": {"xpos(scale_base=64)": set()},
     "dual_rope": {"dual_rope": set()},  # at the same frames
+    "mirrored_rope": {"mirrored_rope": set()},
     "periodic": {"periodic(period=4)": {"embeddings"}, "periodic(period=1)": set()},
 }
 SPECS = [(text, changed) for specs in CHANGED.values() for text, changed in specs.items()]

@@ -1,0 +1,237 @@
+"""Objectives that hide or reorder inputs: what they train, ask, weigh and refuse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.spec import ConfigError
+from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.tasks.reversal import Reversal
+
+TASK = Reversal(pairs=6, both=3, begin=True)
+RECALL = AssociativeRecall(pairs=2, keys=4, values=4)
+
+
+def objective(text):
+    return spec.build("objectives", text, "objective")
+
+
+def drawn(task, size=4000, seed=0):
+    condition = task.conditions()[0]
+    return jax.jit(lambda key: task.batch(key, condition, size))(jax.random.key(seed)), condition
+
+
+def prepared(text, task, seed=1, **tokens):
+    batch, condition = drawn(task)
+    batch = batch._replace(tokens=batch.tokens._replace(**tokens))
+    return batch, objective(text).prepare(jax.random.key(seed), batch, task, condition)
+
+
+def near(share, wanted, count):
+    assert abs(share - wanted) < 5 * np.sqrt(max(wanted * (1 - wanted), 0.01) / count)
+
+
+# ------------------------------------------------------------------------------------------------------ next token
+
+
+def test_other_rows_say_what_comes_next():
+    batch, made = prepared("next_token(others=0.25)", TASK)
+    np.testing.assert_array_equal(made.weights, np.tile([0.25, 0.25, 1, 0], (4000, 1)))
+    np.testing.assert_array_equal(made.targets[:, :2], batch.inputs[:, 1:3])
+    np.testing.assert_array_equal(made.targets[:, 2], batch.targets[:, 2])
+    leaks = objective("next_token(others=0.25)").forbidden(TASK, TASK.conditions()[0])
+    assert leaks.tolist() == np.eye(4, k=1, dtype=bool).tolist()
+
+
+def test_nothing_comes_next_of_padding():
+    batch, condition = drawn(TASK, 3)
+    valid = np.array([False, True, True, True])
+    made = objective("next_token(others=1.0)").prepare(
+        jax.random.key(0), batch._replace(tokens=batch.tokens._replace(valid=valid)), TASK, condition
+    )
+    assert made.weights.tolist() == [[0, 1, 1, 0]] * 3
+
+
+def test_answers_only_are_the_rows_measured():
+    batch, condition = drawn(TASK, 3)
+    made = objective("answer_only").prepare(
+        jax.random.key(0), batch._replace(weights=batch.weights + 0.5), TASK, condition
+    )
+    assert made.weights.tolist() == [[0, 0, 1.5, 0]] * 3
+
+
+# -------------------------------------------------------------------------------------------------------- denoising
+
+
+def test_denoising_hides_replaces_and_keeps_at_its_rates():
+    batch, made = prepared("masked_denoising(rate=0.4, other=0.2, kept=0.3)", TASK)
+    chosen, count = np.asarray(made.weights) > 0, 16000
+    near(chosen.mean(), 0.4, count)
+    hidden = np.asarray(made.inputs) == 15  # the token behind the task's vocabulary
+    np.testing.assert_array_equal(made.tokens.hidden, hidden)
+    assert (chosen | (np.asarray(made.inputs) == batch.inputs)).all()
+    near(hidden[chosen].mean(), 0.5, chosen.sum())
+    kept = (np.asarray(made.inputs) == batch.inputs)[chosen].mean()
+    near(kept, 0.3 + 0.2 / 15, chosen.sum())
+    np.testing.assert_array_equal(np.asarray(made.targets)[chosen], np.asarray(batch.inputs)[chosen])
+
+
+def test_answers_that_stand_in_no_input_are_always_said():
+    for text in ("masked_denoising", "masked_diffusion"):
+        batch, made = prepared(text, RECALL)
+        rows = np.arange(4000), np.asarray(batch.query)[:, 0]
+        assert (made.weights[rows] > 0).all()
+        np.testing.assert_array_equal(made.targets[rows], batch.targets[rows])
+        np.testing.assert_array_equal(made.inputs[rows], batch.inputs[rows])
+        asked = objective(text).ask(batch, RECALL, RECALL.conditions()[0])
+        np.testing.assert_array_equal(asked.inputs, batch.inputs)
+        np.testing.assert_array_equal(objective(text).rows(batch), batch.query)
+
+
+def test_an_answer_that_stands_in_an_input_is_hidden_and_said_there():
+    batch, condition = drawn(TASK, 3)
+    asked = objective("masked_diffusion").ask(batch, TASK, condition)
+    assert asked.inputs[:, 3].tolist() == [15] * 3
+    np.testing.assert_array_equal(asked.inputs[:, :3], batch.inputs[:, :3])
+    assert objective("masked_diffusion").rows(batch).tolist() == [[3]] * 3
+
+
+def test_diffusion_hides_shares_that_are_uniform():
+    """Weights are 1 / p over the length, which makes the expected loss that of every token alike."""
+    _, made = prepared("masked_diffusion", TASK)
+    hidden = np.asarray(made.tokens.hidden)
+    near(hidden.mean(), 0.5, 4000)
+    counts = np.bincount(hidden.sum(axis=-1), minlength=5) / 4000  # of t uniform: every count is as likely
+    np.testing.assert_allclose(counts, 0.2, atol=0.03)
+    assert objective("masked_diffusion").total(made) == 4000
+    mean = np.asarray(made.weights).sum() / 4000
+    assert mean == pytest.approx(1, abs=0.1)
+    np.testing.assert_array_equal(np.asarray(made.weights) > 0, hidden > 0)
+
+
+def test_the_loss_of_diffusion_bounds_the_negative_log_likelihood():
+    """Of a table: tokens drawn alike and apart, told by a model that knows their law, cost their entropy exactly."""
+    law = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    task = dataclasses.replace(TASK)
+    batch, condition = drawn(task)
+    inputs = jax.random.categorical(jax.random.key(5), law, shape=batch.inputs.shape)
+    made = objective("masked_diffusion").prepare(jax.random.key(2), batch._replace(inputs=inputs), task, condition)
+    outputs = jnp.broadcast_to(law, (*inputs.shape, 3))
+    losses = objective("masked_diffusion").losses(outputs, made.targets % 3)
+    found = jnp.sum(losses * made.weights) / objective("masked_diffusion").total(made)
+    assert float(found) == pytest.approx(float(-jnp.sum(jnp.exp(law) * law)), rel=0.1)
+
+
+def test_a_prompt_is_never_hidden_where_only_answers_are():
+    batch, made = prepared("masked_diffusion(answers_only=True)", TASK)
+    np.testing.assert_array_equal(made.inputs[:, :3], batch.inputs[:, :3])
+    near(np.asarray(made.tokens.hidden)[:, 3].mean(), 0.5, 4000)
+    assert np.asarray(made.weights).sum() / 4000 == pytest.approx(1, abs=0.2)
+
+
+def test_jrt_averages_two_mean_losses():
+    task = Reversal(pairs=6, both=3, begin=True)
+    batch, made = prepared("prefix_lm_plus_denoising(rate=0.5, weight=0.25)", task)
+    weights = np.asarray(made.weights)
+    assert weights[:, 2].sum() == pytest.approx(1, rel=1e-5)
+    assert weights[:, :2].sum() == pytest.approx(0.25, rel=1e-5)
+    assert objective("prefix_lm_plus_denoising(rate=0.5, weight=0.25)").total(made) == 1.25
+    np.testing.assert_array_equal(weights[:, :2] > 0, np.asarray(made.inputs)[:, :2] == 15)
+    np.testing.assert_array_equal(made.inputs[:, 2:], batch.inputs[:, 2:])
+    near((weights[:, :2] > 0).mean(), 0.5, 8000)
+
+
+# -------------------------------------------------------------------------------------------------------------- BICO
+
+
+def test_bico_is_next_token_in_its_first_mode():
+    batch, made = prepared("bidirectional_causal(rate=0.5)", TASK)
+    for name in ("inputs", "targets", "weights"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(batch, name))
+
+
+def test_bico_has_the_row_before_say_what_is_hidden():
+    batch, made = prepared("bidirectional_causal(rate=0.5)", TASK, mode=np.ones(4, np.int32))
+    hidden = np.asarray(made.tokens.hidden) > 0
+    assert not hidden[:, 0].any(), "nothing stands before the first"
+    near(hidden[:, 1:].mean(), 0.5, 12000)
+    np.testing.assert_array_equal(np.asarray(made.inputs) == 15, hidden)
+    np.testing.assert_array_equal(np.asarray(made.weights)[:, :3] > 0, hidden[:, 1:])
+    says = np.asarray(made.weights) > 0
+    np.testing.assert_array_equal(
+        np.asarray(made.targets)[:, :3][says[:, :3]], np.asarray(batch.inputs)[:, 1:][hidden[:, 1:]]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ random order
+
+
+def test_every_order_is_drawn_and_answers_are_asked_last():
+    batch, made = prepared("random_order", TASK)
+    assert len(np.unique(made.tokens.rank, axis=0)) == 24
+    np.testing.assert_array_equal(made.targets, batch.inputs)
+    assert (made.weights == 1).all()
+    asked = objective("random_order").ask(batch, TASK, TASK.conditions()[0])
+    assert asked.tokens.rank[0].tolist() == [0, 1, 2, 7]
+    assert objective("random_order").rows(batch)[0].tolist() == [3]
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"objective": "next_token(others=-1)"}, "objective: others = -1.0 is not allowed; allowed: a number from 0."),
+        (
+            {"objective": "masked_denoising(rate=0)"},
+            "objective: rate = 0.0 is not allowed; allowed: a number above 0 and at most 1.",
+        ),
+        (
+            {"objective": "masked_denoising(other=0.75, kept=0.5)"},
+            "objective: kept = 0.5 is not allowed; allowed: at most 0.25 with other = 0.75.",
+        ),
+        (
+            {"objective": "prefix_lm_plus_denoising(weight=0)"},
+            "objective: weight = 0.0 is not allowed; allowed: a number above 0.",
+        ),
+        (
+            {"objective": "masked_diffusion", "task": "in_context_classification(items=2, burstiness=1)"},
+            "objective: 'masked_diffusion' has the model say inputs, but the task's are 64 vectors and its targets 32"
+            " tokens; allowed: one vocabulary for both.",
+        ),
+        (
+            {"objective": "bidirectional_causal"},
+            "model.mask: causal has one mode, but the objective bidirectional_causal reads batches in two; allowed: a"
+            " mask that switches, such as 'switch(causal, bidirectional & ~masked_keys)'.",
+        ),
+        (
+            {"objective": "random_order", "task": "associative_recall(pairs=2, keys=4, values=4)"},
+            "objective: 'random_order' says inputs, but in condition train of the task some answers stand in none;"
+            " allowed: a task whose answers are inputs, such as 'reversal'.",
+        ),
+        (
+            {"objective": "random_order"},
+            "model.mask: causal lets row 0 depend on input 0, which can hold the target of that row; allowed: the"
+            " architecture 'two_stacks' with masks that read the order, such as '[by_rank, by_rank(strict=True)]'.",
+        ),
+        (
+            {"objective": "focus_bilevel", "model.mlp": False},
+            "objective: 'focus_bilevel' fits MLP matrices, of which model.mlp = False and model.frozen = [] leave none;"
+            " allowed: an MLP that is trained.",
+        ),
+        (
+            {"objective": "next_token(others=1.0)", "model.mask": "bidirectional"},
+            "model.mask: bidirectional lets row 0 depend on input 1, which can hold the target of that row",
+        ),
+    ],
+)
+def test_refusals(tiny, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        build(tiny({"task": "reversal(pairs=6, both=3, begin=True)", **overrides}))
+    assert str(error.value).startswith(message)
