@@ -149,6 +149,25 @@ def test_reach_with_memory_has_paths_by_way_of_earlier_passes(tiny):
     assert found.astype(int).tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]]
 
 
+def test_reach_knows_of_embeddings_that_come_in_again(tiny):
+    @dataclasses.dataclass(frozen=True)
+    class SecondSeesBefore(Mask):
+        spec_name = "second_sees_before"
+
+        def allowed(self, q, k):
+            return (q.depth == 1) & (k.index == q.index - 1)
+
+    def reach(arguments):
+        known = looped(tiny, arguments, **{"model.layers": 1, "model.residual": "none", "task.n": 2})
+        blueprint = dataclasses.replace(known.blueprint, masks=(SecondSeesBefore(),))
+        tokens = known.task.tokens(known.task.conditions()[0])
+        return known.architecture.reach(blueprint, tokens, 2).astype(int).tolist()
+
+    # Nothing is left of the inputs after a pass in which nothing is seen.
+    assert reach("2") == [[0, 0, 0, 0]] * 4
+    assert reach("2, inject=True") == [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
