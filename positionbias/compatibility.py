@@ -1,0 +1,156 @@
+"""Which members work together: every pair of two axes is built in a small config, and refusals are what build says.
+
+`scripts/members.py` writes it into BUILD.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.config.cli import apply_overrides
+from positionbias.config.resolve import resolve
+from positionbias.list import entries
+from positionbias.spec import ConfigError
+
+AXES = ("masks", "positions", "assignments", "operators", "architectures", "objectives")
+PAIRS = (
+    ("positions", "operators"),
+    ("architectures", "operators"),
+    ("architectures", "positions"),
+    ("objectives", "architectures"),
+    ("masks", "objectives"),
+)
+# Arguments of members that cannot do without, and of those whose defaults do not fit so small a config.
+ARGUMENTS = {
+    "sliding_window": "width=3",
+    "prefix": "length=2",
+    "dilated_window": "width=2, dilation=2",
+    "window_with_sinks": "width=2",
+    "modality_mutual": "modality=1, question=2",
+    "condition_causal": "condition=1",
+    "neighborhood": "width=3",
+    "random_permutation_window": "width=3",
+    "random_graph": "p=0.5",
+    "from_file": "path=None, matrix='16x16:" + "ff" * 32 + "'",
+    "block_causal_with_summary": "summary=1",
+    "switch": "first=causal, second=bidirectional & ~masked_keys",
+    "padded": "by=2",
+    "randomized": "longest=32",
+    "offset": "most=4",
+    "periodic": "period=4",
+    "looped": "loops=2",
+}
+FIELDS = {"objectives": "objective"}  # of the others, model.SINGULAR
+# Answers stand in inputs here, so that objectives may hide them and masks may leak them.
+BASE: dict[str, Any] = {
+    "name": "pair",
+    "task": "reversal(pairs=4, both=2, begin=True)",
+    "model": {"layers": 2, "width": 32, "heads": 2, "position": "none"},
+    "train": {"steps": 10, "log_every": 10},
+}
+VECTORS: dict[str, Any] = {"task": "inverse_permutation_matrix(d=3)", "model.inputs": "vector"}
+# What a member needs beside itself, unless the other axis of the pair is the one that says it.
+WITH: dict[tuple[str, str], dict[str, str]] = {
+    ("objectives", "bidirectional_causal"): {"masks": "switch(causal, bidirectional & ~masked_keys)"},
+    ("objectives", "random_order"): {"masks": "[by_rank, by_rank(strict=True)]", "architectures": "two_stacks"},
+    ("objectives", "masked_denoising"): {"masks": "bidirectional"},
+    ("objectives", "masked_diffusion"): {"masks": "bidirectional"},
+    ("architectures", "two_stacks"): {
+        "masks": "[by_rank, by_rank(strict=True)]",
+        "objectives": "random_order",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """Every pair of two axes: None where it is built, else the number of its note, from 1."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: Mapping[tuple[str, str], int | None]
+    notes: tuple[str, ...]
+
+
+def example(axis: str, name: str) -> str:
+    """A spec of the member, with arguments where it needs some."""
+    return f"{name}({ARGUMENTS[name]})" if name in ARGUMENTS else name
+
+
+def field(axis: str) -> str:
+    """The config field of an axis."""
+    return FIELDS.get(axis, f"model.{axis.removesuffix('s')}")
+
+
+@functools.cache
+def refusal(axis: str, name: str, other_axis: str, other: str) -> str | None:
+    """What build says of the pair; None if it is built."""
+    chosen = {axis: example(axis, name), other_axis: example(other_axis, other)}
+    wanted: dict[str, Any] = {}
+    for key in ((axis, name), (other_axis, other)):
+        for more, text in WITH.get(key, {}).items():
+            if more not in chosen:
+                wanted[field(more)] = text
+    if chosen.get("objectives") == "squared_error":
+        wanted |= VECTORS
+    wanted |= {field(one): text for one, text in chosen.items()}
+    config = resolve(apply_overrides(BASE, wanted))
+    try:
+        build(config)
+    except ConfigError as error:
+        return _in_general(str(error), (config.model.mask, config.model.architecture))
+    return None
+
+
+def _in_general(told: str, members: tuple[str, ...]) -> str:
+    """A refusal with "..." for the members it speaks of and "n" for rows and inputs, so that like ones are one note."""
+    for member in members:
+        told = told.replace(f": {member} ", ": ... ", 1)
+    return re.sub(r"\b(rows?|input) \d+", r"\1 n", told)
+
+
+def matrix(rows: str, columns: str) -> Matrix:
+    """Every pair of two axes."""
+    notes: list[str] = []
+    cells: dict[tuple[str, str], int | None] = {}
+    for row in spec.names(rows):
+        for column in spec.names(columns):
+            told = refusal(rows, row, columns, column)
+            if told is not None and told not in notes:
+                notes.append(told)
+            cells[row, column] = None if told is None else notes.index(told) + 1
+    return Matrix(tuple(spec.names(rows)), tuple(spec.names(columns)), cells, tuple(notes))
+
+
+def page() -> str:
+    """What BUILD.md says of members: a table an axis, and the matrices."""
+    parts = [f"### {axis.capitalize()}\n\n{members_table(axis)}" for axis in AXES]
+    for rows, columns in PAIRS:
+        parts.append(f"### {rows.capitalize()} and {columns}\n\n{matrix_table(rows, columns)}")
+    return "\n\n".join(parts)
+
+
+def members_table(axis: str) -> str:
+    """The members of an axis in Markdown, a line each."""
+    lines = [f"| {axis.removesuffix('s')} | |", "|---|---|"]
+    for entry in entries(axis):
+        text = entry.doc.replace("|", "\\|")
+        lines.append(f"| `{entry.name}` | {text} |")
+    return "\n".join(lines)
+
+
+def matrix_table(rows: str, columns: str) -> str:
+    """A matrix in Markdown: + where the pair is built, else the number of what build says instead."""
+    found = matrix(rows, columns)
+    lines = ["| | " + " | ".join(f"`{name}`" for name in found.columns) + " |", "|---" * (len(found.columns) + 1) + "|"]
+    for row in found.rows:
+        cells = [found.cells[row, column] for column in found.columns]
+        lines.append(f"| `{row}` | " + " | ".join("+" if cell is None else str(cell) for cell in cells) + " |")
+    notes = [f"{number}. {note}" for number, note in enumerate(found.notes, start=1)]
+    return "\n".join([*lines, "", *notes] if notes else lines)
