@@ -121,7 +121,8 @@ def test_layers_that_ask_share_keys_and_values(called):
         (
             {"model.mask": "by_rank"},
             "model.mask: by_rank(strict=False) lets row 0 depend on input 0, which can hold the target of that row;"
-            " allowed: the architecture 'two_stacks' with masks that read the order, such as '[by_rank, by_rank(strict=True)]'.",
+            " allowed: the architecture 'two_stacks' with masks that read the order, such as '[by_rank,"
+            " by_rank(strict=True)]'.",
         ),
     ],
 )

@@ -19,6 +19,7 @@ BOTH = "allowed: a whole number from 0 to 7, below pairs = 8, for some must be h
 TINY = {
     "training": Reversal(pairs=4, both=1),
     "training, no pair both ways": Reversal(pairs=3, both=0),
+    "training, with a beginning": Reversal(pairs=3, both=1, begin=True),
     "in context": ReversalInContext(pairs=2, names=2),
     "in context, with names to spare": ReversalInContext(pairs=2, names=3),
 }
@@ -38,7 +39,10 @@ def stated(task, condition):
     for direction, pair in questions:
         a, b = 2 + pair, 2 + n + pair
         name, answer = (a, b) if direction == FORWARD else (b, a)
-        yield Fraction(1, len(questions)), [name, direction, answer], 1, [1, 0], direction, 0, answer
+        begin = [2 + 2 * n] * task.begin
+        row = 1 + task.begin
+        inputs = [*begin, name, direction, answer]
+        yield Fraction(1, len(questions)), inputs, row, [row, row - 1], direction, 0, answer
 
 
 def prompted(task, condition):
@@ -99,7 +103,7 @@ def test_samples_follow_the_definition(name):
         assert set(np.unique(batch.weights)) == {0.0, 1.0}
         in_prompt = isinstance(task, ReversalInContext)
         np.testing.assert_array_equal(batch.order, batch.query_slot if in_prompt else 0)
-        np.testing.assert_array_equal(batch.source, -1 if in_prompt else 2)
+        np.testing.assert_array_equal(batch.source, -1 if in_prompt else 2 + task.begin)
 
 
 def test_training_never_states_backward_what_is_held_out():

@@ -1,0 +1,91 @@
+"""FocuSFT's two loops: which matrices are fast, what they become, and at which weights a step is taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from haste import hasty_jit
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.objectives.focus_bilevel import FocusBilevel, _last_mlps
+from positionbias.replicas import Layout
+from positionbias.training.auto import Auto
+from positionbias.training.program import Program
+
+
+@pytest.mark.parametrize(
+    ("layers", "share", "wanted"), [(4, 0.35, [3]), (6, 0.35, [4, 5]), (3, 1.0, [0, 1, 2]), (1, 0.1, [0])]
+)
+def test_the_last_layers_are_fast(layers, share, wanted):
+    paths = [
+        ("stack", "blocks", str(i), part, name, "weight")
+        for i in range(layers)
+        for part, name in (("attention", "query"), ("mlp", "first"), ("mlp", "second"))
+    ]
+    paths.append(("stack", "blocks", "0", "mlp", "first", "bias"))
+    found = _last_mlps(paths, share)
+    assert [paths[i] for i in found] == [
+        ("stack", "blocks", str(i), "mlp", name, "weight") for i in wanted for name in ("first", "second")
+    ]
+
+
+def test_an_encoder_and_a_decoder_each_have_their_last():
+    paths = [(stack, "blocks", str(i), "mlp", "first", "weight") for stack in ("encoder", "decoder") for i in range(3)]
+    assert _last_mlps(paths, 0.35) == [2, 5]
+
+
+def params(value):
+    return {"blocks": {"0": {"mlp": {"weight": value}, "attention": {"weight": jnp.ones((3, 3))}}}}
+
+
+@pytest.mark.parametrize("clip", [1e6, 0.01])
+def test_two_steps_of_descent_on_two_thin_matrices(clip):
+    """The loss 0.5 |W - G|^2, whose gradient is W - G, by hand."""
+    objective = FocusBilevel(rank=2, alpha=6.0, steps=2, rate=0.05, clip=clip)
+    start, goal = jax.random.normal(jax.random.key(0), (4, 5)), jax.random.normal(jax.random.key(1), (4, 5))
+
+    def gradient(at):
+        return jax.tree.map(lambda w: w - goal if w.shape == goal.shape else w, at)
+
+    found = objective.tuned(jax.random.key(2), params(start), gradient)
+    np.testing.assert_array_equal(found["blocks"]["0"]["attention"]["weight"], np.ones((3, 3)))
+    a = np.asarray(jax.random.uniform(jax.random.split(jax.random.key(2), 1)[0], (4, 2), minval=-0.5, maxval=0.5))
+    b, scale = np.zeros((2, 5)), 3.0
+    for _ in range(2):
+        slope = np.asarray(start) + scale * a @ b - np.asarray(goal)
+        by_a, by_b = scale * slope @ b.T, scale * a.T @ slope
+        rate = 0.05 * min(1, clip / np.sqrt((by_a**2).sum() + (by_b**2).sum()))
+        a, b = a - rate * by_a, b - rate * by_b
+    np.testing.assert_allclose(found["blocks"]["0"]["mlp"]["weight"], np.asarray(start) + scale * a @ b, atol=1e-5)
+
+
+def test_a_step_is_taken_at_the_tuned_weights_and_moves_the_slow_ones(tiny):
+    """With next to no inner rate it is next_token's step; with a large one it is not, and its loss is lower."""
+    losses, steps = {}, {}
+    for text in ("next_token", "focus_bilevel(rate=1e-9)", "focus_bilevel(share=1.0)"):
+        experiment = build(tiny({"objective": text, "train.batch_size": 32}))
+        program = Program(experiment, Auto(Layout("loop"), 8, 1))
+        state = jax.tree.map(lambda x: x[0], jax.jit(jax.vmap(program.fresh))(program.replicas()))
+        grads, metrics = hasty_jit(lambda s, p=program: p._gradient(s, jax.random.key(0), ()))(state)
+        losses[text], steps[text] = float(metrics["loss"]), np.concatenate([x.ravel() for x in jax.tree.leaves(grads)])
+    plain, still, tuned = losses
+    assert losses[still] == pytest.approx(losses[plain], rel=1e-5)
+    np.testing.assert_allclose(steps[still], steps[plain], atol=1e-5)
+    assert losses[tuned] < losses[plain] - 1e-3
+    assert np.abs(steps[tuned] - steps[plain]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("focus_bilevel(rank=0)", "rank = 0 is not allowed; allowed: a whole number from 1 to 65536."),
+        ("focus_bilevel(steps=0)", "steps = 0 is not allowed; allowed: a whole number from 1 to 1000."),
+        ("focus_bilevel(rate=0)", "rate = 0.0 is not allowed; allowed: a number above 0."),
+        ("focus_bilevel(share=0)", "share = 0.0 is not allowed; allowed: a number above 0 and at most 1."),
+    ],
+)
+def test_bad_arguments(text, message):
+    with pytest.raises(spec.ConfigError) as error:
+        spec.build("objectives", text, "objective")
+    assert str(error.value) == f"objective: {message}"
