@@ -220,7 +220,8 @@ def _check_attention(experiment: Experiment) -> None:
 
 
 def _check_modes(experiment: Experiment) -> None:
-    if experiment.objective.two_modes and experiment.second_share is None:
+    share = experiment.second_share
+    if experiment.objective.two_modes and share is None:
         raise ConfigError(
             f"model.mask: {experiment.config.model.mask} has one mode, but the objective"
             f" {spec.canonical(experiment.objective)} reads batches in two; allowed: a mask that switches, such as"
