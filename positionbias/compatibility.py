@@ -45,6 +45,8 @@ ARGUMENTS = {
     "offset": "most=4",
     "periodic": "period=4",
     "looped": "loops=2",
+    "multimodal_softmax": "image=1",
+    "lookahead": "most=2",
 }
 FIELDS = {"objectives": "objective"}  # of the others, model.SINGULAR
 # Answers stand in inputs here, so that objectives may hide them and masks may leak them.

@@ -9,6 +9,8 @@
 | `layers.L.attention.pattern` | [B, N, T, S] | weights on values; operators that have a pattern |
 | `layers.L.attention.heads` | [B, T, N, K] | each head's mix of values |
 | `layers.L.attention.output` | [B, T, *] | what attention adds to the stream |
+| `layers.L.attention.lookahead` | [B, T] | how far each row of the operator `lookahead` looks |
+| `layers.L.attention.penalty` | [B] | what an operator adds to the training loss |
 | `layers.L.cross.*` | as above | cross attention of a decoder layer; T decoder rows, S encoder columns |
 | `layers.L.mlp.hidden`, `.output` | [B, T, *] | after the nonlinearity; what the MLP adds |
 | `layers.L.stream` | [B, T, D] | the stream after layer L |
@@ -38,6 +40,7 @@ from positionbias.spec import unknown
 
 EditKind = Literal["replace", "add", "scale"]
 EDIT_KINDS = ("replace", "add", "scale")
+PENALTIES = "*.penalty"  # what operators add to the training loss, [B] each: its mean over the batch
 
 
 class Sites(SiteFunction):

@@ -55,6 +55,29 @@ class Operator:
         """What joins the stream, as wide as the normed stream `x` it is made from (`reads = "stream"`)."""
         raise NotImplementedError
 
+    def step(
+        self,
+        q: Float[jax.Array, "B T N H"],
+        k: Float[jax.Array, "B S N H"],
+        v: Float[jax.Array, "B S N K"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> Float[jax.Array, "B T N K"]:
+        """Some rows of a sequence of S, as the call on all of them gives them; `k` and `v` were kept of earlier calls.
+
+        `mask` is bound to the whole sequence. Keys that no row given here may see can hold anything.
+        """
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> bool:
+        """Whether it has a `step`, by which sequences are generated with keys and values kept."""
+        return type(self).step is not Operator.step
+
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         """Who can influence whom, given the mask; must lie within it. A build is refused where it does not.
 
@@ -89,6 +112,19 @@ class ScoreOperator(Operator):
         """The weights on values, zero where not `allowed`, which broadcasts against the scores."""
         raise NotImplementedError
 
+    def told_weights(
+        self,
+        scores: Float[jax.Array, "B N T S"],
+        allowed: Bool[jax.Array, "..."],
+        q: Float[jax.Array, "B T N H"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> Float[jax.Array, "B N T S"]:
+        """The weights, for operators whose weights depend on more than scores: on tokens, queries or parameters."""
+        return self.weights(scores, allowed)
+
     def __call__(
         self,
         q: jax.Array,
@@ -104,8 +140,23 @@ class ScoreOperator(Operator):
         found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
         allowed = jnp.asarray(mask.dense(tokens_q, tokens_k))
         allowed = allowed[..., None, :, :] if allowed.ndim == 3 else allowed
-        pattern = site("pattern", self.weights(found, allowed))
+        pattern = site("pattern", self.told_weights(found, allowed, q, tokens_q, tokens_k, params, site))
         return jnp.einsum("BNTS,BSNK->BTNK", pattern.astype(v.dtype), v)
+
+    def step(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        # No row is read by another, and keys are rotated where scores are made: rows come out as they do among others.
+        return self(q, k, v, tokens_q, tokens_k, mask, position, params, site)
 
     def state_size(self, dims: Dims) -> int:
         return 2 * dims.length * dims.heads * dims.head_size

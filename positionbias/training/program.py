@@ -18,7 +18,7 @@ from positionbias import spec
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
-from positionbias.models.sites import Sites
+from positionbias.models.sites import PENALTIES, Sites
 from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
 from positionbias.tasks.base import sampled_from, shared_corpus, worlds
 from positionbias.training.auto import Auto
@@ -100,8 +100,11 @@ class Program:
         def loss(params: Tree, piece: Tree) -> tuple[Float[jax.Array, ""], Tree]:
             inputs, targets, weights, own = piece
             model = nnx.merge(graph, params, state["frozen"])
-            outputs = model(inputs, own or batch.tokens, task.context_length(condition), Sites())
+            sites = Sites(record=[PENALTIES])
+            outputs = model(inputs, own or batch.tokens, task.context_length(condition), sites)
             value = jnp.sum(objective.losses(outputs, targets) * weights) / total
+            for penalty in sites.recorded.values():
+                value += jnp.sum(penalty) / size
             right = jnp.sum(objective.right(outputs, targets) * weights) / asked
             return value, {"loss": value, "accuracy": right}
 

@@ -17,6 +17,8 @@ from positionbias.tokens import sequential
 AXIS = "operators"
 EXAMPLES = {
     "softmax": ["softmax", "softmax(scaled=False)"],
+    "multimodal_softmax": ["multimodal_softmax(image=1)"],
+    "lookahead": ["lookahead(most=1)", "lookahead(most=4, softness=0.1, price=0.5)"],
     "linear_scores": ["linear_scores", "linear_scores(scaled=True)"],
 }
 
@@ -31,7 +33,8 @@ def setting(pattern):
     shapes = [(BATCH, T, HEADS, SIZE), (BATCH, columns, HEADS, SIZE), (BATCH, columns, HEADS, OUT)]
     arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
     text = "causal & sliding_window(width=3)" if pattern.startswith("causal") else "sliding_window(width=3)"
-    return arrays, sequential(T), sequential(columns), spec.build("masks", text, "mask")
+    tokens = [sequential(size, role=np.arange(size) % 2) for size in (T, columns)]
+    return arrays, *tokens, spec.build("masks", text, "mask")
 
 
 def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=lambda name, value: value):
