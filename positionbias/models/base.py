@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import numpy as np
 from flax import nnx
 
-from positionbias.arrays import Bool, Float, Int, Key, Mapped, Shaped
+from positionbias.arrays import Bool, Float, Int, Key, Mapped, Shaped, Tree
 from positionbias.masks.base import Mask
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
@@ -29,11 +31,28 @@ class Model(nnx.Module):
         """The call, with tokens that tell their context."""
         raise NotImplementedError
 
+    def step(
+        self,
+        inputs: Int[jax.Array, "B T"],
+        rows: Int[jax.Array, "B T"],
+        tokens: Tokens,
+        context_length: int,
+        kept: Tree,
+    ) -> tuple[Float[jax.Array, "B T V"], Tree]:
+        """Outputs of some `rows` of a sequence, and `kept` with what later rows read of them (`Architecture.steps`).
+
+        `tokens` [B, S] are those of the whole sequence and tell their context. `kept` is None in the first call, whose
+        rows are 0, 1, ... and hold the context; of these, outputs are of those that answer. Later ones are in any order
+        in which no row comes before one that it may see.
+        """
+        raise NotImplementedError
+
 
 class Architecture:
     """How layers are stacked."""
 
     axis = "architectures"
+    steps: ClassVar[bool] = False  # whether its models have a `step`
     added_positions: int = 0  # how many rows, each with a position of its own, it adds to the sequence
 
     def check(self, blueprint: Blueprint) -> None:

@@ -6,13 +6,15 @@ Modules are thin: they hold parameters and call pure functions of arrays. Nothin
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from positionbias.arrays import Float
+from positionbias.arrays import Float, Int
 from positionbias.masks.base import Mask
+from positionbias.models.kept import Asked, Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
 from positionbias.positions.base import Matrix, Parameters, Placed
@@ -111,16 +113,40 @@ class Attention(nnx.Module):
         site: Scoped,
         lender: Attention | None = None,
     ) -> Float[jax.Array, "B T W"]:
-        shared = (*stream.shape[:2], self.heads, stream.shape[-1])
-        key, value = (self.key, self.value) if lender is None else (lender.key, lender.value)
-        q = self.query(x).reshape(*x.shape[:2], self.heads, -1)
-        k = jnp.broadcast_to(stream[:, :, None], shared) if key is None else self._heads(key(stream))
-        v = jnp.broadcast_to(stream[:, :, None], shared) if value is None else self._heads(value(stream))
+        q = self._queries(x)
+        k, v = (self if lender is None else lender).keys_values(stream)
         q, k, v = site("query", q), site("key", k), site("value", v)
+        return self._mixed(self.operator, q, k, v, tokens_q, tokens_k, mask, site)
+
+    def step(self, x: jax.Array, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, kept: Kept, site: Scoped) -> jax.Array:
+        """Some rows `x` of a sequence, with its keys and values kept; see `Operator.step`."""
+        return self._mixed(self.operator.step, self._queries(x), kept.key, kept.value, tokens_q, tokens_k, mask, site)
+
+    def keys_values(self, stream: Float[jax.Array, "B S E"]) -> tuple[jax.Array, jax.Array]:
+        """Keys [B, S, N, H] and values [B, S, N, K] of the stream."""
+        shared = (*stream.shape[:2], self.heads, stream.shape[-1])
+        k = jnp.broadcast_to(stream[:, :, None], shared) if self.key is None else self._heads(self.key(stream))
+        v = jnp.broadcast_to(stream[:, :, None], shared) if self.value is None else self._heads(self.value(stream))
+        return k, v
+
+    def _mixed(
+        self,
+        mix: Callable[..., jax.Array],
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        site: Scoped,
+    ) -> jax.Array:
         position = Placed(self.position, values(self.table))
-        mixed = self.operator(q, k, v, tokens_q, tokens_k, mask, position, values(self.own), site)
-        mixed = site("heads", mixed).reshape(*x.shape[:2], -1)
+        mixed = mix(q, k, v, tokens_q, tokens_k, mask, position, values(self.own), site)
+        mixed = site("heads", mixed).reshape(*q.shape[:2], -1)
         return site("output", mixed if self.output is None else self.output(mixed))
+
+    def _queries(self, x: jax.Array) -> jax.Array:
+        return self.query(x).reshape(*x.shape[:2], self.heads, -1)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.heads, self.head_size)
@@ -216,10 +242,39 @@ class Block(nnx.Module):
             normed = self.norm_cross(x)
             added = self.cross(normed, encoded, tokens, tokens_encoded, mask_cross, site.under("cross"))
             x = self._join(x, added)
+        return self._fed(x, site)
+
+    def step(
+        self,
+        x: Float[jax.Array, "B T D"],
+        asked: Asked,
+        kept: Kept | None,
+        site: Scoped,
+        crossed: Crossed | None = None,
+    ) -> tuple[Float[jax.Array, "B T W"], Kept]:
+        """The stream of some rows after this layer, and its keys and values with theirs; `kept` is None before any."""
+        assert isinstance(self.attention, Attention)
+        normed = self.norm_attention(x)
+        kept = kept_with(kept, *self.attention.keys_values(normed), asked)
+        added = self.attention.step(normed, asked.tokens_q, asked.tokens, asked.mask, kept, site.under("attention"))
+        x = self._join(x, added)
+        if crossed is not None:
+            assert self.cross is not None
+            assert self.norm_cross is not None
+            tokens_k, mask, encoded = crossed
+            normed = self.norm_cross(x)
+            x = self._join(x, self.cross.step(normed, asked.tokens_q, tokens_k, mask, encoded, site.under("cross")))
+        return self._fed(x, site), kept
+
+    def _fed(self, x: jax.Array, site: Scoped) -> jax.Array:
+        """Past the MLP."""
         if self.mlp is not None:
             assert self.norm_mlp is not None
             x = self._join(x, self.mlp(self.norm_mlp(x), site.under("mlp")))
         return site("stream", x)
+
+
+Crossed = tuple[Tokens, Mask, Kept]  # of an encoder: its tokens, the mask on them, and a layer's keys and values of it
 
 
 class Stack(nnx.Module):
@@ -262,3 +317,22 @@ class Stack(nnx.Module):
         for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
             x = block(x, tokens, mask, site.under(f"layers.{layer}"), encoded, tokens_encoded, mask_cross)
         return x
+
+    def step(
+        self,
+        x: Float[jax.Array, "B T D"],
+        rows: Int[jax.Array, "B T"],
+        tokens: Tokens,
+        masks: tuple[Mask, ...],
+        kept: tuple[Kept, ...] | None,
+        site: Sites | Scoped,
+        crossed: tuple[Crossed, ...] | None = None,
+    ) -> tuple[Float[jax.Array, "B T W"], tuple[Kept, ...]]:
+        """Some `rows` of a sequence of `tokens`, after the last norm, and every layer's keys and values with theirs."""
+        after = []
+        for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
+            asked, under = Asked.of(rows, tokens, mask), site.under(f"layers.{layer}")
+            before = None if kept is None else kept[layer]
+            x, more = block.step(x, asked, before, under, None if crossed is None else crossed[layer])
+            after.append(more)
+        return site("final", self.norm(x)), tuple(after)

@@ -6,11 +6,12 @@ import dataclasses
 
 import jax
 
-from positionbias.arrays import Mapped
+from positionbias.arrays import Mapped, Tree
 from positionbias.masks.base import Mask, reach
 from positionbias.models.base import Architecture, Model, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
+from positionbias.models.kept import taken
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator
@@ -31,11 +32,19 @@ class DecoderOnlyModel(Model):
         x = site("embedding", self.embedding(inputs, tokens))
         return self.readout(self.stack(x, tokens, self.masks, site), self.embedding)
 
+    def step(
+        self, inputs: jax.Array, rows: jax.Array, tokens: Tokens, context_length: int, kept: Tree
+    ) -> tuple[jax.Array, Tree]:
+        x, kept = self.stack.step(self.embedding(inputs, taken(tokens, rows)), rows, tokens, self.masks, kept, Sites())
+        return self.readout(x, self.embedding), kept
+
 
 @member("architectures", "decoder_only")
 @dataclasses.dataclass(frozen=True)
 class DecoderOnly(Architecture):
     """One stack of layers over the whole sequence; the mask says what each row sees."""
+
+    steps = True
 
     def create(self, blueprint: Blueprint, noise: Noise) -> Model:
         return DecoderOnlyModel(blueprint, noise)

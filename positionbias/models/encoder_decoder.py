@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Mapped
+from positionbias.arrays import Mapped, Tree
 from positionbias.masks.base import Mask, attended, compose, reach
 from positionbias.masks.order import Bidirectional
 from positionbias.models.base import Architecture, Model, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
+from positionbias.models.kept import Kept, taken
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator
@@ -41,6 +42,22 @@ class EncoderDecoderModel(Model):
         outputs = self.readout(decoded, self.embedding)
         return jnp.pad(outputs, ((0, 0), (context_length, 0), (0, 0)))
 
+    def step(
+        self, inputs: jax.Array, rows: jax.Array, tokens: Tokens, context_length: int, kept: Tree
+    ) -> tuple[jax.Array, Tree]:
+        x, site = self.embedding(inputs, taken(tokens, rows)), Sites()
+        context, rest = tokens.cut(0, context_length), tokens.cut(context_length, tokens.length)
+        if kept is None:
+            encoded = self.encoder(x[:, :context_length], context, self.masks_encoder, site.under("encoder"))
+            crosses = [block.cross for block in self.decoder.blocks if block.cross is not None]
+            kept = None, tuple(Kept(*cross.keys_values(encoded)) for cross in crosses)
+            x, rows = x[:, context_length:], rows[:, context_length:]
+        own, encoded_kept = kept
+        mask = self.mask_cross.bind(rest, context)
+        crossed = tuple((context, mask, one) for one in encoded_kept)
+        x, own = self.decoder.step(x, rows - context_length, rest, self.masks, own, site, crossed)
+        return self.readout(x, self.embedding), (own, encoded_kept)
+
 
 @member("architectures", "encoder_decoder")
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +67,8 @@ class EncoderDecoder(Architecture):
     `model.mask` is the mask of the decoder's self-attention. Encoder layer i takes the operator and position scheme
     of decoder layer i; `encoder_layers` is None for as many as the decoder has.
     """
+
+    steps = True
 
     encoder_mask: Mask = Bidirectional()
     cross_mask: Mask = Bidirectional()

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from positionbias.arrays import Mapped
+from positionbias.arrays import Float, Int, Mapped, Tree
 from positionbias.masks.base import Mask, attended, reach
 from positionbias.models.base import Architecture, Model, visible
 from positionbias.models.block import Attention, Mlp, Norm, Stack
 from positionbias.models.ends import Embedding, Readout
+from positionbias.models.kept import Asked, Kept, kept_with, taken
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
 from positionbias.operators.base import Operator
@@ -37,7 +38,15 @@ class Asking(nnx.Module):
         self, x: jax.Array, read: jax.Array, tokens: Tokens, mask: Mask, site: Scoped, lender: Attention
     ) -> jax.Array:
         normed = self.norm_attention(x)
-        added = self.attention(normed, read, tokens, tokens, mask, site.under("attention"), lender)
+        return self._fed(x, self.attention(normed, read, tokens, tokens, mask, site.under("attention"), lender), site)
+
+    def step(self, x: jax.Array, asked: Asked, kept: Kept, site: Scoped) -> jax.Array:
+        """Some rows, given the keys and values of what was read."""
+        normed, under = self.norm_attention(x), site.under("attention")
+        return self._fed(x, self.attention.step(normed, asked.tokens_q, asked.tokens, asked.mask, kept, under), site)
+
+    def _fed(self, x: jax.Array, added: jax.Array, site: Scoped) -> jax.Array:
+        """The stream with what attention adds, and past the MLP."""
         x = x + added if self.carries else added
         if self.mlp is not None:
             assert self.norm_mlp is not None
@@ -63,11 +72,34 @@ class TwoStacksModel(Model):
     def forward(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
         x = site("embedding", self.embedding(inputs, tokens))
         read = self.stack(x, tokens, self.masks, site)
-        start = self.query[...].astype(x.dtype)
-        asked = self.embedding.placed(jnp.broadcast_to(start, (*x.shape[:2], len(start))), tokens)
+        asked = self._start(x, tokens)
         for layer, (block, mask) in enumerate(zip(self.asking, self.masks_asking, strict=True)):
             asked = block(asked, read, tokens, mask, site.under(f"asking.{layer}"), self.asking[0].attention)
         return self.readout(site("final", self.norm(asked)), self.embedding)
+
+    def _start(self, x: jax.Array, tokens: Tokens) -> jax.Array:
+        """What the second stack begins with, of the type of `x`."""
+        start = self.query[...].astype(x.dtype)
+        return self.embedding.placed(jnp.broadcast_to(start, (*x.shape[:2], len(start))), tokens)
+
+    def tell(self, inputs: Int[jax.Array, "B T"], rows: Int[jax.Array, "B T"], tokens: Tokens, kept: Tree) -> Tree:
+        """`kept`, None before any, with what the second stack asks of these rows of a sequence of `tokens` [B, S].
+
+        No row may be told before one that it sees in the first stack.
+        """
+        own, shared = kept or (None, None)
+        x = self.embedding(inputs, taken(tokens, rows))
+        x, own = self.stack.step(x, rows, tokens, self.masks, own, Sites())
+        asked = Asked.of(rows, tokens, self.masks_asking[0])
+        return own, kept_with(shared, *self.asking[0].attention.keys_values(x), asked)
+
+    def ask(self, rows: Int[jax.Array, "B T"], tokens: Tokens, kept: Tree) -> Float[jax.Array, "B T V"]:
+        """What stands at these rows, once all was told that they see."""
+        _, shared = kept
+        x = self._start(jnp.zeros(rows.shape, self.embedding.dtype), taken(tokens, rows))
+        for layer, (block, mask) in enumerate(zip(self.asking, self.masks_asking, strict=True)):
+            x = block.step(x, Asked.of(rows, tokens, mask), shared, Sites().under(f"asking.{layer}"))
+        return self.readout(self.norm(x), self.embedding)
 
 
 @member("architectures", "two_stacks")

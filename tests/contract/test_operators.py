@@ -11,6 +11,7 @@ from toys import ShortConvolution
 from positionbias import spec
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator, Pattern
+from positionbias.operators.softmax import Softmax
 from positionbias.positions.base import Dims, Placed
 from positionbias.tokens import sequential
 
@@ -149,6 +150,24 @@ def check_state_size(operator):
     assert sizes[0] <= sizes[1]
 
 
+def check_step(operator):
+    """Some rows by `step` come out as they do among all, whatever stands at keys that they do not see."""
+    if not operator.steps:
+        return
+    params = made(operator, Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S))
+    for pattern in operator.patterns:
+        (q, k, v), tokens_q, tokens_k, mask = setting(pattern)
+        position = NONE if not operator.uses_rotation else spec.build("positions", "rope", "position")
+        whole = run(operator, (q, k, v), tokens_q, tokens_k, mask, position)
+        for rows in (slice(0, 1), slice(2, 4), slice(T - 1, T)):
+            some = tokens_q.cut(rows.start, rows.stop)
+            unseen = ~np.asarray(mask.dense(some, tokens_k)).any(axis=0)[:, None, None]
+            k_left, v_left = (jnp.where(unseen, 7.0, x) for x in (k, v))
+            told = some, tokens_k, mask.bind(tokens_q, tokens_k), Placed(position), params, lambda name, value: value
+            found = operator.step(q[:, rows], k_left, v_left, *told)
+            np.testing.assert_allclose(found, whole[:, rows], rtol=1e-5, atol=1e-5)
+
+
 CHECKS = [
     check_patterns,
     check_shape,
@@ -158,6 +177,7 @@ CHECKS = [
     check_flags,
     check_pattern,
     check_state_size,
+    check_step,
 ]
 
 
@@ -301,9 +321,17 @@ class NoPatterns(Average):
     patterns = frozenset()
 
 
+class StepsFromTheFront(Softmax):
+    """Takes the rows of a step for the first ones."""
+
+    def step(self, q, k, v, tokens_q, tokens_k, *more):
+        return self(q, k, v, tokens_k.cut(0, tokens_q.length), tokens_k, *more)
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
+        (StepsFromTheFront, check_step),
         (IgnoresTheMask, check_visible),
         (ClaimsMore, check_visible),
         (ClaimsTooLittle, check_visible),

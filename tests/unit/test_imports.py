@@ -20,7 +20,7 @@ LAYERS = [
     ["operators", "theory", "assignments"],
     ["models", "objectives"],
     ["config"],
-    ["evaluation", "tasks.export", "tasks.show", "masks.show"],
+    ["evaluation", "generation", "tasks.export", "tasks.show", "masks.show"],
     ["training"],
     ["evaluation.loading"],
     ["evaluation.again"],
@@ -99,6 +99,7 @@ def test_imports_run_one_way(module, tree):
         ("tokens", "from positionbias import tasks"),
         ("evaluation.rows", "from positionbias.train import main"),
         ("config.schema", "from positionbias.config import build"),
+        ("generation.layout", "from positionbias.evaluation.rows import rows"),
     ],
 )
 def test_an_import_against_the_layers_is_caught(module, source):
@@ -113,6 +114,7 @@ def test_an_import_against_the_layers_is_caught(module, source):
         ("theory.rollout", "import numpy as np\nfrom positionbias.masks.base import reach"),
         ("config.build", "from positionbias.config import schema"),
         ("train", "from positionbias.training.loop import run"),
+        ("evaluation.loading", "from positionbias.generation.generate import generate"),
     ],
 )
 def test_an_import_with_the_layers_passes(module, source):

@@ -1,0 +1,220 @@
+"""One token after another: with keys and values kept as without, whatever the mask, the positions and the operator."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from positionbias.generation import generate as generating
+from positionbias.generation.base import chooser
+from positionbias.generation.generate import generate
+from positionbias.spec import ConfigError
+from positionbias.tokens import sequential
+
+pytestmark = pytest.mark.usefixtures("in_haste")
+
+TASK = "reversal_in_context(pairs=3, names=6)"  # 11 rows, of which 9 are the context, and a vocabulary of 14
+PROMPT = np.random.default_rng(0).integers(0, 14, (3, 10))
+ENCODER = {"task": TASK, "model.architecture": "encoder_decoder"}
+FRAMED = sequential(16, frame=np.repeat(np.arange(8), 2).astype(np.int32))
+
+
+def same(found, atol=1e-4):
+    """The two forms said the same from the same."""
+    kept, whole = found
+    np.testing.assert_array_equal(kept.tokens, whole.tokens)
+    np.testing.assert_allclose(kept.outputs, whole.outputs, rtol=0, atol=atol)
+    np.testing.assert_allclose(kept.log_probability, whole.log_probability, rtol=0, atol=atol)
+    np.testing.assert_array_equal(kept.step, whole.step)
+    assert len(np.unique(np.round(kept.outputs[0, :, 0], 4))) > 1, "every row says something else"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.position": "none"},
+        {"model.position": "rope", "model.mask": "causal & sliding_window(3)"},
+        {"model.position": "alibi", "model.mask": "causal & window_with_sinks(3, 2)"},
+        {"model.position": "t5_bias", "model.mask": "prefix(4)"},
+        {"model.position": "learned_relative(4)", "model.mask": "[causal & sliding_window(2), causal]"},
+        {"model.position": "mirrored_rope", "model.mask": "context_bidirectional"},
+        {"model.position": "sinusoidal", "model.operator": "[linear_scores(scaled=True), softmax]"},
+        {"model.position": "rope", "model.assignment": "padded(3)", "model.qk": "merged", "model.heads": 1},
+        {"model.position": "rope", "objective": "prefix_lm_plus_denoising", "model.mask": "context_bidirectional"},
+        {
+            "model.position": "mirrored_rope",
+            "objective": "bidirectional_causal",
+            "model.mask": "switch(causal, bidirectional & ~masked_keys)",
+        },
+        {"model.position": "rope", "objective": "focus_bilevel"},
+        {"model.position": "rope", "objective": "answer_only", "model.residual": "concatenate"},
+        {**ENCODER, "model.position": "rope"},
+        {**ENCODER, "model.position": "alibi", "model.mask": "causal & sliding_window(2)"},
+    ],
+    ids=str,
+)
+def test_rows_read_once_come_out_as_all_at_once(both, overrides):
+    found = both({"task": TASK, **overrides}, PROMPT, 6)
+    assert found[0].tokens.shape == (3, 16)
+    assert found[0].outputs.shape == (3, 6, 14)  # and no mask token among them
+    np.testing.assert_array_equal(found[0].tokens[:, :10], PROMPT)
+    np.testing.assert_array_equal(found[0].step[0], range(6))
+    same(found)
+
+
+def test_learned_positions_up_to_the_last_that_is_read(both, fresh):
+    overrides = {"task": TASK, "model.position": "learned"}
+    same(both(overrides, PROMPT[:, :6], 6))  # row 11 is said and never read
+    with pytest.raises(ConfigError, match=r"^length: 7 more tokens need positions up to 11, but .*learned.* on 11; "):
+        generate(*fresh(overrides), PROMPT[:, :6], 7)
+
+
+def test_half_precision_comes_out_alike(both):
+    kept, whole = both({"task": TASK, "model.position": "rope", "train.dtype": "bfloat16"}, PROMPT, 5)
+    for found in (kept, whole):
+        np.testing.assert_array_equal(found.tokens[:, 10:], np.argmax(found.outputs, axis=-1))
+    np.testing.assert_allclose(kept.outputs[:, 0], whole.outputs[:, 0], rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("mask", ["block_causal", "frame_causal"])
+def test_a_frame_a_step(both, mask, fresh):
+    overrides = {"task": TASK, "model.mask": mask, "model.position": "rope"}
+    found = both(overrides, PROMPT, 8, rows_per_step=2, tokens=FRAMED)
+    assert found[0].outputs.shape == (3, 8, 14)
+    np.testing.assert_array_equal(found[0].step[0], [0, 0, 1, 1, 2, 2, 3, 3])
+    same(found)
+    experiment, weights = fresh(overrides)
+    with pytest.raises(
+        ConfigError, match=r"^cached: the mask .* of layer 0 lets row 10 see row 11, which is generated"
+    ):
+        generate(experiment, weights, PROMPT, 6, tokens=FRAMED, cached=True)
+    with pytest.raises(ConfigError, match=r"^length = 5 is not allowed; allowed: a multiple of rows_per_step = 2\.$"):
+        generate(experiment, weights, PROMPT, 5, tokens=FRAMED, rows_per_step=2)
+
+
+def test_drawn_tokens_are_those_of_the_key(both):
+    how = {"key": jax.random.key(7), "temperature": 1.5, "top_k": 5}
+    found = both({"task": TASK, "model.position": "rope"}, PROMPT, 6, **how)
+    same(found)
+    top = jnp.argsort(-found[0].outputs, axis=-1)[..., :5]
+    assert (top == found[0].tokens[:, 10:, None]).any(axis=-1).all()
+    assert (found[0].tokens[:, 10:] != top[..., 0]).any()
+
+
+def test_prompts_of_several_lengths_are_padded_in_front(fresh):
+    experiment, weights = fresh({"task": TASK, "model.position": "rope", "model.mask": "causal & sliding_window(4)"})
+    sizes = [4, 10, 7]
+    valid = np.arange(10) >= 10 - np.array(sizes)[:, None]
+    kept, whole = (generate(experiment, weights, PROMPT, 4, valid=valid, cached=cached) for cached in (True, False))
+    same([kept, whole])
+    for row, size in enumerate(sizes):
+        alone = generate(experiment, weights, PROMPT[row : row + 1, -size:], 4)
+        np.testing.assert_array_equal(alone.tokens[0, -4:], kept.tokens[row, -4:])
+        np.testing.assert_allclose(alone.outputs[0], kept.outputs[row], rtol=0, atol=1e-4)
+    with pytest.raises(
+        ConfigError, match=r"^valid: allowed are prompts of at least one token that are padded in front"
+    ):
+        generate(experiment, weights, PROMPT, 4, valid=valid[:, ::-1])
+
+
+def test_nothing_is_compiled_again_for_another_prompt_of_the_size(fresh):
+    experiment, weights = fresh({"task": TASK, "model.position": "rope"})
+    generating._program.cache_clear()
+    first = generate(experiment, weights, PROMPT, 3, key=jax.random.key(0), temperature=0.5)
+    program = generating._program(
+        experiment,
+        generating.Autoregressive(cached=True),
+        generating.Setting(10, 3, 9, False, 14),
+        False,
+    )
+    again = generate(experiment, weights, PROMPT[::-1], 3, key=jax.random.key(1), temperature=2.0)
+    assert generating._program.cache_info().misses == 1
+    assert program._cache_size() == 1
+    assert (first.tokens != again.tokens).any()
+
+
+@pytest.mark.parametrize("architecture", ["looped(2)", "contextual_token", "token_prepending", "summary_token"])
+def test_architectures_that_keep_nothing_are_refused_unless_uncached(fresh, architecture):
+    experiment, weights = fresh({"task": TASK, "model.architecture": architecture, "model.position": "rope"})
+    with pytest.raises(
+        ConfigError, match=r"^cached: the architecture .* keeps nothing of earlier rows; allowed: cached="
+    ):
+        generate(experiment, weights, PROMPT, 2, cached=True)
+    assert generate(experiment, weights, PROMPT, 2).tokens.shape == (3, 12)
+
+
+def test_a_mask_that_looks_ahead_is_read_anew_every_time(fresh):
+    experiment, weights = fresh({"task": TASK, "model.mask": "bidirectional", "model.position": "rope"})
+    with pytest.raises(
+        ConfigError, match=r"^cached: the mask bidirectional of layer 0 lets row 0 see row 10, which is"
+    ):
+        generate(experiment, weights, PROMPT, 3, cached=True)
+    found = generate(experiment, weights, PROMPT, 3)
+    longer = generate(experiment, weights, np.asarray(found.tokens[:, :11]), 2)
+    np.testing.assert_array_equal(found.tokens, longer.tokens)  # a step sees what was said so far and no more
+
+
+@pytest.mark.parametrize(
+    ("overrides", "prompt", "length", "how", "said"),
+    [
+        ({}, PROMPT, 0, {}, r"length = 0 is not allowed; allowed: a whole number from 1\."),
+        ({}, PROMPT, -1, {}, r"length = -1 is not allowed; allowed: a whole number from 1\."),
+        ({}, PROMPT[0], 1, {}, r"prompt: int64 of shape \(10,\); allowed: whole numbers \[B, P\], .*"),
+        ({}, PROMPT + 14, 1, {}, r"prompt: tokens from 14 to 27; allowed: 0 to 13\."),
+        ({}, PROMPT[:, :0], 1, {}, r"prompt: int64 of shape \(3, 0\); allowed: .* of a token or more\."),
+        (ENCODER, PROMPT[:, :9], 1, {}, r"prompt = 9 is not allowed; allowed: at least 10 tokens, .*"),
+        ({}, PROMPT, 1, {"temperature": 1.0}, r"key: a token at a temperature above 0 is drawn, and needs one; .*"),
+        ({}, PROMPT, 1, {"temperature": -1.0}, r"temperature = -1\.0 is not allowed; .*"),
+        ({}, PROMPT, 1, {"top_k": 15}, r"top_k = 15 is not allowed; allowed: at most 14, the vocabulary\."),
+        ({}, PROMPT, 1, {"topk": 1}, r"generate: unknown argument of autoregressive 'topk', did you mean 'top_k'\?.*"),
+        (
+            {},
+            PROMPT,
+            1,
+            {"method": "diffusion"},
+            r"method: 'diffusion' is not what .* trains; allowed: 'autoregressive'\.",
+        ),
+        ({}, PROMPT, 1, {"method": "difusion"}, r"method: unknown method 'difusion', did you mean 'diffusion'\?.*"),
+        ({}, PROMPT, 9, {"tokens": sequential(17)}, r"tokens: those given are 17 .*; allowed: at least 18 rows, .*"),
+        (
+            {"model.assignment": "randomized(64)"},
+            PROMPT,
+            1,
+            {},
+            r"tokens: randomized.* draws the positions of every .*",
+        ),
+    ],
+    ids=str,
+)
+def test_refusals(fresh, overrides, prompt, length, how, said):
+    experiment, weights = fresh({"task": TASK, **overrides})
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        generate(experiment, weights, prompt, length, **how)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reads", "says"),
+    [
+        ({"task": "facts", "model.mask": "causal"}, "4 tokens", "64 tokens"),
+        (
+            {"task": "in_context_regression", "objective": "squared_error", "model.inputs": "vector"},
+            r"\d+ vectors",
+            "1 vectors",
+        ),
+    ],
+)
+def test_outputs_must_be_tokens_that_are_inputs(fresh, monkeypatch, overrides, reads, says):
+    toys.register(monkeypatch)
+    experiment, weights = fresh(overrides)
+    with pytest.raises(ConfigError, match=rf"^generate: the task reads {reads} and .* says {says}; allowed: one .*\.$"):
+        generate(experiment, weights, np.zeros((1, 1), int), 1)
+
+
+def test_the_likeliest_tokens_alone_are_drawn():
+    outputs = jnp.log(jnp.array([[[0.5, 0.3, 0.15, 0.05]]]))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    drawn = jax.vmap(lambda key: chooser(False, jnp.float32(0.5), 2)(key, outputs))(keys)
+    share = np.bincount(np.asarray(drawn).ravel(), minlength=4) / 2000
+    np.testing.assert_allclose(share, [0.25 / 0.34, 0.09 / 0.34, 0, 0], atol=0.04)
+    assert chooser(True, jnp.float32(0.0))(keys[0], outputs) == 0
