@@ -14,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from positionbias.arrays import Float, Tree
+from positionbias.arrays import Bool, Float, Int, Key, Mapped, Tree
 from positionbias.config import schema
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import resolve, stored_hash
 from positionbias.files import read_json
+from positionbias.generation.base import Generated
+from positionbias.generation.generate import generate, likelihood
 from positionbias.models.base import Model
 from positionbias.models.sites import EditKind, Sites
 from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, world_of, worlds
+from positionbias.tokens import Tokens
 from positionbias.training import auto, checkpoint
 from positionbias.training.program import Program
 
@@ -116,6 +119,49 @@ class LoadedRun:
                 return one(self.weights, batch)
             own = batch_axes(0, self.experiment.shared_tokens)
             return jax.vmap(one, in_axes=(0, None if shared else own))(self.weights, batch)
+
+    def generate(
+        self,
+        prompt: Int[Mapped, "B P"],
+        length: int,
+        method: str | None = None,
+        key: Key[jax.Array, ""] | None = None,
+        temperature: float = 0.0,
+        condition: str | None = None,
+        valid: Bool[Mapped, "B P"] | None = None,
+        tokens: Tokens | None = None,
+        **options: Any,
+    ) -> Generated:
+        """`length` tokens behind each prompt, likeliest or drawn at a `temperature`, and what they were chosen from.
+
+        The `method` is the one that the objective trains, and None names it: "autoregressive" (`top_k`,
+        `rows_per_step`, `cached`), "diffusion" (`steps`, `blocks`, `by`) or "any_order" (`order`, `steps`, `top_k`,
+        `cached`); `generation` has a file each, which says what its options are. `valid` is False where prompts are
+        padded in front. The tokens' roles and groups are those of the `condition`, continued in its last; `tokens`
+        tells others, positions included, of all rows, [S] or [B, S]. With `replica` "all" every array has a leading R,
+        and all draw by the same key. Computed in full float32 precision; compiled once a size. Raises ConfigError for
+        what the model cannot do.
+        """
+        chosen, several = self._condition(condition), self.replica == "all"
+        told = (key, temperature, chosen, valid, tokens, several)
+        return generate(self.experiment, self.weights, prompt, length, method, *told, **options)
+
+    def log_likelihood(
+        self,
+        prompt: Int[Mapped, "B P"],
+        answer: Int[Mapped, "B G"],
+        key: Key[jax.Array, ""],
+        draws: int = 128,
+        condition: str | None = None,
+        valid: Bool[Mapped, "B P"] | None = None,
+        tokens: Tokens | None = None,
+    ) -> Float[jax.Array, "... B"]:
+        """The log-probability (nats) of each answer behind its prompt, estimated by `draws`, for objectives that hide.
+
+        See `generation.diffusion.log_likelihood`, and `generate` for the other arguments.
+        """
+        told = (key, draws, self._condition(condition), valid, tokens, self.replica == "all")
+        return likelihood(self.experiment, self.weights, prompt, answer, *told)
 
     def _condition(self, name: str | None) -> Condition:
         return self.task.conditions()[0] if name is None else find_condition(self.task, name, "condition")
