@@ -142,7 +142,8 @@ class Measurer:
             try:
                 change.check(run.task, condition)
                 check_told(run.experiment, change)
-                reaches = run.experiment.assignment.reach(run.task.tokens(condition)) + change.farther()
+                read = change.tokens_read(run.task.tokens(condition), run.task, condition)
+                reaches = change.model(run.experiment, condition).assignment.reach(read) + change.farther()
                 check_room(run.experiment, reaches + run.experiment.architecture.added_positions)
             except ConfigError as error:
                 raise ConfigError(f"--interventions: {error}") from None

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from positionbias import spec
-from positionbias.arrays import Float, Key, Tree
+from positionbias.arrays import Bool, Float, Key, Tree
 from positionbias.config.build import Experiment
-from positionbias.evaluation.interventions import Intervention, led_by
+from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.rows import LOSS
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
@@ -35,9 +35,9 @@ class Evaluator:
 
     Items come from the random stream `name` of each replica's key, never seen in training; or they are `stored`, the
     same ones for every replica, a batch for each condition by name. Which they are does not depend on the batch size.
-    With an `intervention` every item is measured as it changes it, and rows say whether the answer is another than
-    without. Influence, measured without one only, is that on the first of the items. Programs are compiled when first
-    used.
+    With an `intervention` every item is measured as it changes it, by the model that it makes of this one, and rows say
+    whether the answer is another than without. Influence, measured without one only, is that on the first of the items.
+    Programs are compiled when first used.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Evaluator:
         settings = experiment.config.evaluation
         self.conditions = tuple(conditions or experiment.task.conditions())
         self.intervention, self.stored = intervention, stored
+        # Not where programs are traced: what cannot be read so is refused first.
+        self.changed = {c.name: intervention.model(experiment, c) for c in self.conditions} if intervention else {}
         self.items = items or settings.items
         if stored is not None:
             self.items = len(next(iter(stored.values())).inputs)
@@ -73,8 +75,13 @@ class Evaluator:
     def _influences(self) -> dict[str, Any]:
         return {c.name: jax.jit(self.layout.over(functools.partial(self._influence, c))) for c in self.conditions}
 
-    def _model(self, weights: Tree) -> Model:
-        return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
+    def _model(self, weights: Tree, changed: Experiment | None = None) -> Model:
+        experiment = changed or self.experiment
+        return nnx.merge(nnx.graphdef(experiment.abstract), weights["params"], weights["frozen"])
+
+    @property
+    def _by_loss(self) -> bool:
+        return self.experiment.objective.targets == "vectors" or self.experiment.task.by_loss
 
     def _drawn(
         self, keys: Key[jax.Array, "B"], numbers: jax.Array, condition: Condition, world: Tree, stored: Batch | None
@@ -94,17 +101,25 @@ class Evaluator:
         tokens = self.experiment.spread(asked.tokens, len(batch.query)) if own else asked.tokens
         return batch._replace(inputs=asked.inputs, tokens=tokens)
 
-    def _told(self, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
-        """The tokens of these items with the positions that the model is told."""
-        return self.experiment.assigned(jax.vmap(lambda key: stream(key, "assignment"))(keys), tokens)
+    @staticmethod
+    def _told(experiment: Experiment, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
+        """The tokens of these items with the positions that the experiment's model is told."""
+        return experiment.assigned(jax.vmap(lambda key: stream(key, "assignment"))(keys), tokens)
 
-    def _changed(self, keys: Key[jax.Array, "B"], condition: Condition, batch: Batch, shared: bool) -> Batch:
-        """The batch under the intervention, every example with tokens of its own; they come `shared` or not."""
-        task, change = self.experiment.task, self.intervention
-        assert change is not None
+    def _changed(
+        self,
+        change: Intervention,
+        keys: Key[jax.Array, "B"],
+        number: jax.Array,
+        condition: Condition,
+        batch: Batch,
+        shared: bool,
+    ) -> Batch:
+        """The batch as it is read as `number`, every example with tokens of its own; they come `shared` or not."""
+        task = self.experiment.task
 
         def changed(key: jax.Array, one: Batch) -> Batch:
-            return change.change(stream(key, "intervention"), one, task, condition)
+            return change.reading(stream(key, "intervention"), number, one, task, condition)
 
         return jax.vmap(changed, in_axes=(0, batch_axes(0, shared)))(keys, batch)
 
@@ -114,63 +129,87 @@ class Evaluator:
         """Columns of the rows, each [items, A], for one replica's weights, key and world."""
         weights, key, world = replica
         task, objective = self.experiment.task, self.experiment.objective
-        model, key, world = (
-            self._model(weights),
-            stream(key, f"{self.name}/{condition.stream}"),
-            sampled_from(corpus, world),
-        )
-        shared = jnp.asarray(self.experiment.reach(condition))
+        key, world = stream(key, f"{self.name}/{condition.stream}"), sampled_from(corpus, world)
 
-        def judge(example: Batch, outputs: Float[jax.Array, "T V"], own: bool) -> dict[str, jax.Array]:
-            visible = self.experiment.reach(condition, example.tokens) if own else shared
+        def judge(
+            example: Batch, outputs: Float[jax.Array, "T V"], visible: Bool[jax.Array, "T T"]
+        ) -> dict[str, jax.Array]:
             rows = objective.rows(example)
             if objective.own_tokens:  # what is hidden is not known, and another row than the one that asks may answer
                 known = visible & (example.tokens.hidden == 0)
                 visible = known.at[example.query].set(known[rows])
-            said, target = outputs[rows], example.targets[example.query]
-            lost = {}
-            if objective.targets == "vectors" or task.by_loss:
-                lost = {LOSS: objective.losses(said, target)}
-                lost |= {f"{LOSS}/{name}": value for name, value in task.losses(example, visible).items()}
+            lost = task.losses(example, visible) if self._by_loss else {}
             answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
             return {
                 **{name: getattr(example, name) for name in WHOLE},
                 "evidence": jnp.take_along_axis(example.evidence, answer[:, None], axis=-1)[:, 0],
-                "correct": objective.right(said, target),
-                "said": objective.said(said),
-                "log_probability": objective.log_probability(said, target),
+                "given": outputs[rows],
+                "target": example.targets[example.query],
                 "ceiling": task.ceiling(example, visible),
                 **{f"baseline/{name}": value for name, value in task.baselines(example, visible).items()},
-                **lost,
+                **{f"{LOSS}/{name}": value for name, value in lost.items()},
             }
 
-        def judged(batch: Batch, outputs: Float[jax.Array, "B T V"], own: bool) -> dict[str, jax.Array]:
+        def read(keys: jax.Array, batch: Batch, change: Intervention, number: jax.Array) -> dict[str, jax.Array]:
+            """Columns of one reading of the items, with what is given as answers."""
+            model = self.experiment if change is not self.intervention else self.changed[condition.name]
+            own = not task.shared_tokens or objective.own_tokens or change.moves
+            if change.moves:
+                batch = self._changed(change, keys, number, condition, batch, task.shared_tokens)
+            asked = self._asked(batch, condition)
+            inputs = change.inputs_read(asked.inputs, task, condition)
+            tokens = change.tokens_read(asked.tokens, task, condition)
+            rows = tokens.length - task.length(condition)
+            tokens = self._told(model, keys, tokens)
+            if change.only_told:  # it changes those that are assigned
+                told = asked._replace(tokens=tokens)
+                tokens = self._changed(change, keys, number, condition, told, self.experiment.shared_tokens).tokens
+            sites = Sites(change.records)
+            context = task.context_length(condition) + rows
+            outputs = self._model(weights, model)(inputs, tokens, context, sites)[:, rows:]
+            batch = batch._replace(tokens=asked.tokens)
+            shared = jnp.asarray(change.reach(model, condition))
+
             def one(item: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
                 example, said = item
-                return judge(example if own else example._replace(tokens=batch.tokens), said, own)
+                if not own:
+                    return judge(example._replace(tokens=batch.tokens), said, shared)
+                return judge(example, said, change.reach(model, condition, example.tokens))
 
             items = (batch if own else batch._replace(tokens=None), outputs)  # type: ignore[arg-type]
-            most = max(JUDGED_TOKENS // task.length(condition), 1)
-            return jax.vmap(one)(items) if self.batch_size <= most else jax.lax.map(one, items, batch_size=most)
+            most = max(JUDGED_TOKENS // tokens.length, 1)
+            found = jax.vmap(one)(items) if self.batch_size <= most else jax.lax.map(one, items, batch_size=most)
+            sites.check()
+            merit = {"merit": change.merit(sites.recorded, tokens, objective.rows(batch))} if change.records else {}
+            return {**found, **merit}
 
-        def measured(keys: jax.Array, batch: Batch, change: Intervention | None) -> dict[str, jax.Array]:
-            rows, own = 0, not task.shared_tokens or objective.own_tokens
-            if change is not None and not change.only_told:
-                batch, rows, own = self._changed(keys, condition, batch, task.shared_tokens), change.in_front, True
-            asked = self._asked(batch, condition)
-            inputs, tokens = led_by(asked, rows, task.filler or 0) if rows else (asked.inputs, asked.tokens)
-            tokens = self._told(keys, tokens)
-            if change is not None and change.only_told:  # it changes those that are assigned
-                told = asked._replace(tokens=tokens)
-                tokens = self._changed(keys, condition, told, self.experiment.shared_tokens).tokens
-            outputs = model(inputs, tokens, task.context_length(condition) + rows, Sites())[:, rows:]
-            return judged(batch._replace(tokens=asked.tokens), outputs, own)
+        def measured(keys: jax.Array, batch: Batch, change: Intervention) -> dict[str, jax.Array]:
+            """Columns of the items under a change, with what is said."""
+            if change.readings == 1:
+                found = read(keys, batch, change, jnp.int32(0))
+            else:
+                shapes = jax.eval_shape(lambda: read(keys, batch, change, jnp.int32(0)))
+                nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+                def joined(number: jax.Array, so_far: Tree) -> Tree:
+                    return change.joined(so_far, read(keys, batch, change, number), number)
+
+                found = jax.lax.fori_loop(0, change.readings, joined, nothing)
+            given, target = found.pop("given"), found.pop("target")
+            found.pop("merit", None)
+            return {
+                **found,
+                "correct": objective.right(given, target),
+                "said": objective.said(given),
+                "log_probability": objective.log_probability(given, target),
+                **({LOSS: objective.losses(given, target)} if self._by_loss else {}),
+            }
 
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
             numbers = index * self.batch_size + jnp.arange(self.batch_size)
             keys = item_keys(key, numbers)
             batch = self._drawn(keys, numbers, condition, world, stored)
-            found = measured(keys, batch, None)
+            found = measured(keys, batch, Intervention())
             before = found.pop("said")
             if self.intervention is None:
                 return found
@@ -195,7 +234,7 @@ class Evaluator:
         numbers = jnp.arange(self.influence_items)
         keys = item_keys(stream(key, f"{self.name}/{condition.stream}"), numbers)
         batch = self._asked(self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored), condition)
-        tokens, rows = self._told(keys, batch.tokens), self.experiment.objective.rows(batch)
+        tokens, rows = self._told(self.experiment, keys, batch.tokens), self.experiment.objective.rows(batch)
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece

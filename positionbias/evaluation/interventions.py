@@ -1,19 +1,22 @@
 """Interventions: the same items with their positions changed, for measuring a trained model again.
 
 Each changes one thing and leaves the right answer as it was: where contents stand, which positions the model is told,
-or how much stands in front. An item and its changed form are measured side by side, so that differences are paired.
+how much stands in front, or how the model reads. An item and its changed form are measured side by side, so that
+differences are paired.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Int, Key
+from positionbias.arrays import Bool, Float, Int, Key, Mapped, Shaped
+from positionbias.config.build import Experiment
 from positionbias.evaluation.rows import ANSWERS_CHANGED, ORDER_SENSITIVITY
 from positionbias.spec import ConfigError, canonical, member, require
 from positionbias.tasks.base import LONGEST, Batch, Condition, Task, world_of
@@ -25,23 +28,70 @@ LOOKED_AT = 64  # items that tell where a task's evidence stands; rarer places a
 
 
 class Intervention:
-    """A change of an example's positions."""
+    """A change of an example's positions, or of the model that reads it. This one changes nothing."""
 
     axis = "interventions"
-    in_front: int = 0  # rows of filler put in front of the sequence
     share: ClassVar[str] = ANSWERS_CHANGED  # what the share of answers that it changes is called
-    only_told: ClassVar[bool] = False  # whether it changes nothing but the positions that the model is told
+    only_told: ClassVar[bool] = False  # whether `change` changes nothing but the positions that the model is told
+    moves: ClassVar[bool] = False  # whether `change` changes what stands where, before the model is asked
+    records: ClassVar[tuple[str, ...]] = ()  # the sites that `merit` needs
+
+    @property
+    def readings(self) -> int:
+        """How many forms of an item are read, whose answers `joined` makes one."""
+        return 1
 
     def check(self, task: Task, condition: Condition) -> None:
         """Raise ConfigError where the task has nothing to change in this way."""
 
+    def model(self, experiment: Experiment, condition: Condition) -> Experiment:
+        """The experiment whose model reads the changed items, with the parameters of the one trained.
+
+        Raises ConfigError where this model cannot.
+        """
+        return experiment
+
+    def reach(self, experiment: Experiment, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
+        """`Experiment.reach` of a changed example, `experiment` being the one that `model` gives."""
+        return experiment.reach(condition, tokens)
+
     def farther(self) -> int:
-        """How many positions farther than its task's a changed example reaches."""
-        return self.in_front
+        """How many positions farther than assigned a changed example reaches."""
+        return 0
 
     def change(self, key: Key[jax.Array, ""], example: Batch, task: Task, condition: Condition) -> Batch:
-        """The changed example, of the same length; filler in front is added by `led_by`."""
+        """The changed example, of the same length."""
         return example
+
+    def reading(
+        self, key: Key[jax.Array, ""], number: Int[jax.Array, ""], example: Batch, task: Task, condition: Condition
+    ) -> Batch:
+        """The form of the example that is read as `number`, from 0."""
+        return self.change(key, example, task, condition)
+
+    def tokens_read(self, tokens: Tokens, task: Task, condition: Condition) -> Tokens:
+        """Tokens, [..., T], with those of the rows that are put in front."""
+        return tokens
+
+    def inputs_read(
+        self, inputs: Shaped[jax.Array, "B T *Din"], task: Task, condition: Condition
+    ) -> Shaped[jax.Array, "B U *Din"]:
+        """Inputs with the rows that are put in front."""
+        return inputs
+
+    def merit(
+        self, recorded: Mapping[str, jax.Array], tokens: Tokens, rows: Int[jax.Array, "B A"]
+    ) -> Float[jax.Array, "B"]:
+        """How good a reading is, from the sites it `records`, its tokens, and the rows that answer."""
+        raise NotImplementedError
+
+    def joined(self, so_far: Any, found: Any, number: Int[jax.Array, ""]) -> Any:
+        """What is found of the readings 0..number, from that of those before and of this one.
+
+        Columns of rows, a leading B on each, with `given` f32[B, A, V], the outputs that answer, and `merit` f32[B]
+        where sites are recorded. At number 0 there is nothing in `so_far` yet.
+        """
+        raise NotImplementedError
 
 
 @member("interventions", "shift")
@@ -109,10 +159,6 @@ class Pad(Intervention):
     def __post_init__(self) -> None:
         require(1 <= self.by <= FARTHEST, f"{canonical(self)}: by", self.by, f"a whole number from 1 to {FARTHEST}")
 
-    @property
-    def in_front(self) -> int:  # type: ignore[override]
-        return self.by
-
     def check(self, task: Task, condition: Condition) -> None:
         if task.filler is None:
             raise ConfigError(
@@ -123,6 +169,13 @@ class Pad(Intervention):
         what = f"at most {most}, {LONGEST} rows in all with the {task.length(condition)} of condition {condition.name}"
         require(self.by <= most, f"{canonical(self)}: by", self.by, what)
 
+    def tokens_read(self, tokens: Tokens, task: Task, condition: Condition) -> Tokens:
+        return joined(tokens.parted(0, self.by))
+
+    def inputs_read(self, inputs: jax.Array, task: Task, condition: Condition) -> jax.Array:
+        filler = jnp.full((len(inputs), self.by), task.filler or 0, inputs.dtype)
+        return jnp.concatenate([filler, inputs], axis=1)
+
 
 @member("interventions", "permute")
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +183,13 @@ class Permute(Intervention):
     """The segments of each item (its pairs, documents) are put in a random order of the item's own."""
 
     share = ORDER_SENSITIVITY
+    moves = True
 
     def check(self, task: Task, condition: Condition) -> None:
-        _segments(self, task, condition)
+        segments_of(self, task, condition)
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
-        count = _segments(self, task, condition)
+        count = segments_of(self, task, condition)
         return rearranged(example, permutation(key, count), task)
 
 
@@ -148,9 +202,10 @@ class Swap(Intervention):
     second: int = -1
 
     share = ORDER_SENSITIVITY
+    moves = True
 
     def _places(self, task: Task, condition: Condition) -> tuple[int, int]:
-        count = _segments(self, task, condition)
+        count = segments_of(self, task, condition)
         for name in ("first", "second"):
             place = getattr(self, name)
             if not -count <= place < count:
@@ -168,12 +223,12 @@ class Swap(Intervention):
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
         first, second = self._places(task, condition)
-        places = np.arange(_segments(self, task, condition))
+        places = np.arange(segments_of(self, task, condition))
         places[[first, second]] = places[[second, first]]
         return rearranged(example, jnp.asarray(places), task)
 
 
-def _segments(change: Intervention, task: Task, condition: Condition) -> int:
+def segments_of(change: Intervention, task: Task, condition: Condition) -> int:
     """How many segments the task's examples have, numbered from 1; 0 is what belongs to none."""
     if not task.movable:
         raise ConfigError(
@@ -226,10 +281,3 @@ def rearranged(example: Batch, place: Int[jax.Array, "S"], task: Task) -> Batch:
         evidence_slot=place[slot] if task.slots_are_segments else slot,
     )
     return task.after_move(changed)
-
-
-def led_by(batch: Batch, rows: int, filler: int) -> tuple[jax.Array, Tokens]:
-    """Inputs and tokens of a batch with `rows` filler tokens in front of every sequence."""
-    shape = (*batch.inputs.shape[:-1], rows)
-    inputs = jnp.concatenate([jnp.full(shape, filler, batch.inputs.dtype), batch.inputs], axis=-1)
-    return inputs, joined(batch.tokens.parted(0, rows))

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from positionbias import spec
 from positionbias.config import schema
+from positionbias.config.build import build
 from positionbias.evaluation.interventions import Intervention
 from positionbias.models.base import Architecture
 from positionbias.models.parameters import Initializer, Noise
@@ -97,7 +99,9 @@ def test_interventions_leave_the_right_answer_and_what_it_needs(text):
     moved = False
     for seed in range(8):
         before = task.sample(jax.random.key(seed), condition)
-        after = change.change(jax.random.key(seed), before, task, condition)
+        after = change.reading(
+            jax.random.key(seed), jnp.int32(seed % 2 * (change.readings - 1)), before, task, condition
+        )
         row, was = int(after.query[0]), int(before.query[0])
         assert after.targets[row] == before.targets[was]
         assert after.weights[row] == before.weights[was]
@@ -105,12 +109,36 @@ def test_interventions_leave_the_right_answer_and_what_it_needs(text):
         assert after.inputs[row - after.distance[0]] == before.inputs[was - before.distance[0]]
         np.testing.assert_array_equal(np.sort(after.inputs), np.sort(before.inputs))
         np.testing.assert_array_equal(after.tokens.index, before.tokens.index)
-        farthest = np.max(after.tokens.position) - np.max(before.tokens.position)
-        assert farthest + change.in_front <= change.farther()
+        assert np.max(after.tokens.position) - np.max(before.tokens.position) <= change.farther()
         moved |= not all(
             np.array_equal(a, b) for a, b in zip((*after, *after.tokens), (*before, *before.tokens), strict=True)
         )
-    assert moved or change.in_front
+    assert moved == (change.moves or change.only_told)
+
+
+@pytest.mark.parametrize("text", members("interventions"))
+def test_interventions_change_who_reads_or_what_and_tell_what_is_reached(text, tiny):
+    experiment = build(
+        tiny({"task": "associative_recall(pairs=4, keys=4, delays=3, shift=0)", "model.position": "rope"})
+    )
+    task, (condition,) = experiment.task, experiment.task.conditions()
+    change = spec.build("interventions", text, "intervention")
+    changed = change.model(experiment, condition)
+    for one in (experiment, changed):  # the parameters are those of the run
+        shapes = [(path, leaf.shape) for path, leaf in jax.tree.leaves_with_path(nnx.state(one.abstract))]
+        assert shapes == [
+            (path, leaf.shape) for path, leaf in jax.tree.leaves_with_path(nnx.state(experiment.abstract))
+        ]
+    length = task.length(condition)
+    inputs = change.inputs_read(jnp.arange(2 * length).reshape(2, length), task, condition)
+    tokens = change.tokens_read(task.tokens(condition), task, condition)
+    assert inputs.shape == (2, tokens.length)
+    np.testing.assert_array_equal(inputs[0, -length:], np.arange(length))  # what is in front is in front
+    np.testing.assert_array_equal(tokens.index, np.arange(tokens.length))
+    assert change.reach(changed, condition).shape == (length, length)
+    made = [changed is not experiment, tokens.length > length, change.moves, change.only_told]
+    assert any(made)
+    assert change.readings == 1 or change.moves
 
 
 @pytest.mark.parametrize("text", members("objectives"))

@@ -11,7 +11,7 @@ from haste import hasty_jit
 from positionbias import spec
 from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
-from positionbias.evaluation.interventions import led_by, rearranged
+from positionbias.evaluation.interventions import rearranged
 from positionbias.evaluation.summary import summarise
 from positionbias.replicas import Layout, replica_keys
 from positionbias.spec import ConfigError
@@ -82,7 +82,8 @@ def test_told_positions_move_and_nothing_else():
 
 def test_filler_in_front():
     batch = hasty_jit(lambda key: RECALL.batch(key, TRAIN, 4))(jax.random.key(0))
-    inputs, tokens = led_by(batch, 2, 0)
+    pad = spec.build("interventions", "pad(2)", "x")
+    inputs, tokens = pad.inputs_read(batch.inputs, RECALL, TRAIN), pad.tokens_read(batch.tokens, RECALL, TRAIN)
     np.testing.assert_array_equal(inputs, np.pad(batch.inputs, ((0, 0), (2, 0))))
     np.testing.assert_array_equal(tokens.index, np.arange(11))
     np.testing.assert_array_equal(tokens.position, np.arange(11))

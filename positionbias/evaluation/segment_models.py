@@ -1,0 +1,104 @@
+"""What interventions share that make a model read the segments of an item in another way: checks, and its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Mapped
+from positionbias.config.build import Experiment
+from positionbias.evaluation.interventions import LOOKED_AT, Intervention, segments_of
+from positionbias.masks.base import Mask
+from positionbias.models.decoder_only import DecoderOnly
+from positionbias.operators.base import Operator
+from positionbias.spec import ConfigError, canonical
+from positionbias.tasks.base import Batch, Condition, world_of
+from positionbias.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Apart(Mask):
+    """No segment sees another; what belongs to none (0) sees all and is seen by all."""
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return (q.segment == k.segment) | (q.segment == 0) | (k.segment == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Across(Mask):
+    """Every segment sees all of every other, and nothing else is seen."""
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        return (q.segment != k.segment) & (q.segment > 0) & (k.segment > 0)
+
+
+def read_by(experiment: Experiment, **members: Any) -> Experiment:
+    """The experiment with other members in its layers (a tuple an axis, one a layer), or another assignment."""
+    other = {name: members.pop(name) for name in ("assignment",) if name in members}
+    return dataclasses.replace(experiment, blueprint=dataclasses.replace(experiment.blueprint, **members), **other)
+
+
+def check_segments(change: Intervention, experiment: Experiment, condition: Condition) -> int:
+    """The number of segments; ConfigError where a stack of attentions does not read them, one behind the other.
+
+    Of a task whose examples differ, some are looked at.
+    """
+    count, named = segments_of(change, experiment.task, condition), canonical(change)
+    if not isinstance(experiment.architecture, DecoderOnly):
+        raise ConfigError(
+            f"{named}: model.architecture = {experiment.config.model.architecture} is not read anew; allowed:"
+            " decoder_only."
+        )
+    tokens = _looked_at(experiment, condition).tokens
+    segment, valid = np.asarray(tokens.segment), np.asarray(tokens.valid)
+    inside = (segment > 0) & valid
+    begun, ahead = np.cumsum(inside, axis=-1) > 0, np.cumsum(inside[..., ::-1], axis=-1)[..., ::-1] > 0
+    if np.any(begun & ahead & ~inside):
+        raise ConfigError(
+            f"{named}: in condition {condition.name} of the task {canonical(experiment.task)} tokens of no segment"
+            " stand between segments; allowed: segments that follow on each other."
+        )
+    return count
+
+
+def check_operators(
+    change: Intervention, experiment: Experiment, takes: Callable[[Operator], bool], allowed: str
+) -> None:
+    """Raise ConfigError for a layer whose operator `takes` does not hold of."""
+    for layer, operator in enumerate(experiment.blueprint.operators):
+        if not takes(operator):
+            raise ConfigError(
+                f"{canonical(change)}: the operator {canonical(operator)} of layer {layer} cannot be read so; allowed:"
+                f" {allowed}."
+            )
+
+
+def check_leaks(change: Intervention, changed: Experiment, condition: Condition) -> None:
+    """Raise ConfigError where a row of the changed model can see what it is to say."""
+    task, objective = changed.task, changed.objective
+    leaks = np.any(np.asarray(changed.reach(condition)) & objective.forbidden(task, condition))
+    if not task.shared_tokens:
+        found = _looked_at(changed, condition)
+
+        def seen(one: Batch) -> jax.Array:
+            return jnp.any(changed.reach(condition, one.tokens)[one.query, one.source] & (one.source >= 0))
+
+        leaks |= np.any(jax.jit(jax.vmap(seen))(found))
+    if leaks:
+        raise ConfigError(
+            f"{canonical(change)}: in condition {condition.name} of the task {canonical(task)} a row would see the"
+            " answer that it is asked for; allowed: a task that asks behind its segments."
+        )
+
+
+def _looked_at(experiment: Experiment, condition: Condition) -> Batch:
+    """Some items of the task; of one whose examples share their tokens, these alone."""
+    task, key = experiment.task, jax.random.key(0)
+    if task.shared_tokens:
+        return Batch(**{**dict.fromkeys(Batch._fields), "tokens": task.tokens(condition)})  # type: ignore[arg-type]
+    return jax.jit(lambda key, world: task.batch(key, condition, LOOKED_AT, world))(key, world_of(task, key))

@@ -1,0 +1,228 @@
+"""PINE against a scalar reference, and what does not depend on the order of segments under it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from haste import hasty_jit
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.evaluation.pine import Arranging, arranged
+from positionbias.evaluation.segment_models import Across
+from positionbias.masks.order import Causal
+from positionbias.models.sites import Sites
+from positionbias.operators.softmax import Softmax
+from positionbias.positions.base import Placed
+from positionbias.positions.distance import ALiBi, alibi_slopes
+from positionbias.positions.rotary import RoPE
+from positionbias.spec import ConfigError
+from positionbias.tokens import sequential
+
+pytestmark = pytest.mark.usefixtures("in_haste")
+
+TASK = "associative_recall(pairs=4, keys=4, values=4, delays=2, shift=0)"
+LENGTHS = {1: 4, 2: 6, 3: 3, 4: 5}
+PREFIX, SUFFIX = 3, 4
+SEGMENT = [0] * PREFIX + [s for s, n in LENGTHS.items() for _ in range(n)] + [0] * SUFFIX
+
+
+def laid_out(segment, q, k, ranking="importance"):
+    """The positions of all keys for every query of one head, line by line as the paper's steps say."""
+    rows, size = len(segment), q.shape[-1]
+    kinds = sorted(set(segment) - {0})
+    members = {s: [i for i in range(rows) if segment[i] == s] for s in kinds}
+    first = min(i for i in range(rows) if segment[i])
+    end = first + sum(map(len, members.values()))
+
+    def weights(t, others):
+        keys = [j for s in others for j in members[s]]
+        scores = np.array([q[t] @ k[j] / np.sqrt(size) for j in keys])
+        found = np.exp(scores - scores.max())
+        return dict(zip(keys, found / found.sum(), strict=True))
+
+    told = np.zeros((rows, rows), int)
+    for t in range(rows):
+        own = segment[t]
+        others = [s for s in kinds if s != own]
+        asking = members[own] if own else [t]
+        matters = dict.fromkeys(others, 0.0)
+        for m in asking:
+            found = weights(m, others)
+            for s in others:
+                matters[s] += sum(found[j] for j in members[s]) / len(members[s])
+        ranked = sorted(others, key=lambda s: -matters[s] if ranking == "importance" else matters[s])
+        ranked = ([own] if own else []) + ranked
+        shift = 0
+        told[t] = np.arange(rows)
+        for s in ranked:
+            for place, j in enumerate(members[s]):
+                told[t, j] = end - len(members[s]) - shift + place
+            shift += len(members[s])
+    return told
+
+
+def draws(seed=0, heads=2, size=4, scale=2.0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    q, k, v = (scale * jax.random.normal(key, (1, len(SEGMENT), heads, size)) for key in keys)
+    return q, k, v
+
+
+TOKENS = sequential(len(SEGMENT), segment=np.array(SEGMENT, np.int32))
+
+
+@pytest.mark.parametrize("ranking", ["importance", "reverse"])
+@pytest.mark.parametrize("seed", range(3))
+def test_segments_are_laid_out_as_the_reference_lays_them(seed, ranking):
+    q, k, _ = draws(seed)
+    found = hasty_jit(lambda q, k: arranged(q, k, TOKENS, 4, ranking))(q, k)
+    for head in range(2):
+        wanted = laid_out(SEGMENT, np.asarray(q)[0, :, head], np.asarray(k)[0, :, head], ranking)
+        np.testing.assert_array_equal(found[0, head, PREFIX:], wanted[PREFIX:])
+    if ranking == "importance":
+        assert len({tuple(row) for row in np.asarray(found[0, 0, -SUFFIX:, :])}) > 1  # each has an order of its own
+
+
+def test_two_segments_need_no_sort():
+    """Segments 1 1 1 2 2 between one token and another: each lies last for itself."""
+    tokens = sequential(7, segment=np.array([0, 1, 1, 1, 2, 2, 0], np.int32))
+    q = k = jnp.ones((1, 7, 1, 2))
+    found = np.asarray(arranged(q, k, tokens, 2, "importance"))[0, 0]
+    np.testing.assert_array_equal(found[1], [0, 3, 4, 5, 1, 2, 6])
+    np.testing.assert_array_equal(found[5], [0, 1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(found[6], [0, 3, 4, 5, 1, 2, 6])  # equal ones keep their order, the first the nearer
+    np.testing.assert_array_equal(np.asarray(arranged(q, k, tokens, 2, "none"))[0, 0, 1], np.arange(7))
+
+
+@pytest.mark.parametrize("scheme", [RoPE(), ALiBi()])
+def test_outputs_and_gradients_are_those_of_the_reference(scheme):
+    q, k, v = draws(scale=1.0)
+    slopes = alibi_slopes(2)
+    told = [laid_out(SEGMENT, np.asarray(q)[0, :, n], np.asarray(k)[0, :, n]) for n in range(2)]
+
+    def turned(x, position):
+        angle = position[..., None] * 10000.0 ** (-jnp.arange(0, 4, 2) / 4)
+        a, b = x[..., 0::2], x[..., 1::2]
+        both = a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)
+        return jnp.stack(both, axis=-1).reshape(*angle.shape[:-1], 4)
+
+    def wanted(q, k, v):
+        heads = []
+        for n in range(2):
+            own = np.diag(told[n])
+            if isinstance(scheme, RoPE):
+                rows, columns = turned(q[0, :, n], own), turned(k[0, :, n][None], told[n])
+                scores = jnp.sum(rows[:, None] * columns, axis=-1) / 2
+            else:
+                scores = q[0, :, n] @ k[0, :, n].T / 2 - slopes[n] * (own[:, None] - told[n])
+            masked = jnp.where(told[n] > own[:, None], -jnp.inf, scores)
+            heads.append(jax.nn.softmax(masked) @ v[0, :, n])
+        return jnp.stack(heads, axis=1)[None]
+
+    def found(q, k, v):
+        operator = Arranging(Softmax(), 4, "importance")
+        return operator(q, k, v, TOKENS, TOKENS, Causal() | Across(), Placed(scheme), {}, lambda name, value: value)
+
+    probe = jax.random.normal(jax.random.key(9), q.shape)
+    both = [
+        hasty_jit(jax.value_and_grad(lambda *x, of=of: jnp.sum(of(*x) * probe), argnums=(0, 1, 2)))(q, k, v)
+        for of in (found, wanted)
+    ]
+    np.testing.assert_allclose(hasty_jit(found)(q, k, v), hasty_jit(wanted)(q, k, v), atol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
+
+
+def orders(permutations=6):
+    """Tokens and inputs of one item whose segments stand in several orders."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 8, len(SEGMENT))
+    found = []
+    for number in range(permutations):
+        order = list(LENGTHS) if number == 0 else rng.permutation(list(LENGTHS)).tolist()
+        rows = [*range(PREFIX), *(i for s in order for i, own in enumerate(SEGMENT) if own == s)]
+        rows += range(len(SEGMENT) - SUFFIX, len(SEGMENT))
+        found.append((inputs[rows], np.array(SEGMENT, np.int32)[rows]))
+    return jnp.array([one for one, _ in found]), np.stack([two for _, two in found])
+
+
+def deviation(experiment, intervention):
+    """How far the suffix's outputs move when segments do, as a share of their spread."""
+    (condition,) = experiment.task.conditions()
+    change = spec.build("interventions", intervention, "x") if intervention else None
+    changed = change.model(experiment, condition) if change else experiment
+    model = experiment.initialise(jax.random.key(1))
+    inputs, segment = orders()
+    tokens = sequential(len(SEGMENT))._replace(segment=segment)
+    tokens = tokens._replace(position=changed.assignment.positions(tokens))
+
+    def read(state):
+        merged = nnx.merge(nnx.graphdef(changed.abstract), state)
+        return merged(inputs, tokens, len(SEGMENT) - SUFFIX, Sites())
+
+    said = np.asarray(hasty_jit(read)(nnx.state(model)))[:, -SUFFIX:]
+    return np.abs(said - said[:1]).max() / said.std()
+
+
+DEEP = {"task": TASK, "model.layers": 3, "model.heads": 2, "model.width": 32, "model.mlp": True}
+LOUD = {"model.init.query": "fan_in(2.0)", "model.init.key": "fan_in(2.0)"}
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "t5_bias", "none", "learned_relative"])
+def test_what_is_said_does_not_depend_on_the_order_of_segments(tiny, position):
+    experiment = build(tiny({**DEEP, **LOUD, "model.position": position, "model.init.position": "normal(0.5)"}))
+    assert deviation(experiment, "pine") < 1e-4
+    assert deviation(experiment, "pcw") < 1e-4
+    assert deviation(experiment, "structured") < 1e-4
+    assert deviation(experiment, None) > 0.05
+    if position == "rope":
+        assert deviation(experiment, "pine(ranking='reverse')") < 1e-4
+    if position != "none":  # told no position, and seeing no order, they have none
+        assert deviation(experiment, "pine(ranking='none')") > 0.05
+        assert deviation(experiment, "nia") > 0.05
+
+
+def test_embeddings_are_read_where_segments_share_their_positions(tiny):
+    experiment = build(tiny({**DEEP, "model.position": "sinusoidal", "model.assignment": "shared"}))
+    assert deviation(experiment, "pine") < 1e-4
+    assert deviation(experiment, None) > 0.02
+
+
+def test_who_depends_on_whom_and_parameters_stay(tiny):
+    """Two pairs, then what asks: rows and columns of the pairs."""
+    task = "associative_recall(pairs=2, keys=4, values=4, delays=1, padding=0, shift=0)"
+    experiment = build(tiny({"task": task, "model.position": "rope"}))
+    (condition,) = experiment.task.conditions()
+    for text, wanted in (
+        ("pine", ["1011", "1111", "1110", "1111", "1111"]),
+        ("nia", ["1000", "1100", "0010", "0011", "1111"]),
+        ("pcw", ["1000", "1100", "0010", "0011", "1111"]),
+        ("structured", ["1000", "1100", "0010", "0011", "1111"]),
+    ):
+        change = spec.build("interventions", text, "x")
+        changed = change.model(experiment, condition)
+        rows = np.asarray(change.reach(changed, condition)).astype(int)[:5, :4]
+        assert ["".join(map(str, row)) for row in rows] == wanted, text
+        states = (nnx.state(one.abstract) for one in (experiment, changed))
+        assert len({str(jax.tree.map(jnp.shape, state)) for state in states}) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"task": "inverse_permutation"}, "has no segments that may stand in any order"),
+        ({"model.position": "sinusoidal"}, "acts on embeddings"),
+        ({"model.assignment": "reversed"}, "model.assignment = reversed does not tell positions in order"),
+        ({"model.mask": "bidirectional"}, "layer 0 has the mask bidirectional; allowed: causal."),
+        ({"model.architecture": "looped(2)"}, "is not read anew; allowed: decoder_only."),
+        ({"task": "tree_paths"}, "tokens of no segment stand between segments"),
+        ({"task": "rebinding", "model.layers": 2}, "a row would see the answer that it is asked for"),
+    ],
+)
+def test_what_cannot_be_read_so_is_refused(tiny, overrides, told):
+    experiment = build(tiny({"task": TASK, "model.position": "rope", **overrides}))
+    change, condition = spec.build("interventions", "pine", "x"), experiment.task.conditions()[0]
+    with pytest.raises(ConfigError, match="^pine: .*" + re.escape(told)):
+        change.model(experiment, condition)
