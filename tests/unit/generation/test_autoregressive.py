@@ -49,7 +49,13 @@ def same(found, atol=1e-4):
         },
         {"model.position": "rope", "objective": "focus_bilevel"},
         {"model.position": "rope", "objective": "answer_only", "model.residual": "concatenate"},
+        {"model.position": "alibi", "model.mask": "[causal & random_permutation_window(4), causal & neighborhood(5)]"},
+        {"model.position": "xpos", "model.assignment": "reversed", "model.operator": "multimodal_softmax(image=0)"},
         {**ENCODER, "model.position": "rope"},
+        {
+            "model.architecture": "encoder_decoder(cross_mask=causal_cross, encoder_mask=causal, encoder_layers=1)",
+            "model.position": "t5_bias",
+        },
         {**ENCODER, "model.position": "alibi", "model.mask": "causal & sliding_window(2)"},
     ],
     ids=str,
@@ -116,6 +122,34 @@ def test_prompts_of_several_lengths_are_padded_in_front(fresh):
         ConfigError, match=r"^valid: allowed are prompts of at least one token that are padded in front"
     ):
         generate(experiment, weights, PROMPT, 4, valid=valid[:, ::-1])
+
+
+@pytest.mark.parametrize("architecture", ["decoder_only", "encoder_decoder"])
+def test_tokens_of_every_prompt_are_taken_as_they_are(both, fresh, architecture):
+    """Positions that were drawn, a segment each, and padding within."""
+    overrides = {"task": TASK, "model.architecture": architecture, "model.position": "rope"}
+    more = {"model.assignment": "randomized(longest=40)", "model.mask": "causal & segments"}
+    spread = {name: np.broadcast_to(field, (3, 15)) for name, field in sequential(15)._asdict().items()}
+    drawn = np.sort(np.random.default_rng(1).permuted(np.tile(np.arange(40), (3, 1)), axis=-1)[:, :15], axis=-1)
+    segment = np.array([[0] * 15, [0] * 7 + [1] * 8, [0] * 3 + [1] * 12])
+    tokens = type(sequential(1))(
+        **{**spread, "position": drawn, "segment": segment, "valid": spread["index"] != np.array([[0], [4], [8]])}
+    )
+    found = both({**overrides, **more}, PROMPT, 6, tokens=tokens)
+    same(found)
+    alone = generate(*fresh({**overrides, **more}), PROMPT[1:2], 6, tokens=type(tokens)(*(x[1] for x in tokens)))
+    np.testing.assert_allclose(alone.outputs[0], found[0].outputs[1], rtol=0, atol=1e-4)
+    plain = generate(*fresh(overrides), PROMPT, 6)
+    assert (np.abs(plain.outputs[:, 0] - found[0].outputs[:, 0]).max(axis=-1) > 1e-2).all(), "they matter to each"
+
+
+def test_a_task_that_lays_every_example_out_anew_needs_tokens(fresh, monkeypatch):
+    toys.register(monkeypatch)
+    experiment, weights = fresh({"task": "two_lists"})
+    with pytest.raises(
+        ConfigError, match=r"^tokens: the task two_lists.* lays every example out anew; allowed: tokens"
+    ):
+        generate(experiment, weights, PROMPT[:, :4] % 4, 1)
 
 
 def test_nothing_is_compiled_again_for_another_prompt_of_the_size(fresh):
