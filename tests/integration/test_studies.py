@@ -78,6 +78,28 @@ def test_every_replica_keeps_the_promise(study, root, tmp_path):
         assert max(replicas) <= high, condition
 
 
+# The same of the cells of sweeps.
+SWEPT = [
+    ("associative_recall/architectures.py", "hybrid", "train", 0.95, 1),
+    ("associative_recall/architectures.py", "encoder_decoder", "train", 0.95, 1),
+    ("associative_recall/architectures.py", "looped", "train", 0.95, 1),
+    ("reversal/objectives.py", "next_token", "held_out", 0, 1 / 32),
+    ("reversal/objectives.py", "bidirectional_causal", "held_out", 0.5, 1),
+    ("reversal/objectives.py", "masked_diffusion", "held_out", 0.5, 1),
+    ("reversal/objectives.py", "random_order", "held_out", 0.5, 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "name", "condition", "low", "high"), SWEPT)
+def test_every_replica_of_a_cell_keeps_the_promise(study, name, condition, low, high, root, tmp_path):
+    (cell,) = [cell for cell in cells(str(root / "configs" / study)) if cell.name == name]
+    replicas = summary(cell.config, tmp_path / "run")["by_condition"][condition]["accuracy"]["replicas"]
+    assert len(replicas) >= 4
+    assert low <= min(replicas)
+    assert max(replicas) <= high
+
+
 @pytest.mark.slow
 def test_the_promises_that_are_no_accuracy_of_every_replica(root, tmp_path):
     def run(study):
