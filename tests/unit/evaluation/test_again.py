@@ -129,6 +129,25 @@ def test_results_of_every_variant(run, capsys):
     assert list(stored.read_again(run)) == [f"step000004{name}" for name in names]
 
 
+def test_other_models_and_several_readings_are_told_as_other_changes_are(run, capsys):
+    changes = ["pine", "pcw", "structured", "permutation_average(orders=2)", "best_order(orders=2)", "repeat"]
+    arguments = ["--workdir", str(run), "--items", "16", "--label", "read", "--interventions", ", ".join(changes)]
+    assert evaluate.main(arguments) == 0
+    out = capsys.readouterr().out
+    found = {one["variant"]: one for name, one in stored.read_again(run).items() if name.startswith("read")}
+    assert set(found) == {"", *changes}
+    for change in changes:
+        share = "order_sensitivity" if "order" in change else "answers_changed"
+        told = f"{change}: accuracy {found[change]['accuracy']['mean']:.3f} "
+        assert [line for line in out.splitlines() if line.startswith(told)], change
+        assert found[change][share]["mean"] >= 0
+        assert found[change]["minus"]["variant"] == ""
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<td>permutation_average(orders=2)</td>") == 1
+    for path in (run / "evals").glob("read*"):
+        path.unlink()
+
+
 def test_the_line_of_a_variant_tells_the_loss():
     rows = with_losses()
     one = again.Measured(again.Variant(2), "task", rows, summarise(rows))
@@ -287,6 +306,10 @@ def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):
     ):
         with pytest.raises(ConfigError, match="positions up to 6 are needed, but learned was trained on 6"):
             evaluate.main(["--workdir", str(tmp_path / "run"), *arguments])
+    with pytest.raises(ConfigError, match="positions up to 11 are needed, but learned was trained on 6"):
+        evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "repeat"])
+    with pytest.raises(ConfigError, match=r"^--interventions: pine: model.position = learned.* acts on embeddings"):
+        evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "pine"])
     assert evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "permute"]) == 0
 
 

@@ -1,5 +1,6 @@
 """PINE against a scalar reference, and what does not depend on the order of segments under it."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from haste import hasty_jit
+from test_interventions import measured
 
 from positionbias import spec
 from positionbias.config.build import build
 from positionbias.evaluation.pine import Arranging, arranged
-from positionbias.evaluation.segment_models import Across
+from positionbias.evaluation.segment_models import Across, Apart
+from positionbias.evaluation.windows import Rescaled
 from positionbias.masks.order import Causal
 from positionbias.models.sites import Sites
 from positionbias.operators.softmax import Softmax
@@ -207,6 +210,53 @@ def test_who_depends_on_whom_and_parameters_stay(tiny):
         assert ["".join(map(str, row)) for row in rows] == wanted, text
         states = (nnx.state(one.abstract) for one in (experiment, changed))
         assert len({str(jax.tree.map(jnp.shape, state)) for state in states}) == 1
+
+
+@pytest.mark.usefixtures("no_influence")
+def test_items_are_measured_by_the_changed_model(tiny):
+    """Parallel windows are segments apart, in a model that is told shared positions."""
+    config = {"task": TASK, "model.position": "rope", "model.layers": 2}
+    windows = measured(tiny(config), "pcw")[1]["log_probability"]
+    apart = measured(tiny({**config, "model.assignment": "shared"}), "nia")[1]["log_probability"]
+    np.testing.assert_allclose(windows, apart, atol=1e-6)
+    assert np.abs(windows - measured(tiny(config), None)[1]["log_probability"]).max() > 1e-3
+
+
+def test_segments_count_for_one_together():
+    """Three segments of one token, between two of no segment; scores 0 but for the last row's."""
+    tokens = sequential(5, segment=np.array([0, 1, 2, 3, 0], np.int32))
+    q, k = jnp.zeros((1, 5, 1, 1)).at[0, 4].set(1.0), jnp.log(jnp.array([1.0, 2, 3, 4, 5])).reshape(1, 5, 1, 1)
+    found = {}
+    operator = Rescaled(Softmax(), 3)
+    site = lambda name, value: found.setdefault(name, value)  # noqa: E731
+    operator(q, k, k, tokens, tokens, Causal() & Apart(), Placed(ALiBi()), {}, site)
+    plain = np.array([1, 2 / 3, 1, 4 / 3, 5]) * np.exp(-alibi_slopes(1)[0] * np.arange(4, -1, -1))
+    np.testing.assert_allclose(found["pattern"][0, 0, 4], plain / plain.sum(), rtol=1e-5)
+    away = np.exp(-alibi_slopes(1)[0] * np.array([2, 0]))
+    np.testing.assert_allclose(found["pattern"][0, 0, 2, [0, 2]], away / away.sum(), rtol=1e-5)  # a segment's own row
+
+
+def test_operators_that_cannot_be_read_so_are_refused(tiny):
+    experiment = build(tiny({"task": TASK, "model.position": "rope", "model.operator": "linear_scores"}))
+    (condition,) = experiment.task.conditions()
+    told = r"^structured: the operator linear_scores.* of layer 0 cannot be read so; allowed: softmax\.$"
+    with pytest.raises(ConfigError, match=told):
+        spec.build("interventions", "structured", "x").model(experiment, condition)
+    for text in ("pine", "nia"):
+        spec.build("interventions", text, "x").model(experiment, condition)
+
+    class Ordered(Softmax):
+        def weights(self, scores, allowed):
+            return jnp.cumsum(super().weights(scores, allowed), axis=-1)
+
+        def visible(self, tokens_q, tokens_k, allowed):
+            return allowed
+
+    ordered = dataclasses.replace(experiment.blueprint, operators=(Ordered(),))
+    experiment = dataclasses.replace(experiment, blueprint=ordered)
+    for text, allowed in (("pine", "weigh values by scores alone"), ("nia", "mix by any mask, such as softmax")):
+        with pytest.raises(ConfigError, match=f"^{text}: the operator softmax.* of layer 0 cannot .*{allowed}"):
+            spec.build("interventions", text, "x").model(experiment, condition)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from haste import hasty_jit
+from test_interventions import measured
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -46,6 +47,14 @@ def test_a_row_knows_an_input_from_any_copy(tiny):
         assert ["".join(map(str, row)) for row in rows] == wanted
         own = Repeat().reach(experiment, condition, experiment.task.tokens(condition))
         np.testing.assert_array_equal(own, rows)
+
+
+def test_ceilings_are_those_of_what_copies_show(tiny):
+    """Rows that see no nearer than three places back: the first pair, and all of a copy before."""
+    config = tiny({**RECALL, "model.mask": "causal & ~sliding_window(3)"})
+    plain, twice = (measured(config, change)[1] for change in (None, "repeat"))
+    assert set(np.unique(plain["ceiling"])) > {1.0}
+    assert (twice["ceiling"] == 1).all()
 
 
 def test_the_last_copy_answers(tiny):
