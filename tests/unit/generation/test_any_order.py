@@ -36,6 +36,7 @@ def model(fresh):
         ({"model.position": "alibi"}, {"order": (6, 0, 3, 1, 2, 5, 4, 7), "steps": 3}),
         ({}, {"order": "random", "key": 2, "steps": 3, "temperature": 1.0, "top_k": 4}),
         ({"model.residual": "none"}, {"steps": 1}),
+        ({"model.position": "sinusoidal"}, {"steps": 2}),
         (
             {"model.mlp": False, "model.norm": "none", "train.dtype": "float32"},
             {"order": "random", "key": 1},

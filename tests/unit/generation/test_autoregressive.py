@@ -53,7 +53,7 @@ def same(found, atol=1e-4):
         {"model.position": "xpos", "model.assignment": "reversed", "model.operator": "multimodal_softmax(image=0)"},
         {**ENCODER, "model.position": "rope"},
         {
-            "model.architecture": "encoder_decoder(cross_mask=causal_cross, encoder_mask=causal, encoder_layers=1)",
+            "model.architecture": "encoder_decoder(cross_mask=aligned_cross, encoder_mask=causal, encoder_layers=1)",
             "model.position": "t5_bias",
         },
         {**ENCODER, "model.position": "alibi", "model.mask": "causal & sliding_window(2)"},
@@ -100,7 +100,7 @@ def test_a_frame_a_step(both, mask, fresh):
 
 
 def test_drawn_tokens_are_those_of_the_key(both):
-    how = {"key": jax.random.key(7), "temperature": 1.5, "top_k": 5}
+    how = {"key": jax.random.key(7), "temperature": 5.0, "top_k": 5}
     found = both({"task": TASK, "model.position": "rope"}, PROMPT, 6, **how)
     same(found)
     top = jnp.argsort(-found[0].outputs, axis=-1)[..., :5]
@@ -109,7 +109,8 @@ def test_drawn_tokens_are_those_of_the_key(both):
 
 
 def test_prompts_of_several_lengths_are_padded_in_front(fresh):
-    experiment, weights = fresh({"task": TASK, "model.position": "rope", "model.mask": "causal & sliding_window(4)"})
+    overrides = {"model.position": "sinusoidal", "model.mask": "causal & sliding_window(4)"}
+    experiment, weights = fresh({"task": TASK, **overrides})
     sizes = [4, 10, 7]
     valid = np.arange(10) >= 10 - np.array(sizes)[:, None]
     kept, whole = (generate(experiment, weights, PROMPT, 4, valid=valid, cached=cached) for cached in (True, False))
@@ -141,6 +142,13 @@ def test_tokens_of_every_prompt_are_taken_as_they_are(both, fresh, architecture)
     np.testing.assert_allclose(alone.outputs[0], found[0].outputs[1], rtol=0, atol=1e-4)
     plain = generate(*fresh(overrides), PROMPT, 6)
     assert (np.abs(plain.outputs[:, 0] - found[0].outputs[:, 0]).max(axis=-1) > 1e-2).all(), "they matter to each"
+
+
+def test_positions_are_those_of_the_assignment(fresh):
+    overrides = {"task": TASK, "model.position": "sinusoidal"}
+    found = generate(*fresh({**overrides, "model.assignment": "reversed"}), PROMPT, 3)
+    told = generate(*fresh(overrides), PROMPT, 3, tokens=sequential(12, position=np.arange(12)[::-1]))
+    np.testing.assert_array_equal(found.outputs, told.outputs)
 
 
 def test_a_task_that_lays_every_example_out_anew_needs_tokens(fresh, monkeypatch):
@@ -185,8 +193,9 @@ def test_a_mask_that_looks_ahead_is_read_anew_every_time(fresh):
     ):
         generate(experiment, weights, PROMPT, 3, cached=True)
     found = generate(experiment, weights, PROMPT, 3)
-    longer = generate(experiment, weights, np.asarray(found.tokens[:, :11]), 2)
-    np.testing.assert_array_equal(found.tokens, longer.tokens)  # a step sees what was said so far and no more
+    for place in range(3):  # a step sees what was said so far and no more
+        alone = generate(experiment, weights, np.asarray(found.tokens[:, : 10 + place]), 1)
+        np.testing.assert_allclose(alone.outputs[:, 0], found.outputs[:, place], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,14 @@ def test_a_token_is_committed_by_what_the_model_says_then(fresh):
         np.testing.assert_allclose(again.outputs[:, 0], found.outputs[:, place], rtol=0, atol=1e-4)
 
 
+def test_masks_are_told_what_is_hidden(fresh):
+    seen, unseen = (
+        generate(*fresh({**MODEL, "model.mask": mask}), PROMPT, 4, steps=1).outputs
+        for mask in ("bidirectional", "bidirectional & (~masked_keys | sliding_window(1))")
+    )
+    assert (np.abs(seen - unseen).max(axis=-1) > 1e-3).all()
+
+
 def test_draws_follow_the_temperature():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     counts, of_step, _ = schedule(8, 2, 1)
