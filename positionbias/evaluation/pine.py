@@ -39,13 +39,15 @@ class Pine(Intervention):
     the suffix; of the others, the more important, the nearer to it. Importance is the softmax of the query and the
     keys, both without position, over the tokens of the other segments, divided by the length of the segment, summed
     over the queries of a segment; tokens behind the segments have an order each. Equal ones keep their order. Outputs
-    then do not depend on the order of the segments. `ranking="reverse"` lays the important far away; with "none", of
-    the paper's ablation, segments see each other where they are told to stand, and their order still counts.
+    then do not depend on the order of the segments, unless what they hold tells it (the marks of `set_disjointness`).
+    `ranking="reverse"` lays the important far away; with "none", of the paper's ablation, segments see each other where
+    they are told to stand, and their order still counts.
 
     Any scheme that acts on scores will do, and so will one that acts on embeddings where segments share their positions
     (`model.assignment = "shared"`). What lies before the segments, and behind them, keeps its positions. Ours are: the
-    softmax of importance whatever the operator, and padding, which takes no place. Takes B N T S positions beside as
-    many scores, and keys a query at a time: N times the time that is taken without, and more.
+    softmax of importance whatever the operator, and padding, which takes no place. Memory holds B N T S positions beside
+    as many scores, and of keys with positions of a query's own as many queries at once as 2^22 numbers are; time grows
+    with the number of heads on top.
     """
 
     ranking: Literal["importance", "none", "reverse"] = "importance"

@@ -158,7 +158,7 @@ def deviation(experiment, intervention):
     changed = change.model(experiment, condition) if change else experiment
     model = experiment.initialise(jax.random.key(1))
     inputs, segment = orders()
-    tokens = sequential(len(SEGMENT))._replace(segment=segment)
+    tokens = sequential(len(SEGMENT), valid=np.arange(len(SEGMENT)) > 0)._replace(segment=segment)  # one is padding
     tokens = tokens._replace(position=changed.assignment.positions(tokens))
 
     def read(state):
