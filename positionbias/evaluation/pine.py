@@ -45,7 +45,7 @@ class Pine(Intervention):
 
     Any scheme that acts on scores will do, and so will one that acts on embeddings where segments share their positions
     (`model.assignment = "shared"`). What lies before the segments, and behind them, keeps its positions. Ours are: the
-    softmax of importance whatever the operator, and padding, which takes no place. Memory holds B N T S positions and as
+    softmax of importance whatever the operator, and padding, which takes no place. Memory: B N T S positions and as
     many scores, and keys turned for as many queries at once as 2^22 numbers are; time grows with the number of heads on
     top.
     """
