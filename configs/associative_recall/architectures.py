@@ -2,8 +2,8 @@
 
     python -m positionbias.sweep --config configs/associative_recall/architectures.py
 
-The task is that of configs/associative_recall/quick.py: four pairs, one asked for again. "hybrid" has a layer of its own
-kind each: a causal window of three tokens with ALiBi, then causal attention that is told no positions. In
+The task is that of configs/associative_recall/quick.py: four pairs, one asked for again. "hybrid" has two kinds of
+layers: a causal window of three tokens with ALiBi, then causal attention that is told no positions. In
 "encoder_decoder" the encoder sees a window, cross attention everything and the decoder what stands before it. "looped"
 is one layer, applied three times.
 

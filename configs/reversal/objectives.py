@@ -12,9 +12,9 @@ and hidden inputs that may be seen as keys.
 Hardware and time: 2 CPU cores, 6 minutes for the six cells, of which 10 to 34 s each are training (measured with other
 work on the machine). Numbers to reach in "held_out": 1/32 = 0.031 at most in each of the four replicas of "next_token"
 (0.000 was measured in all), at least 0.5 in each replica of the next three. Measured were 0.874 [0.792, 0.956] for
-"bidirectional_causal", 0.919 [0.817, 1.022] for "masked_diffusion" and 0.923 [0.738, 1.108] for "random_order"; all know
-what they were told. What BICO's paper says of its parts does not show at this size: 0.783 [0.501, 1.065] with "rope" and
-0.863 [0.697, 1.028] with hidden keys seen, both undecided against 0.874.
+"bidirectional_causal", 0.919 [0.817, 1.022] for "masked_diffusion" and 0.923 [0.738, 1.108] for "random_order"; all
+know what they were told. What BICO's paper says of its parts does not show at this size: 0.783 [0.501, 1.065] with
+"rope" and 0.863 [0.697, 1.028] with hidden keys seen, both undecided against 0.874.
 """
 
 from __future__ import annotations

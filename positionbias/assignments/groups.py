@@ -12,9 +12,16 @@ from positionbias.spec import member
 from positionbias.tokens import Tokens
 
 
-def _place(tokens: Tokens) -> Mapped:
-    """0, 1, 2, ... in the order stored, whatever the task counts."""
-    return library(tokens.segment).arange(tokens.length, dtype=np.int32)
+def _before(tokens: Tokens, counted: Mapped) -> Mapped:
+    """How many of the tokens that are `counted`, bool [..., T], are stored before each; padding is none of them."""
+    counted = counted & tokens.valid
+    return library(counted).cumsum(counted, axis=-1, dtype=np.int32) - counted
+
+
+def _earlier(tokens: Tokens) -> Mapped:
+    """bool [..., T, T]: whether a token is stored before another, and is no padding."""
+    place = np.arange(tokens.length, dtype=np.int32)
+    return (place[None, :] < place[:, None]) & tokens.columns().valid
 
 
 @member("assignments", "per_segment")
@@ -26,7 +33,7 @@ class PerSegment(Assignment):
     """
 
     def positions(self, tokens: Tokens) -> Mapped:
-        segment, place = tokens.segment, _place(tokens)
+        segment, place = tokens.segment, _before(tokens, tokens.segment >= 0)
         xp = library(segment)
         before = xp.concatenate([segment[..., :1], segment[..., :-1]], axis=-1)
         return place - running_most(xp.where(segment != before, place, 0))
@@ -45,10 +52,8 @@ class Shared(Assignment):
         segment, xp = tokens.segment, library(tokens.segment)
         inside = segment > 0
         same = (segment[..., :, None] == segment[..., None, :]) & inside[..., :, None]
-        place = _place(tokens)
-        earlier = place[None, :] < place[:, None]
-        own = xp.sum(same & earlier, axis=-1, dtype=np.int32)  # how far into its segment
-        outside = xp.cumsum(~inside, axis=-1, dtype=np.int32) - ~inside  # of no segment, and stored before
+        own = xp.sum(same & _earlier(tokens), axis=-1, dtype=np.int32)  # how far into its segment
+        outside = _before(tokens, ~inside)
         first = xp.argmax(inside, axis=-1)[..., None]
         start = xp.take_along_axis(outside, first, axis=-1)
         longest = running_most(xp.where(inside, own + 1, 0))
@@ -67,10 +72,8 @@ class Concentric(Assignment):
     def positions(self, tokens: Tokens) -> Mapped:
         frame, scale, xp = tokens.frame, tokens.scale, library(tokens.frame)
         inside = frame > 0
-        place = _place(tokens)
-        before = (frame[..., :, None] == frame[..., None, :]) & inside[..., :, None] & (place[None, :] < place[:, None])
+        before = (frame[..., :, None] == frame[..., None, :]) & inside[..., :, None] & _earlier(tokens)
         known = before & (scale[..., :, None] == scale[..., None, :])
-        new = ~known.any(axis=-1)  # text, and the first token of each ring
-        count = xp.cumsum(new, axis=-1, dtype=np.int32) - new  # positions taken before
-        start = xp.where(before.any(axis=-1), xp.argmax(before, axis=-1), place)
+        count = _before(tokens, ~known.any(axis=-1))  # text, and the first token of each ring: positions taken before
+        start = xp.where(before.any(axis=-1), xp.argmax(before, axis=-1), np.arange(tokens.length))
         return xp.where(inside, xp.take_along_axis(count, start, axis=-1) + scale, count).astype(np.int32)

@@ -61,9 +61,9 @@ class Experiment:
         They stay shared where the assignment is the same for all; else every field has a leading B.
         """
         if not self.assignment.drawn:
+            told = tokens._replace(position=self.assignment.positions(tokens))
             # Where an objective has tokens of each example, whatever they share is made theirs.
-            tokens = self.spread(tokens, len(keys)) if self.objective.own_tokens else tokens
-            return tokens._replace(position=self.assignment.positions(tokens))
+            return self.spread(told, len(keys)) if self.objective.own_tokens else told
         own = self.spread(tokens, len(keys))
         return own._replace(position=jax.vmap(lambda key, one: self.assignment.draw(key, one))(keys, own))
 
@@ -230,11 +230,12 @@ def _check_modes(experiment: Experiment) -> None:
 
 
 def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operator, Mask, Tokens, Tokens]]:
-    """Every attention under every condition's layout of tokens."""
+    """Every attention under every layout of tokens of every condition."""
     task = experiment.task
-    for condition in task.conditions():
+    layouts = [(c, told) for c in task.conditions() for told in experiment.objective.layouts(task.tokens(c))]
+    for condition, told in layouts:
         length = task.context_length(condition)
-        tokens = task.tokens(condition).told_context(length)
+        tokens = told.told_context(length)
         for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
             name, _, mask, q, k = attention
             try:
@@ -250,6 +251,14 @@ def _pattern(operator: Operator, mask: Mask, q: Any, k: Any, allowed: np.ndarray
     return f"{'causal' if causal else 'noncausal'}_{'self' if same else 'cross'}"
 
 
+def _layouts(experiment: Experiment, condition: Condition) -> Iterator[Tokens]:
+    """Every layout that loss rows are checked under: those of the objective, in the modes that it does not see to."""
+    for tokens in experiment.objective.layouts(experiment.task.tokens(condition)):
+        yield tokens
+        if experiment.second_share is not None and not experiment.objective.two_modes:
+            yield tokens._replace(mode=np.ones_like(tokens.mode))
+
+
 def _check_rows(experiment: Experiment) -> None:
     """Answers are asked where the architecture can give them, and no loss row can see its own target."""
     task = experiment.task
@@ -261,8 +270,16 @@ def _check_rows(experiment: Experiment) -> None:
                 f"model.architecture: {experiment.config.model.architecture} answers at rows {first} and later, but the"
                 f" task asks at row {rows.min()}; allowed: decoder_only."
             )
-        leak = np.argwhere(experiment.reach(condition) & experiment.objective.forbidden(task, condition))
-        if len(leak):
+        if first > 0 and experiment.objective.trains_context:
+            raise ConfigError(
+                f"objective: {spec.canonical(experiment.objective)} trains rows of the context, for which"
+                f" model.architecture = {experiment.config.model.architecture} gives no outputs; allowed: decoder_only."
+            )
+        forbidden = experiment.objective.forbidden(task, condition)
+        for tokens in _layouts(experiment, condition):
+            leak = np.argwhere(experiment.reach(condition, tokens) & forbidden)
+            if not len(leak):
+                continue
             i, j = leak[0]
             raise ConfigError(
                 f"model.mask: {experiment.config.model.mask} lets row {i} depend on input {j}, which can hold the"

@@ -144,7 +144,7 @@ def _told(
     if valid is not None and np.shape(valid) != prompt.shape:
         raise ConfigError(f"valid: shape {np.shape(valid)}; allowed: {prompt.shape}, that of the prompt.")
     told = layout(experiment, condition or experiment.task.conditions()[0], rows, valid, tokens)
-    check_tables(experiment.blueprint, told, setting.length)
+    check_tables(experiment.blueprint, told, setting.length, experiment.architecture.added_positions)
     check_masks(experiment, told, setting.context)
     return told
 

@@ -72,9 +72,9 @@ def _padded(tokens: Tokens, valid: Bool[np.ndarray, "B P"]) -> Tokens:
     return told._replace(valid=good, position=counted)
 
 
-def check_tables(blueprint: Blueprint, told: Tokens, length: int) -> None:
+def check_tables(blueprint: Blueprint, told: Tokens, length: int, added: int) -> None:
     """Raise ConfigError where positions are told that a scheme has no row for."""
-    most = int(np.max(told.position)) + 1
+    most = int(np.max(told.position)) + 1 + added
     if most <= blueprint.length:
         return
     here, there = blueprint.dims, dataclasses.replace(blueprint.dims, length=most)

@@ -17,6 +17,7 @@
 | `final` | [B, T, *] | after the last norm, before the readout, which reads it |
 | `encoder.layers.L.*`, `encoder.final` | as above | the encoder of an encoder-decoder; T = C |
 | `added` | [B, 1, D] | the row that contextual_token, token_prepending and summary_token add, with its position |
+| `reading.layers.L.*`, `reading.final`, `asking.L.*` | as above | the two stacks of two_stacks |
 | `passes.P.layers.L.*` | as above | layer L in pass P of a looped model; with memory S = (P + 1) T |
 
 In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Where a row is added, `layers.*` have T + 1

@@ -71,7 +71,7 @@ class TwoStacksModel(Model):
 
     def forward(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
         x = site("embedding", self.embedding(inputs, tokens))
-        read = self.stack(x, tokens, self.masks, site)
+        read = self.stack(x, tokens, self.masks, site.under("reading"))
         asked = self._start(x, tokens)
         for layer, (block, mask) in enumerate(zip(self.asking, self.masks_asking, strict=True)):
             asked = block(asked, read, tokens, mask, site.under(f"asking.{layer}"), self.asking[0].attention)

@@ -13,6 +13,7 @@ from positionbias.arrays import Bool, Float, Int, Key, Shaped, Tree
 from positionbias.config import schema
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tokens import Tokens
 
 
 class Objective:
@@ -61,6 +62,15 @@ class Objective:
     def total(self, batch: Batch) -> Float[jax.Array, ""]:
         """What the summed loss of a batch is divided by."""
         return jnp.sum(batch.weights)
+
+    def layouts(self, tokens: Tokens) -> tuple[Tokens, ...]:
+        """The layouts that a config is checked under, numpy [T] each, where the objective tells tokens of its own."""
+        return (tokens,)
+
+    @property
+    def trains_context(self) -> bool:
+        """Whether it trains rows of the context, which not every architecture gives outputs for."""
+        return False
 
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         """Where loss row i must not depend on input j; a config whose model reaches there is refused."""

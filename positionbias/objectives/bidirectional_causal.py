@@ -39,6 +39,10 @@ class BidirectionalCausal(CrossEntropy):
     def input(self, size: Size) -> Size:
         return Size(size.kind, size.size + 1)
 
+    @property
+    def trains_context(self) -> bool:
+        return True
+
     def prepare(self, key: jax.Array, batch: Batch, task: Task, condition: Condition) -> Batch:
         second = jnp.asarray(batch.tokens.mode) > 0
         before = _shifted(jnp.asarray(batch.tokens.valid) & ~always_said(batch))

@@ -38,6 +38,10 @@ class Hiding(CrossEntropy):
     def rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
         return jnp.where(batch.source >= 0, batch.source, batch.query)
 
+    @property
+    def trains_context(self) -> bool:
+        return True
+
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         return np.zeros_like(super().forbidden(task, condition))  # what a row says is hidden from all
 
@@ -97,6 +101,10 @@ class MaskedDiffusion(Hiding):
             inputs=changed.inputs, tokens=changed.tokens, weights=batch.weights / self._length(batch)[..., None]
         )
 
+    @property
+    def trains_context(self) -> bool:
+        return not self.answers_only
+
     def total(self, batch: Batch) -> jax.Array:
         return jnp.asarray(float(np.prod(batch.weights.shape[:-1])))
 
@@ -150,6 +158,10 @@ class PrefixLMPlusDenoising(CrossEntropy):
             targets=jnp.where(chosen, batch.inputs, batch.targets),
             weights=weights,
         )
+
+    @property
+    def trains_context(self) -> bool:
+        return True
 
     def total(self, batch: Batch) -> jax.Array:
         return jnp.asarray(1 + self.weight)

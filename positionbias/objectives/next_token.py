@@ -64,6 +64,10 @@ class NextToken(CrossEntropy):
             weights=jnp.where(asked, batch.weights, self.others * has_next),
         )
 
+    @property
+    def trains_context(self) -> bool:
+        return self.others > 0
+
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         leaks = super().forbidden(task, condition)
         return leaks | np.eye(len(leaks), k=1, dtype=bool) if self.others else leaks

@@ -13,8 +13,10 @@ from positionbias.objectives.next_token import CrossEntropy, at_rows, same_vocab
 from positionbias.spec import ConfigError, member
 from positionbias.tasks.base import Batch, Condition, Task, world_of
 from positionbias.tasks.sampling import permutation
+from positionbias.tokens import Tokens
 
 LOOKED_AT = 64  # items that tell whether answers stand in inputs
+CHECKED_ORDERS = 3  # drawn, beside the order stored and its reverse
 
 
 @member("objectives", "random_order")
@@ -58,6 +60,17 @@ class RandomOrder(CrossEntropy):
 
     def rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
         return batch.source
+
+    def layouts(self, tokens: Tokens) -> tuple[Tokens, ...]:
+        """Inputs told in the order stored, in its reverse, and in some others."""
+        draw = np.random.default_rng(0)
+        orders = [np.arange(tokens.length), np.arange(tokens.length)[::-1]]
+        orders += [draw.permutation(tokens.length) for _ in range(CHECKED_ORDERS)]
+        return tuple(tokens._replace(rank=order.astype(np.int32)) for order in orders)
+
+    @property
+    def trains_context(self) -> bool:
+        return True
 
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         return np.eye(task.length(condition), dtype=bool)

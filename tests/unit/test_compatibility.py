@@ -57,8 +57,8 @@ def test_every_member_stands_in_a_table(root):
             "causal",
             "objectives",
             "bidirectional_causal",
-            "model.mask: ... has one mode, but the objective bidirectional_causal reads batches in two; allowed: a mask that switches,"
-            " such as 'switch(causal, bidirectional & ~masked_keys)'.",
+            "model.mask: ... has one mode, but the objective bidirectional_causal reads batches in two; allowed: a mask"
+            " that switches, such as 'switch(causal, bidirectional & ~masked_keys)'.",
         ),
         ("objectives", "random_order", "architectures", "two_stacks", None),
     ],

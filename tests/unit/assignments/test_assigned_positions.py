@@ -27,6 +27,9 @@ LITERAL = [
     ("shared", {"segment": [0, 0, 2, 2, 2, 1, 0, 3, 0, 0]}, 10, [0, 1, 2, 3, 4, 2, 5, 2, 6, 7]),
     ("shared", {"segment": [1, 2, 1, 2]}, 4, [0, 0, 1, 1]),
     ("shared", {}, 3, [0, 1, 2]),
+    ("per_segment", {"segment": [0, 0, 1, 1, 2], "valid": [0, 0, 1, 1, 1]}, 5, [0, 0, 0, 1, 0]),
+    ("shared", {"segment": [0, 0, 1, 1, 2, 0], "valid": [0, 0, 1, 1, 1, 1]}, 6, [0, 0, 0, 1, 0, 2]),
+    ("concentric", {"frame": [0, 0, 1, 1, 0], "scale": [0, 0, 0, 1, 0], "valid": [0, 0, 1, 1, 1]}, 5, [0, 0, 0, 1, 2]),
     ("concentric", {"frame": [0, 1, 1, 1, 0], "scale": [0, 0, 1, 0, 0]}, 5, [0, 1, 2, 1, 3]),
     ("concentric", {"frame": [1, 1, 2, 2, 0, 0], "scale": [0, 1, 0, 0, 0, 0]}, 6, [0, 1, 2, 2, 3, 4]),
     ("concentric", {}, 3, [0, 1, 2]),
@@ -39,7 +42,7 @@ def assignment(text):
 
 @pytest.mark.parametrize(("text", "fields", "length", "wanted"), LITERAL)
 def test_literal_positions(text, fields, length, wanted):
-    tokens = sequential(length, **{name: np.array(values, np.int32) for name, values in fields.items()})
+    tokens = sequential(length, **{n: np.array(x, bool if n == "valid" else np.int32) for n, x in fields.items()})
     assert assignment(text).positions(tokens).tolist() == wanted
 
 

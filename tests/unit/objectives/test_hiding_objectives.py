@@ -221,6 +221,21 @@ def test_every_order_is_drawn_and_answers_are_asked_last():
             " architecture 'two_stacks' with masks that read the order, such as '[by_rank, by_rank(strict=True)]'.",
         ),
         (
+            {
+                "objective": "random_order",
+                "model.architecture": "two_stacks",
+                "model.layers": 2,
+                "model.mask": "[causal, by_rank(strict=True)]",
+            },
+            "model.mask: [causal, by_rank(strict=True)] lets row 0 depend on input 0, which can hold the target",
+        ),
+        (
+            {"objective": "masked_denoising", "model.architecture": "encoder_decoder"},
+            "objective: masked_denoising trains rows of the context, for which model.architecture ="
+            " encoder_decoder(encoder_mask=bidirectional, cross_mask=bidirectional, encoder_layers=None) gives no"
+            " outputs; allowed: decoder_only.",
+        ),
+        (
             {"objective": "focus_bilevel", "model.mlp": False},
             "objective: 'focus_bilevel' fits MLP matrices, of which model.mlp = False and model.frozen = [] leave none;"
             " allowed: an MLP that is trained.",

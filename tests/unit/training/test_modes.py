@@ -71,3 +71,10 @@ def test_two_shares_in_one_model_are_refused(tiny):
         "model.mask: share = 0.25 of one switch and share = 0.5 of another are not allowed together; allowed: the same"
         " share for all, as a batch is read in one mode."
     )
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_second_mode_may_not_leak_either(tiny, share):
+    mask = f"switch(causal, bidirectional, {share})"
+    with pytest.raises(ConfigError, match="lets row 2 depend on input 3, which can hold the target"):
+        build(tiny({"task": "reversal(pairs=4, both=2, begin=True)", "model.mask": mask}))
