@@ -153,6 +153,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     experiment = Experiment(config, task, objective, architecture, assignment, blueprint)
     _check_positions(blueprint)
     architecture.check(blueprint)
+    _check_queries(experiment)
     _check_attention(experiment)
     _check_modes(experiment)
     _check_rows(experiment)
@@ -259,8 +260,8 @@ def _layouts(experiment: Experiment, condition: Condition) -> Iterator[Tokens]:
             yield tokens._replace(mode=np.ones_like(tokens.mode))
 
 
-def _check_rows(experiment: Experiment) -> None:
-    """Answers are asked where the architecture can give them, and no loss row can see its own target."""
+def _check_queries(experiment: Experiment) -> None:
+    """Answers are asked, and losses taken, where the architecture gives outputs."""
     task = experiment.task
     for condition in task.conditions():
         rows = task.query_rows(condition)
@@ -275,6 +276,12 @@ def _check_rows(experiment: Experiment) -> None:
                 f"objective: {spec.canonical(experiment.objective)} trains rows of the context, for which"
                 f" model.architecture = {experiment.config.model.architecture} gives no outputs; allowed: decoder_only."
             )
+
+
+def _check_rows(experiment: Experiment) -> None:
+    """No loss row can see its own target."""
+    task = experiment.task
+    for condition in task.conditions():
         forbidden = experiment.objective.forbidden(task, condition)
         for tokens in _layouts(experiment, condition):
             leak = np.argwhere(experiment.reach(condition, tokens) & forbidden)

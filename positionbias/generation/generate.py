@@ -24,9 +24,10 @@ from positionbias.objectives.denoising import Hiding
 from positionbias.objectives.next_token import CrossEntropy
 from positionbias.objectives.random_order import RandomOrder
 from positionbias.spec import ConfigError, construct, require, unknown
-from positionbias.tasks.base import Condition
+from positionbias.tasks.base import LONGEST, Condition
 from positionbias.tokens import Tokens
 
+TEMPERATURES = 1e-6, 1e6  # beyond, float32 makes nothing or anything of logits
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Autoregressive, Diffusion, AnyOrder)}
 # The first that fits an objective; what is not here says no tokens.
 OF_OBJECTIVE: tuple[tuple[type[Objective], type[Method]], ...] = (
@@ -53,8 +54,12 @@ def generate(
     """See `LoadedRun.generate`; with `several` the weights have a leading R, and so has all that comes back."""
     chosen = _method(experiment, method, options)
     prompt = _prompt(experiment, prompt)
-    require(type(length) is int and length >= 1, "length", length, "a whole number from 1")
-    require(temperature >= 0, "temperature", temperature, "a number from 0, which is greedy")
+    whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
+    require(whole and 1 <= length <= LONGEST, "length", length, f"a whole number from 1 to {LONGEST}")
+    number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
+    least, most = TEMPERATURES
+    what = f"0, which is greedy, or a number from {least:g} to {most:g}"
+    require(number and (temperature == 0 or least <= temperature <= most), "temperature", temperature, what)
     if temperature > 0:
         needs_key(key, "a token at a temperature above 0")
     setting = _setting(experiment, condition, prompt, length, temperature == 0)
@@ -125,9 +130,11 @@ def _prompt(experiment: Experiment, prompt: Int[Mapped, "B P"], what: str = "pro
 def _setting(
     experiment: Experiment, condition: Condition | None, prompt: jax.Array, length: int, greedy: bool
 ) -> Setting:
-    """The context is the condition's, or the whole prompt where that is shorter."""
+    """The context is the condition's, or the whole prompt where that is shorter and a model may read it so."""
     condition = condition or experiment.task.conditions()[0]
-    context = min(experiment.task.context_length(condition), prompt.shape[1])
+    context = experiment.task.context_length(condition)
+    if experiment.architecture.first_row(context) == 0:
+        context = min(context, prompt.shape[1])
     return Setting(prompt.shape[1], length, context, greedy, experiment.task.input.size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import tokenize
 
 import numpy as np
 
@@ -90,12 +91,17 @@ def _read(path: str) -> Bool[np.ndarray, "T S"]:
 
     file = pathlib.Path(path)
     try:
+        if not file.is_dir() and file.exists() and not file.is_file():
+            raise refused("is no file that ends")  # a device or a pipe, which may never be read through
         if file.stat().st_size > 8 * LONGEST**2 + 4096:
             raise ValueError("too large")
         found = _numbers(file) if file.suffix == ".npy" else _digits(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise refused(f"cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError):  # also what numpy says of a broken file, and of text that is not UTF-8
+    except ConfigError:
+        raise
+    except (ValueError, EOFError, OverflowError, TypeError, SyntaxError, tokenize.TokenError):
+        # Also what numpy says of a broken file, and of text that is not UTF-8.
         raise refused("is not allowed") from None
     if found.ndim != 2 or 0 in found.shape or max(found.shape) > LONGEST:
         raise refused(f"holds an array of shape {list(found.shape)}")

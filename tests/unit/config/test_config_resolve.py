@@ -26,7 +26,7 @@ def refusal(raw) -> str:
 def test_defaults_and_full_text():
     config = resolve({"name": "a", "task": "inverse_permutation(8, scratch=True)"})
     assert config.task == "inverse_permutation(n=8, alphabet=16, scratch=True)"
-    assert config.objective == "next_token"
+    assert config.objective == "next_token(others=0.0)"
     assert config.model.init.embedding == "normal(std=0.02)"
     assert config.train.vary == {}
 

@@ -201,14 +201,19 @@ def test_a_mask_that_looks_ahead_is_read_anew_every_time(fresh):
 @pytest.mark.parametrize(
     ("overrides", "prompt", "length", "how", "said"),
     [
-        ({}, PROMPT, 0, {}, r"length = 0 is not allowed; allowed: a whole number from 1\."),
-        ({}, PROMPT, -1, {}, r"length = -1 is not allowed; allowed: a whole number from 1\."),
+        ({}, PROMPT, 0, {}, r"length = 0 is not allowed; allowed: a whole number from 1 to 8192\."),
+        ({}, PROMPT, -1, {}, r"length = -1 is not allowed; allowed: a whole number from 1 to 8192\."),
         ({}, PROMPT[0], 1, {}, r"prompt: int64 of shape \(10,\); allowed: whole numbers \[B, P\], .*"),
         ({}, PROMPT + 14, 1, {}, r"prompt: tokens from 14 to 27; allowed: 0 to 13\."),
         ({}, PROMPT[:, :0], 1, {}, r"prompt: int64 of shape \(3, 0\); allowed: .* of a token or more\."),
+        (ENCODER, PROMPT[:, :5], 1, {}, r"prompt = 5 is not allowed; allowed: at least 10 tokens, .*"),
         (ENCODER, PROMPT[:, :9], 1, {}, r"prompt = 9 is not allowed; allowed: at least 10 tokens, .*"),
         ({}, PROMPT, 1, {"temperature": 1.0}, r"key: a token at a temperature above 0 is drawn, and needs one; .*"),
         ({}, PROMPT, 1, {"temperature": -1.0}, r"temperature = -1\.0 is not allowed; .*"),
+        ({}, PROMPT, 1, {"temperature": 1e-39}, r"temperature = 1e-39 .* or a number from 1e-06 to 1e\+06\."),
+        ({}, PROMPT, 1, {"temperature": np.inf}, r"temperature = inf is not allowed; .*"),
+        ({}, PROMPT, 1, {"temperature": "1"}, r"temperature = '1' is not allowed; .*"),
+        ({}, PROMPT, 10**12, {}, r"length = 1000000000000 is not allowed; .*"),
         ({}, PROMPT, 1, {"top_k": 15}, r"top_k = 15 is not allowed; allowed: at most 14, the vocabulary\."),
         ({}, PROMPT, 1, {"topk": 1}, r"generate: unknown argument of autoregressive 'topk', did you mean 'top_k'\?.*"),
         (

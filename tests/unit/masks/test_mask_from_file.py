@@ -176,6 +176,27 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
     assert refused(tmp_path / "a.txt").endswith(f"is not allowed; {KINDS}")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '|b1', 'fortran_order': False, 'shape': (1180591620717411303424, 2), }",
+        b"{'descr': '|b1', 'fortran_order': False, 'shape': (True, 4), }",
+        b"{[1]: 2}",
+        b"(" * 5000,
+        b"\xff\xfe{",
+    ],
+)
+def test_broken_headers_are_refused(tmp_path, header):
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8))
+    assert refused(tmp_path / "a.npy").endswith(f"is not allowed; {KINDS}")
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        assert refused(path).endswith(f"is no file that ends; {KINDS}")
+
+
 def test_what_cannot_be_read_is_refused(tmp_path):
     assert refused(tmp_path / "none.txt").endswith(f"none.txt' cannot be read (No such file or directory); {KINDS}")
     assert "cannot be read (Is a directory)" in refused(tmp_path)

@@ -156,7 +156,7 @@ def test_answers_before_the_first_row_are_refused(tiny):
             return context_length + 2
 
     with pytest.raises(ConfigError, match="answers at rows 6 and later, but the task asks at row 4"):
-        module._check_rows(dataclasses.replace(experiment, architecture=Late()))
+        module._check_queries(dataclasses.replace(experiment, architecture=Late()))
 
 
 def test_reach_of_an_encoder_decoder_under_traced_tokens(tiny):

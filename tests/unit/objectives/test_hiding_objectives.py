@@ -236,6 +236,17 @@ def test_every_order_is_drawn_and_answers_are_asked_last():
             " outputs; allowed: decoder_only.",
         ),
         (
+            {
+                "objective": "squared_error",
+                "task": "inverse_permutation_matrix(d=3)",
+                "model.inputs": "vector",
+                "model.architecture": "encoder_decoder",
+                "model.mask": "neighborhood(9)",
+            },
+            "model.architecture: encoder_decoder(encoder_mask=bidirectional, cross_mask=bidirectional,"
+            " encoder_layers=None) answers at rows 6 and later, but the task asks at row 0; allowed: decoder_only.",
+        ),
+        (
             {"objective": "focus_bilevel", "model.mlp": False},
             "objective: 'focus_bilevel' fits MLP matrices, of which model.mlp = False and model.frozen = [] leave none;"
             " allowed: an MLP that is trained.",
