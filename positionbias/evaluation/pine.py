@@ -9,18 +9,25 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.arrays import Bool, Float, Int
 from positionbias.assignments.drawn import Offset
 from positionbias.assignments.groups import Shared
 from positionbias.assignments.order import Padded, Sequential
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention, segments_of
-from positionbias.evaluation.segment_models import Across, check_leaks, check_operators, check_segments, read_by
+from positionbias.evaluation.segment_models import (
+    Across,
+    Rereading,
+    check_leaks,
+    check_operators,
+    check_segments,
+    read_by,
+)
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal
-from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.operators.base import Operator, ScoreOperator
 from positionbias.operators.softmax import masked_softmax
-from positionbias.positions.base import Dims, Matrix, Parameters, Placed
+from positionbias.positions.base import Placed
 from positionbias.spec import ConfigError, canonical, member
 from positionbias.tasks.base import Condition, Task
 from positionbias.tokens import Tokens
@@ -101,41 +108,14 @@ def _own(operator: Operator) -> tuple[type, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arranging(Operator):
-    """`inner` with `count` segments laid out anew for every query, head and layer; a self attention."""
+class Arranging(Rereading):
+    """`inner` with `count` segments laid out anew for every query, head and layer."""
 
-    inner: ScoreOperator
-    count: int
     ranking: Ranking
 
-    patterns = ScoreOperator.patterns
-    uses_products = True
-    has_pattern = True
-
-    def parameters(self, dims: Dims) -> dict[str, Matrix]:
-        return self.inner.parameters(dims)
-
-    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Mapped:
-        return self.inner.visible(tokens_q, tokens_k, allowed)
-
-    def state_size(self, dims: Dims) -> int:
-        return self.inner.state_size(dims)
-
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
-        position: Placed,
-        params: Parameters,
-        site: SiteFunction,
-    ) -> jax.Array:
-        told = arranged(q, k, tokens_k, self.count, self.ranking)
-        by_query = ByQuery(position.scheme, position.params, told=told)
-        return self.inner(q, k, v, tokens_q, tokens_k, mask, by_query, params, site)
+    def placed(self, q: jax.Array, k: jax.Array, tokens: Tokens, position: Placed) -> Placed:
+        told = arranged(q, k, tokens, self.count, self.ranking)
+        return ByQuery(position.scheme, position.params, told=told)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from positionbias.arrays import Mapped
+from positionbias.arrays import Bool, Mapped
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import LOOKED_AT, Intervention, segments_of
 from positionbias.masks.base import Mask
 from positionbias.models.decoder_only import DecoderOnly
-from positionbias.operators.base import Operator
+from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import ConfigError, canonical
 from positionbias.tasks.base import Batch, Condition, Task, world_of
 from positionbias.tokens import Tokens
@@ -35,6 +36,46 @@ class Across(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return (q.segment != k.segment) & (q.segment > 0) & (k.segment > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rereading(Operator):
+    """`inner`, a self attention, with a scheme of its own making in the place of the trained one; `count` segments."""
+
+    inner: ScoreOperator
+    count: int
+
+    patterns = ScoreOperator.patterns
+    uses_products = True
+    has_pattern = True
+
+    def placed(self, q: jax.Array, k: jax.Array, tokens: Tokens, position: Placed) -> Placed:
+        """What stands for `position`."""
+        raise NotImplementedError
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        return self.inner.parameters(dims)
+
+    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Mapped:
+        return self.inner.visible(tokens_q, tokens_k, allowed)
+
+    def state_size(self, dims: Dims) -> int:
+        return self.inner.state_size(dims)
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        placed = self.placed(q, k, tokens_k, position)
+        return self.inner(q, k, v, tokens_q, tokens_k, mask, placed, params, site)
 
 
 def read_by(experiment: Experiment, **members: Any) -> Experiment:

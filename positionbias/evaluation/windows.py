@@ -8,15 +8,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Mapped
 from positionbias.assignments.groups import Shared
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention, segments_of
-from positionbias.evaluation.segment_models import Apart, check_operators, check_segments, read_by
-from positionbias.masks.base import Mask
-from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.evaluation.segment_models import Apart, Rereading, check_operators, check_segments, read_by
+from positionbias.operators.base import Operator
 from positionbias.operators.softmax import Softmax
-from positionbias.positions.base import Parameters, Placed
+from positionbias.positions.base import Placed
 from positionbias.spec import member
 from positionbias.tasks.base import Condition, Task
 from positionbias.tokens import Tokens
@@ -77,33 +75,11 @@ def _any_mask(operator: Operator) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rescaled(Operator):
+class Rescaled(Rereading):
     """`inner` where queries of no segment see tokens of segments with scores less by log `count`."""
 
-    inner: Softmax
-    count: int
-
-    patterns = ScoreOperator.patterns
-    uses_products = True
-    has_pattern = True
-
-    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Mapped:
-        return self.inner.visible(tokens_q, tokens_k, allowed)
-
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
-        position: Placed,
-        params: Parameters,
-        site: SiteFunction,
-    ) -> jax.Array:
-        lessened = Lessened(position.scheme, position.params, count=self.count)
-        return self.inner(q, k, v, tokens_q, tokens_k, mask, lessened, params, site)
+    def placed(self, q: jax.Array, k: jax.Array, tokens: Tokens, position: Placed) -> Placed:
+        return Lessened(position.scheme, position.params, count=self.count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,15 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias.objectives.denoising import always_said, hide, may_hide
-from positionbias.objectives.next_token import CrossEntropy, same_vocabulary
+from positionbias.objectives.denoising import MaskToken, always_said, hide, may_hide
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch, Condition, Size, Task
+from positionbias.tasks.base import Batch, Condition, Task
 
 
 @member("objectives", "bidirectional_causal")
 @dataclasses.dataclass(frozen=True)
-class BidirectionalCausal(CrossEntropy):
+class BidirectionalCausal(MaskToken):
     """Bidirectional causal-LM optimisation against the reversal curse (BICO, Lv et al. 2023, arXiv 2311.07468).
 
     A batch that the mask reads in its first mode is trained as by `next_token`. In the second, inputs are hidden with
@@ -31,17 +30,6 @@ class BidirectionalCausal(CrossEntropy):
 
     def __post_init__(self) -> None:
         require(0 < self.rate <= 1, "rate", self.rate, "a number above 0 and at most 1")
-
-    def check(self, task: Task) -> None:
-        super().check(task)
-        same_vocabulary(self, task)
-
-    def input(self, size: Size) -> Size:
-        return Size(size.kind, size.size + 1)
-
-    @property
-    def trains_context(self) -> bool:
-        return True
 
     def prepare(self, key: jax.Array, batch: Batch, task: Task, condition: Condition) -> Batch:
         second = jnp.asarray(batch.tokens.mode) > 0

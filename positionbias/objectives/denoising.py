@@ -13,34 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Bool, Float, Int
-from positionbias.objectives.next_token import CrossEntropy, at_rows, same_vocabulary
+from positionbias.objectives.next_token import SaysInputs, at_rows
 from positionbias.spec import ConfigError, member, require
 from positionbias.tasks.base import Batch, Condition, Size, Task
 
 LEAST = 1e-3  # LLaDA's eps: the smallest probability of being hidden
 
 
-class Hiding(CrossEntropy):
-    """What they share: a token of their own behind the task's, and rows that say the input they hold."""
-
-    own_tokens = True
-
-    def check(self, task: Task) -> None:
-        super().check(task)
-        same_vocabulary(self, task)
+class MaskToken(SaysInputs):
+    """What hides inputs has a token of its own for it, behind the task's."""
 
     def input(self, size: Size) -> Size:
         return Size(size.kind, size.size + 1)
+
+
+class Hiding(MaskToken):
+    """Rows say the input that they hold."""
+
+    own_tokens = True
 
     def ask(self, batch: Batch, task: Task, condition: Condition) -> Batch:
         return hide(batch, at_rows(batch.source, batch.inputs.shape[-1]), task)
 
     def rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
         return jnp.where(batch.source >= 0, batch.source, batch.query)
-
-    @property
-    def trains_context(self) -> bool:
-        return True
 
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         return np.zeros_like(super().forbidden(task, condition))  # what a row says is hidden from all
@@ -119,7 +115,7 @@ class MaskedDiffusion(Hiding):
 
 @member("objectives", "prefix_lm_plus_denoising")
 @dataclasses.dataclass(frozen=True)
-class PrefixLMPlusDenoising(CrossEntropy):
+class PrefixLMPlusDenoising(MaskToken):
     """JRT-RNN's loss (Arora et al. 2024, arXiv 2407.05483): next token behind the context, denoising within it.
 
     Inputs of the context are hidden with chance `rate`, always by the mask token, and their rows say what they were;
@@ -135,7 +131,6 @@ class PrefixLMPlusDenoising(CrossEntropy):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        same_vocabulary(self, task)
         condition = task.conditions()[0]
         first = task.context_length(condition)
         if first == 0 or task.query_rows(condition).min() < first:
@@ -145,23 +140,16 @@ class PrefixLMPlusDenoising(CrossEntropy):
                 " behind a context."
             )
 
-    def input(self, size: Size) -> Size:
-        return Size(size.kind, size.size + 1)
-
     def prepare(self, key: jax.Array, batch: Batch, task: Task, condition: Condition) -> Batch:
         context = jnp.asarray(batch.tokens.index) < task.context_length(condition)
         chosen = jax.random.bernoulli(key, self.rate, batch.inputs.shape) & may_hide(batch) & context
         ahead = batch.weights * ~context
         weights = _mean(ahead) + self.weight * _mean(chosen.astype(jnp.float32))
         return batch._replace(
-            inputs=jnp.where(chosen, task.input.size, batch.inputs),
+            inputs=hide(batch, chosen, task).inputs,
             targets=jnp.where(chosen, batch.inputs, batch.targets),
             weights=weights,
         )
-
-    @property
-    def trains_context(self) -> bool:
-        return True
 
     def total(self, batch: Batch) -> jax.Array:
         return jnp.asarray(1 + self.weight)

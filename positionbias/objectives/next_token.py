@@ -82,6 +82,18 @@ class AnswerOnly(CrossEntropy):
         return batch._replace(weights=batch.weights * at_rows(batch.query, batch.weights.shape[-1]))
 
 
+class SaysInputs(CrossEntropy):
+    """Cross-entropy of inputs that the model says, those of the context too."""
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        same_vocabulary(self, task)
+
+    @property
+    def trains_context(self) -> bool:
+        return True
+
+
 def at_rows(rows: jax.Array, length: int) -> Bool[jax.Array, "... T"]:
     """Which of `length` rows are among `rows` i32[..., A]; a negative number is none."""
     return jnp.any(rows[..., :, None] == jnp.arange(length), axis=-2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Bool, Int
-from positionbias.objectives.next_token import CrossEntropy, at_rows, same_vocabulary
+from positionbias.objectives.next_token import SaysInputs, at_rows
 from positionbias.spec import ConfigError, member
 from positionbias.tasks.base import Batch, Condition, Task, world_of
 from positionbias.tasks.sampling import permutation
@@ -21,7 +21,7 @@ CHECKED_ORDERS = 3  # drawn, beside the order stored and its reverse
 
 @member("objectives", "random_order")
 @dataclasses.dataclass(frozen=True)
-class RandomOrder(CrossEntropy):
+class RandomOrder(SaysInputs):
     """Every input of a sequence is said from those before it, in an order drawn for the sequence.
 
     Randomised-order decoding (ARPG, Li et al. 2025, arXiv 2503.10568). Row i says its own input, so that no row may see
@@ -34,7 +34,6 @@ class RandomOrder(CrossEntropy):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        same_vocabulary(self, task)
         for condition in task.conditions():
             key = jax.random.key(0)
             drawn = jax.jit(lambda key, world, c=condition: task.batch(key, c, LOOKED_AT, world).source)
@@ -67,10 +66,6 @@ class RandomOrder(CrossEntropy):
         orders = [np.arange(tokens.length), np.arange(tokens.length)[::-1]]
         orders += [draw.permutation(tokens.length) for _ in range(CHECKED_ORDERS)]
         return tuple(tokens._replace(rank=order.astype(np.int32)) for order in orders)
-
-    @property
-    def trains_context(self) -> bool:
-        return True
 
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         return np.eye(task.length(condition), dtype=bool)

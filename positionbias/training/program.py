@@ -111,7 +111,6 @@ class Program:
         own_tokens = None if experiment.shared_tokens else batch.tokens
         pieces = (batch.inputs, batch.targets, batch.weights, own_tokens)
         count = size // self.auto.microbatch
-        cut = jax.tree.map(lambda x: x.reshape(count, self.auto.microbatch, *x.shape[1:]), pieces)
 
         def gradient(params: Tree) -> tuple[Tree, Tree]:
             if count == 1:
@@ -120,6 +119,7 @@ class Program:
             def piecewise(carry: Tree, piece: Tree) -> tuple[Tree, None]:
                 return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params, piece)), None
 
+            cut = jax.tree.map(lambda x: x.reshape(count, self.auto.microbatch, *x.shape[1:]), pieces)
             zero = jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
             return jax.lax.scan(piecewise, zero, cut)[0]
 
