@@ -166,6 +166,21 @@ def one_share(masks: Iterable[Mask]) -> float | None:
     return shares[0] if shares else None
 
 
+def from_first_key(rule: Mask, k: Tokens) -> Mask:
+    """The `rule`, which speaks of the first tokens, on places counted from the first of the keys: a decoder's, say."""
+    return _FromFirst(rule, across(k.index.min(axis=-1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromFirst(Mask):
+    rule: Mask
+    first: Mapped
+
+    def allowed(self, q: Tokens, k: Tokens) -> Mapped:
+        sides = (side._replace(index=side.index - self.first) for side in (q, k))
+        return self.rule.allowed(*sides)
+
+
 def across(number: Mapped) -> Mapped:
     """A number a sequence, [...], as it broadcasts against rows and columns of these sequences."""
     return number if number.ndim == 0 else number[..., None, None]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import jax
+import numpy as np
+
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask, across
-from positionbias.spec import member, require
+from positionbias.spec import ConfigError, member, require
 from positionbias.tokens import Tokens
 
 
@@ -30,6 +33,12 @@ class CausalCross(Mask):
 
     def bind(self, q: Tokens, k: Tokens) -> Mask:
         last = getattr(k, self.group).max(axis=-1)
+        most = (2**31 - 1) // (q.length + 1)
+        farthest = 0 if isinstance(last, jax.Array) else int(np.max(last))  # traced, it is not known
+        if farthest > most:
+            raise ConfigError(
+                f"causal_cross reads a {self.group} of {farthest}; allowed: up to {most} with {q.length} queries."
+            )
         return _CausalCross(self.group, across(q.index.min(axis=-1)), q.length, across(last))
 
 

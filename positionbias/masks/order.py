@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from positionbias.arrays import Mapped
-from positionbias.masks.base import Mask
+from positionbias.masks.base import Mask, from_first_key
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
@@ -74,7 +74,8 @@ class SlidingWindow(Mask):
 class Prefix(Mask):
     """The first `length` tokens see each other and are seen by all; the rest is causal.
 
-    Wu et al. 2025 (arXiv 2502.01951, Theorem 4.3). Four tokens, length 2:
+    Wu et al. 2025 (arXiv 2502.01951, Theorem 4.3). In a decoder they are the first of the decoder's. Four tokens,
+    length 2:
 
         1 1 0 0
         1 1 0 0
@@ -86,6 +87,9 @@ class Prefix(Mask):
 
     def __post_init__(self) -> None:
         require(self.length >= 0, "length", self.length, "a whole number from 0")
+
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return from_first_key(self, k)
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return (k.index <= q.index) | (k.index < self.length)

@@ -17,7 +17,7 @@ from positionbias.tokens import Tokens, sequential
 COLUMNS = 120
 LONGEST = 64  # tokens, in a terminal
 MOST_LAYERS = 1000
-GROUPS = ("segment", "role", "frame", "scale", "depth", "mode")
+GROUPS = ("segment", "role", "frame", "scale", "depth", "mode", "hidden", "rank")
 PURPOSE = """\
 Print a mask, a row for each query and a column for each key, and what a stack of layers with it reaches.
 

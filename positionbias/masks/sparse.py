@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from positionbias.arrays import Mapped
-from positionbias.masks.base import Mask
+from positionbias.masks.base import Mask, from_first_key
 from positionbias.masks.order import SlidingWindow
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -44,7 +44,7 @@ class DilatedWindow(Mask):
 @member("masks", "window_with_sinks")
 @dataclasses.dataclass(frozen=True)
 class WindowWithSinks(Mask):
-    """A query sees keys fewer than `width` places away on either side, and the first `sinks` tokens.
+    """A query sees keys fewer than `width` places away on either side, and the first `sinks` keys.
 
     `causal & window_with_sinks(w, s)` is what StreamingLLM keeps (Xiao et al. 2023, arXiv 2309.17453): the first s and
     the last w. Five tokens, width 2, one sink:
@@ -62,6 +62,9 @@ class WindowWithSinks(Mask):
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, "a whole number from 1")
         require(self.sinks >= 0, "sinks", self.sinks, "a whole number from 0")
+
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return from_first_key(self, k)
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return SlidingWindow(self.width).allowed(q, k) | (k.index < self.sinks)
@@ -92,6 +95,9 @@ class PowerOfTwo(Mask):
     def __post_init__(self) -> None:
         for name, low in (("window", 1), ("sinks", 0), ("block", 1)):
             require(getattr(self, name) >= low, name, getattr(self, name), f"a whole number from {low}")
+
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return from_first_key(self, k)
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         row, column = q.index // self.block, k.index // self.block

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from positionbias import spec
+from positionbias.spec import ConfigError
 from positionbias.tokens import sequential
 
 
@@ -43,6 +44,14 @@ def test_every_sequence_of_a_batch_has_its_own_last_frame():
     np.testing.assert_array_equal(found[:, 1], np.ones((2, 4)))
     traced = jax.jit(lambda f: mask.dense(sequential(2), sequential(4, frame=f)))(jnp.asarray(frame))
     np.testing.assert_array_equal(traced, found)
+
+
+def test_frames_too_far_to_be_compared_are_refused():
+    with pytest.raises(ConfigError) as error:
+        dense("causal_cross", 4, sequential(2, frame=np.array([1, 2**30], np.int32)))
+    assert str(error.value) == ("causal_cross reads a frame of 1073741824; allowed: up to 429496729 with 4 queries.")
+    near = dense("causal_cross", 4, sequential(2, frame=np.array([1, 429496729], np.int32)))
+    np.testing.assert_array_equal(near, [[1, 0], [1, 0], [1, 0], [1, 1]])
 
 
 @pytest.mark.parametrize("stored", [0, 8])

@@ -175,6 +175,23 @@ def test_rules_read_index_and_not_position():
     np.testing.assert_array_equal(dense("causal", 4, index=order), wanted)
 
 
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("prefix(2)", ["1100", "1100", "1110", "1111"]),
+        ("window_with_sinks(1, 1)", ["1000", "1100", "1010", "1001"]),
+        ("causal & power_of_two(sinks=1)", ["1000", "1100", "1110", "1111"]),
+        ("power_of_two(block=2, sinks=1)", ["1111", "1111", "1111", "1111"]),
+    ],
+)
+@pytest.mark.parametrize("stored", [0, 6, 7])
+def test_the_first_tokens_are_the_first_keys_wherever_they_are_stored(text, rows, stored):
+    """A decoder's tokens are stored behind its encoder's."""
+    np.testing.assert_array_equal(dense(text, 4, index=np.arange(4) + stored), matrix(rows))
+    both = dense(text, 4, index=np.stack([np.arange(4), np.arange(4) + stored]))
+    np.testing.assert_array_equal(both, np.stack([matrix(rows)] * 2))
+
+
 def test_text_keeps_the_expression():
     for text in ("causal & sliding_window(width=2)", "~(causal | segments)", "(causal | segments) & ~causal"):
         assert spec.canonical(mask(text)) == text

@@ -49,6 +49,8 @@ def test_groups_are_given_token_by_token_and_settle_the_length(capsys):
     assert shown(capsys, "scale_causal", "--scale", "1,0")[1:3] == ["  0 1 1", "  1 . 1"]
     assert shown(capsys, "depth_causal", "--depth", "1,0")[1:3] == ["  0 1 .", "  1 . 1"]
     assert shown(capsys, "switch(causal, ~causal)", "--mode", "1,0")[1:3] == ["  0 . 1", "  1 1 1"]
+    assert shown(capsys, "masked_keys", "--hidden", "1,0")[1:3] == ["  0 1 .", "  1 1 ."]
+    assert shown(capsys, "by_rank", "--rank", "1,0")[1:3] == ["  0 1 1", "  1 . 1"]
     assert len(shown(capsys, "causal")) == 2 * 18 + 1, "16 tokens unless told"
 
 
