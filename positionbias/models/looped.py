@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,24 @@ from positionbias.spec import ConfigError, canonical, member, require
 from positionbias.tokens import Tokens, joined
 
 MOST_LOOPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class OverPasses(Mask):
+    """The mask `inner` of one pass, on queries of a pass and keys of several: it counts the places of one."""
+
+    inner: Mask
+
+    @property
+    def second_share(self) -> float | None:
+        return self.inner.second_share
+
+    def bind(self, q: Tokens, k: Tokens) -> Mask:
+        return self.inner.bind(q, k.cut(0, q.length))
+
+    def combined(self, show: Callable[[Any], str]) -> str:
+        """The mask's text, in messages."""
+        return show(self.inner)
 
 
 class LoopedModel(Model):
@@ -45,7 +65,7 @@ class LoopedModel(Model):
             for layer, (block, mask) in enumerate(zip(self.stack.blocks, self.masks, strict=True)):
                 normed[layer].append(block.norm_attention(x))
                 memory = jnp.concatenate(normed[layer], axis=1), remembered
-                x = block(x, told, mask, under.under(f"layers.{layer}"), memory=memory)
+                x = block(x, told, OverPasses(mask), under.under(f"layers.{layer}"), memory=memory)
         return self.readout(site("final", self.stack.norm(x)), self.embedding)
 
 
@@ -91,7 +111,8 @@ class Looped(Architecture):
         for number, q in enumerate(passes):
             k = joined(passes[: number + 1]) if self.memory else q
             for layer, (operator, mask) in enumerate(zip(blueprint.operators, blueprint.masks, strict=True)):
-                found.append((f"layer {layer} of pass {number}", operator, mask, q, k))
+                read = OverPasses(mask) if self.memory else mask
+                found.append((f"layer {layer} of pass {number}", operator, read, q, k))
         return found
 
     def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:

@@ -8,6 +8,7 @@ import pytest
 import toys
 from haste import hasty_jit
 
+from positionbias import spec
 from positionbias.config.build import build
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal
@@ -69,6 +70,24 @@ def test_the_embeddings_come_in_again(tiny):
     added = seen["passes.1.layers.0.attention.output"] + seen["passes.1.layers.0.mlp.output"]
     expected = seen["passes.0.layers.0.stream"] + seen["embedding"] + added
     np.testing.assert_allclose(seen["passes.1.layers.0.stream"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mask", ["neighborhood(3)", "random_permutation_window(2)", "from_file(None, matrix='8x8:{}')"]
+)
+def test_masks_that_count_rows_count_those_of_one_pass(tiny, mask):
+    mask = mask.format("80c1a3070f55ff11")
+    task = {"task": "reversal(pairs=2, both=1)", "objective": "masked_denoising", "model.layers": 1}
+    experiment = looped(tiny, "3, memory=True", **task, **{"model.mask": mask})
+    model, one = fresh(experiment), experiment.blueprint.masks[0]
+    tokens = experiment.task.tokens(experiment.task.conditions()[0])
+    for number in range(3):
+        name = f"passes.{number}.layers.0.attention.pattern"
+        pattern = outputs(experiment, model, [name])[1][name][0, 0] > 0
+        np.testing.assert_array_equal(pattern, np.tile(one.dense(tokens, tokens), (1, number + 1)))
+    found = experiment.architecture.attentions(experiment.blueprint, tokens, 0)
+    np.testing.assert_array_equal(found[2][2].dense(*found[2][3:]), pattern)
+    assert spec.canonical(found[2][2]) == spec.canonical(one)
 
 
 def test_the_number_of_parameters_does_not_depend_on_loops(tiny):
@@ -204,5 +223,5 @@ def test_causal_is_duo_causal_with_memory(tiny):
     known = looped(tiny, "2, memory=True")
     tokens = known.task.tokens(known.task.conditions()[0])
     for _, _, mask, q, k in known.architecture.attentions(known.blueprint, tokens, 4):
-        assert isinstance(mask, Causal)
+        assert isinstance(mask.inner, Causal)
         np.testing.assert_array_equal(mask.dense(q, k), (k.index <= q.index[:, None]) & (k.depth <= q.depth[:, None]))
