@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from positionbias.arrays import Mapped
+from positionbias.arrays import Int, Mapped
+
+# What models, assignments and objectives tell: the fields that no task knows and no stored item holds, until told.
+UNTOLD = {"context": 0, "time": 0, "spare": -1, "depth": 0, "mode": 0, "hidden": 0, "rank": 0}
 
 
 class Tokens(NamedTuple):
@@ -24,8 +28,10 @@ class Tokens(NamedTuple):
     frame: Mapped  # time step of a group of tokens
     scale: Mapped  # level of a multi-scale token map
     valid: Mapped  # bool; False is padding, never seen and never seeing
-    # What models and objectives tell; tasks leave it at 0.
+    # Those of UNTOLD:
     context: Mapped  # 1 for the context 0..C-1, which an encoder would read
+    time: Mapped  # frames begun so far: a token's own, and where it is in none the last one stored before it
+    spare: Mapped  # position kept for a row that an architecture adds in front of this token; -1 where none is
     depth: Mapped  # pass of a looped model
     mode: Mapped  # which of two masks `switch` is
     hidden: Mapped  # 1 where an objective hid the input
@@ -37,8 +43,10 @@ class Tokens(NamedTuple):
         return int(self.index.shape[-1])
 
     def told_context(self, length: int) -> Tokens:
-        """The tokens with the first `length` stored as the context."""
-        return self._replace(context=(self.index < length).astype(np.int32))
+        """The tokens of a whole sequence with the first `length` stored as the context, and with their `time`."""
+        begun = running_most(self.frame * self.valid)
+        time = self.frame + begun * (self.frame == 0)
+        return self._replace(context=(self.index < length).astype(np.int32), time=time)
 
     def rows(self) -> Tokens:
         """The fields as queries, [..., T, 1]."""
@@ -55,16 +63,44 @@ class Tokens(NamedTuple):
     def parted(self, at: int, rows: int = 1) -> tuple[Tokens, Tokens, Tokens]:
         """The tokens before row `at`, `rows` new ones to stand there, and the rest, moved on in index and position.
 
-        New ones belong to the context and to no group, are valid, of the sequence's mode, and told the positions that
-        follow on the row before, from 0 in front.
+        New ones belong to the context and to no group, are valid, of the time and mode of the row before, and told the
+        positions that follow on it, from 0 in front. Where the row at `at` has a `spare` position, one new row is told
+        that one, and no other moves.
         """
         edge, step = self.cut(max(at - 1, 0), max(at, 1)), np.arange(rows, dtype=np.int32)
         new = Tokens(*(field * 0 + 0 * step for field in edge))
         new = new._replace(valid=new.valid == 0, context=new.context + 1, mode=new.mode + edge.mode)
+        new = new._replace(spare=new.spare - 1, time=new.time + edge.time if at else new.time)
         first = (edge.index + 1, edge.position + 1) if at else (new.index, new.position)
-        new = new._replace(index=first[0] + step, position=first[1] + step)
         rest = self.cut(at, self.length)
-        return self.cut(0, at), new, rest._replace(index=rest.index + rows, position=rest.position + rows)
+        spare = rest.spare[..., :1] if rest.length else new.spare[..., :1]
+        where = self.position.__array_namespace__().where
+        new = new._replace(index=first[0] + step, position=where(spare >= 0, spare, first[1] + step))
+        behind = where(spare >= 0, rest.position, rest.position + rows)
+        rest = rest._replace(index=rest.index + rows, position=behind, spare=rest.spare * 0 - 1)
+        return self.cut(0, at), new, rest
+
+    def sparing(self, at: int, position: Int[Mapped, "... S"]) -> Tokens:
+        """The tokens told the `position` of every row of a sequence that has one more, at `at`, whose own is spare."""
+        xp = position.__array_namespace__()
+        others = xp.concat([position[..., :at], position[..., at + 1 :]], axis=-1)
+        return self._replace(position=others, spare=xp.where(np.arange(self.length) == at, position[..., [at]], -1))
+
+
+def own_and_shared(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """The fields that every example has of its own, [B, T], and those that all share, [T]; None for the others."""
+    own = Tokens(*(field if field.ndim > 1 else None for field in tokens))
+    return own, Tokens(*(field if field.ndim == 1 else None for field in tokens))
+
+
+def of_both(own: Tokens, shared: Tokens) -> Tokens:
+    """The tokens whose fields these are."""
+    return Tokens(*(both if field is None else field for field, both in zip(own, shared, strict=True)))
+
+
+def running_most(x: Int[Mapped, "... T"]) -> Int[Mapped, "... T"]:
+    """The largest so far; numpy for numpy."""
+    return jax.lax.cummax(x, axis=x.ndim - 1) if isinstance(x, jax.Array) else np.maximum.accumulate(x, axis=-1)
 
 
 def joined(parts: Sequence[Tokens]) -> Tokens:
@@ -76,8 +112,7 @@ def sequential(length: int, **fields: Mapped) -> Tokens:
     """Tokens 0..length-1 in order, one segment, all valid; `fields` replaces any of them. numpy, [T] each."""
     index = np.arange(length, dtype=np.int32)
     zero = np.zeros(length, np.int32)
-    made = dict.fromkeys(Tokens._fields, zero) | {"index": index, "position": index, "valid": np.ones(length, bool)}
+    told = {name: zero + value for name, value in UNTOLD.items()}
+    made = dict.fromkeys(Tokens._fields, zero) | told
+    made |= {"index": index, "position": index, "valid": np.ones(length, bool)}
     return Tokens(**{**made, **fields})
-
-
-TOLD = ("context", "depth", "mode", "hidden", "rank")  # the fields that no task knows, and no stored item holds

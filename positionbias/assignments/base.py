@@ -38,8 +38,3 @@ class Assignment:
 def library(x: Mapped) -> Any:
     """numpy for numpy arrays, else jax.numpy."""
     return jnp if isinstance(x, jax.Array) else np
-
-
-def running_most(x: Int[Mapped, "... T"]) -> Int[Mapped, "... T"]:
-    """The largest so far."""
-    return jax.lax.cummax(x, axis=x.ndim - 1) if isinstance(x, jax.Array) else np.maximum.accumulate(x, axis=-1)

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from positionbias.arrays import Mapped
-from positionbias.assignments.base import Assignment, library, running_most
+from positionbias.assignments.base import Assignment, library
 from positionbias.spec import member
-from positionbias.tokens import Tokens
+from positionbias.tokens import Tokens, running_most
 
 
 def _before(tokens: Tokens, counted: Mapped) -> Mapped:

@@ -16,6 +16,7 @@ from positionbias import spec
 from positionbias.arrays import Bool, Key, Mapped
 from positionbias.assignments.base import Assignment
 from positionbias.config import schema
+from positionbias.config.fields import check_told, idle
 from positionbias.masks.base import Mask, one_share
 from positionbias.masks.order import Causal
 from positionbias.models.base import Architecture, Model, initialise, visible
@@ -26,7 +27,7 @@ from positionbias.positions.base import PositionScheme
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Task
-from positionbias.tokens import Tokens
+from positionbias.tokens import Tokens, joined
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,28 +45,49 @@ class Experiment:
         """A fresh model."""
         return initialise(self.architecture, self.blueprint, key)
 
-    def reach(self, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
-        """Which inputs j row i can depend on under `tokens` of one example, by default the condition's layout."""
+    def reach(self, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "U U"]:
+        """Which inputs j row i can depend on under `tokens` of one example, by default the condition's layout.
+
+        There may be more rows in front than the condition's, which count as context.
+        """
         tokens = self.task.tokens(condition) if tokens is None else tokens
-        length = self.task.context_length(condition)
-        return self.architecture.reach(self.blueprint, tokens.told_context(length), length)
+        context = self._context(condition, tokens)
+        return self.architecture.reach(self.blueprint, tokens.told_context(context), context)
+
+    def _context(self, condition: Condition, tokens: Tokens) -> int:
+        """How many of the tokens stand before what stands behind the condition's context."""
+        return tokens.length - (self.task.length(condition) - self.task.context_length(condition))
 
     @property
     def shared_tokens(self) -> bool:
         """Whether all examples of a condition are read with the same tokens."""
         return self.task.shared_tokens and not (self.assignment.drawn or self.objective.own_tokens)
 
-    def assigned(self, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
-        """`tokens` of B examples, [B, T] or shared [T], with the positions the model is told.
+    def assigned(self, tokens: Tokens, context_length: int, keys: Key[jax.Array, "B"] | None) -> Tokens:
+        """`tokens` of B examples, [B, T] or shared [T], with the positions the model is told, drawn from `keys`.
 
-        They stay shared where the assignment is the same for all; else every field has a leading B.
+        They are assigned over all rows that layers read, among them one that the architecture adds. What all examples
+        share stays [T]: where the assignment draws, positions alone have a leading B.
         """
-        if not self.assignment.drawn:
-            told = tokens._replace(position=self.assignment.positions(tokens))
-            # Where an objective has tokens of each example, whatever they share is made theirs.
-            return self.spread(told, len(keys)) if self.objective.own_tokens else told
-        own = self.spread(tokens, len(keys))
-        return own._replace(position=jax.vmap(lambda key, one: self.assignment.draw(key, one))(keys, own))
+        place, rows = self._all_rows(tokens, context_length)
+        position = self.assignment.positions(rows)
+        if self.assignment.drawn:
+            assert keys is not None
+            axes = Tokens(*(0 if field.ndim > 1 else None for field in rows))
+            position = jax.vmap(self.assignment.draw, in_axes=(0, axes))(keys, rows)
+        return tokens._replace(position=position) if place is None else tokens.sparing(place, position)
+
+    def farthest(self, condition: Condition, tokens: Tokens) -> int:
+        """The largest position that a row may be told where `tokens`, numpy [U], end as the condition's do."""
+        try:
+            return self.assignment.reach(self._all_rows(tokens, self._context(condition, tokens))[1]) - 1
+        except ConfigError as error:
+            raise ConfigError(f"model.assignment: {error}") from None
+
+    def _all_rows(self, tokens: Tokens, context_length: int) -> tuple[int | None, Tokens]:
+        """The place of the row that the architecture adds, and the tokens of all rows that its layers read."""
+        place = self.architecture.place(context_length)
+        return place, tokens if place is None else joined(tokens.parted(place))
 
     @cached_property
     def second_share(self) -> float | None:
@@ -86,9 +108,11 @@ class Experiment:
             second = jax.random.bernoulli(stream(key, "mode"), self.second_share).astype(jnp.int32)
             mode = jnp.broadcast_to(second, batch.tokens.index.shape)
             batch = batch._replace(tokens=batch.tokens._replace(mode=mode))
-        batch = self.objective.prepare(stream(key, "objective"), batch, self.task, self.task.conditions()[0])
+        condition = self.task.conditions()[0]
+        batch = self.objective.prepare(stream(key, "objective"), batch, self.task, condition)
+        context = self.task.context_length(condition)
         keys = jax.random.split(stream(key, "assignment"), len(batch.weights))
-        return batch._replace(tokens=self.assigned(keys, batch.tokens))
+        return batch._replace(tokens=self.assigned(batch.tokens, context, keys))
 
     @cached_property
     def narrowed(self) -> list[str]:
@@ -102,6 +126,12 @@ class Experiment:
                     f" {spec.canonical(mask)} allows in condition {condition.name!r}"
                 )
         return list(lines.values())
+
+    @cached_property
+    def idle(self) -> list[str]:
+        """One line for every mask, position scheme or assignment that reads what the task tells of all tokens alike."""
+        looks = [(mask, q, k) for _, _, _, mask, q, k in _attentions(self)]
+        return list(idle(self.task, looks, self.blueprint.positions, self.assignment))
 
     @property
     def data(self) -> dict[str, str]:
@@ -138,7 +168,6 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     }
     objective.check(task)
     objective.check_model(model)
-    added = architecture.added_positions
     blueprint = Blueprint(
         config=model,
         masks=members["masks"],
@@ -147,27 +176,24 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         initializers=initializers,
         input=objective.input(task.input),
         output=task.output,
-        length=max(length or 0, *(_reach(assignment, task.tokens(c)) + added for c in task.conditions())),
+        length=0,
         dtype=config.train.dtype,
     )
     experiment = Experiment(config, task, objective, architecture, assignment, blueprint)
+    told = [experiment.farthest(condition, task.tokens(condition)) + 1 for condition in task.conditions()]
+    blueprint = dataclasses.replace(blueprint, length=max(length or 0, *told))
+    experiment = dataclasses.replace(experiment, blueprint=blueprint)
     _check_positions(blueprint)
     architecture.check(blueprint)
     _check_queries(experiment)
     _check_attention(experiment)
     _check_modes(experiment)
+    check_told(objective, [(mask, q, k) for _, _, _, mask, q, k in _attentions(experiment)])
     _check_rows(experiment)
     if not jax.tree.leaves(_trained(experiment)):
         raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
     task.corpus()  # last, as it may have to be fetched
     return experiment
-
-
-def _reach(assignment: Assignment, tokens: Tokens) -> int:
-    try:
-        return assignment.reach(tokens)
-    except ConfigError as error:
-        raise ConfigError(f"model.assignment: {error}") from None
 
 
 def _trained(experiment: Experiment) -> Any:

@@ -37,7 +37,7 @@ def compute(experiment: Experiment) -> int:
     """
     condition, task = experiment.task.conditions()[0], experiment.task
     tokens, context_length = task.tokens(condition), task.context_length(condition)
-    tokens = tokens._replace(position=experiment.assignment.positions(tokens))
+    tokens = experiment.assigned(tokens, context_length, jax.random.split(jax.random.key(0), 1))
     graph, weights = nnx.split(experiment.abstract)
     size, length = experiment.blueprint.input, task.length(condition)
     inputs = (

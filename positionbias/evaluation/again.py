@@ -27,7 +27,7 @@ from positionbias.evaluation.table import number, spelt
 from positionbias.files import write_json
 from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
-from positionbias.tasks.base import Batch, Task, find_condition
+from positionbias.tasks.base import Batch, Condition, Task, find_condition
 from positionbias.training import auto
 
 MOST_TIMES = 1024
@@ -143,8 +143,10 @@ class Measurer:
                 change.check(run.task, condition)
                 check_told(run.experiment, change)
                 read = change.tokens_read(run.task.tokens(condition), run.task, condition)
-                reaches = change.model(run.experiment, condition).assignment.reach(read) + change.farther()
-                check_room(run.experiment, reaches + run.experiment.architecture.added_positions)
+                changed = change.model(run.experiment, condition)
+                reaches = changed.farthest(condition, read) + 1 + change.farther()
+                check_room(run.experiment, reaches)
+                _check_masks(change, changed, condition)
             except ConfigError as error:
                 raise ConfigError(f"--interventions: {error}") from None
 
@@ -196,6 +198,14 @@ def in_world(run: LoadedRun, given: exported.Exported) -> LoadedRun:
         )
     weights = jax.tree.map(lambda leaf: leaf[replica : replica + 1], run.weights)
     return dataclasses.replace(run, weights=weights, keys=run.keys[replica : replica + 1])
+
+
+def _check_masks(change: Intervention, changed: Experiment, condition: Condition) -> None:
+    """Raise ConfigError where a mask cannot serve as many rows as are read."""
+    try:
+        change.reach(changed, condition)
+    except ConfigError as error:
+        raise ConfigError(f"{spec.canonical(change)}: model.mask: {error}") from None
 
 
 def check_told(experiment: Experiment, change: Intervention) -> None:

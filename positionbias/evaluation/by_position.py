@@ -23,7 +23,7 @@ from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, stream
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, item_keys, sampled_from, shared_corpus, worlds
 from positionbias.theory.base import Curves
-from positionbias.tokens import Tokens
+from positionbias.tokens import Tokens, of_both, own_and_shared
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
 JUDGED_TOKENS = 2**16  # whose ceilings are told at once: some take memory that is quadratic in the length
@@ -97,14 +97,12 @@ class Evaluator:
     def _asked(self, batch: Batch, condition: Condition) -> Batch:
         """The items as the objective asks them."""
         asked = self.experiment.objective.ask(batch, self.experiment.task, condition)
-        own = self.experiment.objective.own_tokens
-        tokens = self.experiment.spread(asked.tokens, len(batch.query)) if own else asked.tokens
-        return batch._replace(inputs=asked.inputs, tokens=tokens)
+        return batch._replace(inputs=asked.inputs, tokens=asked.tokens)
 
     @staticmethod
-    def _told(experiment: Experiment, keys: Key[jax.Array, "B"], tokens: Tokens) -> Tokens:
+    def _told(experiment: Experiment, keys: Key[jax.Array, "B"], tokens: Tokens, context: int) -> Tokens:
         """The tokens of these items with the positions that the experiment's model is told."""
-        return experiment.assigned(jax.vmap(lambda key: stream(key, "assignment"))(keys), tokens)
+        return experiment.assigned(tokens, context, jax.vmap(lambda key: stream(key, "assignment"))(keys))
 
     def _changed(
         self,
@@ -160,20 +158,21 @@ class Evaluator:
             inputs = change.inputs_read(asked.inputs, task, condition)
             tokens = change.tokens_read(asked.tokens, task, condition)
             rows = tokens.length - task.length(condition)
-            tokens = self._told(model, keys, tokens)
-            if change.only_told:  # it changes those that are assigned
-                told = asked._replace(tokens=tokens)
-                tokens = self._changed(change, keys, number, condition, told, self.experiment.shared_tokens).tokens
-            sites = Sites(change.records)
             context = task.context_length(condition) + rows
+            tokens = self._told(model, keys, tokens, context)
+            if change.only_told:  # it changes those that are assigned
+                shared = self.experiment.shared_tokens
+                told = asked._replace(tokens=tokens if shared else self.experiment.spread(tokens, len(keys)))
+                tokens = self._changed(change, keys, number, condition, told, shared).tokens
+            sites = Sites(change.records)
             outputs = self._model(weights, model)(inputs, tokens, context, sites)[:, rows:]
-            batch = batch._replace(tokens=asked.tokens)
-            shared = jnp.asarray(change.reach(model, condition))
+            batch = batch._replace(tokens=self.experiment.spread(asked.tokens, len(keys)) if own else asked.tokens)
+            reach = jnp.asarray(change.reach(model, condition))
 
             def one(item: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
                 example, said = item
                 if not own:
-                    return judge(example._replace(tokens=batch.tokens), said, shared)
+                    return judge(example._replace(tokens=batch.tokens), said, reach)
                 return judge(example, said, change.reach(model, condition, example.tokens))
 
             items = (batch if own else batch._replace(tokens=None), outputs)  # type: ignore[arg-type]
@@ -234,14 +233,15 @@ class Evaluator:
         numbers = jnp.arange(self.influence_items)
         keys = item_keys(stream(key, f"{self.name}/{condition.stream}"), numbers)
         batch = self._asked(self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored), condition)
-        tokens, rows = self._told(self.experiment, keys, batch.tokens), self.experiment.objective.rows(batch)
+        context, rows = task.context_length(condition), self.experiment.objective.rows(batch)
+        own_tokens, shared = own_and_shared(self._told(self.experiment, keys, batch.tokens, context))
 
         def sizes(piece: Tree) -> Float[jax.Array, "C T"]:
             inputs, own, query, key = piece
 
             def projected(shift: Float[jax.Array, "C T D"]) -> Float[jax.Array, ""]:
                 sites = Sites(record=["final"], edit={"embedding": ("add", shift)})
-                model(inputs, own or tokens, task.context_length(condition), sites)
+                model(inputs, of_both(own, shared), context, sites)
                 final = sites.recorded["final"]
                 row = query - (task.length(condition) - final.shape[1])
                 hidden = jnp.take_along_axis(final, row[:, None, None], axis=1)[:, 0].astype(jnp.float32)
@@ -254,7 +254,6 @@ class Evaluator:
         most = max(INFLUENCE_TOKENS // task.length(condition), 1)
         chunk = max(size for size in range(1, most + 1) if self.influence_items % size == 0)
         count = self.influence_items // chunk
-        own_tokens = None if self.experiment.shared_tokens else tokens
         pieces = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), (batch.inputs, own_tokens, rows[:, -1]))
         found = jax.lax.map(sizes, (*pieces, jax.random.split(key_w, count)))
         size = jnp.mean(found, axis=(0, 1))

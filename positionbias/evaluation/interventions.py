@@ -52,8 +52,14 @@ class Intervention:
         return experiment
 
     def reach(self, experiment: Experiment, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
-        """`Experiment.reach` of a changed example, `experiment` being the one that `model` gives."""
-        return experiment.reach(condition, tokens)
+        """`Experiment.reach` of a changed example, `experiment` being the one that `model` gives.
+
+        `tokens` are those of its T rows; what is known is known of those, whatever is put in front.
+        """
+        tokens = experiment.task.tokens(condition) if tokens is None else tokens
+        read = self.tokens_read(tokens, experiment.task, condition)
+        rows = read.length - tokens.length
+        return experiment.reach(condition, read)[rows:, rows:]
 
     def farther(self) -> int:
         """How many positions farther than assigned a changed example reaches."""
@@ -110,7 +116,9 @@ class Shift(Intervention):
         return self.by
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
-        return _told(example, example.tokens.position + self.by)
+        tokens = example.tokens
+        spare = jnp.where(jnp.asarray(tokens.spare) >= 0, tokens.spare + self.by, -1)
+        return _told(example._replace(tokens=tokens._replace(spare=spare)), tokens.position + self.by)
 
 
 @member("interventions", "move_query")

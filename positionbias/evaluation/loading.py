@@ -77,7 +77,9 @@ class LoadedRun:
             batch = self.task.batch(key, chosen, size, world)
             asked = self.experiment.objective.ask(batch, self.task, chosen)
             keys = jax.random.split(stream(key, "assignment"), size)
-            return batch._replace(inputs=asked.inputs, tokens=self.experiment.assigned(keys, asked.tokens))
+            tokens = self.experiment.assigned(asked.tokens, self.task.context_length(chosen), keys)
+            own = tokens if self.experiment.shared_tokens else self.experiment.spread(tokens, size)
+            return batch._replace(inputs=asked.inputs, tokens=own)
 
         if self.replica != "all":
             return one(world_of(self.task, self.keys))

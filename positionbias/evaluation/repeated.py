@@ -62,9 +62,6 @@ class Repeat(Intervention):
         return jnp.concatenate([inputs] * self.times, axis=1)
 
     def reach(self, experiment: Experiment, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
-        task = experiment.task
-        read = self.tokens_read(task.tokens(condition) if tokens is None else tokens, task, condition)
-        rows = task.length(condition)
-        context = task.context_length(condition) + (self.times - 1) * rows
-        whole = experiment.architecture.reach(experiment.blueprint, read.told_context(context), context)
+        task, rows = experiment.task, experiment.task.length(condition)
+        whole = experiment.reach(condition, self.tokens_read(tokens or task.tokens(condition), task, condition))
         return whole[-rows:].reshape(rows, self.times, rows).any(axis=1)

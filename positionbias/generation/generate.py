@@ -17,7 +17,7 @@ from positionbias.generation.any_order import AnyOrder
 from positionbias.generation.autoregressive import Autoregressive
 from positionbias.generation.base import Generated, Method, Setting, needs_key
 from positionbias.generation.diffusion import Diffusion, log_likelihood, predictor
-from positionbias.generation.layout import check_masks, check_tables, layout
+from positionbias.generation.layout import check_lengths, check_masks, check_tables, layout
 from positionbias.models.base import Model
 from positionbias.objectives.base import Objective
 from positionbias.objectives.denoising import Hiding
@@ -54,17 +54,18 @@ def generate(
     """See `LoadedRun.generate`; with `several` the weights have a leading R, and so has all that comes back."""
     chosen = _method(experiment, method, options)
     prompt = _prompt(experiment, prompt)
-    whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
-    require(whole and 1 <= length <= LONGEST, "length", length, f"a whole number from 1 to {LONGEST}")
+    require(_whole(length) and 1 <= length <= LONGEST, "length", length, f"a whole number from 1 to {LONGEST}")
     number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
     least, most = TEMPERATURES
     what = f"0, which is greedy, or a number from {least:g} to {most:g}"
     require(number and (temperature == 0 or least <= temperature <= most), "temperature", temperature, what)
+    _check_key(key)
     if temperature > 0:
         needs_key(key, "a token at a temperature above 0")
     setting = _setting(experiment, condition, prompt, length, temperature == 0)
     told = _told(experiment, condition, prompt, chosen.rows(prompt.shape[1], length), setting, valid, tokens)
     chosen, plan = chosen.planned(experiment, told, setting, len(prompt), key)
+    check_lengths(experiment, told, setting.context, condition)
     key = jax.random.key(0) if key is None else key  # greedy, and read by nothing
     run = _program(experiment, chosen, setting, several)
     with jax.default_matmul_precision("highest"):
@@ -91,11 +92,13 @@ def likelihood(
         )
     _method(experiment, None, {})
     prompt, answer = _prompt(experiment, prompt), _prompt(experiment, answer, "answer")
-    require(draws >= 1, "draws", draws, "a whole number from 1")
+    require(_whole(draws) and draws >= 1, "draws", draws, "a whole number from 1")
+    _check_key(needs_key(key, "what is hidden"))
     require(len(answer) == len(prompt), "answer", answer.shape, f"{len(prompt)} answers, one a prompt")
     setting = _setting(experiment, condition, prompt, answer.shape[1], True)
     told = _told(experiment, condition, prompt, prompt.shape[1] + answer.shape[1], setting, valid, tokens)
     Diffusion().planned(experiment, told, setting, len(prompt), key)
+    check_lengths(experiment, told, setting.context, condition)
     run = _likelihood_program(experiment, setting, draws if answer.shape[1] > 1 else 1, several)
     with jax.default_matmul_precision("highest"):
         return run(weights, jnp.concatenate([prompt, answer], axis=1), experiment.spread(told, len(prompt)), key)
@@ -117,8 +120,24 @@ def _method(experiment: Experiment, name: str | None, options: dict[str, Any]) -
     return construct(fits, options, "generate", fits.name)
 
 
+def _whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
+def _check_key(key: Key[jax.Array, ""] | None) -> None:
+    """Raise ConfigError for what is no key, of either kind that JAX has."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
+    if not (key is None or typed or raw):
+        shape = f" of shape {key.shape}" if isinstance(key, jax.Array) else ""
+        raise ConfigError(f"key: {type(key).__name__}{shape}; allowed: one key, such as jax.random.key(0).")
+
+
 def _prompt(experiment: Experiment, prompt: Int[Mapped, "B P"], what: str = "prompt") -> Int[jax.Array, "B P"]:
-    found, words = np.asarray(prompt), experiment.task.input.size
+    try:
+        found, words = np.asarray(prompt), experiment.task.input.size
+    except ValueError:  # what numpy says of lists of unequal lengths
+        raise ConfigError(f"{what}: of unequal lengths; allowed: as long as each other, padded in front.") from None
     if found.ndim != 2 or not found.size or not np.issubdtype(found.dtype, np.integer):
         shape = "a sequence or more of a token or more"
         raise ConfigError(f"{what}: {found.dtype} of shape {found.shape}; allowed: whole numbers [B, P], {shape}.")
@@ -150,8 +169,9 @@ def _told(
     """The tokens of all rows that are read, numpy, which the model can be told."""
     if valid is not None and np.shape(valid) != prompt.shape:
         raise ConfigError(f"valid: shape {np.shape(valid)}; allowed: {prompt.shape}, that of the prompt.")
-    told = layout(experiment, condition or experiment.task.conditions()[0], rows, valid, tokens)
-    check_tables(experiment.blueprint, told, setting.length, experiment.architecture.added_positions)
+    condition = condition or experiment.task.conditions()[0]
+    told = layout(experiment, condition, setting.context, rows, valid, tokens)
+    check_tables(experiment, told, setting.context, setting.length)
     check_masks(experiment, told, setting.context)
     return told
 

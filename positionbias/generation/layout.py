@@ -11,7 +11,6 @@ from positionbias.arrays import Bool, Int, Mapped
 from positionbias.config.build import Experiment
 from positionbias.masks.base import Mask
 from positionbias.models.base import visible
-from positionbias.models.parameters import Blueprint
 from positionbias.operators.base import Operator
 from positionbias.spec import ConfigError, canonical
 from positionbias.tasks.base import Condition
@@ -19,7 +18,12 @@ from positionbias.tokens import Tokens, joined
 
 
 def layout(
-    experiment: Experiment, condition: Condition, rows: int, valid: Bool[Mapped, "B P"] | None, tokens: Tokens | None
+    experiment: Experiment,
+    condition: Condition,
+    context: int,
+    rows: int,
+    valid: Bool[Mapped, "B P"] | None,
+    tokens: Tokens | None,
 ) -> Tokens:
     """The tokens of all `rows`, numpy, [S] each or [B, S].
 
@@ -37,10 +41,12 @@ def layout(
     told = _continued(experiment.task.tokens(condition), rows)
     if valid is not None:
         told = _padded(told, np.asarray(valid, bool))
-    return told._replace(position=experiment.assignment.positions(told))
+    return experiment.assigned(told, context, None)
 
 
 def _given(tokens: Tokens, rows: int, valid: Mapped | None) -> Tokens:
+    if not isinstance(tokens, Tokens):
+        raise ConfigError(f"tokens: {type(tokens).__name__} is not allowed; allowed: Tokens, as of run.sample(size).")
     told = jax.tree.map(np.asarray, tokens)
     stored = np.broadcast_to(np.arange(told.length), told.index.shape)
     if valid is not None or told.length < rows or (told.index != stored).any():
@@ -49,6 +55,8 @@ def _given(tokens: Tokens, rows: int, valid: Mapped | None) -> Tokens:
             f"tokens: those given {why}; allowed: at least {rows} rows, prompt included, of indices 0, 1, ..., and"
             " valid=None."
         )
+    if np.min(told.position) < 0:
+        raise ConfigError(f"tokens: positions from {np.min(told.position)} are given; allowed: from 0.")
     return told.cut(0, rows)
 
 
@@ -72,9 +80,10 @@ def _padded(tokens: Tokens, valid: Bool[np.ndarray, "B P"]) -> Tokens:
     return told._replace(valid=good, position=counted)
 
 
-def check_tables(blueprint: Blueprint, told: Tokens, length: int, added: int) -> None:
+def check_tables(experiment: Experiment, told: Tokens, context: int, length: int) -> None:
     """Raise ConfigError where positions are told that a scheme has no row for."""
-    most = int(np.max(told.position)) + 1 + added
+    blueprint, place = experiment.blueprint, experiment.architecture.place(context)
+    most = int(np.max(told.position if place is None else joined(told.parted(place)).position)) + 1
     if most <= blueprint.length:
         return
     here, there = blueprint.dims, dataclasses.replace(blueprint.dims, length=most)
@@ -102,6 +111,35 @@ def check_masks(experiment: Experiment, told: Tokens, context: int) -> None:
             mask.bind(q, k)
         except ConfigError as error:
             raise ConfigError(f"model.mask: in {name}, {error}") from None
+
+
+def check_lengths(experiment: Experiment, told: Tokens, context: int, condition: Condition | None) -> None:
+    """Raise ConfigError where a mask shows rows other keys than among as many rows as the condition's sequences have.
+
+    Without a condition, that of training.
+    """
+    read, trained = told.length, experiment.task.length(condition or experiment.task.conditions()[0])
+    if read == trained:
+        return
+    fewer = _attentions(experiment, told.cut(0, trained) if trained < read else _continued(told, trained), context)
+    for (name, _, mask, q, k), (_, _, _, other_q, other_k) in zip(
+        _attentions(experiment, told, context), fewer, strict=True
+    ):
+        sides = (q, k), (other_q, other_k)
+        last = [min(_places(one).max(), _places(other).max()) for one, other in zip(*sides, strict=True)]
+        seen = [
+            np.asarray(mask.dense(*both))[
+                ..., *np.ix_(*(_places(side) <= most for side, most in zip(both, last, strict=True)))
+            ]
+            for both in sides
+        ]
+        differ = np.argwhere(seen[0] != seen[1])
+        if len(differ):
+            raise ConfigError(
+                f"length: the mask {canonical(mask)} of {name} counts rows, and shows row"
+                f" {_places(q)[differ[0][-2]]} of {read} other keys than of {trained}, as many as were trained;"
+                " allowed: a length with which as many are read, or another mask."
+            )
 
 
 def check_kept(experiment: Experiment, told: Tokens, context: int, step: Int[np.ndarray, "... S"], steps: bool) -> None:

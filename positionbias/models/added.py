@@ -22,8 +22,6 @@ from positionbias.tokens import Tokens, joined
 class AddsARow(Architecture):
     """An architecture that adds one row to the sequence, before input `place`, and takes it out of the outputs."""
 
-    added_positions = 1
-
     def place(self, context_length: int) -> int:
         """Where the row stands among T + 1; in front unless told."""
         return 0

@@ -53,7 +53,6 @@ class Architecture:
 
     axis = "architectures"
     steps: ClassVar[bool] = False  # whether its models have a `step`
-    added_positions: int = 0  # how many rows, each with a position of its own, it adds to the sequence
 
     def check(self, blueprint: Blueprint) -> None:
         """Raise ConfigError where the config does not fit this architecture."""
@@ -61,6 +60,10 @@ class Architecture:
     def create(self, blueprint: Blueprint, noise: Noise) -> Model:
         """The model with fresh parameters."""
         raise NotImplementedError
+
+    def place(self, context_length: int) -> int | None:
+        """Where a row that it adds to the sequence stands, with a position of its own; None if it adds none."""
+        return None
 
     def attentions(
         self, blueprint: Blueprint, tokens: Tokens, context_length: int
@@ -77,7 +80,7 @@ class Architecture:
 
     def outside(self, tokens: Tokens, context_length: int) -> Bool[np.ndarray, "S S"]:
         """Which of the S rows depend on which by other ways than an attention among them."""
-        size = tokens.length + self.added_positions
+        size = tokens.length + (self.place(context_length) is not None)
         return np.zeros((size, size), bool)
 
     def first_row(self, context_length: int) -> int:

@@ -21,7 +21,7 @@ class Objective:
 
     axis = "objectives"
     targets: str  # kind of targets it takes: "tokens" or "vectors"
-    own_tokens: ClassVar[bool] = False  # whether every example is read with tokens of its own, [B, T] each
+    tells: ClassVar[frozenset[str]] = frozenset()  # the fields of tokens that it tells anew, of every example
     two_modes: ClassVar[bool] = False  # whether it needs a mask that switches
 
     remedy: ClassVar[str] = "a mask under which no path leads there, such as 'causal'"  # where a row sees what it says
@@ -44,7 +44,7 @@ class Objective:
     def prepare(self, key: Key[jax.Array, ""], batch: Batch, task: Task, condition: Condition) -> Batch:
         """The batch as the model is trained on it: inputs, targets and weights may change, at random.
 
-        Shapes and where answers stand must not; tokens may with `own_tokens`. `key` is another at every step.
+        Shapes and where answers stand must not; of tokens only what it `tells` may. `key` is another at every step.
         """
         return batch
 
@@ -66,6 +66,11 @@ class Objective:
     def layouts(self, tokens: Tokens) -> tuple[Tokens, ...]:
         """The layouts that a config is checked under, numpy [T] each, where the objective tells tokens of its own."""
         return (tokens,)
+
+    @property
+    def own_tokens(self) -> bool:
+        """Whether examples are read with tokens that differ, whatever the task."""
+        return bool(self.tells)
 
     @property
     def trains_context(self) -> bool:

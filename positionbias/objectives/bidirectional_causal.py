@@ -25,7 +25,7 @@ class BidirectionalCausal(MaskToken):
 
     rate: float = 0.15
 
-    own_tokens = True
+    tells = frozenset({"hidden"})
     two_modes = True
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class MaskToken(SaysInputs):
 class Hiding(MaskToken):
     """Rows say the input that they hold."""
 
-    own_tokens = True
+    tells = frozenset({"hidden"})
 
     def ask(self, batch: Batch, task: Task, condition: Condition) -> Batch:
         return hide(batch, at_rows(batch.source, batch.inputs.shape[-1]), task)

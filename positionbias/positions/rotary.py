@@ -135,13 +135,14 @@ class DualRoPE(PositionScheme):
 
     After the temporal-aware dual RoPE of TC-LLaVA (Gao et al. 2024, arXiv 2409.03206), which rotates by the position
     in the sequence and by the number of the frame. How it mixes the two is ours: rotations commute, so that both are
-    one rotation at the sum, and `gamma` is all there is to choose. 0 is `rope`; within a frame every gamma is.
+    one rotation at the sum, and `gamma` is all there is to choose. 0 is `rope`; within a frame every gamma is. Text
+    is of the time of the last frame stored before it.
     """
 
     gamma: float = 1.0
     base: float = 10000.0
 
-    reads = frozenset({"position", "frame"})
+    reads = frozenset({"position", "time"})
 
     def __post_init__(self) -> None:
         require(abs(self.gamma) <= 65536, "gamma", self.gamma, "a number from -65536 to 65536")
@@ -151,5 +152,5 @@ class DualRoPE(PositionScheme):
         needs_even("dual_rope", dims.head_size, HEAD_SIZE)
 
     def rotate(self, x: jax.Array, tokens: Tokens, params: Parameters, side: Side) -> jax.Array:
-        position = jnp.asarray(tokens.position) + self.gamma * jnp.asarray(tokens.frame)
+        position = jnp.asarray(tokens.position) + self.gamma * jnp.asarray(tokens.time)
         return turned(x, position, frequencies(x.shape[-1], self.base))

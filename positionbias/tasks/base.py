@@ -18,7 +18,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Key, Shaped, Tree
 from positionbias.replicas import Layout, stream
 from positionbias.spec import ConfigError, unknown
-from positionbias.tokens import TOLD, Tokens, sequential
+from positionbias.tokens import UNTOLD, Tokens, sequential
 
 CHUNK = 256  # items of a frozen set whose keys come from one; another number draws others
 LONGEST = 8192  # rows of a task's sequence: which input can reach which row is checked in quadratic time
@@ -213,7 +213,7 @@ class Task:
 def flat(batch: Batch) -> dict[str, Any]:
     """Every field of a batch by name, those of `tokens` as tokens_NAME: what is stored of it."""
     fields: dict[str, Any] = {name: leaf for name, leaf in batch._asdict().items() if name != "tokens"}
-    told = {name: leaf for name, leaf in batch.tokens._asdict().items() if name not in TOLD}
+    told = {name: leaf for name, leaf in batch.tokens._asdict().items() if name not in UNTOLD}
     return fields | {f"tokens_{name}": leaf for name, leaf in told.items()}
 
 

@@ -13,7 +13,7 @@ from positionbias import spec
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Size, Task, find_condition, flat, world_of
 from positionbias.tasks.corpora import INSTALL
-from positionbias.tokens import TOLD, Tokens
+from positionbias.tokens import UNTOLD, Tokens
 
 VERSION = "1.0.0"
 INFO = "dataset_info.json"  # what TFDS knows a dataset's folder by
@@ -117,8 +117,8 @@ def _checked(rows: list[dict[str, Any]], task: Task, condition: Condition) -> Ba
                 )
                 raise ValueError(f"{name} is {has}, in {condition.name} of {spec.canonical(task)} {should}")
         columns[name] = np.stack(values)
-    stored = {name: columns.pop(f"tokens_{name}") for name in Tokens._fields if name not in TOLD}
-    tokens = Tokens(**stored, **dict.fromkeys(TOLD, np.zeros_like(stored["index"])))
+    stored = {name: columns.pop(f"tokens_{name}") for name in Tokens._fields if name not in UNTOLD}
+    tokens = Tokens(**stored, **{name: np.full_like(stored["index"], value) for name, value in UNTOLD.items()})
     if task.shared_tokens:
         if any((leaf != own).any() for leaf, own in zip(tokens, task.tokens(condition), strict=True)):
             raise ValueError(f"its tokens are not laid out as in {condition.name} of {spec.canonical(task)}")

@@ -139,7 +139,7 @@ class _Run:
         abstract = jax.tree.leaves(self.experiment.abstract)
         count = sum(x.size for x in abstract)
         self.say(f"{count:,} parameters a replica; auto: " + ", ".join(f"{k} {v}" for k, v in found.items()))
-        for line in self.experiment.narrowed:
+        for line in [*self.experiment.narrowed, *self.experiment.idle]:
             self.say(line)
         self.folder.update(status="running", auto=found, data=self.experiment.data, message="")
 

@@ -21,6 +21,7 @@ from positionbias.models.parameters import Frozen
 from positionbias.models.sites import PENALTIES, Sites
 from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
 from positionbias.tasks.base import sampled_from, shared_corpus, worlds
+from positionbias.tokens import of_both, own_and_shared
 from positionbias.training.auto import Auto
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 from positionbias.training.packing import Packed, Packing
@@ -101,14 +102,14 @@ class Program:
             inputs, targets, weights, own = piece
             model = nnx.merge(graph, params, state["frozen"])
             sites = Sites(record=[PENALTIES])
-            outputs = model(inputs, own or batch.tokens, task.context_length(condition), sites)
+            outputs = model(inputs, of_both(own, shared), task.context_length(condition), sites)
             value = jnp.sum(objective.losses(outputs, targets) * weights) / total
             for penalty in sites.recorded.values():
                 value += jnp.sum(penalty) / size
             right = jnp.sum(objective.right(outputs, targets) * weights) / asked
             return value, {"loss": value, "accuracy": right}
 
-        own_tokens = None if experiment.shared_tokens else batch.tokens
+        own_tokens, shared = own_and_shared(batch.tokens)
         pieces = (batch.inputs, batch.targets, batch.weights, own_tokens)
         count = size // self.auto.microbatch
 

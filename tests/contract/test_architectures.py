@@ -110,8 +110,8 @@ def check_attentions(setting, architecture):
     found = architecture.attentions(experiment.blueprint, tokens, context)
     assert len({name for name, *_ in found}) == len(found) > 0
     reach = experiment.reach(condition)
-    edges = np.eye(tokens.length + architecture.added_positions, dtype=bool)
-    edges |= architecture.outside(tokens, context)
+    edges = architecture.outside(tokens, context)
+    edges |= np.eye(len(edges), dtype=bool)
     stands = np.full(len(edges), -1)
     for name, operator, mask, q, k in found:
         seen = np.asarray(visible(operator, mask, q, k))

@@ -34,7 +34,7 @@ FRAMES = np.array([1, 1, 2, 2, 3], np.int32)
 
 def tokens_at(position):
     """Tokens told these positions, in frames."""
-    return sequential(T, position=position, frame=FRAMES)
+    return sequential(T, position=position, frame=FRAMES).told_context(0)
 
 
 def parameters(declared):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from positionbias.tokens import joined, sequential
+from positionbias.tokens import joined, of_both, own_and_shared, sequential
 
 
 def laid_out(tokens):
@@ -48,3 +48,36 @@ def test_types_and_leading_axes_stay(tokens):
     for before, after in zip(tokens, joined(tokens.parted(1)), strict=True):
         assert isinstance(after, np.ndarray) == isinstance(before, np.ndarray)
         assert before.dtype == after.dtype
+
+
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_a_spare_position_is_told_to_the_new_row_and_moves_nobody(tokens, at):
+    xp = tokens.index.__array_namespace__()
+    position = xp.asarray([[9, 4, 4, 0, 7], [1, 2, 3, 4, 5]], dtype=xp.int32)
+    told = tokens.sparing(at, position)
+    assert told.position.shape == (2, 4)
+    assert told.position.dtype == told.spare.dtype == np.int32
+    found = joined(told.parted(at))
+    np.testing.assert_array_equal(found.position, position)
+    assert (np.asarray(found.spare) == -1).all(), "it is spent"
+    np.testing.assert_array_equal(found.index, range(5))
+
+
+def test_time_is_that_of_the_last_frame_begun():
+    tokens = sequential(8, frame=np.array([0, 2, 2, 0, 1, 3, 0, 0], np.int32))
+    assert tokens.told_context(0).time.tolist() == [0, 2, 2, 2, 1, 3, 3, 3]
+    padded = tokens._replace(valid=np.array([True] * 5 + [False] + [True] * 2))
+    assert padded.told_context(0).time.tolist() == [0, 2, 2, 2, 1, 3, 2, 2]
+    traced = jnp.asarray(np.stack([tokens.frame, tokens.frame[::-1]]))
+    assert tokens._replace(frame=traced).told_context(0).time.tolist() == [
+        [0, 2, 2, 2, 1, 3, 3, 3],
+        [0, 0, 3, 1, 3, 2, 2, 3],
+    ]
+
+
+def test_own_fields_and_shared_ones_make_the_tokens_again(tokens):
+    mixed = tokens._replace(hidden=np.ones((3, 4), np.int32))
+    own, shared = own_and_shared(mixed)
+    assert [name for name, field in own._asdict().items() if field is not None] == ["hidden"]
+    assert shared.hidden is None
+    assert laid_out(of_both(own, shared)) == laid_out(mixed)

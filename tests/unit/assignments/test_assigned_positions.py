@@ -118,7 +118,7 @@ def test_a_model_reads_what_is_assigned(tiny):
         experiment = build(tiny({"model.assignment": text, "model.position": "sinusoidal"}))
         batch = experiment.task.batch(jax.random.key(1), experiment.task.conditions()[0], 3)
         keys = jax.random.split(jax.random.key(2), 3)
-        told = experiment.assigned(keys, batch.tokens)
+        told = experiment.assigned(batch.tokens, 0, keys)
         assert told.position.tolist() == wanted.tolist()
         found = outputs(experiment, told, batch)
         np.testing.assert_array_equal(found, outputs(experiment, batch.tokens._replace(position=wanted), batch))
@@ -129,11 +129,12 @@ def test_what_is_drawn_is_drawn_for_every_example(tiny):
     experiment = build(tiny({"model.assignment": "randomized(50)", "model.position": "rope"}))
     assert not experiment.shared_tokens
     batch = experiment.task.batch(jax.random.key(1), experiment.task.conditions()[0], 3)
-    told = experiment.assigned(jax.random.split(jax.random.key(2), 3), batch.tokens)
-    assert all(field.shape == (3, 8) for field in told)
+    told = experiment.assigned(batch.tokens, 0, jax.random.split(jax.random.key(2), 3))
+    assert told.position.shape == (3, 8)
+    assert all(field.shape == (8,) for name, field in told._asdict().items() if name != "position")
     assert len(np.unique(told.position, axis=0)) == 3
     alone = [
-        outputs(experiment, jax.tree.map(lambda x, row=row: x[row], told), jax.tree.map(jnp.asarray, batch))[row]
+        outputs(experiment, told._replace(position=told.position[row]), jax.tree.map(jnp.asarray, batch))[row]
         for row in range(3)
     ]
     np.testing.assert_allclose(outputs(experiment, told, batch), np.stack(alone), atol=1e-5)

@@ -313,6 +313,18 @@ def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):
     assert evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "permute"]) == 0
 
 
+@pytest.mark.parametrize(("change", "rows"), [("pad(by=1)", 7), ("repeat", 12)])
+def test_a_mask_of_so_many_rows_bounds_what_may_be_asked(tiny, tmp_path, change, rows):
+    mask = {"model.mask": "causal & from_file(None, matrix='6x6:ffffffffe0')", "model.position": "rope"}
+    train(tiny({"task": TASK, "train.steps": 4, "evaluation.items": 8, **mask}), tmp_path, [], lambda line: None)
+    with pytest.raises(ConfigError) as caught:
+        again.Measurer(tmp_path, again.variants(None, change))
+    assert str(caught.value) == (
+        f"--interventions: {change}: model.mask: from_file has a matrix of 6 x 6, but {rows} queries look at {rows}"
+        " keys; allowed: a matrix of at least as many rows and columns."
+    )
+
+
 def test_features_of_positions_bound_what_may_be_asked(tiny):
     experiment = build(tiny({"task": TASK, "model.position": "one_hot"}))
     again.check_room(experiment, 6)

@@ -13,9 +13,11 @@ from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
 from positionbias.evaluation.interventions import rearranged
 from positionbias.evaluation.summary import summarise
+from positionbias.models.sites import Sites
 from positionbias.replicas import Layout, replica_keys
 from positionbias.spec import ConfigError
 from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.tokens import joined
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
@@ -162,6 +164,47 @@ def test_positions_matter_to_a_model_that_is_told_them_and_to_no_other(tiny):
     assert measured(told, "pad(4)")[0]["answers_changed"]["mean"] > 0
     relative = tiny({**recall, "model.position": "rope"})
     assert measured(relative, "shift(5)")[0]["answers_changed"]["mean"] == 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "before", "after"),
+    [
+        ("causal", [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]),
+        ("causal & window_with_sinks(1, 2)", [1, 1, 0, 0, 1], [0, 0, 0, 0, 1]),
+        ("causal & window_with_sinks(1, 4)", [1, 1, 1, 1, 1], [1, 1, 0, 0, 1]),
+    ],
+)
+def test_rows_in_front_take_the_places_that_a_mask_counts(tiny, mask, before, after):
+    """What the question, behind two pairs, knows of the inputs: with two fillers in front, these are the sinks."""
+    task = "associative_recall(pairs=2, keys=3, values=4, delays=1, shift=0)"
+    experiment = build(tiny({"task": task, "model.mask": mask}))
+    condition, pad = experiment.task.conditions()[0], spec.build("interventions", "pad(2)", "x")
+    assert experiment.reach(condition)[-1].astype(int).tolist() == before
+    assert pad.reach(experiment, condition).astype(int)[-1].tolist() == after
+    tokens = jax.tree.map(jnp.asarray, experiment.task.tokens(condition))
+    assert pad.reach(experiment, condition, tokens).astype(int)[-1].tolist() == after
+    batch = experiment.task.batch(jax.random.key(0), condition, 2)
+    model, context = experiment.initialise(jax.random.key(0)), 2 + experiment.task.context_length(condition)
+    told = experiment.assigned(pad.tokens_read(batch.tokens, experiment.task, condition), context, None)
+
+    def last(shift):
+        sites = Sites(edit={"embedding": ("add", shift)})
+        inputs = pad.inputs_read(batch.inputs, experiment.task, condition)
+        return model(inputs, told._replace(position=told.position % 5), context, sites)[:, -1].sum()
+
+    slopes = np.abs(np.asarray(jax.grad(last)(jnp.zeros((2, 7, 16))))).max(axis=(0, 2))
+    assert (slopes[2:] > 0).astype(int).tolist() == after
+
+
+def test_a_shift_moves_the_row_that_an_architecture_adds_too(tiny):
+    experiment = build(
+        tiny({"task": spec.canonical(RECALL), "model.architecture": "token_prepending", "model.layers": 2})
+    )
+    context = experiment.task.context_length(TRAIN)
+    told = experiment.assigned(experiment.task.tokens(TRAIN), context, None)
+    shifted = spec.build("interventions", "shift(5)", "x").change(None, item()._replace(tokens=told), RECALL, TRAIN)
+    wanted = joined(told.parted(0)).position + 5
+    assert joined(shifted.tokens.parted(0)).position.tolist() == wanted.tolist()
 
 
 def test_rows_are_those_of_the_changed_items(tiny):

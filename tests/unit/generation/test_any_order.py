@@ -109,6 +109,8 @@ def test_padded_prompts_come_out_as_alone(model):
     ("overrides", "how", "said"),
     [
         ({}, {"order": (0, 1, 1, 2)}, r"order = \(0, 1, 1, 2\) is not allowed; .* every number from 0 to 3 once\."),
+        ({}, {"order": (0.0, 1, 2, 3)}, r"generate\.order: \(0\.0, 1, 2, 3\) is not allowed; .*"),
+        ({}, {"order": 3}, r"generate\.order: 3 is not allowed; .*"),
         ({}, {"order": "random"}, r"key: a random order is drawn, and needs one; .*"),
         ({}, {"steps": 5}, r"steps = 5 is not allowed; allowed: None or a whole number from 1 to length = 4\."),
         ({}, {"top_k": 0}, r"top_k = 0 is not allowed; .*"),

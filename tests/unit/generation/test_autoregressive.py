@@ -49,7 +49,7 @@ def same(found, atol=1e-4):
         },
         {"model.position": "rope", "objective": "focus_bilevel"},
         {"model.position": "rope", "objective": "answer_only", "model.residual": "concatenate"},
-        {"model.position": "alibi", "model.mask": "[causal & random_permutation_window(4), causal & neighborhood(5)]"},
+        {"model.position": "alibi", "model.mask": "[causal & sliding_window(4), causal & dilated_window(3, 2)]"},
         {"model.position": "xpos", "model.assignment": "reversed", "model.operator": "multimodal_softmax(image=0)"},
         {**ENCODER, "model.position": "rope"},
         {
@@ -198,6 +198,19 @@ def test_a_mask_that_looks_ahead_is_read_anew_every_time(fresh):
         np.testing.assert_allclose(alone.outputs[:, 0], found.outputs[:, place], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("mask", ["causal & neighborhood(5)", "causal & random_permutation_window(4)"])
+def test_masks_that_count_rows_are_read_at_the_length_trained_alone(both, fresh, mask):
+    overrides = {"task": TASK, "model.mask": mask, "model.position": "rope"}
+    same(both(overrides, PROMPT, 2))
+    same(both(overrides, PROMPT[:, :6], 6))
+    told = (
+        r"^length: the mask .* of layer 0 counts rows, and shows row \d+ of {} other keys than of 11, as many as were"
+    )
+    for length in (1, 6):
+        with pytest.raises(ConfigError, match=told.format(9 + length)):
+            generate(*fresh(overrides), PROMPT, length)
+
+
 @pytest.mark.parametrize(
     ("overrides", "prompt", "length", "how", "said"),
     [
@@ -224,6 +237,17 @@ def test_a_mask_that_looks_ahead_is_read_anew_every_time(fresh):
             r"method: 'diffusion' is not what .* trains; allowed: 'autoregressive'\.",
         ),
         ({}, PROMPT, 1, {"method": "difusion"}, r"method: unknown method 'difusion', did you mean 'diffusion'\?.*"),
+        ({}, [[1, 2], [1]], 1, {}, r"prompt: of unequal lengths; allowed: as long as each other, padded in front\."),
+        ({}, PROMPT, 1, {"key": 0}, r"key: int; allowed: one key, such as jax\.random\.key\(0\)\."),
+        ({}, PROMPT, 1, {"key": jax.random.split(jax.random.key(0))}, r"key: PRNGKeyArray of shape \(2,\); .*"),
+        ({}, PROMPT, 1, {"tokens": 3}, r"tokens: int is not allowed; allowed: Tokens, as of run\.sample\(size\)\."),
+        (
+            {},
+            PROMPT,
+            1,
+            {"tokens": sequential(12, position=np.arange(-1, 11, dtype=np.int32))},
+            r"tokens: positions from -1 are given; allowed: from 0\.",
+        ),
         ({}, PROMPT, 9, {"tokens": sequential(17)}, r"tokens: those given are 17 .*; allowed: at least 18 rows, .*"),
         (
             {"model.assignment": "randomized(64)"},

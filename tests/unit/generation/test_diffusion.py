@@ -184,6 +184,22 @@ def test_refusals(fresh, how, said):
         generate(experiment, weights, PROMPT, 6, **how)
 
 
+@pytest.mark.parametrize(
+    ("key", "draws", "said"),
+    [
+        (None, 4, "key: what is hidden is drawn, and needs one; .*"),
+        ("0", 4, "key: str; .*"),
+        (jax.random.key(0), 0, "draws = 0 is not allowed; .*"),
+        (jax.random.key(0), 1.5, r"draws = 1\.5 is not allowed; .*"),
+        (jax.random.key(0), True, "draws = True is not allowed; .*"),
+    ],
+    ids=str,
+)
+def test_what_a_likelihood_is_not_drawn_by(fresh, key, draws, said):
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        likelihood(*fresh(MODEL), PROMPT, PROMPT, key, draws)
+
+
 def test_the_likelihood_is_of_objectives_that_hide(fresh):
     experiment, weights = fresh({"task": MODEL["task"]})
     with pytest.raises(

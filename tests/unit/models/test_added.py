@@ -79,6 +79,65 @@ def test_a_table_of_positions_is_read_by_the_moved_tokens(tiny):
     np.testing.assert_allclose(after["added"][0], np.asarray(other.row.vector[...]) + tables[1][:1], atol=1e-6)
 
 
+SEGMENTS = {"task": "associative_recall(pairs=2, keys=4, values=4, delays=1, shift=0)", "model.mask": "causal"}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "architecture", "wanted"),
+    [
+        ("sequential", "token_prepending", [0, 1, 2, 3, 4, 5]),
+        ("sequential", "summary_token", [0, 1, 2, 3, 4, 5]),
+        ("reversed", "contextual_token", [5, 4, 3, 2, 1, 0]),
+        ("reversed", "summary_token", [5, 4, 3, 2, 1, 0]),
+        ("padded(3)", "token_prepending", [3, 4, 5, 6, 7, 8]),
+        ("padded(3)", "summary_token", [3, 4, 5, 6, 7, 8]),
+        ("shared", "token_prepending", [0, 1, 2, 1, 2, 3]),
+        ("shared", "summary_token", [0, 1, 0, 1, 2, 3]),
+        ("per_segment", "summary_token", [0, 1, 0, 1, 0, 1]),
+    ],
+)
+def test_positions_are_assigned_over_all_rows(tiny, assignment, architecture, wanted):
+    """The tokens told, parted for the added row; two pairs, in segments 1 and 2, are asked for by a token of none."""
+    experiment = made(tiny, architecture, **{**SEGMENTS, "model.assignment": assignment})
+    condition = experiment.task.conditions()[0]
+    context = experiment.task.context_length(condition)
+    told = experiment.assigned(experiment.task.tokens(condition), context, None)
+    assert told.length == 5
+    assert joined(told.parted(experiment.architecture.place(context))).position.tolist() == wanted
+    assert experiment.blueprint.length == max(wanted) + 1
+
+
+@pytest.mark.parametrize("architecture", ["token_prepending", "summary_token"])
+def test_drawn_positions_are_drawn_for_the_added_row_too(tiny, architecture):
+    keys = jax.random.split(jax.random.key(0), 300)
+    for assignment, longest in (("randomized(8)", 8), ("random", 6), ("offset(2)", 8)):
+        experiment = made(tiny, architecture, **{**SEGMENTS, "model.assignment": assignment})
+        assert experiment.blueprint.length == longest
+        tokens = experiment.task.tokens(experiment.task.conditions()[0])
+        told = jax.jit(lambda keys, e=experiment, t=tokens: e.assigned(t, 4, keys))(keys)
+        place = experiment.architecture.place(4)
+        found = np.asarray(joined(told.parted(place)).position)
+        assert found.shape == (300, 6)
+        assert all(len(set(row)) == 6 for row in found.tolist()), "positions collide"
+        assert len(np.unique(found[:, place])) > 2, "the added row is always told the same"
+        assert found.max() == longest - 1
+        assert (np.diff(found) > 0).all() == (assignment != "random")
+    with pytest.raises(ConfigError, match=r"^model\.assignment: longest = 5 has no position for each of 6 tokens;"):
+        made(tiny, architecture, **{**SEGMENTS, "model.assignment": "randomized(5)"})
+
+
+def test_the_added_row_is_embedded_at_its_position(tiny):
+    experiment = made(tiny, "token_prepending", **{**SEGMENTS, "model.assignment": "reversed"})
+    condition = experiment.task.conditions()[0]
+    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    batch = experiment.task.batch(jax.random.key(1), condition, 2)
+    sites = Sites(record=["added", "embedding"])
+    model(batch.inputs, experiment.assigned(batch.tokens, 4, None), 4, sites)
+    table, content = (np.asarray(x[...]) for x in (model.embedding.params["table"], model.embedding.table))
+    np.testing.assert_allclose(sites.recorded["added"][0], np.asarray(model.row.vector[...]) + table[5:], atol=1e-6)
+    np.testing.assert_allclose(sites.recorded["embedding"][0], content[batch.inputs[0]] + table[4::-1], atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------ contextual_token
 
 

@@ -21,7 +21,8 @@ def vectors(seed=0, size=SIZE):
 
 def rotated(scheme, x, position=POSITIONS, side="query", frame=None):
     frame = np.zeros_like(position) if frame is None else frame
-    return np.asarray(scheme.rotate(x, sequential(len(position), position=position, frame=frame), {}, side))
+    tokens = sequential(len(position), position=position, frame=frame).told_context(0)
+    return np.asarray(scheme.rotate(x, tokens, {}, side))
 
 
 def scores(scheme, position=POSITIONS, frame=None):
@@ -136,6 +137,13 @@ def test_xpos_is_finite_at_the_last_position_it_allows():
 def test_dual_rope_without_gamma_is_rope():
     found = rotated(DualRoPE(gamma=0.0), vectors(), frame=FRAMES)
     np.testing.assert_array_equal(found, rotated(RoPE(), vectors()))
+
+
+def test_text_is_of_the_time_of_the_last_frame_before_it():
+    frame = np.array([0, 1, 1, 2, 0, 0], np.int32)
+    found = scores(DualRoPE(gamma=3.0), frame=frame)
+    expected = scores(RoPE(), POSITIONS + 3 * np.array([0, 1, 1, 2, 2, 2], np.int32))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_dual_rope_within_a_frame_is_rope_and_across_frames_is_further():

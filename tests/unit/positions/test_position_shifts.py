@@ -58,7 +58,7 @@ def started(declared):
 
 def told(scheme, **fields):
     """The embeddings and scores of the same inputs, queries and keys, for tokens with these fields."""
-    tokens = sequential(T, **fields)
+    tokens = sequential(T, **fields).told_context(0)
     x = jax.random.normal(jax.random.key(0), (1, T, DIMS.width))
     q, k = (jax.random.normal(jax.random.key(i), (1, T, DIMS.heads, DIMS.head_size)) for i in (1, 2))
     placed = Placed(scheme, started(scheme.layer_parameters(DIMS)))

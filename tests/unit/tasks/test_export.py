@@ -13,7 +13,7 @@ from positionbias.replicas import Layout, replica_keys, stream
 from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
 from positionbias.tasks.base import find_condition
-from positionbias.tokens import TOLD
+from positionbias.tokens import UNTOLD
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
@@ -41,7 +41,7 @@ def test_what_is_read_back_is_what_was_drawn(folder):
         np.testing.assert_array_equal(getattr(batch, name), drawn[name])
         assert getattr(batch, name).dtype == drawn[name].dtype
     for name, leaf in batch.tokens._asdict().items():
-        np.testing.assert_array_equal(leaf, 0 if name in TOLD else drawn[f"tokens_{name}"][0])
+        np.testing.assert_array_equal(leaf, UNTOLD[name] if name in UNTOLD else drawn[f"tokens_{name}"][0])
     assert "tensorflow" not in sys.modules
 
 

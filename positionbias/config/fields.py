@@ -1,0 +1,92 @@
+"""Which fields of tokens members read: refused where nobody tells them, noted where they tell nothing apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from positionbias import spec
+from positionbias.assignments.base import Assignment
+from positionbias.masks.base import Mask
+from positionbias.objectives.base import Objective
+from positionbias.positions.base import PositionScheme
+from positionbias.spec import ConfigError
+from positionbias.tasks.base import Task
+from positionbias.tokens import Tokens
+
+OBJECTIVES_TELL = ("hidden", "rank")  # nothing else does
+TASKS_TELL = {"segment": "segment", "role": "role", "frame": "frame", "scale": "scale", "time": "frame"}
+
+Looks = tuple[Mask, Tokens, Tokens]  # a mask, and the tokens of the queries and keys that it is on
+
+
+class Watched:
+    """Tokens that note which fields are read."""
+
+    def __init__(self, tokens: Tokens, read: set[str]) -> None:
+        self._tokens, self._read = tokens, read
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Tokens._fields:
+            self._read.add(name)
+        return getattr(self._tokens, name)
+
+
+def read_by_mask(mask: Mask, q: Tokens, k: Tokens) -> set[str]:
+    """The fields that a mask's rule reads of these sequences."""
+    pair = q.cut(0, 1).rows(), k.cut(0, 1).columns()  # a rule reads the same of every pair
+    return _watching(lambda watch: mask.bind(watch(q), watch(k)).allowed(*map(watch, pair)))
+
+
+def read_by_assignment(assignment: Assignment, tokens: Tokens) -> set[str]:
+    """The fields that an assignment reads."""
+    return _watching(lambda watch: assignment.positions(watch(tokens)))
+
+
+def _watching(call: Callable[[Callable[[Tokens], Any]], object]) -> set[str]:
+    read: set[str] = set()
+    call(lambda tokens: Watched(tokens, read))
+    return read
+
+
+def check_told(objective: Objective, looks: Iterable[Looks]) -> None:
+    """Raise ConfigError for a mask that reads what the objective does not tell, and so would be another mask."""
+    for mask, q, k in looks:
+        for name in OBJECTIVES_TELL:
+            if name in read_by_mask(mask, q, k) and name not in objective.tells:
+                raise ConfigError(
+                    f"model.mask: {spec.canonical(mask)} reads {name!r} of the tokens, which the objective"
+                    f" {spec.canonical(objective)} does not tell; allowed: objectives that do ({_that_tell(name)}), or"
+                    " another mask."
+                )
+
+
+def _that_tell(name: str) -> str:
+    members: list[tuple[str, Any]] = [
+        (n, spec.load_member("objectives", n, "objective")) for n in spec.names("objectives")
+    ]
+    return ", ".join(one for one, member in members if name in member.tells)
+
+
+def idle(
+    task: Task, looks: Iterable[Looks], schemes: Iterable[PositionScheme], assignment: Assignment
+) -> Iterator[str]:
+    """One line for every member that reads what is the same for all tokens of the task, and so tells nothing apart.
+
+    Of a task whose examples differ nothing is known.
+    """
+    if not task.shared_tokens:
+        return
+    layouts = [task.tokens(condition) for condition in task.conditions()]
+    same = {name for name, of in TASKS_TELL.items() if all(np.ptp(getattr(told, of)) == 0 for told in layouts)}
+    members: list[tuple[str, Any, set[str]]] = [("mask", mask, read_by_mask(mask, q, k)) for mask, q, k in looks]
+    members += [("position", scheme, set(scheme.reads)) for scheme in schemes]
+    members += [("assignment", assignment, set().union(*(read_by_assignment(assignment, told) for told in layouts)))]
+    found = {
+        (axis, spec.canonical(one)): sorted({TASKS_TELL[name] for name in read & same}) for axis, one, read in members
+    }
+    for (axis, text), names in found.items():
+        if names:
+            yield f"model.{axis}: {text} reads the {' and the '.join(names)} of tokens, the same for all of this task's"

@@ -1,0 +1,83 @@
+"""Fields of tokens that members read: who tells them, and where they tell nothing apart."""
+
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.config import fields
+from positionbias.config.build import build
+from positionbias.spec import ConfigError
+from positionbias.tokens import sequential
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("bidirectional", {"index"}),
+        ("causal & segments", {"index", "segment"}),
+        ("~masked_keys", {"hidden"}),
+        ("switch(causal, by_rank | block_causal('segment'))", {"index", "mode", "rank", "segment"}),
+        ("neighborhood(3)", {"index"}),
+        ("causal_cross", {"index", "frame"}),
+        ("concentric", {"index", "frame", "scale"}),
+        ("context_bidirectional", {"index", "context"}),
+    ],
+)
+def test_what_a_mask_reads(text, wanted):
+    found = fields.read_by_mask(spec.build("masks", text, "mask"), sequential(5), sequential(5))
+    assert found - {"hidden"} == wanted - {"hidden"}
+    assert ("hidden" in found) == ("hidden" in wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.mask": "causal & ~masked_keys"},
+            "model.mask: causal & ~masked_keys reads 'hidden' of the tokens, which the objective next_token does not"
+            " tell; allowed: objectives that do (bidirectional_causal, masked_denoising, masked_diffusion), or another"
+            " mask.",
+        ),
+        (
+            {"model.mask": "[causal, causal & by_rank]", "model.layers": 2},
+            "model.mask: causal & by_rank reads 'rank' of the tokens, which the objective next_token does not tell;"
+            " allowed: objectives that do (random_order), or another mask.",
+        ),
+        (
+            {"model.mask": "by_rank", "objective": "masked_denoising", "task": "reversal(pairs=2, both=1)"},
+            "model.mask: by_rank reads 'rank' of the tokens, which the objective masked_denoising does not tell;"
+            " allowed: objectives that do (random_order), or another mask.",
+        ),
+    ],
+)
+def test_a_mask_that_reads_what_nobody_tells_is_refused(tiny, changes, message):
+    with pytest.raises(ConfigError) as error:
+        build(tiny(changes))
+    assert str(error.value) == message
+
+
+def test_what_tells_nothing_apart_is_said(tiny):
+    pairs = {"task": "associative_recall(pairs=2, keys=4, values=4, delays=1)", "model.mask": "shared_prompt"}
+    assert build(tiny(pairs)).idle == []
+    plain = tiny(
+        {
+            "model.mask": "[block_causal, concentric & causal]",
+            "model.layers": 2,
+            "model.position": "dual_rope",
+            "model.assignment": "concentric",
+        }
+    )
+    assert build(plain).idle == [
+        "model.mask: block_causal reads the frame of tokens, the same for all of this task's",
+        "model.mask: concentric & causal reads the frame and the scale of tokens, the same for all of this task's",
+        "model.position: dual_rope reads the frame of tokens, the same for all of this task's",
+        "model.assignment: concentric reads the frame and the scale of tokens, the same for all of this task's",
+    ]
+
+
+def test_of_a_task_whose_examples_differ_nothing_is_said(tiny):
+    task = {"task": "set_disjointness", "model.mask": "causal | segments & ~segments"}
+    experiment = build(tiny(task))
+    assert not experiment.task.shared_tokens
+    assert np.ptp(experiment.task.tokens(experiment.task.conditions()[0]).segment) == 0
+    assert experiment.idle == []
