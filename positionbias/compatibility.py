@@ -25,6 +25,9 @@ PAIRS = (
     ("architectures", "positions"),
     ("objectives", "architectures"),
     ("masks", "objectives"),
+    ("masks", "architectures"),
+    ("assignments", "positions"),
+    ("assignments", "architectures"),
 )
 # Arguments of members that cannot do without, and of those whose defaults do not fit so small a config.
 ARGUMENTS = {
@@ -37,11 +40,12 @@ ARGUMENTS = {
     "neighborhood": "width=3",
     "random_permutation_window": "width=3",
     "random_graph": "p=0.5",
-    "from_file": "path=None, matrix='16x16:" + "ff" * 32 + "'",
+    "from_file": "path=None, matrix='24x24:" + "ff" * 72 + "'",
     "block_causal_with_summary": "summary=1",
-    "switch": "first=causal, second=bidirectional & ~masked_keys",
+    "by_rank": "strict=True",
+    "switch": "first=causal, second=bidirectional",
     "padded": "by=2",
-    "randomized": "longest=32",
+    "randomized": "longest=24",
     "offset": "most=4",
     "periodic": "period=4",
     "looped": "loops=2",
@@ -57,16 +61,16 @@ BASE: dict[str, Any] = {
     "train": {"steps": 10, "log_every": 10},
 }
 VECTORS: dict[str, Any] = {"task": "inverse_permutation_matrix(d=3)", "model.inputs": "vector"}
-# What a member needs beside itself, unless the other axis of the pair is the one that says it.
+# Where masks meet architectures, a task whose inputs hold no answers: what leaks is told beside the objectives.
+NO_ANSWERS = "associative_recall(pairs=4, keys=8, values=8, delays=1)"
+# What a member needs beside itself, unless the pair says it.
 WITH: dict[tuple[str, str], dict[str, str]] = {
     ("objectives", "bidirectional_causal"): {"masks": "switch(causal, bidirectional & ~masked_keys)"},
     ("objectives", "random_order"): {"masks": "[by_rank, by_rank(strict=True)]", "architectures": "two_stacks"},
     ("objectives", "masked_denoising"): {"masks": "bidirectional"},
     ("objectives", "masked_diffusion"): {"masks": "bidirectional"},
-    ("architectures", "two_stacks"): {
-        "masks": "[by_rank, by_rank(strict=True)]",
-        "objectives": "random_order",
-    },
+    ("masks", "by_rank"): {"objectives": "random_order"},
+    ("masks", "masked_keys"): {"objectives": "masked_denoising"},
 }
 
 
@@ -94,26 +98,25 @@ def field(axis: str) -> str:
 def refusal(axis: str, name: str, other_axis: str, other: str) -> str | None:
     """What build says of the pair; None if it is built."""
     chosen = {axis: example(axis, name), other_axis: example(other_axis, other)}
-    wanted: dict[str, Any] = {}
     for key in ((axis, name), (other_axis, other)):
-        for more, text in WITH.get(key, {}).items():
-            if more not in chosen:
-                wanted[field(more)] = text
+        chosen = WITH.get(key, {}) | chosen
+    wanted: dict[str, Any] = {field(one): text for one, text in chosen.items()}
+    if {axis, other_axis} == {"masks", "architectures"} and "objectives" not in chosen:
+        wanted["task"] = NO_ANSWERS
     if chosen.get("objectives") == "squared_error":
         wanted |= VECTORS
-    wanted |= {field(one): text for one, text in chosen.items()}
     config = resolve(apply_overrides(BASE, wanted))
     try:
         build(config)
     except ConfigError as error:
-        return _in_general(str(error), (config.model.mask, config.model.architecture))
+        return _in_general(str(error), (config.model.mask, config.model.architecture, chosen.get("objectives", "")))
     return None
 
 
 def _in_general(told: str, members: tuple[str, ...]) -> str:
     """A refusal with "..." for the members it speaks of and "n" for rows and inputs, so that like ones are one note."""
-    for member in members:
-        told = told.replace(f": {member} ", ": ... ", 1)
+    for member in filter(None, members):
+        told = re.sub(rf"(: | = |objective ){re.escape(member)}(?= )", r"\1...", told, count=1)
     return re.sub(r"\b(rows?|input) \d+", r"\1 n", told)
 
 
@@ -148,8 +151,12 @@ def members_table(axis: str) -> str:
 
 
 def matrix_table(rows: str, columns: str) -> str:
-    """A matrix in Markdown: + where the pair is built, else the number of what build says instead."""
+    """A matrix in Markdown: + where the pair is built, else the number of what build says; a line if all are built."""
     found = matrix(rows, columns)
+    if not found.notes:
+        return (
+            f"Every one of the {len(found.rows)} {rows} is built with every one of the {len(found.columns)} {columns}."
+        )
     lines = ["| | " + " | ".join(f"`{name}`" for name in found.columns) + " |", "|---" * (len(found.columns) + 1) + "|"]
     for row in found.rows:
         cells = [found.cells[row, column] for column in found.columns]

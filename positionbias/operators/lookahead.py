@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Mapped
+from positionbias.arrays import Bool, Float, Int, Mapped
 from positionbias.operators.base import ScoreOperator, SiteFunction
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
@@ -24,7 +24,8 @@ class Lookahead(ScoreOperator):
     these are ours. A query q_i, all heads together, looks ahead w_i = `most` * sigmoid(u . q_i / sqrt(N H) + b) places;
     a key d = j - i > 0 places ahead has log sigmoid((w_i - d) / `softness`) added to its score, and none beyond `most`
     is seen. The loss grows by `price` times the mean of w_i in every layer. How far is a number to be learned, so that
-    no boolean mask says it; what `model.mask` hides stays hidden, so that it should let through what comes after.
+    no boolean mask says it; what `model.mask` hides stays hidden, so that it should let through what comes after. The
+    intervention `hard_lookahead` measures what is left of it if what a query asks for is rounded.
     """
 
     most: int
@@ -62,10 +63,15 @@ class Lookahead(ScoreOperator):
         valid = jnp.asarray(tokens_q.valid)
         site("penalty", self.price * jnp.sum(ahead * valid, axis=-1) / jnp.maximum(jnp.sum(valid, axis=-1), 1))
         away = jnp.asarray(tokens_k.columns().index - tokens_q.rows().index)  # [..., T, S]
-        soft = jax.nn.log_sigmoid((ahead[:, :, None] - away) / self.softness)
-        gate = jnp.where(away > 0, soft, 0.0)[:, None]
-        near = away <= self.most
-        return masked_softmax(scores + gate, allowed & (near[:, None] if near.ndim == 3 else near))
+        near, gate = self.gated(ahead[:, :, None], away)
+        return masked_softmax(scores + gate[:, None], allowed & (near[:, None] if near.ndim == 3 else near))
+
+    def gated(
+        self, ahead: Float[jax.Array, "B T 1"], away: Int[jax.Array, "... T S"]
+    ) -> tuple[Bool[jax.Array, "... T S"], Float[jax.Array, "B T S"]]:
+        """Which keys are seen so many places `away`, and what is added to their scores."""
+        soft = jax.nn.log_sigmoid((ahead - away) / self.softness)
+        return away <= self.most, jnp.where(away > 0, soft, 0.0)
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
         return allowed & (tokens_k.columns().index - tokens_q.rows().index <= self.most)

@@ -57,14 +57,39 @@ def test_every_member_stands_in_a_table(root):
             "causal",
             "objectives",
             "bidirectional_causal",
-            "model.mask: ... has one mode, but the objective bidirectional_causal reads batches in two; allowed: a mask"
+            "model.mask: ... has one mode, but the objective ... reads batches in two; allowed: a mask"
             " that switches, such as 'switch(causal, bidirectional & ~masked_keys)'.",
         ),
         ("objectives", "random_order", "architectures", "two_stacks", None),
+        ("masks", "bidirectional", "architectures", "encoder_decoder", None),
+        ("masks", "by_rank", "architectures", "two_stacks", None),
+        (
+            "masks",
+            "masked_keys",
+            "architectures",
+            "encoder_decoder",
+            "objective: ... trains rows of the context, for which model.architecture = ... gives no outputs; allowed:"
+            " decoder_only.",
+        ),
+        (
+            "masks",
+            "by_rank",
+            "objectives",
+            "next_token",
+            "model.mask: ... reads 'rank' of the tokens, which the objective ... does not tell; allowed: objectives"
+            " that do (random_order), or another mask.",
+        ),
     ],
 )
 def test_pairs_are_as_build_has_them(rows, row, columns, column, told):
     assert compatibility.refusal(rows, row, columns, column) == told
+
+
+def test_a_matrix_without_refusals_is_one_line():
+    assert compatibility.matrix_table("positions", "operators") == (
+        f"Every one of the {len(spec.names('positions'))} positions is built with every one of the"
+        f" {len(spec.names('operators'))} operators."
+    )
 
 
 @pytest.mark.parametrize("axis", compatibility.AXES)
