@@ -88,6 +88,13 @@ class LoadedRun:
             return jax.vmap(one, out_axes=batch_axes(0, self.experiment.shared_tokens))(own)
         return one(self.task.corpus())
 
+    def answer_rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
+        """The row of the outputs that answers each question, which `batch.targets` has at `batch.query`.
+
+        That row, but for objectives that say an answer where it stands among the inputs.
+        """
+        return self.experiment.objective.rows(batch)
+
     def apply(
         self,
         batch: Batch,

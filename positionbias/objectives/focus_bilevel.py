@@ -24,8 +24,8 @@ class FocusBilevel(CrossEntropy):
     The inner loop adds s A B to every MLP matrix of the last `share` of layers, s = `alpha` / `rank`, A as Kaiming
     draws it and B zero, and takes `steps` steps of gradient descent on A and B at `rate`, their gradient clipped to
     norm `clip`, on the loss of the very batch. The outer gradient is that of the model's own weights with these added,
-    which are not differentiated through and are thrown away. Measured is the model without them. A step costs
-    `steps` + 1 gradients.
+    which are not differentiated through and are thrown away; so the loss that is logged is that of fitted weights.
+    Evaluation measures the model without them. A step costs `steps` + 1 gradients.
     """
 
     rank: int = 8

@@ -155,3 +155,15 @@ def test_a_batch_goes_with_its_condition(run):
         loaded.apply(batch)
     with pytest.raises(ConfigError, match="condition"):
         loaded.apply(batch, condition="none")
+
+
+@pytest.mark.parametrize(("objective", "row"), [("next_token", 2), ("masked_denoising", 3)])
+def test_answers_stand_in_the_rows_told(tiny, tmp_path, objective, row):
+    """An answer that stands in the last input is said by the row before, or where it is hidden."""
+    mask = "causal" if objective == "next_token" else "bidirectional"
+    task = {"task": "reversal(pairs=4, both=2, begin=True)", "objective": objective, "model.mask": mask}
+    train(tiny({**task, "train.steps": 4, "evaluation.items": 8}), tmp_path / "run", [], lambda line: None)
+    loaded = load(tmp_path / "run")
+    batch = loaded.sample(4)
+    assert loaded.answer_rows(batch).tolist() == [[row]] * 4
+    assert batch.query.tolist() == [[2]] * 4

@@ -36,6 +36,27 @@ def near(share, wanted, count):
     assert abs(share - wanted) < 5 * np.sqrt(max(wanted * (1 - wanted), 0.01) / count)
 
 
+ORDERED = {"model.architecture": "two_stacks", "model.mask": "[by_rank, by_rank(strict=True)]", "model.layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "own"),
+    [
+        ({"objective": "next_token"}, set()),
+        ({"objective": "masked_diffusion", "model.mask": "bidirectional"}, {"hidden"}),
+        ({"objective": "random_order", **ORDERED}, {"rank"}),
+        ({"objective": "random_order", **ORDERED, "model.assignment": "randomized(9)"}, {"rank", "position"}),
+    ],
+)
+def test_examples_share_all_that_is_not_told_of_each(tiny, overrides, own):
+    """So that the biases of a scheme are made once, and not once an example."""
+    experiment = build(tiny({"task": spec.canonical(TASK), "model.position": "rope", **overrides}))
+    batch, _ = drawn(TASK, 8)
+    made = experiment.trained(jax.random.key(0), batch)
+    assert {name for name, field in made.tokens._asdict().items() if field.ndim > 1} == own
+    assert all(field.shape == (8, 4) for name, field in made.tokens._asdict().items() if name in own)
+
+
 # ------------------------------------------------------------------------------------------------------ next token
 
 
