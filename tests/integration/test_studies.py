@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from positionbias import evaluate
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
 from positionbias.config.sweeps import cells
@@ -98,6 +99,22 @@ def test_every_replica_of_a_cell_keeps_the_promise(study, name, condition, low, 
     assert len(replicas) >= 4
     assert low <= min(replicas)
     assert max(replicas) <= high
+
+
+@pytest.mark.slow
+def test_the_order_of_statements_is_nothing_to_a_model_that_is_read_by_pine(root, tmp_path):
+    plain = summary(resolve(load_config(str(root / "configs" / "variable_tracking" / "quick.py"))), tmp_path / "run")
+    arguments = ["--workdir", str(tmp_path / "run"), "--interventions", "pine", "--items", "1024"]
+    assert evaluate.main(arguments) == 0
+    read = json.loads((tmp_path / "run" / "evals" / "step001500_pine.json").read_text())
+    for first, second in (("kept", "reversed"), ("kept", "shuffled")):
+        apart = [
+            np.subtract(*(found["by_condition"][name]["accuracy"]["replicas"] for name in (first, second)))
+            for found in (plain, read)
+        ]
+        assert len(apart[0]) == 4
+        assert apart[0].mean() > 0.2, "order counts"
+        assert np.abs(apart[1]).max() < 0.002, "but for answers as likely as each other"
 
 
 @pytest.mark.slow
