@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from positionbias.arrays import Int, Mapped
+from positionbias.spec import require
 
 # What models, assignments and objectives tell: the fields that no task knows and no stored item holds, until told.
 UNTOLD = {"context": 0, "time": 0, "spare": -1, "depth": 0, "mode": 0, "hidden": 0, "rank": 0}
@@ -116,3 +117,10 @@ def sequential(length: int, **fields: Mapped) -> Tokens:
     made = dict.fromkeys(Tokens._fields, zero) | told
     made |= {"index": index, "position": index, "valid": np.ones(length, bool)}
     return Tokens(**{**made, **fields})
+
+
+def rings(side: int) -> Int[np.ndarray, "..."]:
+    """How far inwards each cell of a grid of side * side lies, row by row, 0 at the border: int32 [side * side]."""
+    require(side >= 1, "side", side, "a whole number from 1")
+    along = np.minimum(np.arange(side), np.arange(side)[::-1])
+    return np.minimum.outer(along, along).reshape(-1).astype(np.int32)

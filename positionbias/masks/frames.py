@@ -5,19 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import numpy as np
-
-from positionbias.arrays import Int, Mapped
+from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
-
-
-def rings(side: int) -> Int[np.ndarray, "..."]:
-    """How far inwards each cell of a grid of side * side lies, row by row, 0 at the border: int32 [side * side]."""
-    require(side >= 1, "side", side, "a whole number from 1")
-    along = np.minimum(np.arange(side), np.arange(side)[::-1])
-    return np.minimum.outer(along, along).reshape(-1).astype(np.int32)
 
 
 def _same(q: Tokens, k: Tokens, group: str) -> Mapped:
@@ -121,8 +112,8 @@ class Concentric(Mask):
     """In its own frame a query sees the rings up to its own, k.scale <= q.scale; all else is causal.
 
     Concentric causal attention (Xing et al. 2024, arXiv 2410.15926): the rings of an image are counted inwards from 0
-    at its border (`rings`), and each sees itself and those around it. Six tokens in frames 0, 1, 1, 1, 1, 0, of scales
-    0, 0, 1, 1, 0, 0:
+    at its border (`tokens.rings`), and each sees itself and those around it. Six tokens in frames 0, 1, 1, 1, 1, 0, of
+    scales 0, 0, 1, 1, 0, 0:
 
         1 0 0 0 0 0
         1 1 0 0 1 0

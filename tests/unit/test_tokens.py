@@ -1,10 +1,11 @@
-"""Tokens parted for rows that are put among them."""
+"""Tokens parted for rows that are put among them, and the rings of a grid."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from positionbias.tokens import joined, of_both, own_and_shared, sequential
+from positionbias import spec
+from positionbias.tokens import joined, of_both, own_and_shared, rings, sequential
 
 
 def laid_out(tokens):
@@ -81,3 +82,12 @@ def test_own_fields_and_shared_ones_make_the_tokens_again(tokens):
     assert [name for name, field in own._asdict().items() if field is not None] == ["hidden"]
     assert shared.hidden is None
     assert laid_out(of_both(own, shared)) == laid_out(mixed)
+
+
+def test_rings_are_counted_inwards_from_the_border():
+    np.testing.assert_array_equal(rings(1), [0])
+    np.testing.assert_array_equal(rings(3).reshape(3, 3), [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(rings(4).reshape(4, 4), [[0] * 4, [0, 1, 1, 0], [0, 1, 1, 0], [0] * 4])
+    assert (rings(24).dtype, rings(24).shape, rings(24).max() + 1) == (np.int32, (576,), 12)
+    with pytest.raises(spec.ConfigError, match=r"^side = 0 is not allowed"):
+        rings(0)

@@ -5,21 +5,11 @@ import pytest
 
 from positionbias import spec
 from positionbias.masks.base import reach
-from positionbias.masks.frames import rings
-from positionbias.tokens import sequential
+from positionbias.tokens import rings, sequential
 
 
 def dense(text, tokens):
     return np.asarray(spec.build("masks", text, "mask").dense(tokens, tokens))
-
-
-def test_rings_are_counted_inwards_from_the_border():
-    np.testing.assert_array_equal(rings(1), [0])
-    np.testing.assert_array_equal(rings(3).reshape(3, 3), [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(rings(4).reshape(4, 4), [[0] * 4, [0, 1, 1, 0], [0, 1, 1, 0], [0] * 4])
-    assert (rings(24).dtype, rings(24).shape, rings(24).max() + 1) == (np.int32, (576,), 12)
-    with pytest.raises(spec.ConfigError, match=r"^side = 0 is not allowed"):
-        rings(0)
 
 
 def test_concentric_rings_pass_inwards_only_and_text_stays_causal():
