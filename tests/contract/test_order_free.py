@@ -20,6 +20,7 @@ SMALL = [
     "common_words(common=1, often=2, others=2, seldom=1, vocabulary=4)",
     "context_or_prior(subjects=4, relations=1, objects=4, folds=2, documents=2)",
     "entity_binding(groups=2, members=2, names=3)",
+    "grid_recall(side=2, objects=4, colours=2)",
     "inverse_permutation(n=3, alphabet=2)",
     "multi_hop(hops=2, documents=4, entities=2, relations=1, typed=True, gaps=[])",
     "needle(keys=2, depths=2, cell=3, key_tokens=2, value_tokens=3, noise_tokens=1)",
