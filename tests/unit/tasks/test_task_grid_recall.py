@@ -12,6 +12,8 @@ from judges import drawn, enumerated_ceiling, judging_alike
 from scipy import stats
 
 from positionbias import spec
+from positionbias.config.build import build
+from positionbias.config.resolve import resolve
 from positionbias.evaluation.interventions import Swap
 from positionbias.tasks.base import Batch
 from positionbias.tasks.grid_recall import GridRecall
@@ -140,6 +142,20 @@ def test_multimodal_softmax_leaves_cells_to_themselves():
         jnp.zeros((1, 1, 19, 19)), jnp.asarray(dense("causal", tokens)), None, tokens, tokens, {}, None
     )
     np.testing.assert_allclose(weights[0, 0, 18], [1 / 18] * 18 + [1], rtol=1e-6)
+
+
+READERS = [
+    *({"mask": text} for text, _, _ in SEEN),
+    {"assignment": "concentric"},
+    {"position": "dual_rope"},
+    {"operator": "multimodal_softmax(1)"},
+    {"architecture": "encoder_decoder(encoder_mask=block_causal, cross_mask=causal_cross)"},
+]
+
+
+@pytest.mark.parametrize("model", READERS, ids=lambda model: " ".join(model.values()))
+def test_what_reads_them_is_named_in_a_config(model):
+    build(resolve({"name": "read", "task": spec.canonical(FILM), "model": model}))
 
 
 # ---------------------------------------------------------------------------------------------------------- judged
