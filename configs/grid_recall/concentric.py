@@ -9,14 +9,14 @@ arXiv 2410.15926, "concentric") tells a cell its ring, 1 to 4 positions from the
 only. The paper finds that RoPE makes models see objects at the front of a raster, far from the question, less well, and
 that rings even it out. "block_causal" lets a grid see itself and turns by its number too (TC-LLaVA, arXiv 2409.03206).
 
-Hardware and time: 2 CPU cores, about 2 minutes a cell (65 to 125 s of training were measured with other work on the
+Hardware and time: 2 CPU cores, about 2 minutes a cell (65 to 180 s of training were measured with other work on the
 machine). Numbers to reach: at least 0.95 for each of the four replicas of each. Measured were, with the tilt by cell
 (the first quarter of the cells minus the last, that is nearest to the question):
 
     raster        0.997 [0.991, 1.003]   tilt  0.001 [-0.002, 0.004]
     reversed      0.997 [0.991, 1.002]   tilt  0.001 [-0.002, 0.003]
     concentric    0.999 [0.996, 1.001]   tilt -0.001 [-0.003, 0.001]
-    block_causal  0.986 [0.965, 1.007]   tilt  0.002 [-0.002, 0.006]
+    block_causal  0.994 [0.987, 1.001]   tilt -0.002 [-0.005, 0.002]
 
 So the paper's bias does not show: a model trained on every place answers alike at all of them. RoPE's slow pairs, which
 hardly turn within 32 positions, leave it a way to look objects up wherever they stand. "fast" has none (with base 10
