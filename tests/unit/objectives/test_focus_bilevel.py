@@ -1,5 +1,7 @@
 """FocuSFT's two loops: which matrices are fast, what they become, and at which weights a step is taken."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,8 @@ from positionbias.training.program import Program
 
 
 @pytest.mark.parametrize(
-    ("layers", "share", "wanted"), [(4, 0.35, [3]), (6, 0.35, [4, 5]), (3, 1.0, [0, 1, 2]), (1, 0.1, [0])]
+    ("layers", "share", "wanted"),
+    [(4, 0.35, [3]), (5, 0.35, [3, 4]), (6, 0.35, [4, 5]), (3, 1.0, [0, 1, 2]), (1, 0.1, [0]), (12, 0.2, [10, 11])],
 )
 def test_the_last_layers_are_fast(layers, share, wanted):
     paths = [
@@ -35,29 +38,35 @@ def test_an_encoder_and_a_decoder_each_have_their_last():
     assert _last_mlps(paths, 0.35) == [2, 5]
 
 
-def params(value):
-    return {"blocks": {"0": {"mlp": {"weight": value}, "attention": {"weight": jnp.ones((3, 3))}}}}
+def params(first, second):
+    mlp = {"first": {"weight": first}, "second": {"weight": second}}
+    return {"blocks": {"0": {"mlp": mlp, "attention": {"weight": jnp.ones((3, 3))}}}}
 
 
 @pytest.mark.parametrize("clip", [1e6, 0.01])
-def test_two_steps_of_descent_on_two_thin_matrices(clip):
-    """The loss 0.5 |W - G|^2, whose gradient is W - G, by hand."""
+def test_two_steps_of_descent_on_thin_matrices(clip):
+    """The loss 0.5 |W - G|^2 of two W, whose gradient is W - G, by hand; their norm is one."""
     objective = FocusBilevel(rank=2, alpha=6.0, steps=2, rate=0.05, clip=clip)
-    start, goal = jax.random.normal(jax.random.key(0), (4, 5)), jax.random.normal(jax.random.key(1), (4, 5))
+    shapes, keys = [(4, 5), (4, 6)], jax.random.split(jax.random.key(2), 2)
+    starts = [np.asarray(jax.random.normal(jax.random.key(i), shape)) for i, shape in enumerate(shapes)]
+    goals = [np.asarray(jax.random.normal(jax.random.key(9 + i), shape)) for i, shape in enumerate(shapes)]
 
     def gradient(at):
-        return jax.tree.map(lambda w: w - goal if w.shape == goal.shape else w, at)
+        return jax.tree.map(lambda w: next((w - goal for goal in goals if w.shape == goal.shape), w), at)
 
-    found = objective.tuned(jax.random.key(2), params(start), gradient)
+    found = objective.tuned(jax.random.key(2), params(*starts), gradient)
     np.testing.assert_array_equal(found["blocks"]["0"]["attention"]["weight"], np.ones((3, 3)))
-    a = np.asarray(jax.random.uniform(jax.random.split(jax.random.key(2), 1)[0], (4, 2), minval=-0.5, maxval=0.5))
-    b, scale = np.zeros((2, 5)), 3.0
+    a = [np.asarray(jax.random.uniform(key, (4, 2), minval=-0.5, maxval=0.5)) for key in keys]
+    b, scale = [np.zeros((2, 5)), np.zeros((2, 6))], 3.0
     for _ in range(2):
-        slope = np.asarray(start) + scale * a @ b - np.asarray(goal)
-        by_a, by_b = scale * slope @ b.T, scale * a.T @ slope
-        rate = 0.05 * min(1, clip / np.sqrt((by_a**2).sum() + (by_b**2).sum()))
-        a, b = a - rate * by_a, b - rate * by_b
-    np.testing.assert_allclose(found["blocks"]["0"]["mlp"]["weight"], np.asarray(start) + scale * a @ b, atol=1e-5)
+        slopes = [start + scale * x @ y - goal for start, goal, x, y in zip(starts, goals, a, b, strict=True)]
+        by_a = [scale * slope @ y.T for slope, y in zip(slopes, b, strict=True)]
+        by_b = [scale * x.T @ slope for slope, x in zip(slopes, a, strict=True)]
+        rate = 0.05 * min(1, clip / np.sqrt(sum((x**2).sum() for x in by_a + by_b)))
+        a = [x - rate * d for x, d in zip(a, by_a, strict=True)]
+        b = [x - rate * d for x, d in zip(b, by_b, strict=True)]
+    for name, start, x, y in zip(("first", "second"), starts, a, b, strict=True):
+        np.testing.assert_allclose(found["blocks"]["0"]["mlp"][name]["weight"], start + scale * x @ y, atol=1e-5)
 
 
 def test_a_step_is_taken_at_the_tuned_weights_and_moves_the_slow_ones(tiny):
@@ -80,8 +89,13 @@ def test_a_step_is_taken_at_the_tuned_weights_and_moves_the_slow_ones(tiny):
     ("text", "message"),
     [
         ("focus_bilevel(rank=0)", "rank = 0 is not allowed; allowed: a whole number from 1 to 65536."),
+        ("focus_bilevel(rank=65537)", "rank = 65537 is not allowed; allowed: a whole number from 1 to 65536."),
+        ("focus_bilevel(alpha=0)", "alpha = 0.0 is not allowed; allowed: a number above 0."),
         ("focus_bilevel(steps=0)", "steps = 0 is not allowed; allowed: a whole number from 1 to 1000."),
+        ("focus_bilevel(steps=1001)", "steps = 1001 is not allowed; allowed: a whole number from 1 to 1000."),
         ("focus_bilevel(rate=0)", "rate = 0.0 is not allowed; allowed: a number above 0."),
+        ("focus_bilevel(clip=0)", "clip = 0.0 is not allowed; allowed: a number above 0."),
+        ("focus_bilevel(share=1.5)", "share = 1.5 is not allowed; allowed: a number above 0 and at most 1."),
         ("focus_bilevel(share=0)", "share = 0.0 is not allowed; allowed: a number above 0 and at most 1."),
     ],
 )
@@ -89,3 +103,16 @@ def test_bad_arguments(text, message):
     with pytest.raises(spec.ConfigError) as error:
         spec.build("objectives", text, "objective")
     assert str(error.value) == f"objective: {message}"
+
+
+@pytest.mark.parametrize(
+    ("frozen", "refused"),
+    [((), False), (("mlp_in",), False), (("mlp_in", "mlp_out"), True), (("embedding", "mlp_in", "mlp_out"), True)],
+)
+def test_some_mlp_matrix_must_be_trained(tiny, frozen, refused):
+    model = dataclasses.replace(tiny().model, frozen=frozen)
+    if refused:
+        with pytest.raises(spec.ConfigError, match="leave none; allowed: an MLP that is trained"):
+            spec.build("objectives", "focus_bilevel", "objective").check_model(model)
+    else:
+        spec.build("objectives", "focus_bilevel", "objective").check_model(model)
