@@ -21,6 +21,7 @@ LITERAL = [
     ("reversed", {}, 4, [3, 2, 1, 0]),
     ("reversed", {"position": [0, 0, 0, 1]}, 4, [1, 1, 1, 0]),
     ("padded(5)", {}, 3, [5, 6, 7]),
+    ("padded(5)", {"position": [0, 0, 0, 1]}, 4, [5, 5, 5, 6]),
     ("per_segment", {"segment": [0, 1, 1, 2, 2, 2, 0]}, 7, [0, 0, 1, 0, 1, 2, 0]),
     ("per_segment", {}, 3, [0, 1, 2]),
     ("shared", {"segment": [0, 1, 1, 2, 2, 2, 0]}, 7, [0, 1, 2, 1, 2, 3, 4]),
@@ -72,9 +73,20 @@ def test_randomized_keeps_the_order_and_takes_every_subset():
     assert abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
+PADDED = sequential(4, position=np.array([0, 0, 1, 2], np.int32))  # one in front that is no token of the sequence
+
+
+def test_padding_is_told_what_the_first_is():
+    ours = assignment("randomized(9)"), assignment("random")
+    draw = jax.jit(jax.vmap(lambda key: [one.draw(key, PADDED) for one in ours]))
+    gaps, orders = map(np.asarray, draw(jax.random.split(jax.random.key(0), 100)))
+    np.testing.assert_array_equal(gaps[:, 0], gaps[:, 1])
+    assert (np.diff(gaps[:, 1:], axis=1) > 0).all()
+    assert np.unique(np.sort(orders, axis=1), axis=0).tolist() == [[0, 0, 1, 2]]
+
+
 def test_offset_moves_everything_alike():
-    tokens = sequential(4, position=np.array([0, 0, 1, 2], np.int32))
-    draw = jax.jit(jax.vmap(lambda key: assignment("offset(6)").draw(key, tokens)))
+    draw = jax.jit(jax.vmap(lambda key: assignment("offset(6)").draw(key, PADDED)))
     found = np.asarray(draw(jax.random.split(jax.random.key(0), 500)))
     assert (found - found[:, :1] == [0, 0, 1, 2]).all()
     assert set(found[:, 0]) == set(range(7))
@@ -84,7 +96,10 @@ def test_offset_moves_everything_alike():
     ("text", "message"),
     [
         ("padded(-1)", "by = -1 is not allowed; allowed: a whole number from 0 to 1048576."),
+        ("padded(1048577)", "by = 1048577 is not allowed; allowed: a whole number from 0 to 1048576."),
         ("offset(-1)", "most = -1 is not allowed; allowed: a whole number from 0 to 1048576."),
+        ("offset(1048577)", "most = 1048577 is not allowed; allowed: a whole number from 0 to 1048576."),
+        ("randomized(1048577)", "longest = 1048577 is not allowed; allowed: a whole number from 1 to 1048576."),
         ("randomized(0)", "longest = 0 is not allowed; allowed: a whole number from 1 to 1048576."),
     ],
 )
@@ -92,6 +107,19 @@ def test_bad_arguments(text, message):
     with pytest.raises(ConfigError) as error:
         assignment(text)
     assert str(error.value) == f"model.assignment: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reach"),
+    [
+        ("padded(1048576)", 2**20 + 1),
+        ("offset(1048576)", 2**20 + 1),
+        ("randomized(1048576)", 2**20),
+        ("randomized(1)", 1),
+    ],
+)
+def test_the_most_and_the_fewest_positions_are_allowed(text, reach):
+    assert assignment(text).reach(sequential(1)) == reach
 
 
 def test_too_few_positions_are_refused(tiny):
