@@ -1,6 +1,9 @@
 """The tables of BUILD.md: every member in a line, every pair as build has it."""
 
 import importlib.util
+import runpy
+import shutil
+import types
 
 import pytest
 
@@ -30,6 +33,59 @@ def test_the_tables_are_written_between_their_marks(root, monkeypatch):
     monkeypatch.setattr(members, "page", lambda: "new")
     found = members.written(f"before\n{members.BEGIN}\nold\n{members.END}\nafter\n")
     assert found == f"before\n{members.BEGIN}\n\nnew\n\n{members.END}\nafter\n"
+
+
+def test_the_script_writes_build_md(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(compatibility, "page", lambda: "new")
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(root / "scripts" / "members.py", tmp_path / "scripts")
+    begin, end = "before\n<!-- members: begin -->\n\n", "\n\n<!-- members: end -->\nafter — all\n"
+    (tmp_path / "BUILD.md").write_text(f"{begin}old{end}", encoding="utf-8")
+    runpy.run_path(str(tmp_path / "scripts" / "members.py"), run_name="__main__")
+    assert (tmp_path / "BUILD.md").read_text(encoding="utf-8") == f"{begin}new{end}"
+
+
+@pytest.fixture
+def pairs(monkeypatch):
+    """`pairs(told)` has two axes, a b and x y, whose pairs build refuses as told."""
+
+    def have(told):
+        monkeypatch.setattr(spec, "names", {"rows": ["a", "b"], "columns": ["x", "y"]}.get)
+        monkeypatch.setattr(compatibility, "refusal", lambda rows, row, columns, column: told.get((row, column)))
+
+    return have
+
+
+def test_a_note_stands_once_and_cells_name_its_number(pairs):
+    pairs({("a", "y"): "one.", ("b", "x"): "two.", ("b", "y"): "one."})
+    assert compatibility.matrix_table("rows", "columns").splitlines() == [
+        "| | `x` | `y` |",
+        "|---|---|---|",
+        "| `a` | + | 1 |",
+        "| `b` | 2 | 1 |",
+        "",
+        "1. one.",
+        "2. two.",
+    ]
+
+
+def test_a_matrix_of_pairs_that_are_all_built_has_no_notes(pairs):
+    pairs({})
+    assert compatibility.matrix_table("rows", "columns").splitlines()[2:] == ["| `a` | + | + |", "| `b` | + | + |"]
+
+
+def test_a_line_of_a_table_is_not_cut_by_what_it_says(monkeypatch):
+    monkeypatch.setattr(compatibility, "entries", lambda axis: [types.SimpleNamespace(name="a", doc="x | y.")])
+    assert compatibility.members_table("masks") == "| mask | |\n|---|---|\n| `a` | x \\| y. |"
+
+
+def test_like_refusals_are_told_alike():
+    told = "model.mask: causal lets row 3 depend on input 12, rows 4 and later; allowed: causal or 2."
+    found = compatibility._in_general(told, ("causal", "decoder_only"))
+    assert found == "model.mask: ... lets row n depend on input n, rows n and later; allowed: causal or 2."
+    assert compatibility._in_general("model.architecture: looped answers", ("causal", "looped")).endswith(
+        ": ... answers"
+    )
 
 
 def test_every_member_stands_in_a_table(root):
