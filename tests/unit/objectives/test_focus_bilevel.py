@@ -18,7 +18,15 @@ from positionbias.training.program import Program
 
 @pytest.mark.parametrize(
     ("layers", "share", "wanted"),
-    [(4, 0.35, [3]), (5, 0.35, [3, 4]), (6, 0.35, [4, 5]), (3, 1.0, [0, 1, 2]), (1, 0.1, [0]), (12, 0.2, [10, 11])],
+    [
+        (4, 0.35, [3]),
+        (5, 0.35, [3, 4]),
+        (6, 0.35, [4, 5]),
+        (3, 1.0, [0, 1, 2]),
+        (1, 0.1, [0]),
+        (3, 0.1, [2]),
+        (12, 0.2, [10, 11]),
+    ],
 )
 def test_the_last_layers_are_fast(layers, share, wanted):
     paths = [
@@ -34,19 +42,21 @@ def test_the_last_layers_are_fast(layers, share, wanted):
 
 
 def test_an_encoder_and_a_decoder_each_have_their_last():
-    paths = [(stack, "blocks", str(i), "mlp", "first", "weight") for stack in ("encoder", "decoder") for i in range(3)]
-    assert _last_mlps(paths, 0.35) == [2, 5]
+    layers = [("encoder", 2), ("decoder", 5)]
+    paths = [(stack, "blocks", str(i), "mlp", "first", "weight") for stack, count in layers for i in range(count)]
+    assert _last_mlps(paths, 0.35) == [1, 5, 6]
 
 
 def params(first, second):
+    rest = {"weight": jnp.ones((3, 3))}
     mlp = {"first": {"weight": first}, "second": {"weight": second}}
-    return {"blocks": {"0": {"mlp": mlp, "attention": {"weight": jnp.ones((3, 3))}}}}
+    return {"blocks": {"0": {"mlp": rest, "attention": rest}, "1": {"mlp": mlp, "attention": rest}}}
 
 
-@pytest.mark.parametrize("clip", [1e6, 0.01])
-def test_two_steps_of_descent_on_thin_matrices(clip):
+@pytest.mark.parametrize(("rate", "clip"), [(0.05, 1e6), (0.05, 0.01), (1.0, 1.0)])
+def test_two_steps_of_descent_on_thin_matrices(rate, clip):
     """The loss 0.5 |W - G|^2 of two W, whose gradient is W - G, by hand; their norm is one."""
-    objective = FocusBilevel(rank=2, alpha=6.0, steps=2, rate=0.05, clip=clip)
+    objective = FocusBilevel(rank=2, alpha=6.0, steps=2, rate=rate, clip=clip)
     shapes, keys = [(4, 5), (4, 6)], jax.random.split(jax.random.key(2), 2)
     starts = [np.asarray(jax.random.normal(jax.random.key(i), shape)) for i, shape in enumerate(shapes)]
     goals = [np.asarray(jax.random.normal(jax.random.key(9 + i), shape)) for i, shape in enumerate(shapes)]
@@ -55,18 +65,19 @@ def test_two_steps_of_descent_on_thin_matrices(clip):
         return jax.tree.map(lambda w: next((w - goal for goal in goals if w.shape == goal.shape), w), at)
 
     found = objective.tuned(jax.random.key(2), params(*starts), gradient)
-    np.testing.assert_array_equal(found["blocks"]["0"]["attention"]["weight"], np.ones((3, 3)))
+    for kept in (*found["blocks"]["0"].values(), found["blocks"]["1"]["attention"]):
+        np.testing.assert_array_equal(kept["weight"], np.ones((3, 3)))
     a = [np.asarray(jax.random.uniform(key, (4, 2), minval=-0.5, maxval=0.5)) for key in keys]
     b, scale = [np.zeros((2, 5)), np.zeros((2, 6))], 3.0
     for _ in range(2):
         slopes = [start + scale * x @ y - goal for start, goal, x, y in zip(starts, goals, a, b, strict=True)]
         by_a = [scale * slope @ y.T for slope, y in zip(slopes, b, strict=True)]
         by_b = [scale * x.T @ slope for slope, x in zip(slopes, a, strict=True)]
-        rate = 0.05 * min(1, clip / np.sqrt(sum((x**2).sum() for x in by_a + by_b)))
-        a = [x - rate * d for x, d in zip(a, by_a, strict=True)]
-        b = [x - rate * d for x, d in zip(b, by_b, strict=True)]
+        step = rate * min(1, clip / np.sqrt(sum((x**2).sum() for x in by_a + by_b)))
+        a = [x - step * d for x, d in zip(a, by_a, strict=True)]
+        b = [x - step * d for x, d in zip(b, by_b, strict=True)]
     for name, start, x, y in zip(("first", "second"), starts, a, b, strict=True):
-        np.testing.assert_allclose(found["blocks"]["0"]["mlp"][name]["weight"], start + scale * x @ y, atol=1e-5)
+        np.testing.assert_allclose(found["blocks"]["1"]["mlp"][name]["weight"], start + scale * x @ y, atol=1e-5)
 
 
 def test_a_step_is_taken_at_the_tuned_weights_and_moves_the_slow_ones(tiny):
