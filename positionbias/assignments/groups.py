@@ -51,7 +51,7 @@ class Shared(Assignment):
     def positions(self, tokens: Tokens) -> Mapped:
         segment, xp = tokens.segment, library(tokens.segment)
         inside = segment > 0
-        same = (segment[..., :, None] == segment[..., None, :]) & inside[..., :, None]
+        same = segment[..., :, None] == segment[..., None, :]
         own = xp.sum(same & _earlier(tokens), axis=-1, dtype=np.int32)  # how far into its segment
         outside = _before(tokens, ~inside)
         first = xp.argmax(inside, axis=-1)[..., None]

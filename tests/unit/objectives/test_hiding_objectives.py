@@ -64,6 +64,13 @@ def test_examples_share_all_that_is_not_told_of_each(tiny, overrides, own):
 # ------------------------------------------------------------------------------------------------------ next token
 
 
+def test_a_loss_is_divided_by_all_weights_and_answers_stand_where_they_are_asked():
+    batch, _ = drawn(TASK, 3)
+    weighed = batch._replace(weights=jnp.tile(jnp.array([0.5, 0, 1, 0]), (3, 1)))
+    assert objective("next_token").total(weighed) == 4.5
+    np.testing.assert_array_equal(objective("next_token").rows(batch), batch.query)
+
+
 def test_other_rows_say_what_comes_next():
     batch, made = prepared("next_token(others=0.25)", TASK)
     np.testing.assert_array_equal(made.weights, np.tile([0.25, 0.25, 1, 0], (4000, 1)))
