@@ -69,11 +69,6 @@ def test_a_note_stands_once_and_cells_name_its_number(pairs):
     ]
 
 
-def test_a_matrix_of_pairs_that_are_all_built_has_no_notes(pairs):
-    pairs({})
-    assert compatibility.matrix_table("rows", "columns").splitlines()[2:] == ["| `a` | + | + |", "| `b` | + | + |"]
-
-
 def test_a_line_of_a_table_is_not_cut_by_what_it_says(monkeypatch):
     monkeypatch.setattr(compatibility, "entries", lambda axis: [types.SimpleNamespace(name="a", doc="x | y.")])
     assert compatibility.members_table("masks") == "| mask | |\n|---|---|\n| `a` | x \\| y. |"
@@ -83,6 +78,7 @@ def test_like_refusals_are_told_alike():
     told = "model.mask: causal lets row 3 depend on input 12, rows 4 and later; allowed: causal or 2."
     found = compatibility._in_general(told, ("causal", "decoder_only"))
     assert found == "model.mask: ... lets row n depend on input n, rows n and later; allowed: causal or 2."
+    assert compatibility._in_general("model.operator: no causal one.", ("causal",)) == "model.operator: no causal one."
     assert compatibility._in_general("model.architecture: looped answers", ("causal", "looped")).endswith(
         ": ... answers"
     )
@@ -134,6 +130,15 @@ def test_every_member_stands_in_a_table(root):
             "next_token",
             "model.mask: ... reads 'rank' of the tokens, which the objective ... does not tell; allowed: objectives"
             " that do (random_order), or another mask.",
+        ),
+        ("objectives", "bidirectional_causal", "architectures", "two_stacks", None),
+        ("masks", "by_rank", "objectives", "random_order", None),
+        (
+            "objectives",
+            "squared_error",
+            "architectures",
+            "encoder_decoder",
+            "model.architecture: ... answers at rows n and later, but the task asks at row n; allowed: decoder_only.",
         ),
     ],
 )
