@@ -39,6 +39,7 @@ def check_positions(assignment):
     every = [laid(name) for name in LAYOUTS]
     stacked = Tokens(*(np.stack(fields) for fields in zip(*every, strict=True)))
     both = assignment.positions(stacked)
+    np.testing.assert_array_equal(jax.jit(lambda t: assignment.positions(t))(jax.tree.map(jnp.asarray, stacked)), both)
     for row, tokens in enumerate(every):
         found = assignment.positions(tokens)
         assert isinstance(found, np.ndarray), "what all examples share is worked out once"
