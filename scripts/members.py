@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # the package beside it, not the one installed
 
 from positionbias.compatibility import page
 

@@ -32,6 +32,18 @@ class Hiding(MaskToken):
 
     tells = frozenset({"hidden"})
 
+    def check(self, task: Task) -> None:
+        super().check(task)
+        for condition in task.conditions():
+            holds, asks = task.leaks(condition), task.query_rows(condition)
+            torn = [row for row in asks if holds[:, row].any() and not holds[row].any()]
+            if torn:
+                raise ConfigError(
+                    f"objective: {self.spec_name!r} has a row say the input that it holds, but in condition"  # type: ignore[attr-defined]
+                    f" {condition.name} of the task row {torn[0]} holds one answer and is asked for another, which"
+                    " stands in no input; allowed: a task like 'reversal', or another objective."
+                )
+
     def ask(self, batch: Batch, task: Task, condition: Condition) -> Batch:
         return hide(batch, at_rows(batch.source, batch.inputs.shape[-1]), task)
 

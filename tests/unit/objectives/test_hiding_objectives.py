@@ -12,7 +12,7 @@ from positionbias import spec
 from positionbias.config.build import build
 from positionbias.spec import ConfigError
 from positionbias.tasks.associative_recall import AssociativeRecall
-from positionbias.tasks.base import Size
+from positionbias.tasks.base import Size, world_of
 from positionbias.tasks.inverse_permutation_matrix import InversePermutationMatrix
 from positionbias.tasks.reversal import Reversal
 from positionbias.tokens import sequential
@@ -348,6 +348,30 @@ def test_random_order_looks_for_answers_that_stand_in_none_in_every_condition():
 )
 def test_what_trains_rows_of_the_context(text, wanted):
     assert objective(text).trains_context == wanted
+
+
+@pytest.mark.parametrize("name", ["masked_denoising", "masked_diffusion"])
+@pytest.mark.parametrize(
+    ("task", "condition", "row"),
+    [
+        ("common_words(common=2, often=4, others=3, seldom=1, vocabulary=12)", "shuffled", 12),
+        ("variable_tracking(hops=2, chains=2, names=8, values=5)", "kept", 20),
+        ("text(window=24)", "train", 23),
+    ],
+)
+def test_a_row_that_holds_an_answer_is_not_asked_for_another(name, task, condition, row):
+    """Else the answer that it holds would be read off what it is trained to say of the other."""
+    built = spec.build("tasks", task, "task")
+    with pytest.raises(ConfigError) as error:
+        objective(name).check(built)
+    assert str(error.value) == (
+        f"objective: '{name}' has a row say the input that it holds, but in condition {condition} of the task row {row}"
+        " holds one answer and is asked for another, which stands in no input; allowed: a task like 'reversal', or"
+        " another objective."
+    )
+    key = jax.random.key(0)
+    rows = objective(name).rows(built.batch(key, built.conditions()[0], 4, world_of(built, key)))
+    assert (np.sort(rows, axis=-1)[:, 1:] == np.sort(rows, axis=-1)[:, :-1]).any(axis=-1).all()
 
 
 @pytest.mark.parametrize("name", ["next_token", "masked_denoising", "prefix_lm_plus_denoising", "random_order"])
