@@ -61,7 +61,7 @@ BASE: dict[str, Any] = {
     "train": {"steps": 10, "log_every": 10},
 }
 VECTORS: dict[str, Any] = {"task": "inverse_permutation_matrix(d=3)", "model.inputs": "vector"}
-# Where masks meet architectures, a task whose inputs hold no answers: what leaks is told beside the objectives.
+# Where masks meet architectures, a task whose inputs hold no answers, as leaks are told where masks meet objectives.
 NO_ANSWERS = "associative_recall(pairs=4, keys=8, values=8, delays=1)"
 # What a member needs beside itself, unless the pair says it.
 WITH: dict[tuple[str, str], dict[str, str]] = {

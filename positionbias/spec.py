@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import functools
 import importlib
 import math
@@ -21,34 +20,17 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
+
+from positionbias.errors import ConfigError, nearest, unknown
 
 PACKAGE = pathlib.Path(__file__).parent
 T = TypeVar("T", bound=type)
 _MEMBERS: dict[tuple[str, str], type] = {}
 LARGEST = 2**31 - 1  # whole numbers become int32 on the device
-FEW = 12  # options that are told beside the nearest one
 NESTING = 100  # far below what would exhaust Python's stack
 _DECORATOR = re.compile(r'^@member\("(\w+)", "(\w+)"\)', re.MULTILINE)
-
-
-class ConfigError(ValueError):
-    """A user's mistake, told in one sentence; entries print it and exit with code 2."""
-
-
-def nearest(name: str, options: Iterable[str]) -> str:
-    """`", did you mean 'x'?"` for the option closest to `name`, or an empty string."""
-    found = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.5)
-    return f", did you mean {found[0]!r}?" if found else ""
-
-
-def unknown(field: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among `options`: the nearest right one, and all that are allowed if few."""
-    options = sorted(options)
-    hint = nearest(name, options)
-    listed = "" if hint and len(options) > FEW else f" allowed: {', '.join(options) or 'none'}."
-    return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'}{listed}")
 
 
 # --------------------------------------------------------------------------------------------------------- grammar
@@ -256,7 +238,10 @@ def build(axis: str, node: Node | str, field: str) -> Any:
         if node.operator == "~":
             return ~left
         right = build(axis, node.right, field)
-        return left & right if node.operator == "&" else left | right
+        try:
+            return left & right if node.operator == "&" else left | right
+        except ConfigError as error:
+            raise ConfigError(f"{field}: {error}") from None
     cls = load_member(axis, node.name, field)
     fields = list(arguments(cls))
     if len(node.positional) > len(fields):

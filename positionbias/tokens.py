@@ -15,7 +15,7 @@ import numpy as np
 from positionbias.arrays import Int, Mapped
 from positionbias.spec import require
 
-# What models, assignments and objectives tell: the fields that no task knows and no stored item holds, until told.
+# What models, assignments and objectives tell, and no task or stored item: the fields, with their values until then.
 UNTOLD = {"context": 0, "time": 0, "spare": -1, "depth": 0, "mode": 0, "hidden": 0, "rank": 0}
 
 
@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
     valid: Mapped  # bool; False is padding, never seen and never seeing
     # Those of UNTOLD:
     context: Mapped  # 1 for the context 0..C-1, which an encoder would read
-    time: Mapped  # frames begun so far: a token's own, and where it is in none the last one stored before it
+    time: Mapped  # a token's frame, and where it is in none the largest stored before it
     spare: Mapped  # position kept for a row that an architecture adds in front of this token; -1 where none is
     depth: Mapped  # pass of a looped model
     mode: Mapped  # which of two masks `switch` is
@@ -66,7 +66,7 @@ class Tokens(NamedTuple):
 
         New ones belong to the context and to no group, are valid, of the time and mode of the row before, and told the
         positions that follow on it, from 0 in front. Where the row at `at` has a `spare` position, one new row is told
-        that one, and no other moves.
+        that one, and the positions of others stay.
         """
         edge, step = self.cut(max(at - 1, 0), max(at, 1)), np.arange(rows, dtype=np.int32)
         new = Tokens(*(field * 0 + 0 * step for field in edge))

@@ -13,12 +13,12 @@ to reach: at least 0.7 for each of the four replicas, where the best rule that i
 next statement in the text 0.50 (1.000, 0.964, 0.954 and 0.756 were measured, 0.92 [0.74, 1.09] in the mean; 0.55 [0.19,
 0.92] on shuffled chains and 0.37 [-0.11, 0.84] on reversed ones).
 
-What it learned is the order of statements, which shows if no query is told it:
+What it learned is the order of statements, as PINE shows, which tells it none:
 
     python -m positionbias.evaluate --workdir RUN --interventions pine
 
-Under PINE, about 2 minutes, the three orders of the same chains are one to every replica: 0.199 [0.138, 0.260] in each,
-and no two of them 0.0003 apart, where they are 0.55 (kept, reversed) and 0.37 (kept, shuffled) apart without.
+Under PINE, about 2 minutes, every replica answers the three orders of the same chains alike: 0.199 [0.138, 0.260] in
+each, all within 0.0003 of each other, where "kept" is 0.55 ahead of "reversed" and 0.37 of "shuffled" without.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from positionbias import spec
 from positionbias.arrays import Bool, Key, Mapped
 from positionbias.assignments.base import Assignment
 from positionbias.config import schema
-from positionbias.config.fields import check_told, idle
+from positionbias.config.fields import Looks, check_told, idle
 from positionbias.masks.base import Mask, one_share
 from positionbias.masks.order import Causal
 from positionbias.models.base import Architecture, Model, initialise, visible
@@ -45,16 +45,19 @@ class Experiment:
         """A fresh model."""
         return initialise(self.architecture, self.blueprint, key)
 
-    def reach(self, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "U U"]:
+    def reach(
+        self, condition: Condition, tokens: Tokens | None = None, inputs: int | None = None
+    ) -> Bool[Mapped, "U J"]:
         """Which inputs j row i can depend on under `tokens` of one example, by default the condition's layout.
 
-        There may be more rows in front than the condition's, which count as context.
+        There may be more rows in front than the condition's, which count as context. J is U, or `inputs`: of the last.
         """
         tokens = self.task.tokens(condition) if tokens is None else tokens
-        context = self._context(condition, tokens)
-        return self.architecture.reach(self.blueprint, tokens.told_context(context), context)
+        context = self.context_of(condition, tokens)
+        some = () if inputs is None else (inputs,)
+        return self.architecture.reach(self.blueprint, tokens.told_context(context), context, *some)
 
-    def _context(self, condition: Condition, tokens: Tokens) -> int:
+    def context_of(self, condition: Condition, tokens: Tokens) -> int:
         """How many of the tokens stand before what stands behind the condition's context."""
         return tokens.length - (self.task.length(condition) - self.task.context_length(condition))
 
@@ -70,17 +73,26 @@ class Experiment:
         share stays [T]: where the assignment draws, positions alone have a leading B.
         """
         place, rows = self._all_rows(tokens, context_length)
-        position = self.assignment.positions(rows)
-        if self.assignment.drawn:
+        if not self.assignment.drawn:
+            position = self.assignment.positions(rows)
+        else:
             assert keys is not None
             axes = Tokens(*(0 if field.ndim > 1 else None for field in rows))
             position = jax.vmap(self.assignment.draw, in_axes=(0, axes))(keys, rows)
         return tokens._replace(position=position) if place is None else tokens.sparing(place, position)
 
-    def farthest(self, condition: Condition, tokens: Tokens) -> int:
-        """The largest position that a row may be told where `tokens`, numpy [U], end as the condition's do."""
+    def check_masks(self, tokens: Tokens, context: int) -> None:
+        """Raise ConfigError where a mask cannot serve these tokens, numpy, of which so many are the context."""
+        for name, _, mask, q, k in self.architecture.attentions(self.blueprint, tokens.told_context(context), context):
+            try:
+                mask.bind(q, k)
+            except ConfigError as error:
+                raise ConfigError(f"{self.architecture.mask_field(name)}: in {name}, {error}") from None
+
+    def positions_needed(self, condition: Condition, tokens: Tokens) -> int:
+        """One more than the largest position told where `tokens`, numpy [U], end as the condition's do."""
         try:
-            return self.assignment.reach(self._all_rows(tokens, self._context(condition, tokens))[1]) - 1
+            return self.assignment.reach(self._all_rows(tokens, self.context_of(condition, tokens))[1])
         except ConfigError as error:
             raise ConfigError(f"model.assignment: {error}") from None
 
@@ -129,9 +141,13 @@ class Experiment:
 
     @cached_property
     def idle(self) -> list[str]:
-        """One line for every mask, position scheme or assignment that reads what the task tells of all tokens alike."""
-        looks = [(mask, q, k) for _, _, _, mask, q, k in _attentions(self)]
-        return list(idle(self.task, looks, self.blueprint.positions, self.assignment))
+        """One line for every member that reads what the task tells of all tokens alike."""
+        return list(idle(self.task, self.looks, self.blueprint.positions, self.blueprint.operators, self.assignment))
+
+    @property
+    def looks(self) -> list[Looks]:
+        """Every mask in its place: the field that it is told in, and the tokens of the queries and keys it is on."""
+        return [(self.architecture.mask_field(name), mask, q, k) for _, name, _, mask, q, k in _attentions(self)]
 
     @property
     def data(self) -> dict[str, str]:
@@ -180,7 +196,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         dtype=config.train.dtype,
     )
     experiment = Experiment(config, task, objective, architecture, assignment, blueprint)
-    told = [experiment.farthest(condition, task.tokens(condition)) + 1 for condition in task.conditions()]
+    told = [experiment.positions_needed(condition, task.tokens(condition)) for condition in task.conditions()]
     blueprint = dataclasses.replace(blueprint, length=max(length or 0, *told))
     experiment = dataclasses.replace(experiment, blueprint=blueprint)
     _check_positions(blueprint)
@@ -188,7 +204,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     _check_queries(experiment)
     _check_attention(experiment)
     _check_modes(experiment)
-    check_told(objective, [(mask, q, k) for _, _, _, mask, q, k in _attentions(experiment)])
+    check_told(objective, experiment.looks)
     _check_rows(experiment)
     if not jax.tree.leaves(_trained(experiment)):
         raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
@@ -262,13 +278,9 @@ def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operat
     layouts = [(c, told) for c in task.conditions() for told in experiment.objective.layouts(task.tokens(c))]
     for condition, told in layouts:
         length = task.context_length(condition)
+        experiment.check_masks(told, length)
         tokens = told.told_context(length)
         for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
-            name, _, mask, q, k = attention
-            try:
-                mask.bind(q, k)
-            except ConfigError as error:
-                raise ConfigError(f"model.mask: in {name}, {error}") from None
             yield condition, *attention
 
 

@@ -11,6 +11,7 @@ from positionbias import spec
 from positionbias.assignments.base import Assignment
 from positionbias.masks.base import Mask
 from positionbias.objectives.base import Objective
+from positionbias.operators.base import Operator
 from positionbias.positions.base import PositionScheme
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Task
@@ -19,7 +20,7 @@ from positionbias.tokens import Tokens
 OBJECTIVES_TELL = ("hidden", "rank")  # nothing else does
 TASKS_TELL = {"segment": "segment", "role": "role", "frame": "frame", "scale": "scale", "time": "frame"}
 
-Looks = tuple[Mask, Tokens, Tokens]  # a mask, and the tokens of the queries and keys that it is on
+Looks = tuple[str, Mask, Tokens, Tokens]  # a mask's field, the mask, and the tokens of queries and keys that it is on
 
 
 class Watched:
@@ -29,9 +30,12 @@ class Watched:
         self._tokens, self._read = tokens, read
 
     def __getattr__(self, name: str) -> Any:
+        found = getattr(self._tokens, name)
         if name in Tokens._fields:
             self._read.add(name)
-        return getattr(self._tokens, name)
+        if name in ("rows", "columns", "cut", "_replace"):
+            return lambda *given, **more: Watched(found(*given, **more), self._read)
+        return found
 
 
 def read_by_mask(mask: Mask, q: Tokens, k: Tokens) -> set[str]:
@@ -53,11 +57,12 @@ def _watching(call: Callable[[Callable[[Tokens], Any]], object]) -> set[str]:
 
 def check_told(objective: Objective, looks: Iterable[Looks]) -> None:
     """Raise ConfigError for a mask that reads what the objective does not tell, and so would be another mask."""
-    for mask, q, k in looks:
+    for field, mask, q, k in looks:
+        read = read_by_mask(mask, q, k)
         for name in OBJECTIVES_TELL:
-            if name in read_by_mask(mask, q, k) and name not in objective.tells:
+            if name in read and name not in objective.tells:
                 raise ConfigError(
-                    f"model.mask: {spec.canonical(mask)} reads {name!r} of the tokens, which the objective"
+                    f"{field}: {spec.canonical(mask)} reads {name!r} of the tokens, which the objective"
                     f" {spec.canonical(objective)} does not tell; allowed: objectives that do ({_that_tell(name)}), or"
                     " another mask."
                 )
@@ -71,7 +76,11 @@ def _that_tell(name: str) -> str:
 
 
 def idle(
-    task: Task, looks: Iterable[Looks], schemes: Iterable[PositionScheme], assignment: Assignment
+    task: Task,
+    looks: Iterable[Looks],
+    schemes: Iterable[PositionScheme],
+    operators: Iterable[Operator],
+    assignment: Assignment,
 ) -> Iterator[str]:
     """One line for every member that reads what is the same for all tokens of the task, and so tells nothing apart.
 
@@ -81,12 +90,15 @@ def idle(
         return
     layouts = [task.tokens(condition) for condition in task.conditions()]
     same = {name for name, of in TASKS_TELL.items() if all(np.ptp(getattr(told, of)) == 0 for told in layouts)}
-    members: list[tuple[str, Any, set[str]]] = [("mask", mask, read_by_mask(mask, q, k)) for mask, q, k in looks]
-    members += [("position", scheme, set(scheme.reads)) for scheme in schemes]
-    members += [("assignment", assignment, set().union(*(read_by_assignment(assignment, told) for told in layouts)))]
+    members: list[tuple[str, Any, set[str]]] = [(field, mask, read_by_mask(mask, q, k)) for field, mask, q, k in looks]
+    members += [("model.position", scheme, set(scheme.reads)) for scheme in schemes]
+    members += [("model.operator", operator, set(operator.reads_tokens)) for operator in operators]
+    members += [
+        ("model.assignment", assignment, set().union(*(read_by_assignment(assignment, told) for told in layouts)))
+    ]
     found = {
-        (axis, spec.canonical(one)): sorted({TASKS_TELL[name] for name in read & same}) for axis, one, read in members
+        (field, spec.canonical(one)): sorted({TASKS_TELL[name] for name in read & same}) for field, one, read in members
     }
-    for (axis, text), names in found.items():
+    for (field, text), names in found.items():
         if names:
-            yield f"model.{axis}: {text} reads the {' and the '.join(names)} of tokens, the same for all of this task's"
+            yield f"{field}: {text} reads the {' and the '.join(names)} of tokens, the same for all of this task's"

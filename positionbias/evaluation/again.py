@@ -144,8 +144,7 @@ class Measurer:
                 check_told(run.experiment, change)
                 read = change.tokens_read(run.task.tokens(condition), run.task, condition)
                 changed = change.model(run.experiment, condition)
-                reaches = changed.farthest(condition, read) + 1 + change.farther()
-                check_room(run.experiment, reaches)
+                check_room(run.experiment, changed.positions_needed(condition, read) + change.farther())
                 _check_masks(change, changed, condition)
             except ConfigError as error:
                 raise ConfigError(f"--interventions: {error}") from None
@@ -202,10 +201,11 @@ def in_world(run: LoadedRun, given: exported.Exported) -> LoadedRun:
 
 def _check_masks(change: Intervention, changed: Experiment, condition: Condition) -> None:
     """Raise ConfigError where a mask cannot serve as many rows as are read."""
+    read = change.tokens_read(changed.task.tokens(condition), changed.task, condition)
     try:
-        change.reach(changed, condition)
+        changed.check_masks(read, changed.context_of(condition, read))
     except ConfigError as error:
-        raise ConfigError(f"{spec.canonical(change)}: model.mask: {error}") from None
+        raise ConfigError(f"{spec.canonical(change)}: {error}") from None
 
 
 def check_told(experiment: Experiment, change: Intervention) -> None:
@@ -231,7 +231,7 @@ def check_room(experiment: Experiment, length: int) -> None:
             if made(longer) != made(blueprint.dims):
                 raise ConfigError(
                     f"positions up to {length - 1} are needed, but {spec.canonical(scheme)} was trained on"
-                    f" {blueprint.length}; allowed: a smaller number, or a position scheme without a table."
+                    f" {blueprint.length}; allowed: what needs no more, or a position scheme without a table."
                 )
 
 

@@ -20,8 +20,8 @@ from positionbias.tasks.base import Condition
 class HardLookahead(Intervention):
     """Layers with the operator `lookahead` see as many places ahead as each query asks for, rounded, and no farther.
 
-    What the adaptive non-causal attention transducer (ANCAT, arXiv 2305.04159) does when training is over: a key is
-    seen whole or not at all, so that a query waits for a number of tokens that is known.
+    Ours, beside `lookahead`: when training is over, a key is seen whole or not at all, so that a query waits for a
+    number of tokens that is known.
     """
 
     def model(self, experiment: Experiment, condition: Condition) -> Experiment:
@@ -40,7 +40,7 @@ def _rounded(operator: object) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class Rounded(Lookahead):
-    """`lookahead` with the places that a query asks for rounded, to the even number where it lies between two."""
+    """`lookahead` with the places that a query asks for rounded, halves to even."""
 
     def gated(self, ahead: jax.Array, away: jax.Array) -> tuple[jax.Array, jax.Array]:
         return away <= jnp.round(ahead), jnp.zeros_like(ahead)

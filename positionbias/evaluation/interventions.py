@@ -58,8 +58,9 @@ class Intervention:
         """
         tokens = experiment.task.tokens(condition) if tokens is None else tokens
         read = self.tokens_read(tokens, experiment.task, condition)
-        rows = read.length - tokens.length
-        return experiment.reach(condition, read)[rows:, rows:]
+        if read.length == tokens.length:
+            return experiment.reach(condition, read)
+        return experiment.reach(condition, read, tokens.length)[-tokens.length :]
 
     def farther(self) -> int:
         """How many positions farther than assigned a changed example reaches."""

@@ -21,10 +21,11 @@ from positionbias.config.resolve import resolve, stored_hash
 from positionbias.files import read_json
 from positionbias.generation.base import Generated
 from positionbias.generation.generate import generate, likelihood
+from positionbias.generation.given import whole
 from positionbias.models.base import Model
 from positionbias.models.sites import EditKind, Sites
 from positionbias.replicas import Layout, stream
-from positionbias.spec import ConfigError
+from positionbias.spec import LARGEST, ConfigError, require
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, world_of, worlds
 from positionbias.tokens import Tokens
 from positionbias.training import auto, checkpoint
@@ -71,6 +72,8 @@ class LoadedRun:
         They come as the model is measured on them. With `replica` "all", of a task where every replica
         has a world of its own, every array has a leading R.
         """
+        require(whole(size) and 1 <= size <= LARGEST, "size", size, f"a whole number from 1 to {LARGEST}")
+        require(whole(seed) and 0 <= seed <= LARGEST, "seed", seed, f"a whole number from 0 to {LARGEST}")
         key, chosen = stream(jax.random.key(seed), "analysis"), self._condition(condition)
 
         def one(world: Tree) -> Batch:
@@ -89,9 +92,9 @@ class LoadedRun:
         return one(self.task.corpus())
 
     def answer_rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
-        """The row of the outputs that answers each question, which `batch.targets` has at `batch.query`.
+        """The output row of each answer: `batch.query`, or the row of the input for objectives that say inputs there.
 
-        That row, but for objectives that say an answer where it stands among the inputs.
+        The right answer is `batch.targets` at `batch.query` either way.
         """
         return self.experiment.objective.rows(batch)
 
@@ -110,12 +113,18 @@ class LoadedRun:
         """
         chosen = self._condition(condition)
         length = self.task.context_length(chosen)
+        if not isinstance(batch, Batch):
+            raise ConfigError(
+                f"batch: {type(batch).__name__} is not allowed; allowed: a Batch, as of run.sample(size)."
+            )
         shared = batch.query.ndim == 2  # by all replicas
         if batch.weights.shape[-1] != self.task.length(chosen):
             raise ConfigError(
                 f"batch: sequences of {batch.weights.shape[-1]} rows; allowed: {self.task.length(chosen)} in condition"
                 f" {chosen.name!r} (apply(batch, condition=...) takes the one that sample was given)."
             )
+
+        self._check_inputs(batch)
 
         def one(weights: dict[str, Tree], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
             sites = Sites(record, edit)
@@ -171,6 +180,22 @@ class LoadedRun:
         """
         told = (key, draws, self._condition(condition), valid, tokens, self.replica == "all")
         return likelihood(self.experiment, self.weights, prompt, answer, *told)
+
+    def _check_inputs(self, batch: Batch) -> None:
+        """Raise ConfigError for inputs that the model does not read; of those that are traced, by their shape alone."""
+        reads, inputs = self.experiment.blueprint.input, batch.inputs
+        vectors = reads.kind == "vectors"
+        shape = (*batch.weights.shape, reads.size) if vectors else batch.weights.shape
+        kind = jnp.floating if vectors else jnp.integer
+        if inputs.shape != shape or not jnp.issubdtype(inputs.dtype, kind):
+            raise ConfigError(
+                f"batch: inputs are {inputs.dtype} of shape {inputs.shape}; allowed: {reads.kind} of shape {shape}."
+            )
+        if vectors or isinstance(inputs, jax.core.Tracer):
+            return
+        low, high = int(np.min(inputs)), int(np.max(inputs))
+        if low < 0 or high >= reads.size:
+            raise ConfigError(f"batch: inputs from {low} to {high}; allowed: 0 to {reads.size - 1}.")
 
     def _condition(self, name: str | None) -> Condition:
         return self.task.conditions()[0] if name is None else find_condition(self.task, name, "condition")

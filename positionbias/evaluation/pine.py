@@ -33,7 +33,7 @@ from positionbias.tasks.base import Condition, Task
 from positionbias.tokens import Tokens
 
 Ranking = Literal["importance", "none", "reverse"]
-AT_ONCE = 2**22  # numbers of keys with positions of a query's own that are held at once
+AT_ONCE = 2**22  # numbers that rotated keys may take at once: queries are worked out in groups of so many
 ORDERED = (Sequential, Padded, Offset)  # the assignments that tell positions in order, without gaps
 
 
@@ -53,7 +53,7 @@ class Pine(Intervention):
     Any scheme that acts on scores will do, and so will one that acts on embeddings where segments share their positions
     (`model.assignment = "shared"`). What lies before the segments, and behind them, keeps its positions. Ours are: the
     softmax of importance whatever the operator, and padding, which takes no place. Memory: B N T S positions and as
-    many scores, and keys turned for as many queries at once as 2^22 numbers are; time grows with the number of heads on
+    many scores, and 2^22 numbers for the keys of a group of queries; time grows with the number of heads on
     top.
     """
 

@@ -47,7 +47,7 @@ class Repeat(Intervention):
         if experiment.objective.own_tokens:
             raise ConfigError(
                 f"{canonical(self)}: the objective {canonical(experiment.objective)} hides inputs or orders them anew;"
-                " allowed: next_token."
+                " allowed: objectives that tell no tokens anew, such as next_token."
             )
         return experiment
 

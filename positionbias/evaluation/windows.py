@@ -43,8 +43,8 @@ class ParallelWindows(NoInterAttention):
     """Segments cannot see each other and are told the same positions: parallel context windows.
 
     Ratner et al. 2022 (arXiv 2212.10947): each is told what it would be if it came first, and what follows comes after
-    the longest (`model.assignment = "shared"`, whatever the run was trained with). With a mask that reads order alone,
-    outputs do not depend on the order of segments.
+    the longest (`model.assignment = "shared"`, whatever the run was trained with). Under `causal` or
+    `bidirectional`, outputs do not depend on the order of segments.
     """
 
     def model(self, experiment: Experiment, condition: Condition) -> Experiment:

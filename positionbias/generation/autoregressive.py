@@ -38,16 +38,16 @@ class Autoregressive(Method):
         require(self.rows_per_step >= 1, "rows_per_step", self.rows_per_step, "a whole number from 1")
 
     def rows(self, prompt: int, length: int) -> int:
+        rows = self.rows_per_step
+        require(length % rows == 0, "length", length, f"a multiple of rows_per_step = {rows}")
         return prompt + length - self.rows_per_step
 
     def planned(
         self, experiment: Experiment, told: Tokens, setting: Setting, size: int, key: Key[jax.Array, ""] | None
     ) -> tuple[Autoregressive, Tree]:
-        rows = self.rows_per_step
-        require(setting.length % rows == 0, "length", setting.length, f"a multiple of rows_per_step = {rows}")
         words = experiment.blueprint.output.size
         require(self.top_k is None or self.top_k <= words, "top_k", self.top_k, f"at most {words}, the vocabulary")
-        first = experiment.architecture.first_row(setting.context) + rows
+        first = experiment.architecture.first_row(setting.context) + self.rows_per_step
         require(setting.prompt >= first, "prompt", setting.prompt, f"at least {first} tokens, of which the last answer")
         step, steps = self._step(setting), experiment.architecture.steps
         return dataclasses.replace(self, cached=kept(self.cached, experiment, told, setting, step, steps)), ()

@@ -25,7 +25,7 @@ By = Literal["confidence", "random"]
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Method):
-    """`steps` passes over the whole sequence, None for one a token; each commits as many tokens, or the first one more.
+    """`steps` passes over the whole sequence, None for one a token; each commits as many, or one more.
 
     Those of which the model is surest, or random ones (`by`). `blocks` shares out the tokens, and the steps, from left
     to right: a block is begun when the one before is done. At a temperature logits get Gumbel noise.

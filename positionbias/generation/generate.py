@@ -17,7 +17,8 @@ from positionbias.generation.any_order import AnyOrder
 from positionbias.generation.autoregressive import Autoregressive
 from positionbias.generation.base import Generated, Method, Setting, needs_key
 from positionbias.generation.diffusion import Diffusion, log_likelihood, predictor
-from positionbias.generation.layout import check_lengths, check_masks, check_tables, layout
+from positionbias.generation.given import check_key, padding, plain, sequences, whole
+from positionbias.generation.layout import check_lengths, check_tables, layout
 from positionbias.models.base import Model
 from positionbias.objectives.base import Objective
 from positionbias.objectives.denoising import Hiding
@@ -27,6 +28,7 @@ from positionbias.spec import ConfigError, construct, require, unknown
 from positionbias.tasks.base import LONGEST, Condition
 from positionbias.tokens import Tokens
 
+MOST_DRAWS = 2**20
 TEMPERATURES = 1e-6, 1e6  # beyond, float32 makes nothing or anything of logits
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Autoregressive, Diffusion, AnyOrder)}
 # The first that fits an objective; what is not here says no tokens.
@@ -53,19 +55,19 @@ def generate(
 ) -> Generated:
     """See `LoadedRun.generate`; with `several` the weights have a leading R, and so has all that comes back."""
     chosen = _method(experiment, method, options)
-    prompt = _prompt(experiment, prompt)
-    require(_whole(length) and 1 <= length <= LONGEST, "length", length, f"a whole number from 1 to {LONGEST}")
+    prompt = sequences(prompt, experiment.task.input.size)
+    require(whole(length) and 1 <= length <= LONGEST, "length", length, f"a whole number from 1 to {LONGEST}")
     number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
     least, most = TEMPERATURES
     what = f"0, which is greedy, or a number from {least:g} to {most:g}"
     require(number and (temperature == 0 or least <= temperature <= most), "temperature", temperature, what)
-    _check_key(key)
+    check_key(key)
     if temperature > 0:
         needs_key(key, "a token at a temperature above 0")
     setting = _setting(experiment, condition, prompt, length, temperature == 0)
     told = _told(experiment, condition, prompt, chosen.rows(prompt.shape[1], length), setting, valid, tokens)
     chosen, plan = chosen.planned(experiment, told, setting, len(prompt), key)
-    check_lengths(experiment, told, setting.context, condition)
+    check_lengths(experiment, told, setting.context)
     key = jax.random.key(0) if key is None else key  # greedy, and read by nothing
     run = _program(experiment, chosen, setting, several)
     with jax.default_matmul_precision("highest"):
@@ -91,14 +93,15 @@ def likelihood(
             " masked_diffusion."
         )
     _method(experiment, None, {})
-    prompt, answer = _prompt(experiment, prompt), _prompt(experiment, answer, "answer")
-    require(_whole(draws) and draws >= 1, "draws", draws, "a whole number from 1")
-    _check_key(needs_key(key, "what is hidden"))
+    words = experiment.task.input.size
+    prompt, answer = sequences(prompt, words), sequences(answer, words, "answer")
+    require(whole(draws) and 1 <= draws <= MOST_DRAWS, "draws", draws, f"a whole number from 1 to {MOST_DRAWS}")
+    check_key(needs_key(key, "what is hidden"))
     require(len(answer) == len(prompt), "answer", answer.shape, f"{len(prompt)} answers, one a prompt")
     setting = _setting(experiment, condition, prompt, answer.shape[1], True)
     told = _told(experiment, condition, prompt, prompt.shape[1] + answer.shape[1], setting, valid, tokens)
     Diffusion().planned(experiment, told, setting, len(prompt), key)
-    check_lengths(experiment, told, setting.context, condition)
+    check_lengths(experiment, told, setting.context)
     run = _likelihood_program(experiment, setting, draws if answer.shape[1] > 1 else 1, several)
     with jax.default_matmul_precision("highest"):
         return run(weights, jnp.concatenate([prompt, answer], axis=1), experiment.spread(told, len(prompt)), key)
@@ -113,37 +116,11 @@ def _method(experiment: Experiment, name: str | None, options: dict[str, Any]) -
             f"generate: the task reads {task.input.size} {task.input.kind} and the objective {objective} says"
             f" {task.output.size} {task.output.kind}; allowed: one vocabulary of tokens for both."
         )
-    if name is not None and name not in METHODS:
+    if name is not None and (not isinstance(name, str) or name not in METHODS):
         raise unknown("method", "method", name, METHODS)
     if name not in (None, fits.name):
         raise ConfigError(f"method: {name!r} is not what the objective {objective} trains; allowed: {fits.name!r}.")
-    return construct(fits, options, "generate", fits.name)
-
-
-def _whole(number: object) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
-
-
-def _check_key(key: Key[jax.Array, ""] | None) -> None:
-    """Raise ConfigError for what is no key, of either kind that JAX has."""
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
-    raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
-    if not (key is None or typed or raw):
-        shape = f" of shape {key.shape}" if isinstance(key, jax.Array) else ""
-        raise ConfigError(f"key: {type(key).__name__}{shape}; allowed: one key, such as jax.random.key(0).")
-
-
-def _prompt(experiment: Experiment, prompt: Int[Mapped, "B P"], what: str = "prompt") -> Int[jax.Array, "B P"]:
-    try:
-        found, words = np.asarray(prompt), experiment.task.input.size
-    except ValueError:  # what numpy says of lists of unequal lengths
-        raise ConfigError(f"{what}: of unequal lengths; allowed: as long as each other, padded in front.") from None
-    if found.ndim != 2 or not found.size or not np.issubdtype(found.dtype, np.integer):
-        shape = "a sequence or more of a token or more"
-        raise ConfigError(f"{what}: {found.dtype} of shape {found.shape}; allowed: whole numbers [B, P], {shape}.")
-    if not 0 <= found.min() <= found.max() < words:
-        raise ConfigError(f"{what}: tokens from {found.min()} to {found.max()}; allowed: 0 to {words - 1}.")
-    return jnp.asarray(found, jnp.int32)
+    return construct(fits, {option: plain(value) for option, value in options.items()}, "generate", fits.name)
 
 
 def _setting(
@@ -167,12 +144,27 @@ def _told(
     tokens: Tokens | None,
 ) -> Tokens:
     """The tokens of all rows that are read, numpy, which the model can be told."""
-    if valid is not None and np.shape(valid) != prompt.shape:
-        raise ConfigError(f"valid: shape {np.shape(valid)}; allowed: {prompt.shape}, that of the prompt.")
-    condition = condition or experiment.task.conditions()[0]
-    told = layout(experiment, condition, setting.context, rows, valid, tokens)
+    if tokens is not None and valid is not None:
+        raise ConfigError("valid: tokens that are given tell of padding themselves; allowed: valid=None.")
+    place = experiment.architecture.place(setting.context)
+    if place is not None and place >= rows:
+        raise ConfigError(
+            f"prompt: with {setting.prompt} tokens, of which {setting.context} are the context, and length ="
+            f" {setting.length} no row is read behind the one that {experiment.config.model.architecture} adds to the"
+            " context; allowed: a longer prompt or length."
+        )
+    padded = None if valid is None else padding(valid, prompt.shape)
+    told = layout(
+        experiment, condition or experiment.task.conditions()[0], setting.context, rows, padded, tokens, len(prompt)
+    )
+    kept = np.flatnonzero((told.spare >= 0).reshape(-1, told.length).any(axis=0))
+    if place is not None and len(kept) and kept.tolist() != [place]:
+        raise ConfigError(
+            f"prompt: its context ends at row {place}, and the tokens keep a position in front of row {kept[0]};"
+            " allowed: prompts that hold the whole context."
+        )
     check_tables(experiment, told, setting.context, setting.length)
-    check_masks(experiment, told, setting.context)
+    experiment.check_masks(told.told_context(setting.context), setting.context)
     return told
 
 

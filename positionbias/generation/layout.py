@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 
-from positionbias.arrays import Bool, Int, Mapped
+from positionbias.arrays import Bool, Int
 from positionbias.config.build import Experiment
+from positionbias.config.fields import read_by_mask
+from positionbias.generation.given import tokens_of
 from positionbias.masks.base import Mask
 from positionbias.models.base import visible
 from positionbias.operators.base import Operator
@@ -22,8 +23,9 @@ def layout(
     condition: Condition,
     context: int,
     rows: int,
-    valid: Bool[Mapped, "B P"] | None,
+    valid: Bool[np.ndarray, "B P"] | None,
     tokens: Tokens | None,
+    prompts: int,
 ) -> Tokens:
     """The tokens of all `rows`, numpy, [S] each or [B, S].
 
@@ -31,7 +33,7 @@ def layout(
     positions that the assignment gives them; where prompts are padded (`valid`) positions count what is no padding.
     """
     if tokens is not None:
-        return _given(tokens, rows, valid)
+        return tokens_of(tokens, prompts, rows).cut(0, rows)
     for good, what in (
         (experiment.task.shared_tokens, f"the task {experiment.config.task} lays every example out anew"),
         (not experiment.assignment.drawn, f"{canonical(experiment.assignment)} draws the positions of every example"),
@@ -40,24 +42,21 @@ def layout(
             raise ConfigError(f"tokens: {what}; allowed: tokens of your own, such as run.sample(size).tokens.")
     told = _continued(experiment.task.tokens(condition), rows)
     if valid is not None:
-        told = _padded(told, np.asarray(valid, bool))
+        _check_padded(experiment, context)
+        told = _padded(told, valid)
     return experiment.assigned(told, context, None)
 
 
-def _given(tokens: Tokens, rows: int, valid: Mapped | None) -> Tokens:
-    if not isinstance(tokens, Tokens):
-        raise ConfigError(f"tokens: {type(tokens).__name__} is not allowed; allowed: Tokens, as of run.sample(size).")
-    told = jax.tree.map(np.asarray, tokens)
-    stored = np.broadcast_to(np.arange(told.length), told.index.shape)
-    if valid is not None or told.length < rows or (told.index != stored).any():
-        why = "tell of padding themselves" if valid is not None else f"are {told.length} with indices {told.index}"
+def _check_padded(experiment: Experiment, context: int) -> None:
+    """Raise ConfigError where padding would take rows of a context that is read apart."""
+    architecture, masks = experiment.architecture, experiment.looks
+    apart = architecture.place(context) is not None or architecture.first_row(context) > 0
+    if apart or any("context" in read_by_mask(mask, q, k) for _, mask, q, k in masks):
         raise ConfigError(
-            f"tokens: those given {why}; allowed: at least {rows} rows, prompt included, of indices 0, 1, ..., and"
-            " valid=None."
+            f"valid: padding would take rows of the context, which model.architecture ="
+            f" {experiment.config.model.architecture} with model.mask = {experiment.config.model.mask} reads apart;"
+            " allowed: prompts of one length, valid=None."
         )
-    if np.min(told.position) < 0:
-        raise ConfigError(f"tokens: positions from {np.min(told.position)} are given; allowed: from 0.")
-    return told.cut(0, rows)
 
 
 def _continued(tokens: Tokens, rows: int) -> Tokens:
@@ -70,14 +69,12 @@ def _continued(tokens: Tokens, rows: int) -> Tokens:
 
 
 def _padded(tokens: Tokens, valid: Bool[np.ndarray, "B P"]) -> Tokens:
-    """The tokens of each prompt, [B, S], told positions that padding in front does not count."""
+    """The tokens of each prompt, [B, S]: what is no padding is told what it would be told without any in front."""
     size, prompt = valid.shape
-    if not (valid.any(axis=-1) & (np.sort(valid, axis=-1) == valid).all(axis=-1)).all():
-        raise ConfigError("valid: allowed are prompts of at least one token that are padded in front alone.")
-    told = Tokens(*(np.broadcast_to(field, (size, tokens.length)) for field in tokens))
     good = np.concatenate([valid, np.ones((size, tokens.length - prompt), bool)], axis=-1)
     counted = np.maximum(np.cumsum(good, axis=-1, dtype=np.int32) - 1, 0)
-    return told._replace(valid=good, position=counted)
+    told = Tokens(*(field[counted] for field in tokens))
+    return told._replace(valid=good, index=np.broadcast_to(tokens.index, counted.shape))
 
 
 def check_tables(experiment: Experiment, told: Tokens, context: int, length: int) -> None:
@@ -104,41 +101,25 @@ def check_tables(experiment: Experiment, told: Tokens, context: int, length: int
             )
 
 
-def check_masks(experiment: Experiment, told: Tokens, context: int) -> None:
-    """Raise ConfigError where a mask cannot serve so many rows."""
-    for name, _, mask, q, k in _attentions(experiment, told, context):
-        try:
-            mask.bind(q, k)
-        except ConfigError as error:
-            raise ConfigError(f"model.mask: in {name}, {error}") from None
-
-
-def check_lengths(experiment: Experiment, told: Tokens, context: int, condition: Condition | None) -> None:
-    """Raise ConfigError where a mask shows rows other keys than among as many rows as the condition's sequences have.
-
-    Without a condition, that of training.
-    """
-    read, trained = told.length, experiment.task.length(condition or experiment.task.conditions()[0])
+def check_lengths(experiment: Experiment, told: Tokens, context: int) -> None:
+    """Raise ConfigError where a mask shows rows other keys than among as many rows as were trained."""
+    read, trained = told.length, experiment.task.length(experiment.task.conditions()[0])
     if read == trained:
         return
-    fewer = _attentions(experiment, told.cut(0, trained) if trained < read else _continued(told, trained), context)
-    for (name, _, mask, q, k), (_, _, _, other_q, other_k) in zip(
-        _attentions(experiment, told, context), fewer, strict=True
-    ):
-        sides = (q, k), (other_q, other_k)
-        last = [min(_places(one).max(), _places(other).max()) for one, other in zip(*sides, strict=True)]
-        seen = [
-            np.asarray(mask.dense(*both))[
-                ..., *np.ix_(*(_places(side) <= most for side, most in zip(both, last, strict=True)))
-            ]
-            for both in sides
-        ]
+    others = told.cut(0, trained) if trained < read else _continued(told, trained)
+    pairs = zip(_attentions(experiment, told, context), _attentions(experiment, others, context), strict=True)
+    for (name, _, mask, *given), (_, _, _, *other) in pairs:
+        last = [min(_places(one).max(), _places(two).max()) for one, two in zip(given, other, strict=True)]
+        seen = []
+        for sides in (given, other):
+            common = (_places(side) <= most for side, most in zip(sides, last, strict=True))
+            seen.append(np.asarray(mask.dense(*sides))[..., *np.ix_(*common)])
         differ = np.argwhere(seen[0] != seen[1])
         if len(differ):
             raise ConfigError(
-                f"length: the mask {canonical(mask)} of {name} counts rows, and shows row"
-                f" {_places(q)[differ[0][-2]]} of {read} other keys than of {trained}, as many as were trained;"
-                " allowed: a length with which as many are read, or another mask."
+                f"{experiment.architecture.mask_field(name)}: the mask {canonical(mask)} of {name} counts rows: among"
+                f" the {read} that are read it shows row {_places(given[0])[differ[0][-2]]} other keys than among the"
+                f" {trained} trained; allowed: prompts and lengths with which {trained} are read, or another mask."
             )
 
 

@@ -191,13 +191,16 @@ def looked_up(table: np.ndarray, *index: Mapped) -> Mapped:
     return index[0].__array_namespace__().asarray(table)[index]
 
 
-def reach(layers: Sequence[Bool[Mapped, "T T"]], carries: bool = True) -> Bool[Mapped, "T T"]:
+def reach(
+    layers: Sequence[Bool[Mapped, "T T"]], carries: bool = True, begin: Bool[Mapped, "T J"] | None = None
+) -> Bool[Mapped, "T J"]:
     """Which inputs each position can depend on after a stack of layers: the boolean product of their masks.
 
     `layers` holds, first layer first, who may influence whom; `carries` says whether a residual also carries each
-    position on. Row i, column j is True if a path of allowed edges leads from input j to output i. numpy or jax.
+    position on. Row i, column j is True if a path of allowed edges leads from input j to output i. `begin` says which
+    inputs each position holds before the first, by default its own. numpy or jax.
     """
-    total: Mapped = np.eye(layers[0].shape[-1], dtype=bool)
+    total: Mapped = np.eye(layers[0].shape[-1], dtype=bool) if begin is None else begin
     for visible in layers:
         total = attended(visible, total, total, carries)
     return total

@@ -20,7 +20,10 @@ from positionbias.tokens import Tokens, joined
 
 
 class AddsARow(Architecture):
-    """An architecture that adds one row to the sequence, before input `place`, and takes it out of the outputs."""
+    """An architecture that adds one row to the sequence, before input `place`, and takes it out of the outputs.
+
+    To masks it is a row like others: in front, it is the first key, and so the first of the sinks or of a prefix.
+    """
 
     def place(self, context_length: int) -> int:
         """Where the row stands among T + 1; in front unless told."""
@@ -74,6 +77,10 @@ def at(place: int, length: int) -> Bool[np.ndarray, "S 1"]:
     return (np.arange(length + 1) == place)[:, None]
 
 
-def begin(place: int, length: int) -> Bool[np.ndarray, "S T"]:
-    """Which input each row holds to begin with; the added row holds none. Transposed, it takes that row out."""
-    return np.delete(np.eye(length + 1, dtype=bool), place, axis=1)
+def begin(place: int, length: int, inputs: int | None = None) -> Bool[np.ndarray, "S J"]:
+    """Which of the last `inputs`, None for all, each row holds to begin with; the added row holds none.
+
+    Of all inputs, transposed, it takes that row out.
+    """
+    held = np.delete(np.eye(length + 1, dtype=bool), place, axis=1)
+    return held if inputs is None else held[:, length - inputs :]

@@ -74,6 +74,10 @@ class Architecture:
         """
         raise NotImplementedError
 
+    def mask_field(self, name: str) -> str:
+        """The config field that the mask of the attention `name` is told in."""
+        return "model.mask"
+
     def held(self, name: str, tokens: Tokens, context_length: int) -> Int[np.ndarray, "S"]:
         """Which input each row `tokens` of the attention `name` stands for; -1 where for none, as a row added."""
         return np.asarray(tokens.index)
@@ -87,12 +91,21 @@ class Architecture:
         """The first row that gives outputs; a task that asks before it is refused."""
         return 0
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Bool[Mapped, "T T"]:
+    def reach(
+        self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None
+    ) -> Bool[Mapped, "T J"]:
         """Which inputs j row i can depend on: `visible` of every layer composed by `masks.base.attended`.
+
+        J is T, or where told `inputs`, of which the last so many are asked about.
 
         `tokens` are [T] each, numpy or, where every example has its own, jax arrays: array operators only.
         """
         raise NotImplementedError
+
+
+def own_inputs(tokens: Tokens, inputs: int | None) -> Bool[np.ndarray, "T J"]:
+    """Which of the last `inputs`, None for all, each row is."""
+    return np.eye(tokens.length, dtype=bool)[:, tokens.length - (tokens.length if inputs is None else inputs) :]
 
 
 def visible(operator: Operator, mask: Mask, q: Tokens, k: Tokens) -> Bool[Mapped, "T S"]:

@@ -12,7 +12,7 @@ from positionbias.arrays import Bool, Int, Mapped
 from positionbias.masks.base import Mask, attended, compose, reach
 from positionbias.masks.order import Bidirectional
 from positionbias.models.added import AddsARow, at, begin, opened
-from positionbias.models.base import Model, visible
+from positionbias.models.base import Model, own_inputs, visible
 from positionbias.models.block import Dense, Stack, activated
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.parameters import Blueprint, Noise
@@ -105,14 +105,13 @@ class ContextualToken(AddsARow):
         pooled[:, 0] = self.concatenated
         return pooled
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         carries = blueprint.config.residual != "none"
         attentions = self.attentions(blueprint, tokens, context_length)
         seen = [visible(operator, mask, q, k) for _, operator, mask, q, k in attentions]
-        encoded = reach(seen[: self.encoder_layers], carries)
+        encoded = reach(seen[: self.encoder_layers], carries, own_inputs(tokens, inputs)[:context_length])
         pooled = compose(tokens.valid[None, :context_length], encoded)
-        pooled = compose(pooled, np.eye(tokens.length, dtype=bool)[:context_length])
-        rows: Mapped = begin(0, tokens.length) | compose(at(0, tokens.length), pooled)
+        rows: Mapped = begin(0, tokens.length, inputs) | compose(at(0, tokens.length), pooled)
         for layer in seen[self.encoder_layers :]:
             rows = attended(layer, rows, rows, carries)
         return rows[1:] | rows[:1] if self.concatenated else rows[1:]

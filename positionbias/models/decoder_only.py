@@ -8,7 +8,7 @@ import jax
 
 from positionbias.arrays import Mapped, Tree
 from positionbias.masks.base import Mask, reach
-from positionbias.models.base import Architecture, Model, visible
+from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.kept import taken
@@ -55,7 +55,7 @@ class DecoderOnly(Architecture):
         layers = zip(blueprint.operators, blueprint.masks, strict=True)
         return [(f"layer {i}", operator, mask, tokens, tokens) for i, (operator, mask) in enumerate(layers)]
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         layers = zip(blueprint.operators, blueprint.masks, strict=True)
         seen = [visible(operator, mask, tokens, tokens) for operator, mask in layers]
-        return reach(seen, carries=blueprint.config.residual != "none")
+        return reach(seen, blueprint.config.residual != "none", own_inputs(tokens, inputs))

@@ -6,19 +6,18 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from positionbias.arrays import Mapped, Tree
 from positionbias.masks.base import Mask, attended, compose, reach
 from positionbias.masks.order import Bidirectional
-from positionbias.models.base import Architecture, Model, visible
+from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.kept import Kept, taken
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator
-from positionbias.spec import ConfigError, member, require
+from positionbias.spec import ConfigError, canonical, member, require
 from positionbias.tokens import Tokens
 
 
@@ -96,6 +95,11 @@ class EncoderDecoder(Architecture):
     def attentions(
         self, blueprint: Blueprint, tokens: Tokens, context_length: int
     ) -> list[tuple[str, Operator, Mask, Tokens, Tokens]]:
+        if not context_length:
+            raise ConfigError(
+                f"model.architecture: {canonical(self)} has an encoder for the context, and the task has none; allowed:"
+                " decoder_only, or a task with a context."
+            )
         context, rest = tokens.cut(0, context_length), tokens.cut(context_length, tokens.length)
         found = []
         for i in range(self.encoder_layers or blueprint.config.layers):
@@ -105,19 +109,23 @@ class EncoderDecoder(Architecture):
             found.append((f"cross attention of decoder layer {i}", operator, self.cross_mask, rest, context))
         return found
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def mask_field(self, name: str) -> str:
+        which = {"encoder": "encoder_mask", "cross": "cross_mask"}.get(name.split()[0])
+        return "model.mask" if which is None else f"model.architecture.{which}"
+
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         carries = blueprint.config.residual != "none"
         seen = {
             name: visible(op, mask, q, k) for name, op, mask, q, k in self.attentions(blueprint, tokens, context_length)
         }
         layers = self.encoder_layers or blueprint.config.layers
-        encoded = reach([seen[f"encoder layer {i}"] for i in range(layers)], carries)
-        inputs = np.eye(tokens.length, dtype=bool)
-        encoder_rows: Mapped = compose(encoded, inputs[:context_length])
-        decoder_rows: Mapped = inputs[context_length:]
+        begin = own_inputs(tokens, inputs)
+        encoder_rows = reach([seen[f"encoder layer {i}"] for i in range(layers)], carries, begin[:context_length])
+        decoder_rows: Mapped = begin[context_length:]
         for i in range(blueprint.config.layers):
             decoder_rows = attended(seen[f"decoder layer {i}"], decoder_rows, decoder_rows, carries)
             crossing = seen[f"cross attention of decoder layer {i}"]
             decoder_rows = attended(crossing, decoder_rows, encoder_rows, carries)
         # One under the other, by products: numpy's concatenate would not take jax arrays that are being traced.
-        return compose(inputs[:, :context_length], encoder_rows) | compose(inputs[:, context_length:], decoder_rows)
+        own = own_inputs(tokens, None)
+        return compose(own[:, :context_length], encoder_rows) | compose(own[:, context_length:], decoder_rows)

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask, attended
-from positionbias.models.base import Architecture, Model, visible
+from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.parameters import Blueprint, Noise
@@ -115,15 +114,15 @@ class Looped(Architecture):
                 found.append((f"layer {layer} of pass {number}", operator, read, q, k))
         return found
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         carries = blueprint.config.residual != "none"
-        inputs = np.eye(tokens.length, dtype=bool)
-        rows: Mapped = inputs
+        begin = own_inputs(tokens, inputs)
+        rows: Mapped = begin
         read: list[list[Mapped]] = [[] for _ in blueprint.masks]
         for at, (_, operator, mask, q, k) in enumerate(self.attentions(blueprint, tokens, context_length)):
             number, layer = divmod(at, blueprint.config.layers)
             if self.inject and number and not layer:
-                rows = rows | inputs
+                rows = rows | begin
             seen = visible(operator, mask, q, k)
             read[layer] = [*read[layer], rows] if self.memory else [rows]
             rows = attended(seen, rows, seen.__array_namespace__().concat(read[layer], axis=0), carries)

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.operators.base import SiteFunction
-from positionbias.spec import unknown
+from positionbias.spec import ConfigError, show, unknown
 
 EditKind = Literal["replace", "add", "scale"]
 EDIT_KINDS = ("replace", "add", "scale")
@@ -54,13 +54,18 @@ class Sites(SiteFunction):
     def __init__(
         self, record: Iterable[str] = (), edit: Mapping[str, tuple[EditKind, jax.Array]] | None = None
     ) -> None:
+        if isinstance(record, str):
+            raise ConfigError(f"record: {record!r} is text; allowed: a list of names of sites, such as [{record!r}].")
         self.patterns = tuple(record)
         self.edit = dict(edit or {})
         self.recorded: dict[str, jax.Array] = {}
         self.seen: list[str] = []
-        for name, (kind, _) in self.edit.items():
-            if kind not in EDIT_KINDS:
-                raise unknown(f"edit[{name!r}]", "kind", kind, EDIT_KINDS)
+        for name, wanted in self.edit.items():
+            if not isinstance(wanted, tuple | list) or len(wanted) != 2 or not _numbers(wanted[1]):
+                kinds = ", ".join(EDIT_KINDS)
+                raise ConfigError(f"edit[{name!r}]: {show(wanted)} is not allowed; allowed: ({kinds}) and an array.")
+            if wanted[0] not in EDIT_KINDS:
+                raise unknown(f"edit[{name!r}]", "kind", wanted[0], EDIT_KINDS)
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
         self.seen.append(name)
@@ -84,6 +89,13 @@ class Sites(SiteFunction):
         for name in self.edit:
             if name not in self.seen:
                 raise unknown("edit", "site", name, self.seen)
+
+
+def _numbers(value: object) -> bool:
+    try:
+        return bool(jnp.issubdtype(jnp.asarray(value).dtype, jnp.number))
+    except (TypeError, ValueError):
+        return False
 
 
 def _like(pattern: str, name: str) -> str:

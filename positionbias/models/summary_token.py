@@ -108,10 +108,9 @@ class SummaryToken(AddsARow):
         layers = zip(blueprint.operators, masks, strict=True)
         return [(f"layer {i}", operator, mask, told, told) for i, (operator, mask) in enumerate(layers)]
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         carries = blueprint.config.residual != "none"
-        start = begin(context_length, tokens.length)
-        rows: Mapped = start
+        rows: Mapped = begin(context_length, tokens.length, inputs)
         for _, operator, mask, q, k in self.attentions(blueprint, tokens, context_length):
             rows = attended(visible(operator, mask, q, k), rows, rows, carries)
-        return compose(start.T, rows)
+        return compose(begin(context_length, tokens.length).T, rows)

@@ -91,9 +91,9 @@ class TokenPrepending(AddsARow):
         taken[0, 1 : context_length + 1] = _last(tokens, context_length)
         return taken
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         carries = blueprint.config.residual != "none"
-        rows: Mapped = begin(0, tokens.length)
+        rows: Mapped = begin(0, tokens.length, inputs)
         last, others = _last(tokens, context_length)[None], ~at(0, tokens.length)
         attentions = self.attentions(blueprint, tokens, context_length)
         for layer, (_, operator, mask, q, k) in enumerate(attentions):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from positionbias.arrays import Float, Int, Mapped, Tree
 from positionbias.masks.base import Mask, attended, reach
-from positionbias.models.base import Architecture, Model, visible
+from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Attention, Mlp, Norm, Stack
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.kept import Asked, Kept, kept_with, taken
@@ -143,12 +143,13 @@ class TwoStacks(Architecture):
         layers = zip(names, blueprint.operators, blueprint.masks, strict=True)
         return [(name, operator, mask, tokens, tokens) for name, operator, mask in layers]
 
-    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int) -> Mapped:
+    def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
         seen = [visible(o, m, q, k) for _, o, m, q, k in self.attentions(blueprint, tokens, context_length)]
         half = len(seen) // 2
         carries = blueprint.config.residual == "add"
-        read = reach(seen[:half], carries)
-        asked: Mapped = np.zeros((tokens.length, tokens.length), bool)
+        begin = own_inputs(tokens, inputs)
+        read = reach(seen[:half], carries, begin)
+        asked: Mapped = np.zeros_like(begin)
         for one in seen[half:]:
             asked = attended(one, asked, read, carries)
         return asked

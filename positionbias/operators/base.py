@@ -24,6 +24,7 @@ class Operator:
 
     axis = "operators"
     reads: ClassVar[Literal["qkv", "stream"]] = "qkv"
+    reads_tokens: ClassVar[frozenset[str]] = frozenset()  # fields of tokens that matter to it, beside index and valid
     patterns: ClassVar[frozenset[Pattern]] = frozenset()
     uses_rotation: ClassVar[bool] = True  # honours a scheme's `rotate`; False where the stream is read
     uses_bias: ClassVar[bool] = True  # honours a scheme's `bias`; False where the stream is read

@@ -25,7 +25,7 @@ class Lookahead(ScoreOperator):
     a key d = j - i > 0 places ahead has log sigmoid((w_i - d) / `softness`) added to its score, and none beyond `most`
     is seen. The loss grows by `price` times the mean of w_i in every layer. How far is a number to be learned, so that
     no boolean mask says it; what `model.mask` hides stays hidden, so that it should let through what comes after. The
-    intervention `hard_lookahead` measures what is left of it if what a query asks for is rounded.
+    intervention `hard_lookahead` rounds w_i, so that a key is seen whole or not at all.
     """
 
     most: int

@@ -29,6 +29,8 @@ class MultimodalSoftmax(ScoreOperator):
     image: int
     scaled: bool = True
 
+    reads_tokens = frozenset({"role"})
+
     def __post_init__(self) -> None:
         require(self.image >= 0, "image", self.image, "a role, a whole number from 0")
 

@@ -136,7 +136,7 @@ class DualRoPE(PositionScheme):
     After the temporal-aware dual RoPE of TC-LLaVA (Gao et al. 2024, arXiv 2409.03206), which rotates by the position
     in the sequence and by the number of the frame. How it mixes the two is ours: rotations commute, so that both are
     one rotation at the sum, and `gamma` is all there is to choose. 0 is `rope`; within a frame every gamma is. Text
-    is of the time of the last frame stored before it.
+    is of the time of the latest (largest) frame stored before it.
     """
 
     gamma: float = 1.0

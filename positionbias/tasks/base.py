@@ -267,6 +267,6 @@ def worlds(task: Task, keys: Key[jax.Array, "R"]) -> Tree:
 def find_condition(task: Task, name: str, field: str) -> Condition:
     """The task's condition called `name`, or ConfigError with the nearest one."""
     grid = {c.name: c for c in task.conditions()}
-    if name not in grid:
+    if not isinstance(name, str) or name not in grid:
         raise unknown(field, "condition", name, grid)
     return grid[name]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from positionbias import spec
+from positionbias import errors, spec
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Size, Task, find_condition, flat, world_of
 from positionbias.tasks.corpora import INSTALL
@@ -44,7 +44,7 @@ def find(folder: pathlib.Path) -> pathlib.Path:
         if len(found) == 1:
             return found[0]
         if found:
-            near = " or ".join(repr(str(path)) for path in found[: spec.FEW])
+            near = " or ".join(repr(str(path)) for path in found[: errors.FEW])
             raise ConfigError(f"--data_dir: {str(folder)!r} holds {len(found)} evaluation sets, did you mean {near}?")
     return folder
 

@@ -14,7 +14,8 @@ ROOT = pathlib.Path(positionbias.__file__).parent
 # Layers, lowest first. A name stands for a module or a package; the longest one that fits a module counts. Names of one
 # layer do not import each other. `evaluation.loading` rebuilds a run and so stands above the training it rebuilds.
 LAYERS = [
-    ["arrays", "spec", "runtime", "files"],
+    ["arrays", "errors"],
+    ["spec", "runtime", "files"],
     ["tokens", "config.schema", "replicas"],
     ["tasks", "masks", "positions", "kernels"],
     ["operators", "theory", "assignments"],
@@ -28,7 +29,7 @@ LAYERS = [
     [""],  # the package itself (`load`) and the entries directly in it
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
-THEORY_MAY_IMPORT = {"arrays", "spec", "tokens", "masks", "positions", "theory"}
+THEORY_MAY_IMPORT = {"arrays", "errors", "spec", "tokens", "masks", "positions", "theory"}
 # What training needs is jax, flax, optax, orbax, ml_collections, numpy and scipy; the rest is loaded where it is used.
 ONLY_INSIDE_FUNCTIONS = {"matplotlib", "tensorflow_datasets", "grain"}
 NEVER = {"tensorflow", "torch", "pickle", "cloudpickle", "dill"}
@@ -175,4 +176,4 @@ def test_listing_names_imports_no_member():
         "print('masks' in spec.axes(), sorted(m for m in sys.modules if m.startswith(('positionbias.', 'jax.'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
-    assert done.stdout.strip() == "True ['positionbias.spec']"
+    assert done.stdout.strip() == "True ['positionbias.errors', 'positionbias.spec']"

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from positionbias import spec
+from positionbias import errors, spec
 from positionbias.masks.base import Mask
 from positionbias.spec import Call, Combine, ConfigError
 
@@ -209,8 +209,18 @@ def test_what_cannot_be_built(axis, text, sentence):
     assert refused(spec.build, axis, text, "x").startswith(sentence)
 
 
+def test_long_bits_are_cut_in_a_sentence():
+    told = str(errors.ConfigError(f"matrix='24x24:{'ff' * 72}' is not allowed; did you mean {'a' * 40}?"))
+    assert told == f"matrix='24x24:{'f' * 16}...' is not allowed; did you mean {'a' * 40}?"
+
+
+def test_a_combination_is_refused_by_its_field():
+    with pytest.raises(ConfigError, match=r"^model\.mask: share = 0\.1 of one switch"):
+        spec.build("masks", "switch(causal, causal, 0.1) & switch(causal, causal)", "model.mask")
+
+
 def test_all_names_are_told_where_they_are_few_or_none_is_near():
-    few, many = [f"name{n}" for n in range(spec.FEW)], [f"name{n}" for n in range(spec.FEW + 1)]
+    few, many = [f"name{n}" for n in range(errors.FEW)], [f"name{n}" for n in range(errors.FEW + 1)]
     assert str(spec.unknown("x", "one", "nam0", few)).endswith(
         f", did you mean 'name0'? allowed: {', '.join(sorted(few))}."
     )

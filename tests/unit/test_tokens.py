@@ -76,6 +76,12 @@ def test_time_is_that_of_the_last_frame_begun():
     ]
 
 
+def test_a_new_row_is_of_the_time_of_the_row_before():
+    told = sequential(4, frame=np.array([1, 2, 0, 3], np.int32)).told_context(3)
+    assert joined(told.parted(3)).time.tolist() == [1, 2, 2, 2, 3]
+    assert joined(told.parted(0)).time.tolist() == [0, 1, 2, 2, 3]
+
+
 def test_own_fields_and_shared_ones_make_the_tokens_again(tokens):
     mixed = tokens._replace(hidden=np.ones((3, 4), np.int32))
     own, shared = own_and_shared(mixed)

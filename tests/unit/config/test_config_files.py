@@ -2,7 +2,7 @@
 
 import pytest
 
-from positionbias import spec
+from positionbias import errors
 from positionbias.config import files
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
@@ -110,7 +110,7 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
 
 
 def test_of_many_files_only_the_nearest_is_named(write, tmp_path):
-    paths = [write(FILE, f"study{n}.py") for n in range(spec.FEW + 1)]
+    paths = [write(FILE, f"study{n}.py") for n in range(errors.FEW + 1)]
     wanted = tmp_path / "study99.py"
     assert refused(str(wanted)) == f"--config: unknown file '{wanted}', did you mean '{paths[9]}'?"
     assert refused("zz.py").startswith("--config: unknown file 'zz.py'; allowed: ")

@@ -214,3 +214,27 @@ def test_rows_are_those_of_the_changed_items(tiny):
     np.testing.assert_array_equal(moved["query"], plain["query"])
     np.testing.assert_array_equal(moved["ceiling"], plain["ceiling"])
     assert np.isnan(moved["influence"]).all()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"model.architecture": "encoder_decoder(encoder_mask=sliding_window(2), cross_mask=sliding_window(4))"},
+        {"model.architecture": "looped(2, memory=True, inject=True)"},
+        {"model.architecture": "contextual_token"},
+        {"model.architecture": "token_prepending"},
+        {"model.architecture": "summary_token(bottleneck=False)"},
+        {"model.architecture": "two_stacks"},
+    ],
+    ids=str,
+)
+def test_the_reach_of_some_inputs_is_part_of_that_of_all(tiny, overrides):
+    mask = {"model.mask": "causal & window_with_sinks(2, 1)", "model.layers": 2, "model.residual": "add"}
+    experiment = build(tiny({"task": spec.canonical(RECALL), **mask, **overrides}))
+    pad = spec.build("interventions", "pad(3)", "x")
+    read = pad.tokens_read(RECALL.tokens(TRAIN), RECALL, TRAIN)
+    whole = experiment.reach(TRAIN, read)
+    assert 0 < whole.mean() < 1
+    np.testing.assert_array_equal(experiment.reach(TRAIN, read, 9), whole[:, -9:])
+    np.testing.assert_array_equal(pad.reach(experiment, TRAIN), whole[-9:, -9:])

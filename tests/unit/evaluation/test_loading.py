@@ -167,3 +167,45 @@ def test_answers_stand_in_the_rows_told(tiny, tmp_path, objective, row):
     batch = loaded.sample(4)
     assert loaded.answer_rows(batch).tolist() == [[row]] * 4
     assert batch.query.tolist() == [[2]] * 4
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"size": 0}, "size = 0 is not allowed; allowed: a whole number from 1 to 2147483647."),
+        ({"size": 1.5}, "size = 1.5 is not allowed"),
+        ({"size": True}, "size = True is not allowed"),
+        ({"size": 2, "seed": 2**70}, "seed = 1180591620717411303424 is not allowed"),
+        ({"size": 2, "condition": ["train"]}, "condition: unknown condition ['train']"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused(run, how, said):
+    with pytest.raises(ConfigError) as error:
+        load(run).sample(**how)
+    assert str(error.value).startswith(said)
+
+
+def test_what_a_model_cannot_read_is_refused(run):
+    loaded = load(run)
+    batch = loaded.sample(2)
+    cases = [
+        (None, {}, "batch: NoneType is not allowed; allowed: a Batch"),
+        (batch._replace(inputs=batch.inputs + 100), {}, "batch: inputs from 10"),
+        (batch._replace(inputs=batch.inputs - 100), {}, "batch: inputs from -"),
+        (batch._replace(inputs=batch.inputs[:, :2]), {}, "batch: inputs are int32 of shape (2, 2); allowed: tokens of"),
+        (batch._replace(inputs=batch.inputs * 1.0), {}, "batch: inputs are float32 of shape"),
+        (batch, {"record": "final"}, "record: 'final' is text; allowed: a list of names of sites, such as ['final']."),
+        (
+            batch,
+            {"edit": {"final": 5}},
+            "edit['final']: 5 is not allowed; allowed: (replace, add, scale) and an arr",
+        ),
+        (batch, {"edit": {"final": ("scale", "a")}}, "edit['final']: ('scale', 'a') is not allowed"),
+        (batch, {"edit": {"final": ("zero", 1.0)}}, "edit['final']: unknown kind 'zero'"),
+    ]
+    for given, how, said in cases:
+        with pytest.raises(ConfigError) as error:
+            loaded.apply(given, **how)
+        assert str(error.value).startswith(said)
+    loaded.apply(batch, record=["final"], edit={"final": ("scale", 0)})
+    jax.eval_shape(lambda inputs: loaded.apply(batch._replace(inputs=inputs))[0], batch.inputs)

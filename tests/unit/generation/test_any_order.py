@@ -78,6 +78,11 @@ def test_the_order_is_the_one_asked_for(model):
     assert (drawn[0] != drawn[1]).any(), "every prompt has an order of its own"
 
 
+def test_options_of_numpy_are_those_of_python(model):
+    found = [generate(*model(), PROMPT, 3, order=order) for order in ((2, 0, 1), np.array([2, 0, 1]))]
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+
+
 def test_counts_grow_by_the_arccos_and_end_exactly():
     assert list(counts(4, 4)) == [1, 1, 1, 1]
     assert list(counts(8, 1)) == [8]

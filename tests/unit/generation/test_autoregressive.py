@@ -125,6 +125,54 @@ def test_prompts_of_several_lengths_are_padded_in_front(fresh):
         generate(experiment, weights, PROMPT, 4, valid=valid[:, ::-1])
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.assignment": "per_segment"},
+        {"model.assignment": "shared"},
+        {"model.mask": "causal & segments"},
+        {"model.operator": "multimodal_softmax(image=0)"},
+    ],
+    ids=str,
+)
+def test_groups_of_padded_prompts_are_those_of_what_is_no_padding(fresh, overrides):
+    task = "associative_recall(pairs=3, keys=6, values=6, delays=1, shift=0)"
+    experiment, weights = fresh({"task": task, "model.position": "rope", **overrides})
+    prompt = np.random.default_rng(0).integers(0, 12, (2, 6))
+    valid = np.array([[True] * 6, [False] * 2 + [True] * 4])
+    found = generate(experiment, weights, prompt, 2, valid=valid)
+    alone = generate(experiment, weights, prompt[1:, 2:], 2)
+    np.testing.assert_allclose(alone.outputs[0], found.outputs[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ENCODER,
+        {"model.architecture": "token_prepending"},
+        {"model.mask": "context_bidirectional"},
+    ],
+    ids=str,
+)
+def test_padding_must_not_take_rows_of_a_context_that_is_read_apart(fresh, overrides):
+    experiment, weights = fresh({"task": TASK, **overrides})
+    valid = np.arange(10) >= np.array([[0], [1], [2]])
+    with pytest.raises(ConfigError, match=r"^valid: padding would take rows of the context, .* allowed: prompts"):
+        generate(experiment, weights, PROMPT, 1, valid=valid)
+
+
+def test_rows_are_counted_as_they_were_trained_whatever_the_condition(fresh):
+    task = "associative_recall(pairs=2, keys=4, values=4, delays=1, shift=4)"
+    overrides = {"task": task, "model.mask": "causal & neighborhood(3)", "model.position": "rope"}
+    experiment, weights = fresh(overrides)
+    trained, shifted = experiment.task.conditions()
+    assert [experiment.task.length(condition) for condition in (trained, shifted)] == [5, 9]
+    prompt = np.zeros((1, 4), int)
+    assert generate(experiment, weights, prompt, 2, condition=shifted).tokens.shape == (1, 6)
+    with pytest.raises(ConfigError, match=r"^model\.mask: .* among the 9 that are read it shows row 4 other keys than"):
+        generate(experiment, weights, prompt, 6, condition=shifted)
+
+
 @pytest.mark.parametrize("architecture", ["decoder_only", "encoder_decoder"])
 def test_tokens_of_every_prompt_are_taken_as_they_are(both, fresh, architecture):
     """Positions that were drawn, a segment each, and padding within."""
@@ -203,9 +251,7 @@ def test_masks_that_count_rows_are_read_at_the_length_trained_alone(both, fresh,
     overrides = {"task": TASK, "model.mask": mask, "model.position": "rope"}
     same(both(overrides, PROMPT, 2))
     same(both(overrides, PROMPT[:, :6], 6))
-    told = (
-        r"^length: the mask .* of layer 0 counts rows, and shows row \d+ of {} other keys than of 11, as many as were"
-    )
+    told = r"^model\.mask: the mask .* of layer 0 counts rows: among the {} that are read it shows row \d+ other keys"
     for length in (1, 6):
         with pytest.raises(ConfigError, match=told.format(9 + length)):
             generate(*fresh(overrides), PROMPT, length)
@@ -237,16 +283,62 @@ def test_masks_that_count_rows_are_read_at_the_length_trained_alone(both, fresh,
             r"method: 'diffusion' is not what .* trains; allowed: 'autoregressive'\.",
         ),
         ({}, PROMPT, 1, {"method": "difusion"}, r"method: unknown method 'difusion', did you mean 'diffusion'\?.*"),
-        ({}, [[1, 2], [1]], 1, {}, r"prompt: of unequal lengths; allowed: as long as each other, padded in front\."),
+        ({}, [[1, 2], [1]], 1, {}, r"prompt: of unequal lengths; allowed: as long as each other\."),
         ({}, PROMPT, 1, {"key": 0}, r"key: int; allowed: one key, such as jax\.random\.key\(0\)\."),
         ({}, PROMPT, 1, {"key": jax.random.split(jax.random.key(0))}, r"key: PRNGKeyArray of shape \(2,\); .*"),
+        (
+            {},
+            PROMPT,
+            2,
+            {"rows_per_step": 100},
+            r"length = 2 is not allowed; .* of rows_per_step = 100\.",
+        ),
+        ({}, PROMPT, 1, {"method": ["a"]}, r"method: unknown method \['a'\].*"),
+        (
+            {},
+            PROMPT,
+            1,
+            {"valid": np.full((3, 10), 2)},
+            r"valid: int64 of shape \(3, 10\); allowed: True and .*",
+        ),
+        (
+            {},
+            PROMPT,
+            1,
+            {"valid": [[True], [True, False]]},
+            r"valid: of unequal lengths; allowed: True and .*",
+        ),
+        (
+            {"model.architecture": "summary_token"},
+            PROMPT[:, :8],
+            1,
+            {},
+            r"prompt: with 8 tokens, of which 8 are the context, and length = 1 no row is read behind .*",
+        ),
+        (
+            {},
+            PROMPT,
+            1,
+            {"tokens": sequential(12, position=np.full(12, 2**40))},
+            r"tokens\.position: from 1099511627776 to 1099511627776 is not allowed; allowed: 0 to 2147483647\.",
+        ),
+        ({}, PROMPT, 1, {"tokens": sequential(12, role=np.zeros(12))}, r"tokens\.role: float64 of shape \(12,\); .*"),
+        ({}, PROMPT, 1, {"tokens": sequential(12, role=3)}, r"tokens\.role: int64 of shape \(\); .*"),
+        (
+            {},
+            PROMPT,
+            1,
+            {"tokens": sequential(12, segment=np.zeros((2, 12), int))},
+            r"tokens\.segment: int64 of shape \(2, 12\); allowed: whole numbers, one a row, of all .* of the 3\.",
+        ),
+        ({}, PROMPT, 1, {"tokens": sequential(12, valid=np.zeros(12, bool))}, r"tokens\.valid: False throughout; .*"),
         ({}, PROMPT, 1, {"tokens": 3}, r"tokens: int is not allowed; allowed: Tokens, as of run\.sample\(size\)\."),
         (
             {},
             PROMPT,
             1,
             {"tokens": sequential(12, position=np.arange(-1, 11, dtype=np.int32))},
-            r"tokens: positions from -1 are given; allowed: from 0\.",
+            r"tokens\.position: from -1 to 10 is not allowed; allowed: 0 to 2147483647\.",
         ),
         ({}, PROMPT, 9, {"tokens": sequential(17)}, r"tokens: those given are 17 .*; allowed: at least 18 rows, .*"),
         (

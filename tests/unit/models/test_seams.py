@@ -273,3 +273,12 @@ def test_replicas_share_a_corpus_that_resumes_and_reloads(tiny, tmp_path):
     np.testing.assert_allclose(rows["loss"], -rows["log_probability"], rtol=1e-5)
     assert {"loss/unigram", "loss/bigram"} < set(rows)
     assert rows["loss/bigram"].mean() < rows["loss/unigram"].mean() < np.log(256)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["encoder_decoder", "encoder_decoder(encoder_mask=prefix(2))", "encoder_decoder(cross_mask=aligned_cross)"],
+)
+def test_an_encoder_needs_a_context(tiny, architecture):
+    with pytest.raises(ConfigError, match=r"^model\.architecture: encoder_decoder.* has an encoder for the context"):
+        build(tiny({"task": "text(window=8)", "model.architecture": architecture}))

@@ -1,0 +1,30 @@
+"""A user's mistake, and how a wrong name is told."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+FEW = 12  # options that are told beside the nearest one
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one sentence, long hexadecimal cut; entries print it and exit with code 2."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", sentence))
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """`", did you mean 'x'?"` for the option closest to `name`, or an empty string."""
+    found = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def unknown(field: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among `options`: the nearest right one, and all that are allowed if few."""
+    options = sorted(options)
+    hint = nearest(name, options)
+    listed = "" if hint and len(options) > FEW else f" allowed: {', '.join(options) or 'none'}."
+    return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'}{listed}")
