@@ -30,7 +30,8 @@ def layout(
     """The tokens of all `rows`, numpy, [S] each or [B, S].
 
     Those given are taken as they are. Else they are the condition's, continued in the group of its last, and told the
-    positions that the assignment gives them; where prompts are padded (`valid`) positions count what is no padding.
+    positions that the assignment gives them; where prompts are padded (`valid`), groups and positions are those of
+    what is no padding.
     """
     if tokens is not None:
         return tokens_of(tokens, prompts, rows).cut(0, rows)

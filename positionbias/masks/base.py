@@ -167,8 +167,12 @@ def one_share(masks: Iterable[Mask]) -> float | None:
 
 
 def from_first_key(rule: Mask, k: Tokens) -> Mask:
-    """The `rule`, which speaks of the first tokens, on places counted from the first of the keys: a decoder's, say."""
-    return _FromFirst(rule, across(k.index.min(axis=-1)))
+    """The `rule`, which speaks of the first tokens, on places counted from the first key that is no padding.
+
+    That of a decoder, say, or of a prompt padded in front.
+    """
+    behind = k.index.max(axis=-1, keepdims=True) - k.index  # of padding, so that it comes after all others
+    return _FromFirst(rule, across((k.index + behind * ~k.valid).min(axis=-1)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,7 @@ def test_prompts_of_several_lengths_are_padded_in_front(fresh):
         {"model.assignment": "per_segment"},
         {"model.assignment": "shared"},
         {"model.mask": "causal & segments"},
+        {"model.mask": "causal & window_with_sinks(2, 1)"},
         {"model.operator": "multimodal_softmax(image=0)"},
     ],
     ids=str,

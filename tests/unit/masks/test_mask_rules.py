@@ -192,6 +192,14 @@ def test_the_first_tokens_are_the_first_keys_wherever_they_are_stored(text, rows
     np.testing.assert_array_equal(both, np.stack([matrix(rows)] * 2))
 
 
+def test_padding_in_front_is_no_sink():
+    valid = np.array([[False, False, True, True, True], [True] * 5])
+    found = dense("causal & window_with_sinks(1, 1)", 5, valid=valid)
+    np.testing.assert_array_equal(found[0], matrix(["00000", "00000", "00100", "00110", "00101"]))
+    np.testing.assert_array_equal(found[1], dense("causal & window_with_sinks(1, 1)", 5))
+    assert not dense("prefix(2)", 5, valid=np.zeros(5, bool)).any()
+
+
 def test_text_keeps_the_expression():
     for text in ("causal & sliding_window(width=2)", "~(causal | segments)", "(causal | segments) & ~causal"):
         assert spec.canonical(mask(text)) == text
