@@ -52,13 +52,26 @@ def table(axis: str) -> str:
     return "\n".join(lines)
 
 
+def described(axis: str, name: str) -> str:
+    """The signature of a member, and its whole docstring."""
+    entry = _entry(axis, name)
+    signature = f"{name}({', '.join(entry.arguments)})" if entry.arguments else name
+    return "\n\n".join([signature, ast.get_docstring(_found(axis, name)) or ""])
+
+
 def main(argv: list[str]) -> int:
-    """Print the members of one axis, or of all."""
+    """Print the members of one axis, or of all, or all that is said of one member."""
     parser = Parser("python -m positionbias.list", "Print every registered name with its arguments.")
     parser.add_argument("axis", nargs="?", help=f"one of {', '.join(spec.axes())}; all of them if left out")
+    parser.add_argument("name", nargs="?", help="a member of the axis, of which all is printed")
     asked, _ = parse_command_line(parser, argv)
     if asked.axis is not None and asked.axis not in spec.axes():
         raise spec.unknown("AXIS", "axis", asked.axis, spec.axes())
+    if asked.name is not None:
+        if asked.name not in spec.names(asked.axis):
+            raise spec.unknown("NAME", asked.axis.removesuffix("s"), asked.name, spec.names(asked.axis))
+        print(described(asked.axis, asked.name))
+        return 0
     print("\n\n".join(table(axis) for axis in ([asked.axis] if asked.axis else spec.axes())))
     return 0
 
@@ -72,10 +85,14 @@ def _classes(path: pathlib.Path) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in _module(path).body if isinstance(node, ast.ClassDef)}
 
 
-def _entry(axis: str, name: str) -> Entry:
-    path = spec.source(axis, name)
+def _found(axis: str, name: str) -> ast.ClassDef:
     wanted = f"member({axis!r}, {name!r})"
-    found = next(c for c in _classes(path).values() if wanted in [ast.unparse(d) for d in c.decorator_list])
+    classes = _classes(spec.source(axis, name)).values()
+    return next(one for one in classes if wanted in [ast.unparse(d) for d in one.decorator_list])
+
+
+def _entry(axis: str, name: str) -> Entry:
+    path, found = spec.source(axis, name), _found(axis, name)
     doc = (ast.get_docstring(found) or "").partition("\n")[0]
     return Entry(name, tuple(_fields(path, found).values()), doc)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Int, Key, Mapped
 from positionbias.spec import LARGEST, ConfigError
+from positionbias.tasks.base import Batch
 from positionbias.tokens import UNTOLD, Tokens
 
 
@@ -34,6 +35,8 @@ def check_key(key: Key[jax.Array, ""] | None) -> None:
 
 def sequences(prompt: Int[Mapped, "B P"], words: int, what: str = "prompt") -> Int[jax.Array, "B P"]:
     """Prompts, or answers, of tokens of a vocabulary of so many words."""
+    if isinstance(prompt, Batch):
+        raise ConfigError(f"{what}: a whole Batch is not allowed; allowed: its inputs, or part of them.")
     found = _array(prompt, what, "as long as each other")
     if found.ndim != 2 or not found.size or not np.issubdtype(found.dtype, np.integer):
         shape = "a sequence or more of a token or more"

@@ -24,10 +24,11 @@ KINDS = ".npy with a matrix of booleans or of 0 and 1, or text with a row of 0 a
 class FromFile(Mask):
     """What a file says: a 1 in row i, column j lets query i see key j, either counted from its first token as stored.
 
-    The file holds a matrix [T, S] of up to 2048 tokens a side, in NumPy's .npy format or as text, in which blanks and
-    commas do not count; a shorter sequence has its upper left corner. What was read becomes `matrix`, ROWSxCOLUMNS: and
-    the bits, row after row, in hexadecimal, and `path` becomes the file's name: a config holds both, and where `matrix`
-    is given nothing is read. A file of four lines:
+    Of a relative path, from the folder that the command is run in. The file holds a matrix [T, S] of up to 2048
+    tokens a side, in NumPy's .npy format or as text, in which blanks and commas do not count; a shorter sequence
+    has its upper left corner. What was read becomes `matrix`, ROWSxCOLUMNS: and the bits, row after row, in
+    hexadecimal, and `path` becomes the file's name: a config holds both, and where `matrix` is given nothing is
+    read. A file of four lines:
 
         1 0 0 1
         1 1 0 0

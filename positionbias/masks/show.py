@@ -10,6 +10,7 @@ import numpy as np
 from positionbias import spec
 from positionbias.arrays import Bool
 from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.config.fields import read_by_mask
 from positionbias.masks.base import Mask, reach
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens, sequential
@@ -46,8 +47,15 @@ def main(argv: list[str]) -> int:
     if given.layers is not None and not 1 <= given.layers <= MOST_LAYERS:
         raise ConfigError(f"--layers: {given.layers} is not allowed; allowed: a whole number from 1 to {MOST_LAYERS}.")
     masks = [spec.build("masks", node, "MASK") for node in spec.parse_layers(given.mask, given.layers, "MASK")]
-    print("\n".join(described(masks, tokens)))
+    print("\n".join([*described(masks, tokens), *untold(masks, tokens)]))
     return 0
+
+
+def untold(masks: Sequence[Mask], tokens: Tokens) -> list[str]:
+    """A line for each field that a mask reads and that is the same for all tokens, with the flag that tells another."""
+    read = set().union(*(read_by_mask(mask, tokens, tokens) for mask in masks))
+    alike = [name for name in GROUPS if name in read and np.ptp(getattr(tokens, name)) == 0]
+    return [f"{name} is {getattr(tokens, name)[0]} for all tokens; --{name} tells others" for name in alike]
 
 
 def described(masks: Sequence[Mask], tokens: Tokens) -> list[str]:

@@ -58,6 +58,7 @@ def described(task: Any, condition_name: str | None = None, seed: int = 0) -> li
         "",
         *drawn(task, example),
         "",
+        *grouped(example.tokens),
     ]
     for answer, row in enumerate(example.query[:ANSWERS]):
         needs = " ".join(str(at) for at in example.evidence[answer] if at >= 0)
@@ -73,6 +74,13 @@ def described(task: Any, condition_name: str | None = None, seed: int = 0) -> li
         lines.append(f"{task.word(task.filler)!r}: filler, a token that means nothing")
     lines += [f'no baseline "{name}": {reason}' for name, reason in task.no_baselines.items()]
     return [*lines, "", *priors(task, condition, seed)]
+
+
+def grouped(tokens: Any) -> list[str]:
+    """A line for each field by which masks and others tell groups apart, a number a row; none for what is all alike."""
+    told = {name: np.asarray(getattr(tokens, name)) for name in ("segment", "role", "frame", "scale")}
+    lines = [f"{name} of rows: {' '.join(map(str, field))}" for name, field in told.items() if np.ptp(field)]
+    return [line if len(line) <= COLUMNS else f"{line[: COLUMNS - 3].rstrip()}..." for line in lines]
 
 
 def priors(task: Any, condition: Any, seed: int = 0) -> list[str]:

@@ -43,6 +43,15 @@ def test_long_signatures_are_cut_between_arguments():
     assert all(line.endswith(",") for line in cut if line not in beside)
 
 
+def test_of_one_member_all_is_printed(capsys):
+    assert listing.main(["masks", "causal_cross"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("causal_cross(group: Literal['frame', 'segment'] = 'frame')\n\nQuery n of Q sees the frames")
+    assert out.endswith("    1 1 1 1\n    1 1 1 1\n")
+    with pytest.raises(ConfigError, match=r"^NAME: unknown mask 'causl', did you mean 'causal'\?$"):
+        listing.main(["masks", "causl"])
+
+
 def test_without_an_axis_all_are_printed(capsys):
     assert listing.main([]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line and line[0] != " "] == spec.axes()
@@ -70,7 +79,7 @@ def test_inherited_fields_come_first(tmp_path, monkeypatch):
     ("argv", "sentence"),
     [
         (["mask"], "AXIS: unknown axis 'mask', did you mean 'masks'? allowed: architectures,"),
-        (["masks", "tasks"], "command line: unexpected 'tasks'; allowed: -h, --help."),
+        (["masks", "causal", "tasks"], "command line: unexpected 'tasks'; allowed: -h, --help."),
         (["--axis=masks"], "command line: unknown flag '--axis'; allowed: -h, --help."),
     ],
 )

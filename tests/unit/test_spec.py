@@ -209,6 +209,14 @@ def test_what_cannot_be_built(axis, text, sentence):
     assert refused(spec.build, axis, text, "x").startswith(sentence)
 
 
+def test_text_without_quotes_is_told():
+    with pytest.raises(ConfigError) as error:
+        spec.build("masks", "frame_causal(group=segment)", "mask")
+    assert str(error.value) == (
+        "mask.group: segment is not allowed without quotes, did you mean 'segment'; allowed: 'frame' or 'segment'."
+    )
+
+
 def test_long_bits_are_cut_in_a_sentence():
     told = str(errors.ConfigError(f"matrix='24x24:{'ff' * 72}' is not allowed; did you mean {'a' * 40}?"))
     assert told == f"matrix='24x24:{'f' * 16}...' is not allowed; did you mean {'a' * 40}?"

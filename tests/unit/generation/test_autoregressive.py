@@ -10,6 +10,7 @@ from positionbias.generation import generate as generating
 from positionbias.generation.base import chooser
 from positionbias.generation.generate import generate
 from positionbias.spec import ConfigError
+from positionbias.tasks.base import Batch
 from positionbias.tokens import sequential
 
 pytestmark = pytest.mark.usefixtures("in_haste")
@@ -285,6 +286,13 @@ def test_masks_that_count_rows_are_read_at_the_length_trained_alone(both, fresh,
         ),
         ({}, PROMPT, 1, {"method": "difusion"}, r"method: unknown method 'difusion', did you mean 'diffusion'\?.*"),
         ({}, [[1, 2], [1]], 1, {}, r"prompt: of unequal lengths; allowed: as long as each other\."),
+        (
+            {},
+            Batch(*[PROMPT] * 12),
+            1,
+            {},
+            r"prompt: a whole Batch is not allowed; allowed: its inputs.*",
+        ),
         ({}, PROMPT, 1, {"key": 0}, r"key: int; allowed: one key, such as jax\.random\.key\(0\)\."),
         ({}, PROMPT, 1, {"key": jax.random.split(jax.random.key(0))}, r"key: PRNGKeyArray of shape \(2,\); .*"),
         (

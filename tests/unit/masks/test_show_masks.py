@@ -54,6 +54,17 @@ def test_groups_are_given_token_by_token_and_settle_the_length(capsys):
     assert len(shown(capsys, "causal")) == 2 * 18 + 1, "16 tokens unless told"
 
 
+def test_a_group_that_is_the_same_for_all_is_said(capsys):
+    assert shown(capsys, "causal & concentric")[-2:] == [
+        "frame is 0 for all tokens; --frame tells others",
+        "scale is 0 for all tokens; --scale tells others",
+    ]
+    assert shown(capsys, "[by_rank, ~masked_keys]", "--rank", "1,0")[-1] == (
+        "hidden is 0 for all tokens; --hidden tells others"
+    )
+    assert shown(capsys, "causal & segments", "--segment", "0,1")[-1].startswith("reaches ")
+
+
 def test_a_context_is_given_by_its_length(capsys):
     lines = shown(capsys, "context_bidirectional", "--length", "3", "--context", "2")
     assert lines[1:4] == ["  0 1 1 .", "  1 1 1 .", "  2 1 1 1"]

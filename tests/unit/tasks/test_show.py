@@ -67,3 +67,11 @@ def test_the_measured_prior_is_that_of_the_samples_and_not_the_declared_one():
     lines = show.priors(Declares(pairs=1, keys=4, values=4, delays=2), AssociativeRecall().conditions()[0])
     assert lines[1] == "    declared 0.900 0.100"
     assert 0.45 < float(lines[2].split()[1]) < 0.55
+
+
+def test_groups_are_told_row_by_row_where_there_are_some():
+    lines = show.described(AssociativeRecall(pairs=2, keys=4, values=4, delays=1, shift=0))
+    assert lines[6:8] == ["segment of rows: 1 1 2 2 0", "role of rows: 1 2 1 2 3"]
+    assert not any(line.startswith(("frame of", "scale of")) for line in lines)
+    long = show.described(AssociativeRecall(pairs=40, keys=64, values=4, delays=1, shift=0))
+    assert [len(line) <= 96 and line.endswith("...") for line in long if line.startswith("segment of")] == [True]
