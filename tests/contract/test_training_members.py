@@ -118,9 +118,9 @@ def test_interventions_leave_the_right_answer_and_what_it_needs(text):
 
 @pytest.mark.parametrize("text", members("interventions"))
 def test_interventions_change_who_reads_or_what_and_tell_what_is_reached(text, tiny):
-    experiment = build(
-        tiny({"task": "associative_recall(pairs=4, keys=4, delays=3, shift=0)", "model.position": "rope"})
-    )
+    needs = {"hard_lookahead": {"model.operator": "lookahead(most=2)", "model.mask": "bidirectional"}}.get(text, {})
+    recall = "associative_recall(pairs=4, keys=4, delays=3, shift=0)"
+    experiment = build(tiny({"task": recall, "model.position": "rope", **needs}))
     task, (condition,) = experiment.task, experiment.task.conditions()
     change = spec.build("interventions", text, "intervention")
     changed = change.model(experiment, condition)

@@ -97,7 +97,9 @@ def test_what_cannot_be_repeated_is_refused(task, told):
 
 def test_an_objective_that_hides_inputs_is_refused(tiny):
     experiment = build(tiny({**RECALL, "objective": "masked_denoising", "model.mask": "bidirectional"}))
-    told = "^repeat: the objective masked_denoising.* hides inputs or orders them anew; allowed: next_token"
+    told = (
+        "^repeat: the objective masked_denoising.* hides inputs or orders them anew; allowed: objectives that tell no"
+    )
     with pytest.raises(ConfigError, match=told):
         Repeat().model(experiment, experiment.task.conditions()[0])
 

@@ -302,6 +302,7 @@ def test_every_expression_agrees_with_its_meaning_and_its_tiles(text, rows, colu
 
 def python_dense(text, q, k):
     """The expression's meaning, an entry at a time, with python's own logic."""
+    first = next((j for j in range(k.length) if k.valid[j]), 0)  # of the keys, padding left out
 
     def holds(node, i, j):
         if isinstance(node, spec.Combine):
@@ -315,7 +316,7 @@ def python_dense(text, q, k):
             "bidirectional": True,
             "causal": j <= i,
             "sliding_window": abs(i - j) < argument,
-            "prefix": j <= i or j < argument,
+            "prefix": j <= i or j - first < argument,
             "segments": q.segment[i] == k.segment[j],
         }[node.name]
 
