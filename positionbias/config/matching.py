@@ -22,6 +22,7 @@ from positionbias.spec import ConfigError
 
 FIELDS = ("model.width", "model.mlp_width", "model.layers")
 QUANTITIES = {"parameters": "trained parameters", "compute": "forward FLOPs a sequence"}
+CLOSE = 0.01  # of the reference: what is called matched
 SKIPPED = 16  # values in a row that a config may refuse before the search gives up
 
 
@@ -74,13 +75,17 @@ class Match:
         for name, what in QUANTITIES.items():
             found, wanted = self.found[name], self.wanted[name]
             difference = f"{100 * (found - wanted) / wanted:+.2f} %"
-            rows.append((what, str(found), str(wanted), difference, "matched" if name == self.by else "not matched"))
+            close = "matched" if abs(found - wanted) <= CLOSE * wanted else "the nearest there is"
+            rows.append((what, str(found), str(wanted), difference, close if name == self.by else "not looked for"))
         wide = [max(len(row[i]) for row in rows) for i in range(5)]
         told = [
             "  ".join([row[0].ljust(wide[0]), *(row[i].rjust(wide[i]) for i in (1, 2, 3)), row[4]]).rstrip()
             for row in rows
         ]
-        return [*told, f"use --config.{self.field}={self.value}"]
+        found, wanted = self.found[self.by], self.wanted[self.by]
+        others = [field for field in FIELDS if field != self.field]
+        more = [] if abs(found - wanted) <= CLOSE * wanted else [f"--field {' or '.join(others)} may come nearer"]
+        return [*told, f"use --config.{self.field}={self.value}", *more]
 
 
 def matched(raw: Mapping[str, Any], reference: Mapping[str, Any], by: str, field: str) -> Match:

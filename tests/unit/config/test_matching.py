@@ -91,9 +91,15 @@ def test_a_match_is_told_with_what_it_leaves_unequal():
     told = Match("model.width", 12, "compute", {"parameters": 50, "compute": 990}, {"parameters": 100, "compute": 1000})
     assert told.lines() == [
         "                          config  reference  difference",
-        "trained parameters            50        100    -50.00 %  not matched",
+        "trained parameters            50        100    -50.00 %  not looked for",
         "forward FLOPs a sequence     990       1000     -1.00 %  matched",
         "use --config.model.width=12",
+    ]
+    far = Match("model.width", 8, "compute", {"parameters": 50, "compute": 985}, {"parameters": 100, "compute": 1000})
+    assert far.lines()[2:] == [
+        "forward FLOPs a sequence     985       1000     -1.50 %  the nearest there is",
+        "use --config.model.width=8",
+        "--field model.mlp_width or model.layers may come nearer",
     ]
 
 
@@ -163,7 +169,7 @@ def test_the_entry_prints_the_match(tmp_path, capsys):
     assert match.main([*files, "--field", "model.layers", "--config.train.steps=50"]) == 0
     *table, override = capsys.readouterr().out.splitlines()
     assert override == "use --config.model.layers=1"
-    assert [line.split()[-1] for line in table[1:]] == ["matched", "matched"]
+    assert [line.split("%  ")[-1] for line in table[1:]] == ["matched", "not looked for"]
     assert all(what in line for what, line in zip(QUANTITIES.values(), table[1:], strict=True))
 
 
