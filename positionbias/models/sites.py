@@ -93,7 +93,7 @@ class Sites(SiteFunction):
 
 def _numbers(value: object) -> bool:
     try:
-        return bool(jnp.issubdtype(jnp.asarray(value).dtype, jnp.number))
+        return not isinstance(value, str) and bool(jnp.issubdtype(jnp.asarray(value).dtype, jnp.number))
     except (TypeError, ValueError):
         return False
 

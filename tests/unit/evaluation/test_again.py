@@ -320,8 +320,8 @@ def test_a_mask_of_so_many_rows_bounds_what_may_be_asked(tiny, tmp_path, change,
     with pytest.raises(ConfigError) as caught:
         again.Measurer(tmp_path, again.variants(None, change))
     assert str(caught.value) == (
-        f"--interventions: {change}: model.mask: in layer 0, from_file has a matrix of 6 x 6, but {rows} queries look at"
-        f" {rows} keys; allowed: a matrix of at least as many rows and columns."
+        f"--interventions: {change}: model.mask: in layer 0, from_file has a matrix of 6 x 6, but {rows} queries"
+        f" look at {rows} keys; allowed: a matrix of at least as many rows and columns."
     )
 
 
