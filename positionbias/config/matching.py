@@ -69,22 +69,26 @@ class Match:
     found: dict[str, int]
     wanted: dict[str, int]
 
+    @property
+    def close(self) -> bool:
+        """Whether it is near enough to be called matched."""
+        return abs(self.found[self.by] - self.wanted[self.by]) <= CLOSE * self.wanted[self.by]
+
     def lines(self) -> list[str]:
         """The match as a table, and the override to use."""
         rows = [("", "config", "reference", "difference", "")]
         for name, what in QUANTITIES.items():
             found, wanted = self.found[name], self.wanted[name]
             difference = f"{100 * (found - wanted) / wanted:+.2f} %"
-            close = "matched" if abs(found - wanted) <= CLOSE * wanted else "the nearest there is"
-            rows.append((what, str(found), str(wanted), difference, close if name == self.by else "not looked for"))
+            reached = "matched" if self.close else "the nearest there is"
+            rows.append((what, str(found), str(wanted), difference, reached if name == self.by else "not looked for"))
         wide = [max(len(row[i]) for row in rows) for i in range(5)]
         told = [
             "  ".join([row[0].ljust(wide[0]), *(row[i].rjust(wide[i]) for i in (1, 2, 3)), row[4]]).rstrip()
             for row in rows
         ]
-        found, wanted = self.found[self.by], self.wanted[self.by]
         others = [field for field in FIELDS if field != self.field]
-        more = [] if abs(found - wanted) <= CLOSE * wanted else [f"--field {' or '.join(others)} may come nearer"]
+        more = [] if self.close else [f"--field {' or '.join(others)} may come nearer"]
         return [*told, f"use --config.{self.field}={self.value}", *more]
 
 

@@ -28,6 +28,7 @@ from positionbias.files import write_json
 from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
 from positionbias.tasks.base import Batch, Condition, Task, find_condition
+from positionbias.tokens import Tokens
 from positionbias.training import auto
 
 MOST_TIMES = 1024
@@ -145,7 +146,7 @@ class Measurer:
                 read = change.tokens_read(run.task.tokens(condition), run.task, condition)
                 changed = change.model(run.experiment, condition)
                 check_room(run.experiment, changed.positions_needed(condition, read) + change.farther())
-                _check_masks(change, changed, condition)
+                _check_masks(change, changed, condition, read)
             except ConfigError as error:
                 raise ConfigError(f"--interventions: {error}") from None
 
@@ -199,9 +200,8 @@ def in_world(run: LoadedRun, given: exported.Exported) -> LoadedRun:
     return dataclasses.replace(run, weights=weights, keys=run.keys[replica : replica + 1])
 
 
-def _check_masks(change: Intervention, changed: Experiment, condition: Condition) -> None:
-    """Raise ConfigError where a mask cannot serve as many rows as are read."""
-    read = change.tokens_read(changed.task.tokens(condition), changed.task, condition)
+def _check_masks(change: Intervention, changed: Experiment, condition: Condition, read: Tokens) -> None:
+    """Raise ConfigError where a mask cannot serve as many rows as are `read`."""
     try:
         changed.check_masks(read, changed.context_of(condition, read))
     except ConfigError as error:
