@@ -1,0 +1,83 @@
+"""Named operands of rules: what each says by its kind is which axis it goes along."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.errors import ConfigError
+from positionbias.kernels.rules import Argument
+
+Sizes = tuple[int, int, int, int]  # B, N, T, S
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Aux:
+    """An array, and along which axis of [B, N, T, S] it goes."""
+
+    array: Any
+    letters: ClassVar[tuple[str, ...]]  # shapes that are allowed
+
+    def argument(self, name: str, sizes: Sizes) -> Argument:
+        """As a rule gets it: without the batch axis, and broadcasting to [N, T, S]. ConfigError for a wrong shape."""
+        told = dict(zip("BNTS", sizes, strict=True), R=sizes[2] + sizes[3] - 1)
+        shape = np.shape(self.array)
+        found = next((word for word in self.letters if shape == tuple(told[letter] for letter in word)), None)
+        if found is None:
+            kinds = " or ".join(str([told[letter] for letter in word]) for word in self.letters)
+            kind = type(self).__name__
+            raise ConfigError(f"aux[{name!r}], {kind}, has shape {list(shape)}; allowed: {kinds}.")
+        return self._placed(found, sizes)
+
+    def _placed(self, word: str, sizes: Sizes) -> Argument:
+        own = word.startswith("B")
+        inner = tuple(size if letter in word else 1 for letter, size in zip("NTS", sizes[1:], strict=True))
+        inner = inner if "N" in word else inner[1:]
+        array = self.array if isinstance(self.array, jax.Array) else np.asarray(self.array, jnp.result_type(self.array))
+        return Argument(array.reshape(array.shape[:own] + inner), own)
+
+
+class PerQuery(Aux):
+    """A number a query, [T] or [B, T]."""
+
+    letters = ("T", "BT")
+
+
+class PerKey(Aux):
+    """A number a key, [S] or [B, S]."""
+
+    letters = ("S", "BS")
+
+
+class PerHead(Aux):
+    """A number a query head, [N]."""
+
+    letters = ("N",)
+
+
+class Scalar(Aux):
+    """One number, []."""
+
+    letters = ("",)
+
+
+class Relative(Aux):
+    """A number for each difference of indices, [T + S - 1] or [N, T + S - 1].
+
+    Entry i - j + S - 1 is read by query i and key j: it is spread over all pairs, which takes T x S entries a head.
+    """
+
+    letters = ("R", "NR")
+
+    def _placed(self, word: str, sizes: Sizes) -> Argument:
+        rows, columns = sizes[2:]
+        place = np.arange(rows)[:, None] - np.arange(columns) + columns - 1
+        array = self.array if isinstance(self.array, jax.Array) else np.asarray(self.array, jnp.result_type(self.array))
+        return Argument(array[..., place])
+
+
+AUX_KINDS = (PerQuery, PerKey, PerHead, Scalar, Relative)

@@ -1,0 +1,104 @@
+"""`python -m positionbias.kernels.explain --mask causal --length 2048`: which driver computes an attention, and why."""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias import runtime, spec
+from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.errors import ConfigError, unknown
+from positionbias.kernels.softmax_attention.block_map import classes
+from positionbias.kernels.softmax_attention.call import choice
+from positionbias.kernels.softmax_attention.ladder import DRIVERS, PLATFORMS, Choice
+from positionbias.masks.base import EMPTY, FULL
+from positionbias.operators.softmax import biased
+from positionbias.positions.base import Dims, Placed
+from positionbias.tokens import sequential
+
+PURPOSE = """\
+Print which driver computes an attention, why the others do not, and how many tiles a kernel visits."""
+DTYPES = ("float32", "bfloat16", "float16")
+LONGEST = 65536
+
+
+def parser() -> Parser:
+    """The flags of this entry."""
+    made = Parser("python -m positionbias.kernels.explain", PURPOSE)
+    made.add_argument("--mask", default="causal", help="spec of a mask; default: causal")
+    made.add_argument("--position", default="none", help="spec of a position scheme; default: none")
+    made.add_argument("--length", type=int, default=512, help="queries, and keys; default: 512")
+    made.add_argument("--heads", type=int, default=4, help="query heads; default: 4")
+    made.add_argument("--key_heads", type=int, help="key heads, if fewer")
+    made.add_argument("--head_size", type=int, default=64, help="features of a head; default: 64")
+    made.add_argument("--batch_size", type=int, default=1, help="default: 1")
+    made.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)}; default: float32")
+    made.add_argument("--stats", default="", metavar="NAME,NAME", help="statistics asked for")
+    made.add_argument("--platform", help=f"{', '.join(PLATFORMS)}; default: that of this machine")
+    made.add_argument("--impl", help="a driver by name, instead of the first that can")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Print the choice; returns the exit code."""
+    given, _ = parse_command_line(parser(), argv)
+    _check(given)
+    runtime.configure()
+    mask = spec.build("masks", given.mask, "--mask")
+    scheme = spec.build("positions", given.position, "--position")
+    dims = Dims(given.heads * given.head_size, given.heads, given.head_size, given.length)
+    scheme.check(dims)
+    if scheme.multiplies:
+        print(f"{spec.canonical(scheme)} has products of its own: the formula is computed as it stands, by no driver")
+        return 0
+    params = {name: jnp.zeros(matrix.shape) for name, matrix in scheme.layer_parameters(dims).items()}
+    tokens = sequential(given.length)
+    score, aux = biased(Placed(scheme, params), tokens, tokens)
+    groups = given.key_heads or given.heads
+    shapes = [(given.batch_size, given.length, heads, given.head_size) for heads in (given.heads, groups, groups)]
+    arrays = [jax.ShapeDtypeStruct(shape, given.dtype) for shape in shapes]
+    stats = tuple(name.strip() for name in given.stats.split(",") if name.strip())
+    told = {"mask": mask, "tokens": (tokens, tokens), "score": score, "aux": aux, "stats": stats}
+    found = choice(*arrays, **told, impl=given.impl, platform=given.platform)
+    print("\n".join(described(found)))
+    return 0
+
+
+def described(found: Choice) -> list[str]:
+    """The choice in lines: the driver, what every other says, and the tiles."""
+    problem = found.problem
+    lines = [f"on {found.platform}: {found.driver.name}"]
+    passed = dict(found.passed_over)
+    for name, driver in DRIVERS.items():
+        if name != found.driver.name:
+            why = passed.get(name) or driver.unsupported_reason(problem, found.platform)
+            lines.append(f"  {name}: {why or 'could do it, if named'}")
+    if problem.dense_because is not None:
+        lines.append(f"{problem.dense_because}: it is computed outside, for all pairs at once")
+    tiles = classes(problem, problem.block_sizes)
+    if isinstance(tiles, np.ndarray):
+        seen, full = (tiles != EMPTY).sum(), (tiles == FULL).sum()
+        rows, columns = problem.block_sizes
+        lines.append(
+            f"by tiles of {rows} x {columns}, {seen} of {tiles.size} would be visited, {full} of them without a rule"
+        )
+    return lines
+
+
+def _check(given: argparse.Namespace) -> None:
+    for name, most in (("length", LONGEST), ("heads", 1024), ("head_size", 1024), ("batch_size", 65536)):
+        if not 1 <= getattr(given, name) <= most:
+            raise ConfigError(f"--{name}: {getattr(given, name)} is not allowed; allowed: 1 to {most}.")
+    if given.key_heads is not None and (given.key_heads < 1 or given.heads % given.key_heads):
+        raise ConfigError(f"--key_heads: {given.key_heads} is not allowed; allowed: divisors of {given.heads} heads.")
+    for name, options in (("dtype", DTYPES), ("platform", PLATFORMS), ("impl", tuple(DRIVERS))):
+        told = getattr(given, name)
+        if told is not None and told not in options:
+            raise unknown(f"--{name}", name, told, options)
+
+
+if __name__ == "__main__":
+    run_entry(main)

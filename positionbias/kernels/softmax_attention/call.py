@@ -1,0 +1,315 @@
+"""The call that users and operators make: checks, rules, and the choice of a driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Float, Mapped
+from positionbias.errors import ConfigError, unknown
+from positionbias.kernels.aux import AUX_KINDS, Aux
+from positionbias.kernels.rules import Argument, Rule, split
+from positionbias.kernels.softmax_attention.ladder import Choice, choose
+from positionbias.kernels.softmax_attention.problem import STATS, Dropout, Problem, Stat
+from positionbias.masks.base import Mask
+from positionbias.masks.order import Bidirectional, Causal
+from positionbias.tokens import Tokens, sequential
+
+MaskFunction = Callable[..., Mapped]
+ScoreFunction = Callable[..., Mapped]
+INDICES = ("s", "b", "h", "q", "k")  # of the arguments that a rule is called with
+MOST_DROPPED = 0.999
+BLOCK = 128  # queries and keys of a tile, unless told
+
+
+def attention(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B S G H"],
+    v: Float[jax.Array, "B S G K"],
+    *,
+    mask: Mask | MaskFunction | None = None,
+    tokens: tuple[Tokens, Tokens] | None = None,
+    score: ScoreFunction | None = None,
+    aux: Mapping[str, Aux] | None = None,
+    key_bias: Float[jax.Array, "B G S"] | None = None,
+    scale: float | None = None,
+    stats: Sequence[Stat] | None = None,
+    normalise: bool = True,
+    dropout: tuple[float, Any] | None = None,
+    impl: str | None = None,
+    block_sizes: tuple[int, int] | None = None,
+) -> Any:
+    """Softmax attention under any mask and any rule on scores: outputs [B, T, N, K], or (outputs, `Stats`).
+
+    The weights of query i are softmax over its visible keys j of score(scale q_i . k_j + key_bias_j); query head n
+    reads key head n // (N / G). A query that sees no key has output 0, and so have its gradients.
+
+    mask: which keys a query sees. A `Mask` reads `tokens`, of the queries and of the keys (`sequential` by default). A
+        function is called as mask(b, h, q, k, **aux) with the indices of example, head, query and key, int32 arrays
+        that broadcast to [N, T, S], and returns booleans that do. It may capture arrays, traced ones too.
+    score: called as score(s, b, h, q, k, **aux) with the scores [N, T, S], it returns what takes their place:
+        arithmetic on each entry. Gradients reach whatever it reads or captures. It is run at masked pairs too, and
+        there has to be finite for gradients to be.
+    aux: named arrays handed to both functions, as far as these have a parameter of that name or `**`: `PerQuery`
+        [T] or [B, T], `PerKey` [S] or [B, S], `PerHead` [N], `Scalar` [], `Relative` [T + S - 1] or [N, T + S - 1].
+    scale: 1 / sqrt(H) unless told.
+    stats: names of `Stats`: 'lse', 'received', 'entropy', 'mean_position', 'block_mass'; told any, even none at all
+        (`()`), the call returns them too.
+    normalise: without it the weights are exp(score), summed and not divided; the scores must stay small.
+    dropout: (rate, seed); weights are dropped by a hash of the seed and their place in these arrays, so that parts of a
+        batch on several devices want seeds of their own.
+    impl: a driver by name; None for the one that is chosen for the platform, which `choice` tells. All but 'xla_dense'
+        have gradients backwards only: for `jax.jvp` name that one.
+    block_sizes: queries and keys of a tile; also of the tiles of `block_mass`.
+
+    Raises ConfigError for what does not fit together, and with the reason where the driver named cannot do it.
+    """
+    problem = posed(q, k, v, mask, tokens, score, aux, key_bias, scale, stats or (), normalise, dropout, block_sizes)
+    outputs, found = choose(problem, impl).driver.run(problem)
+    return outputs if stats is None else (outputs, found)
+
+
+def choice(*args: Any, impl: str | None = None, platform: str | None = None, **kwargs: Any) -> Choice:
+    """What `attention` would choose for the same arguments, here or on a `platform` ('cpu', 'gpu', 'tpu').
+
+    The choice has the `driver`, with its name, and those `passed_over`, each with the reason.
+    """
+    bound = inspect.signature(attention).bind(*args, **kwargs)
+    bound.apply_defaults()
+    told = {name: value for name, value in bound.arguments.items() if name != "impl"}
+    return choose(posed(**told | {"stats": told["stats"] or ()}), impl, platform)
+
+
+def merge(
+    first: tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N T"]],
+    second: tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N T"]],
+) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N T"]]:
+    """Outputs and log-sum-exp of an attention over two sets of keys that share none: merge((o1, lse1), (o2, lse2)).
+
+    Each pair is what `attention` gives for one set with `stats=["lse"]`: the outputs, and `stats.lse`.
+    """
+    (o1, l1), (o2, l2) = first, second
+    total = jnp.logaddexp(l1, l2)
+    shares = [jnp.moveaxis(jnp.exp(part - total), 1, 2)[..., None] for part in (l1, l2)]
+    return (o1 * shares[0] + o2 * shares[1]).astype(o1.dtype), total
+
+
+def posed(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: Mask | MaskFunction | None = None,
+    tokens: tuple[Tokens, Tokens] | None = None,
+    score: ScoreFunction | None = None,
+    aux: Mapping[str, Aux] | None = None,
+    key_bias: jax.Array | None = None,
+    scale: float | None = None,
+    stats: Sequence[Stat] = (),
+    normalise: bool = True,
+    dropout: tuple[float, Any] | None = None,
+    block_sizes: tuple[int, int] | None = None,
+) -> Problem:
+    """The problem that a call poses, checked."""
+    _check_arrays(q, k, v, key_bias)
+    sizes = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    blocks = (BLOCK, BLOCK) if block_sizes is None else block_sizes
+    good = isinstance(blocks, tuple | list) and len(blocks) == 2 and all(isinstance(n, int) and n >= 1 for n in blocks)
+    if not good:
+        raise ConfigError(f"block_sizes = {block_sizes} is not allowed; allowed: two whole numbers from 1.")
+    _check_stats(stats, normalise)
+    _check_dropout(dropout)
+    _check_scale(scale)
+    for name, function in (("mask", mask), ("score", score)):
+        if not isinstance(function, Mask) and function is not None and not _is_rule(function):
+            kinds = "None, a Mask or a function" if name == "mask" else "None or a function"
+            raise ConfigError(f"{name} is {_kind(function)}; allowed: {kinds}.")
+    if tokens is not None and not isinstance(mask, Mask):
+        raise ConfigError("tokens are what a Mask reads, and mask is none; allowed: a Mask, or aux for a function.")
+    arguments = _Arguments(sizes, {} if aux is None else aux, (mask, score))
+    allowed, tiles, plain = None, None, "none" if mask is None else None
+    if isinstance(mask, Mask):
+        told = tokens or (sequential(sizes[2]), sequential(sizes[3]))
+        allowed, tiles, plain = _of_mask(mask, told, sizes)
+    elif mask is not None:
+        allowed = arguments.rule(mask, "mask")
+    return Problem(
+        q=q,
+        k=k,
+        v=v,
+        scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
+        allowed=allowed,
+        score=arguments.scores(score, key_bias, jnp.promote_types(q.dtype, jnp.float32)),
+        tiles=tiles,
+        stats=tuple(stats),
+        normalise=normalise,
+        dropout=None if dropout is None or dropout[0] == 0 else Dropout(float(dropout[0]), jnp.asarray(dropout[1])),
+        block_sizes=(int(blocks[0]), int(blocks[1])),
+        plain=plain,  # type: ignore[arg-type]
+    )
+
+
+def _of_mask(
+    mask: Mask, tokens: tuple[Tokens, Tokens], sizes: tuple[int, int, int, int]
+) -> tuple[Rule | None, Any, str | None]:
+    """The rule of a Mask, what tells the classes of its tiles, and what it is where a library knows it."""
+    batch, _, rows, columns = sizes
+    for side, length, name in ((tokens[0], rows, "queries"), (tokens[1], columns, "keys")):
+        lead = {np.shape(field)[:-1] for field in side}
+        if side.length != length or not lead <= {(), (batch,)}:
+            shapes = sorted({str(list(np.shape(field))) for field in side})
+            raise ConfigError(
+                f"tokens of the {name} have fields of shape {', '.join(shapes)}; allowed: [{length}] or [{batch},"
+                f" {length}]."
+            )
+    known = all(isinstance(field, np.ndarray) for side in tokens for field in side)
+    if known and all(field.ndim == 1 for side in tokens for field in side) and all(side.valid.all() for side in tokens):
+        in_order = all((side.index == np.arange(side.length)).all() for side in tokens)
+        if isinstance(mask, Bidirectional):
+            return None, None, "none"
+        plain = "causal" if isinstance(mask, Causal) and in_order and rows == columns else None
+    else:
+        plain = None
+    fields = [Argument(field) for side in tokens for field in side]
+
+    def pairs(*given: jax.Array) -> Mapped:
+        q, k = Tokens(*given[: len(Tokens._fields)]), Tokens(*given[len(Tokens._fields) :])
+        return mask.dense(q, k)
+
+    # A mask, and what it was bound to, may have an axis of examples and has none of heads: it is split as if they were.
+    rule = split(pairs, fields, (batch, rows, columns), "mask")
+    rule = dataclasses.replace(rule, operands=tuple(operand.swapaxes(0, 1) for operand in rule.operands))
+    return rule, functools.partial(mask.blocks, *tokens) if known else None, plain
+
+
+class _Arguments:
+    """Indices and aux, as the functions of a call get them."""
+
+    def __init__(self, sizes: tuple[int, int, int, int], aux: Mapping[str, Aux], functions: tuple[Any, ...]) -> None:
+        batch, heads, rows, columns = sizes
+        self.pairs = heads, rows, columns
+        places = (np.arange(n, dtype=np.int32) for n in (batch, heads, rows, columns))
+        b, h, q, k = places
+        self.indices = [Argument(b, True), Argument(h[:, None, None]), Argument(q[:, None]), Argument(k[None])]
+        self.aux = {}
+        for name, value in aux.items():
+            if name in INDICES:
+                raise ConfigError(
+                    f"aux[{name!r}] has the name of an index; allowed: names other than {', '.join(INDICES)}."
+                )
+            if not isinstance(value, AUX_KINDS):
+                kinds = ", ".join(kind.__name__ for kind in AUX_KINDS)
+                raise ConfigError(f"aux[{name!r}] is a {type(value).__name__}; allowed: {kinds}.")
+            self.aux[name] = value.argument(name, sizes)
+        for name in aux:
+            if not any(_takes(function, name) for function in functions if not isinstance(function, Mask)):
+                raise ConfigError(
+                    f"aux[{name!r}] is read by neither mask nor score; allowed: names of their parameters."
+                )
+
+    def rule(self, function: Callable[..., Mapped], name: str) -> Rule:
+        """The rule of a mask."""
+        told = {key: value for key, value in self.aux.items() if _takes(function, key)}
+
+        def called(*given: jax.Array) -> Mapped:
+            found = jnp.asarray(function(*given[:4], **dict(zip(told, given[4:], strict=True))))
+            if found.dtype != bool:
+                raise ConfigError(f"{name} returns {found.dtype}; allowed: booleans.")
+            return found
+
+        return split(called, [*self.indices, *told.values()], self.pairs, name)
+
+    def scores(self, function: ScoreFunction | None, key_bias: jax.Array | None, dtype: Any) -> Rule | None:
+        """The rule on scores: the bias of keys, and then the function."""
+        if function is None and key_bias is None:
+            return None
+        told = {key: value for key, value in self.aux.items() if function is not None and _takes(function, key)}
+        more = []
+        if key_bias is not None:
+            more = [Argument(jnp.repeat(key_bias, self.pairs[0] // key_bias.shape[1], axis=1)[:, :, None], True)]
+
+        def called(s: jax.Array, *given: jax.Array) -> Mapped:
+            if key_bias is not None:
+                s = s + given[-1]
+            if function is None:
+                return s
+            found = function(s, *given[:4], **dict(zip(told, given[4:], strict=False)))
+            return jnp.asarray(found).astype(s.dtype)
+
+        return split(called, [*self.indices, *told.values(), *more], self.pairs, "score", dtype)
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Whether a function has a parameter of that name for `aux`."""
+    if function is None:
+        return False
+    found = inspect.signature(function).parameters
+    named = name in found and found[name].kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return named or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values())
+
+
+def _is_rule(function: Any) -> bool:
+    return callable(function) and not isinstance(function, type)
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _check_scale(scale: Any) -> None:
+    if isinstance(scale, jax.core.Tracer):
+        raise ConfigError("scale is traced; allowed: a number that is known, and a factor in score for any other.")
+    if scale is not None and (
+        np.ndim(scale) or not np.isrealobj(scale) or not np.issubdtype(np.asarray(scale).dtype, np.number)
+    ):
+        raise ConfigError(f"scale = {scale!r} is not allowed; allowed: a number, or None for 1 / sqrt(H).")
+
+
+def _check_arrays(q: Any, k: Any, v: Any, key_bias: Any) -> None:
+    shapes = {"q": np.shape(q), "k": np.shape(k), "v": np.shape(v)}
+    told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    kinds = {jnp.result_type(x) for x in (q, k, v)}
+    if len(kinds) > 1 or not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+        raise ConfigError(f"q, k and v are of {sorted(map(str, kinds))}; allowed: one floating type for all three.")
+    allowed = "allowed: q [B, T, N, H], k [B, S, G, H], v [B, S, G, K], N a multiple of G, none of them 0."
+    if any(len(shape) != 4 or 0 in shape for shape in shapes.values()):
+        raise ConfigError(f"{told} are not allowed; {allowed}")
+    (b, _, n, h), (b2, s, g, h2), (b3, s2, g2, _) = shapes["q"], shapes["k"], shapes["v"]
+    if not (b == b2 == b3 and h == h2 and s == s2 and g == g2 and n % g == 0):
+        raise ConfigError(f"{told} do not fit together; {allowed}")
+    if key_bias is not None and np.shape(key_bias) != (b, g, s):
+        raise ConfigError(f"key_bias has shape {list(np.shape(key_bias))}; allowed: [B, G, S] = {[b, g, s]}.")
+
+
+def _check_stats(stats: Sequence[str], normalise: bool) -> None:
+    if not isinstance(stats, Sequence):
+        raise ConfigError(f"stats = {stats!r} is not allowed; allowed: a list of names, such as ['lse'].")
+    if isinstance(stats, str):
+        raise ConfigError(f"stats = {stats!r} is text; allowed: a list of names, such as [{stats!r}].")
+    for name in stats:
+        if name not in STATS:
+            raise unknown("stats", "statistic", name, STATS)
+    rowwise = [name for name in stats if name not in ("received", "block_mass")]
+    if rowwise and not normalise:
+        raise ConfigError(f"stats: {rowwise[0]!r} needs normalised weights; allowed without: 'received', 'block_mass'.")
+
+
+def _check_dropout(dropout: Any) -> None:
+    if dropout is None:
+        return
+    good = isinstance(dropout, tuple | list) and len(dropout) == 2 and isinstance(dropout[0], int | float)
+    if not good or not 0 <= dropout[0] <= MOST_DROPPED:
+        raise ConfigError(
+            f"dropout = {dropout!r} is not allowed; allowed: (rate, seed), a rate from 0 to {MOST_DROPPED}."
+        )
+    if np.shape(dropout[1]) != () or not jnp.issubdtype(jnp.result_type(dropout[1]), jnp.integer):
+        raise ConfigError("dropout has a seed that is no whole number; allowed: (rate, seed), the seed an integer.")

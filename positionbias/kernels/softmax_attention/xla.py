@@ -1,0 +1,153 @@
+"""Attention by XLA, all rows at once: any rule, any type, any platform; gradients of every order are those of jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Bool, Float
+from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN, Problem, Stats
+from positionbias.kernels.softmax_attention.tiles import finite, kept, weights
+
+Operands = tuple[tuple[Any, ...], ...]  # of the mask and of the score, each [B|1, N|1, T|1, S|1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """The keys that rows are computed against: `first` to `stop` - 1."""
+
+    first: int
+    stop: int
+
+    def of(self, x: Any, axis: int) -> Any:
+        """Those of an array; all of one that has a single one for all keys."""
+        return x if x.shape[axis] == 1 else jax.lax.slice_in_dim(jnp.asarray(x), self.first, self.stop, axis=axis)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Their indices."""
+        return np.arange(self.first, self.stop, dtype=np.int32)
+
+
+def dense(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
+    """All rows at once."""
+    return rows_against(problem, problem.q, operands_of(problem), 0, Keys(0, problem.sizes[2]), ragged=False)
+
+
+def operands_of(problem: Problem) -> Operands:
+    """Of the mask, and of the score."""
+    return tuple(() if rule is None else rule.operands for rule in (problem.allowed, problem.score))
+
+
+def rows_against(
+    problem: Problem, q: jax.Array, operands: Operands, start: Any, keys: Keys, ragged: bool
+) -> tuple[jax.Array, Stats]:
+    """Outputs and statistics of the rows `q`, from row `start` on, against `keys`, which `problem` has alone.
+
+    Rows from T on are none if `ragged`.
+    """
+    scores = scored(problem, q, problem.k, operands[1])
+    allowed = allowed_pairs(problem, operands[0], start, q.shape[1], ragged)
+    lse = None
+    if problem.normalise:
+        pattern, lse = masked_softmax(scores, allowed)
+    else:
+        pattern = weights(scores, allowed, None)
+    stats = _stats(problem, pattern, scores, allowed, lse, keys.places)
+    keep = keeps(problem, start, q.shape[1], keys)
+    pattern = pattern if keep is None else pattern * keep
+    return mixed(pattern.astype(problem.v.dtype), problem.v), stats
+
+
+def masked_softmax(
+    scores: Float[jax.Array, "... S"], allowed: Bool[jax.Array, "..."] | None
+) -> tuple[Float[jax.Array, "... S"], Float[jax.Array, "..."]]:
+    """Softmax over the allowed entries of the last axis, None for all, and the log of the sum of their exponentials.
+
+    A row with none allowed is zero, and so is its gradient.
+    """
+    floor = float(jnp.finfo(scores.dtype).min)  # not -infinity: a row with none allowed must give 0, not 0/0
+    shut = scores if allowed is None else jnp.where(allowed, scores, floor)
+    # Above the floor also where nothing is seen, so that exp(floor - top) is 0 and needs no second choice.
+    top = jnp.maximum(jax.lax.stop_gradient(jnp.max(shut, axis=-1, keepdims=True)), floor / 2)
+    raised = jnp.exp(shut - top)
+    total = jnp.sum(raised, axis=-1, keepdims=True)
+    seen = total > 0
+    total = jnp.where(seen, total, 1.0)
+    return raised / total, jnp.where(seen, top + jnp.log(total), NOTHING_SEEN)[..., 0]
+
+
+def scored(problem: Problem, q: jax.Array, k: jax.Array, operands: tuple[Any, ...]) -> Float[jax.Array, "B N T S"]:
+    """The scores of some rows and keys."""
+    scores = _products(q, k) * jnp.asarray(problem.scale, problem.score_dtype)
+    if problem.score is None:
+        return scores
+    return jnp.broadcast_to(problem.score(operands, scores), scores.shape)
+
+
+def allowed_pairs(
+    problem: Problem, operands: tuple[Any, ...], start: Any, rows: int, ragged: bool
+) -> Bool[jax.Array, "..."] | None:
+    """Which keys each of so many rows sees, from row `start` on; None where all see all."""
+    allowed = None if problem.allowed is None else jnp.asarray(problem.allowed(operands))
+    if not ragged:
+        return allowed
+    inside = start + jnp.arange(rows, dtype=jnp.int32)[:, None] < problem.sizes[1]
+    return inside if allowed is None else allowed & inside
+
+
+def keeps(problem: Problem, start: Any, rows: int, keys: Keys) -> Float[jax.Array, "B N T S"] | None:
+    """What dropout multiplies weights by."""
+    if problem.dropout is None:
+        return None
+    batch, heads = (np.arange(n, dtype=np.int32) for n in (problem.sizes[0], problem.sizes[3]))
+    row = start + jnp.arange(rows, dtype=jnp.int32)
+    places = batch[:, None, None, None], heads[:, None, None], row[:, None], keys.places
+    return kept(problem.dropout.seed, problem.dropout.rate, *places)
+
+
+def _products(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q . k, [B, N, T, S], at least float32."""
+    kind, groups = jnp.promote_types(q.dtype, jnp.float32), k.shape[2]
+    if groups == q.shape[2]:
+        return jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=kind)
+    grouped = q.reshape(*q.shape[:2], groups, -1, q.shape[-1])
+    found = jnp.einsum("BTGRH,BSGH->BGRTS", grouped, k, preferred_element_type=kind)
+    return found.reshape(found.shape[0], -1, *found.shape[3:])
+
+
+def mixed(pattern: Float[jax.Array, "B N T S"], v: Float[jax.Array, "B S G K"]) -> Float[jax.Array, "B T N K"]:
+    """Values weighed by a pattern."""
+    groups = v.shape[2]
+    if groups == pattern.shape[1]:
+        return jnp.einsum("BNTS,BSNK->BTNK", pattern, v)
+    grouped = pattern.reshape(pattern.shape[0], groups, -1, *pattern.shape[2:])
+    found = jnp.einsum("BGRTS,BSGK->BTGRK", grouped, v)
+    return found.reshape(*found.shape[:2], -1, found.shape[-1])
+
+
+def _stats(
+    problem: Problem, pattern: jax.Array, scores: jax.Array, allowed: Any, lse: jax.Array | None, place: Any
+) -> Stats:
+    asked = problem.stats
+    found: dict[str, jax.Array] = {}
+    if "lse" in asked and lse is not None:
+        found["lse"] = lse
+    if "received" in asked:
+        found["received"] = jnp.sum(pattern, axis=-2)
+    if "entropy" in asked and lse is not None:
+        mean = jnp.sum(pattern * finite(scores, allowed), axis=-1)
+        found["entropy"] = jnp.where(lse > NOTHING_SEEN, lse - mean, 0.0)
+    if "mean_position" in asked:
+        found["mean_position"] = jnp.sum(pattern * jnp.asarray(place, pattern.dtype), axis=-1)
+    if "block_mass" in asked:
+        (rows, columns), sizes = pattern.shape[-2:], problem.block_sizes
+        padding = [(0, -rows % sizes[0]), (0, -columns % sizes[1])]
+        padded = jnp.pad(pattern, [(0, 0), (0, 0), *padding])
+        tiled = padded.reshape(*padded.shape[:2], -1, sizes[0], padded.shape[3] // sizes[1], sizes[1])
+        found["block_mass"] = jnp.sum(tiled, axis=(3, 5))
+    return Stats(**found)

@@ -1,0 +1,349 @@
+"""Attention by XLA, a chunk of rows after another, with their scores made again backwards.
+
+It takes any rule, any type and any platform, and memory grows as T + S, but for rules with a dense operand, which is
+there for all pairs. Where the mask is known before the call, chunks are taken in a few spans of rows, and those of a
+span are computed against the keys that it sees only. The gradient is written by hand (see `tiles`), which takes less
+than that of jax, and has no forward mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Float
+from positionbias.kernels.softmax_attention.block_map import EMPTY, classes, known
+from positionbias.kernels.softmax_attention.fused import told
+from positionbias.kernels.softmax_attention.problem import Problem, Stats
+from positionbias.kernels.softmax_attention.tiles import finite, slopes, weights
+from positionbias.kernels.softmax_attention.xla import (
+    Keys,
+    allowed_pairs,
+    dense,
+    keeps,
+    mixed,
+    operands_of,
+    rows_against,
+    scored,
+)
+
+CHUNK = 128  # rows at a time
+MANY = 1024  # keys from which spans take half as many, so that a tenth of the memory of all rows is enough
+SPANS = 4  # each is a loop of its own to compile; of a causal mask they leave out 3 / 8, and more could only 1 / 2
+
+
+class _Arrays(NamedTuple):
+    """What a span reads: its rows, the keys they see, and operands [B|1, N|1, T|1, S|1] cut likewise."""
+
+    q: Float[jax.Array, "B T N H"]
+    k: Float[jax.Array, "B S G H"]
+    v: Float[jax.Array, "B S G K"]
+    allowed: tuple[Any, ...]
+    score: tuple[Any, ...]
+    seed: Any
+
+
+def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
+    """`CHUNK` rows at a time, or half of them; or whole tiles of rows where the mass of tiles is asked for."""
+    size, (_, t, s, _, _) = CHUNK, problem.sizes
+    if s > MANY and leaves_out(problem):
+        size = CHUNK // 2
+    if "block_mass" in problem.stats:
+        size = -(-size // problem.block_sizes[0]) * problem.block_sizes[0]
+    if t <= size:
+        return dense(problem)
+    allowed, score = operands_of(problem)
+    seed = None if problem.dropout is None else problem.dropout.seed
+    arrays = _Arrays(problem.q, problem.k, problem.v, allowed, score, seed)
+    return _Chunks(problem, size, tuple(_spans(problem, size))).run(arrays)
+
+
+def leaves_out(problem: Problem) -> bool:
+    """Whether some rows are computed against fewer keys than others."""
+    return len(_spans(problem, CHUNK)) > 1
+
+
+class _Span(NamedTuple):
+    """Rows `begin` to `end` - 1, and the keys between the first and the last that one of them sees."""
+
+    begin: int
+    end: int
+    keys: Keys
+
+    def rows(self, x: Any, axis: int) -> Any:
+        """Those of an array; all of one that has a single one for all rows, None for None."""
+        if x is None or x.shape[axis] == 1:
+            return x
+        return jax.lax.slice_in_dim(jnp.asarray(x), self.begin, self.end, axis=axis)
+
+    def of(self, arrays: _Arrays) -> _Arrays:
+        """What the span reads."""
+        cut = [tuple(self.rows(self.keys.of(x, 3), 2) for x in group) for group in (arrays.allowed, arrays.score)]
+        q = jax.lax.slice_in_dim(arrays.q, self.begin, self.end, axis=1)
+        return _Arrays(q, self.keys.of(arrays.k, 1), self.keys.of(arrays.v, 1), cut[0], cut[1], arrays.seed)
+
+    def place(self, x: Any) -> tuple[slice, ...]:
+        """Where an operand's part lies in the whole of it."""
+        rows = slice(self.begin, self.end) if x.shape[2] > 1 else slice(None)
+        keys = slice(self.keys.first, self.keys.stop) if x.shape[3] > 1 else slice(None)
+        return (slice(None), slice(None), rows, keys)
+
+
+def _spans(problem: Problem, size: int) -> list[_Span]:
+    _, t, s, _, _ = problem.sizes
+    count = -(-t // size)
+    rule = problem.allowed
+    if rule is None or not known(rule):
+        return [_Span(0, t, Keys(0, s))]
+    height, width = problem.block_sizes
+    visible = (np.asarray(classes(problem, problem.block_sizes)) != EMPTY).any(axis=(0, 1))
+    ends = sorted({round(count * part / SPANS) * size for part in range(SPANS + 1)})
+    found: list[_Span] = []
+    for start, stop in itertools.pairwise(ends):
+        columns = np.flatnonzero(visible[start // height : -(-stop // height)].any(axis=0))
+        first, last = (columns[0], columns[-1]) if columns.size else (0, 0)
+        keys = Keys(int(first) * width, min(int(last + 1) * width, s))
+        if found and found[-1].keys == keys:
+            start = found.pop().begin
+        found.append(_Span(start, min(stop, t), keys))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chunks:
+    """Spans of rows, `size` rows at a time; of `problem` the arrays are not read, but its sizes and rules."""
+
+    problem: Problem
+    size: int
+    spans: tuple[_Span, ...]
+
+    def run(self, arrays: _Arrays) -> tuple[Float[jax.Array, "B T N K"], Stats]:
+        """Outputs and statistics."""
+
+        @jax.custom_vjp
+        def attend(arrays: _Arrays) -> tuple[jax.Array, Stats]:
+            return self._forward(arrays)
+
+        def forward(given: Any) -> tuple[tuple[jax.Array, Stats], Any]:
+            arrays = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: hasattr(x, "perturbed"))
+            o, stats = self._forward(arrays)
+            return (o, stats), (arrays, stats.lse)
+
+        def backward(kept: Any, given: Any) -> tuple[_Arrays]:
+            return (self._backward(*kept, *given),)
+
+        attend.defvjp(forward, backward, symbolic_zeros=True)
+        o, stats = attend(arrays)
+        return o, stats if "lse" in self.problem.stats else stats._replace(lse=None)
+
+    def _forward(self, arrays: _Arrays) -> tuple[jax.Array, Stats]:
+        """Outputs and statistics, the log-sum-exp in any case."""
+        parts = [self._span_forward(span.of(arrays), span) for span in self.spans]
+
+        def joined(name: str) -> Any:
+            found = [getattr(stats, name) for _, stats in parts]
+            return None if found[0] is None else jnp.concatenate(found, axis=2)
+
+        def spread(name: str, unit: int) -> list[jax.Array]:
+            """Of each span, with zeros for the keys that are left out."""
+            found = []
+            for (_, stats), span in zip(parts, self.spans, strict=True):
+                x, before = getattr(stats, name), span.keys.first // unit
+                behind = -(-arrays.k.shape[1] // unit) - before - x.shape[-1]
+                found.append(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, behind)]))
+            return found
+
+        received, mass = None, None
+        if "received" in self.problem.stats:
+            received = functools.reduce(jnp.add, spread("received", 1))
+        if "block_mass" in self.problem.stats:
+            mass = jnp.concatenate(spread("block_mass", self.problem.block_sizes[1]), axis=2)
+        stats = Stats(joined("lse"), received, joined("entropy"), joined("mean_position"), mass)
+        return jnp.concatenate([o for o, _ in parts], axis=1), stats
+
+    def _backward(self, arrays: _Arrays, lse: jax.Array | None, given_o: Any, given: Stats) -> _Arrays:
+        do, by, kind = told(given_o), Stats(*(told(x) for x in given)), self.problem.score_dtype
+        if do is None:
+            do = jnp.zeros((*arrays.q.shape[:3], arrays.v.shape[3]), arrays.v.dtype)
+        dk, dv, dq = jnp.zeros(arrays.k.shape, kind), jnp.zeros(arrays.v.shape, kind), []
+        score = [jnp.zeros(x.shape, kind) if jnp.issubdtype(x.dtype, jnp.floating) else None for x in arrays.score]
+        for span in self.spans:
+            # A span waits for the one before, so that only one has its copies at a time, and none those made forwards.
+            arrays, dk, dv = jax.lax.optimization_barrier((arrays, dk, dv))
+            part = span.of(arrays)
+            do_part = jax.lax.slice_in_dim(do, span.begin, span.end, axis=1)
+            changes = self._span_backward(part, (dk, dv), span.rows(lse, 2), do_part, self._cut(by, span), span)
+            dq.append(changes.q)
+            dk, dv = changes.k, changes.v
+            for i, (total, change) in enumerate(zip(score, changes.score, strict=True)):
+                score[i] = None if total is None else total.at[span.place(total)].add(change)
+        return _Arrays(
+            q=jnp.concatenate(dq, axis=1),
+            k=dk.astype(arrays.k.dtype),
+            v=dv.astype(arrays.v.dtype),
+            allowed=(None,) * len(arrays.allowed),
+            score=tuple(None if x is None else x.astype(y.dtype) for x, y in zip(score, arrays.score, strict=True)),
+            seed=None,
+        )
+
+    def _cut(self, by: Stats, span: _Span) -> Stats:
+        """What cotangents of statistics say of a span."""
+        first, stop, (height, width) = span.keys.first, span.keys.stop, self.problem.block_sizes
+        mass = by.block_mass
+        if mass is not None:
+            mass = mass[:, :, span.begin // height : -(-span.end // height), first // width : -(-stop // width)]
+        return Stats(
+            lse=span.rows(by.lse, 2),
+            received=None if by.received is None else by.received[..., first:stop],
+            entropy=span.rows(by.entropy, 2),
+            mean_position=span.rows(by.mean_position, 2),
+            block_mass=mass,
+        )
+
+    def _parts(self, x: Any, axis: int, size: int | None = None) -> Any:
+        """An array in chunks, which come first; None for None."""
+        if x is None:
+            return None
+        size = size or self.size
+        count = -(-x.shape[axis] // size)
+        # Rows that pad repeat the last: a rule need not be finite at 0.
+        more = [(0, count * size - x.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)]
+        x = jnp.pad(x, more, mode="edge")
+        shape = x.shape
+        return jnp.moveaxis(x.reshape(*shape[:axis], count, size, *shape[axis + 1 :]), axis, 0)
+
+    def _joined(self, x: Any, axis: int, most: int) -> Any:
+        """What chunks have, in their order."""
+        if x is None:
+            return None
+        x = jnp.moveaxis(x, 0, axis)
+        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        return jax.lax.slice_in_dim(x, 0, most, axis=axis)
+
+    def _moving(self, operands: tuple[Any, ...]) -> list[Any]:
+        """Of operands, the chunks of those that go along rows; None for others."""
+        return [self._parts(jnp.asarray(x), 2) if x.shape[2] > 1 else None for x in operands]
+
+    def _starts(self, span: _Span) -> jax.Array:
+        return jnp.arange(span.begin, span.end, self.size, dtype=jnp.int32)
+
+    def _ragged(self, span: _Span) -> bool:
+        return (span.end - span.begin) % self.size > 0
+
+    def _inside(self, arrays: _Arrays) -> Problem:
+        """The problem with these keys, and the log-sum-exp among its statistics."""
+        problem = self.problem
+        dropout = None if problem.dropout is None else problem.dropout._replace(seed=arrays.seed)
+        stats = (*problem.stats, "lse") if problem.normalise else problem.stats
+        return dataclasses.replace(problem, k=arrays.k, v=arrays.v, dropout=dropout, stats=stats)
+
+    def _span_forward(self, arrays: _Arrays, span: _Span) -> tuple[jax.Array, Stats]:
+        inside, length = self._inside(arrays), arrays.q.shape[1]
+
+        def one(received: jax.Array | None, part: Any) -> tuple[jax.Array | None, Any]:
+            q, allowed, score, start = part
+            operands = _with(arrays.allowed, allowed), _with(arrays.score, score)
+            o, stats = rows_against(inside, q, operands, start, span.keys, self._ragged(span))
+            if received is not None and stats.received is not None:
+                received = received + stats.received
+            return received, (o, stats._replace(received=None))
+
+        begin = None
+        if "received" in inside.stats:
+            begin = jnp.zeros((*arrays.q.shape[::2][:2], arrays.k.shape[1]), inside.score_dtype)
+        moving = self._moving(arrays.allowed), self._moving(arrays.score)
+        received, (o, stats) = jax.lax.scan(one, begin, (self._parts(arrays.q, 1), *moving, self._starts(span)))
+        found = Stats(
+            lse=self._joined(stats.lse, 2, length),
+            received=received,
+            entropy=self._joined(stats.entropy, 2, length),
+            mean_position=self._joined(stats.mean_position, 2, length),
+            block_mass=self._joined(stats.block_mass, 2, -(-length // inside.block_sizes[0])),
+        )
+        return self._joined(o, 1, length), found
+
+    def _span_backward(
+        self,
+        arrays: _Arrays,
+        before: tuple[jax.Array, jax.Array],
+        lse: jax.Array | None,
+        do: jax.Array,
+        by: Stats,
+        span: _Span,
+    ) -> _Arrays:
+        """The cotangents of what a span reads, None for what has none; of all keys and values, with those `before`."""
+        inside, length = self._inside(arrays), arrays.q.shape[1]
+        real = [i for i, x in enumerate(arrays.score) if jnp.issubdtype(x.dtype, jnp.floating)]
+        still = [i for i in real if arrays.score[i].shape[2] == 1]
+        moved = [i for i in real if i not in still]
+        begin = *before, [jnp.zeros(arrays.score[i].shape, inside.score_dtype) for i in still]
+        keys = slice(span.keys.first, span.keys.stop)
+
+        def one(sums: Any, part: Any) -> tuple[Any, Any]:
+            q, do, lse, by_lse, by_entropy, by_place, by_mass, allowed, score, start = part
+            operands = _with(arrays.score, score)
+
+            def scores_of(q: jax.Array, k: jax.Array, *changed: jax.Array) -> jax.Array:
+                now = list(operands)
+                for i, x in zip(real, changed, strict=True):
+                    now[i] = x
+                return scored(inside, q, k, tuple(now))
+
+            s, back = jax.vjp(scores_of, q, arrays.k, *(operands[i] for i in real))
+            seen = allowed_pairs(inside, _with(arrays.allowed, allowed), start, q.shape[1], self._ragged(span))
+            a = weights(s, seen, None if lse is None else lse[..., None])
+            keep = keeps(inside, start, q.shape[1], span.keys)
+            used = (a if keep is None else a * keep).astype(arrays.v.dtype)
+            dp, dv = jax.vjp(mixed, used, arrays.v)[1](do)
+            given = None if by.received is None else by.received[:, :, None]
+            if by_mass is not None:
+                mass = _over_tiles(by_mass, inside.block_sizes, s.shape[2:])
+                given = mass if given is None else given + mass
+            place = None if by_place is None else by_place[..., None] * span.keys.places.astype(s.dtype)
+            entropy = None if by_entropy is None else by_entropy[..., None]
+            ds = a * slopes(dp.astype(s.dtype), finite(s, seen), keep, given, place, entropy)
+            if inside.normalise:
+                total = jnp.sum(a, axis=-1)  # 1, but for the rounding of the log-sum-exp, which large scores make large
+                offset = jnp.sum(ds, axis=-1) / jnp.where(total > 0, total, 1.0)
+                offset = offset if by_lse is None else offset - by_lse
+                ds = ds - a * offset[..., None]
+            dq, dk, *changes = back(ds)
+            dk_sum, dv_sum, still_sums = sums
+            ready = dict(zip(real, changes, strict=True))
+            still_sums = [total + ready[i] for total, i in zip(still_sums, still, strict=True)]
+            dk_sum, dv_sum = dk_sum.at[:, keys].add(dk), dv_sum.at[:, keys].add(dv)
+            return (dk_sum, dv_sum, still_sums), (dq, [ready[i] for i in moved])
+
+        parts = (
+            self._parts(arrays.q, 1),
+            self._parts(do, 1),
+            *(self._parts(x, 2) for x in (lse, by.lse, by.entropy, by.mean_position)),
+            self._parts(by.block_mass, 2, max(1, self.size // inside.block_sizes[0])),
+            self._moving(arrays.allowed),
+            self._moving(arrays.score),
+            self._starts(span),
+        )
+        (dk, dv, still_sums), (dq, changes) = jax.lax.scan(one, begin, parts)
+        score: list[Any] = [None] * len(arrays.score)
+        for i, x in zip(still, still_sums, strict=True):
+            score[i] = x
+        for i, x in zip(moved, changes, strict=True):
+            score[i] = self._joined(x, 2, length)
+        return _Arrays(self._joined(dq, 1, length), dk, dv, (None,) * len(arrays.allowed), tuple(score), None)
+
+
+def _with(operands: tuple[Any, ...], chunks: list[Any]) -> tuple[Any, ...]:
+    """Operands of a chunk of rows: its own part of those that go along rows."""
+    return tuple(x if chunk is None else chunk for x, chunk in zip(operands, chunks, strict=True))
+
+
+def _over_tiles(mass: jax.Array, sizes: tuple[int, int], shape: tuple[int, ...]) -> jax.Array:
+    """A number a tile, [B, N, P, M], for each pair of the tiles: [B, N, *shape]."""
+    spread = jnp.repeat(jnp.repeat(mass, sizes[0], axis=2), sizes[1], axis=3)
+    return spread[:, :, : shape[0], : shape[1]]

@@ -1,0 +1,47 @@
+"""What cuDNN is asked; it is not here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from positionbias.kernels import attention, choice
+from positionbias.kernels.softmax_attention import cudnn
+from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
+
+Q = jnp.zeros((2, 8, 4, 64), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(("mask", "causal"), [(Causal(), True), (Bidirectional(), False), (None, False)])
+def test_it_is_asked_for_what_the_call_says(mask, causal, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **told: asked.update(told) or q)
+    found = choice(Q, Q, Q, mask=mask, scale=0.3, platform="gpu")
+    assert found.driver.name == "cudnn"
+    cudnn.run(found.problem)
+    assert asked == {"scale": 0.3, "is_causal": causal, "implementation": "cudnn"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"mask": SlidingWindow(2)}, "the mask is another than none and causal"),
+        ({"score": lambda s, b, h, q, k: s * 2}, "scores are changed by a rule"),
+        ({"stats": ["received"]}, "it gives no received"),
+        ({"dropout": (0.1, 0)}, "dropped"),
+        ({"normalise": False}, "not normalised"),
+    ],
+)
+def test_what_it_cannot_do_goes_to_another(more, words):
+    found = choice(Q, Q, Q, platform="gpu", **more)
+    assert found.driver.name == "xla_chunked"
+    assert words in dict(found.passed_over)["cudnn"]
+
+
+def test_other_types_and_head_sizes_go_to_another():
+    for q, words in ((Q.astype(jnp.float32), "q is float32"), (jnp.zeros((2, 8, 4, 20), jnp.bfloat16), "head sizes")):
+        assert words in dict(choice(q, q, q, platform="gpu").passed_over)["cudnn"]
+
+
+def test_on_this_machine_it_is_refused():
+    with pytest.raises(ValueError, match="the platform is cpu"):
+        attention(Q, Q, Q, impl="cudnn")

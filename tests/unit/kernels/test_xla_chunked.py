@@ -1,0 +1,93 @@
+"""Chunks of rows are computed against the keys that they see: the same as all rows against all keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from haste import hasty_jit
+
+from positionbias import tokens
+from positionbias.kernels import PerHead, attention
+from positionbias.kernels.softmax_attention import xla_chunked
+from positionbias.kernels.softmax_attention.problem import STATS, Stats
+from positionbias.masks.groups import Segments
+from positionbias.masks.order import Causal, Prefix, SlidingWindow
+
+LENGTH, TILES = 150, (16, 16)
+DOCUMENTS = tokens.sequential(LENGTH, segment=np.arange(LENGTH) // 40)
+PADDED = tokens.sequential(LENGTH, valid=np.arange(LENGTH) >= 100)
+TWO = tokens.sequential(LENGTH)._replace(segment=np.stack([np.arange(LENGTH) // 40, np.arange(LENGTH) // 110]))
+CASES = {
+    "causal": (Causal(), None, 4),
+    "window": (Causal() & SlidingWindow(20), None, 4),
+    "prefix": (Prefix(30), None, 4),
+    "documents": (Segments(), DOCUMENTS, 4),
+    "documents of each": (Segments(), TWO, 3),
+    "rows that see nothing": (Causal(), PADDED, 3),
+    "function": (lambda b, h, q, k: k <= q, None, 4),
+    "function of the example": (lambda b, h, q, k: k <= q + b, None, 4),
+    "none": (None, None, 1),
+}
+
+
+def value_and_gradients(impl, mask, told):
+    draw = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(draw.normal(size=(2, LENGTH, n, 8)), jnp.float32) for n in (4, 2, 2))
+    slopes = jnp.asarray(draw.normal(size=4), jnp.float32)
+
+    def loss(q, k, v, slopes):
+        o, stats = attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            tokens=None if told is None else (told, told),
+            score=lambda s, b, h, q, k, slope: s - slope * 0.1 * abs(q - k),
+            aux={"slope": PerHead(slopes)},
+            stats=STATS,
+            dropout=(0.3, 7),
+            impl=impl,
+            block_sizes=TILES,
+        )
+        found = (o, *(jnp.where(x > -1e29, x, 0.0) for x in stats))
+        weigh = np.random.default_rng(1)
+        return sum(jnp.sum(x * weigh.normal(size=x.shape)) for x in found), (o, stats)
+
+    return hasty_jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, slopes)
+
+
+@pytest.mark.parametrize("case", ["window", "documents of each", "rows that see nothing"])
+def test_chunks_against_the_keys_they_see_are_exact(case, monkeypatch):
+    mask, told, _ = CASES[case]
+    monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    found, wanted = (value_and_gradients(impl, mask, told) for impl in ("xla_chunked", "xla_dense"))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+    assert found[0][1][1]._fields == Stats._fields
+
+
+def _loops(case, monkeypatch):
+    mask, told, _ = CASES[case]
+    monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    q = jnp.zeros((2, LENGTH, 1, 8))
+    side = None if told is None else (told, told)
+
+    def call(q):
+        return attention(q, q, q, mask=mask, tokens=side, impl="xla_chunked", block_sizes=TILES)
+
+    return str(jax.make_jaxpr(call)(q)).count("scan[")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_spans_that_see_the_same_keys_are_one(case, monkeypatch):
+    assert _loops(case, monkeypatch) == CASES[case][2]
+
+
+def test_a_mask_that_is_not_known_before_has_one_span(monkeypatch):
+    monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    q = jnp.zeros((2, LENGTH, 1, 8))
+
+    def call(q, length):
+        return attention(q, q, q, mask=lambda b, h, q, k: k < length, impl="xla_chunked", block_sizes=TILES)
+
+    assert str(jax.make_jaxpr(call)(q, 7)).count("scan[") == 1
