@@ -9,9 +9,22 @@ import numpy as np
 
 from positionbias import spec
 from positionbias.objectives.next_token import NextToken
-from positionbias.operators.base import Operator
+from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Matrix
 from positionbias.tasks.base import Batch, Condition, Size, Task
+
+
+class Reads(SiteFunction):
+    """Every site, by a function of its name and value."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, name, value):
+        return self.function(name, value)
+
+    def wanted(self, name):
+        return True
 
 
 @spec.member("operators", "short_convolution")

@@ -124,6 +124,10 @@ class ByQuery(Placed):
 
     told: Int[jax.Array, "B N T S"] = dataclasses.field(kw_only=True)
 
+    @property
+    def multiplies(self) -> bool:
+        return True
+
     def products(
         self, q: Float[jax.Array, "B T N H"], k: Float[jax.Array, "B S N H"], tokens_q: Tokens, tokens_k: Tokens
     ) -> Float[jax.Array, "B N T S"] | None:

@@ -88,6 +88,10 @@ class Lessened(Placed):
 
     count: int = dataclasses.field(kw_only=True)
 
+    @property
+    def biases(self) -> bool:
+        return True
+
     def bias(self, q: Tokens, k: Tokens, heads: int) -> jax.Array:
         found = self.scheme.bias(q, k, heads, self.params)
         less = jnp.asarray((q.segment == 0) & (k.segment > 0))[..., None, :, :] * -math.log(self.count)

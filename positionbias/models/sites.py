@@ -73,9 +73,16 @@ class Sites(SiteFunction):
             kind, by = self.edit[name]
             changed = by if kind == "replace" else value + by if kind == "add" else value * by
             value = jnp.broadcast_to(jnp.asarray(changed, value.dtype), value.shape)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns):
+        if self._records(name):
             self.recorded[name] = value
         return value
+
+    def wanted(self, name: str) -> bool:
+        self.seen.append(name)
+        return name in self.edit or self._records(name)
+
+    def _records(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def under(self, prefix: str) -> Scoped:
         """A site function whose names start with `prefix.`."""
@@ -118,6 +125,9 @@ class Scoped(SiteFunction):
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
         return self.sites(f"{self.prefix}.{name}", value)
+
+    def wanted(self, name: str) -> bool:
+        return self.sites.wanted(f"{self.prefix}.{name}")
 
     def under(self, prefix: str) -> Scoped:
         """A site function whose names start with `prefix.`, inside this one."""

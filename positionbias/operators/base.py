@@ -86,6 +86,15 @@ class Operator:
         """
         return allowed
 
+    def driver(
+        self, q: jax.ShapeDtypeStruct, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, platform: str
+    ) -> str | None:
+        """Which driver of a kernel computes it for queries of this shape and type; None if there is no choice.
+
+        Raises ConfigError where the one that the operator names cannot.
+        """
+        return None
+
     def state_size(self, dims: Dims) -> int:
         """Numbers kept per layer to generate the next token after `dims.length` tokens."""
         raise NotImplementedError
@@ -95,6 +104,10 @@ class SiteFunction:
     """`site(name, value)` returns the value, recorded or edited if that was asked for."""
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def wanted(self, name: str) -> bool:
+        """Whether the site is recorded or edited, for operators that would not make its value otherwise."""
         raise NotImplementedError
 
 
@@ -126,6 +139,23 @@ class ScoreOperator(Operator):
         """The weights, for operators whose weights depend on more than scores: on tokens, queries or parameters."""
         return self.weights(scores, allowed)
 
+    def fused(
+        self,
+        q: Float[jax.Array, "B T N H"],
+        k: Float[jax.Array, "B S N H"],
+        v: Float[jax.Array, "B S N K"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        site: SiteFunction,
+    ) -> Float[jax.Array, "B T N K"] | None:
+        """The call by a kernel that never holds all scores; None for operators that have none.
+
+        It stands in for the formula unless a site reads the scores or the pattern, or the scheme has products.
+        """
+        return None
+
     def __call__(
         self,
         q: jax.Array,
@@ -138,6 +168,11 @@ class ScoreOperator(Operator):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
+        read = [site.wanted(name) for name in ("scores", "pattern")]
+        if not any(read) and not position.multiplies:
+            made = self.fused(q, k, v, tokens_q, tokens_k, mask, position, site)
+            if made is not None:
+                return made
         found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
         allowed = jnp.asarray(mask.dense(tokens_q, tokens_k))
         allowed = allowed[..., None, :, :] if allowed.ndim == 3 else allowed

@@ -118,6 +118,16 @@ class Placed:
     scheme: PositionScheme
     params: Parameters = dataclasses.field(default_factory=dict)
 
+    @property
+    def biases(self) -> bool:
+        """Whether `bias` may add something: as a rule on tokens, [..., N, T, S] of any rows and columns."""
+        return self.scheme.biases
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether scores are of its own making, for all pairs at once, so that no rule on tokens gives them."""
+        return self.scheme.multiplies
+
     def rotate(self, x: Float[jax.Array, "... T N H"], tokens: Tokens, side: Side) -> jax.Array:
         """See `PositionScheme.rotate`."""
         return self.scheme.rotate(x, tokens, self.params, side)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import ShortConvolution
+from toys import Reads, ShortConvolution
 
 from positionbias import spec
 from positionbias.models.sites import Sites
@@ -38,9 +38,9 @@ def setting(pattern):
     return arrays, *tokens, spec.build("masks", text, "mask")
 
 
-def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=lambda name, value: value):
+def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=None):
     params = made(operator, Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S))
-    return operator(*arrays, tokens_q, tokens_k, mask, Placed(position), params, site)
+    return operator(*arrays, tokens_q, tokens_k, mask, Placed(position), params, site or Sites())
 
 
 def made(operator, dims):
@@ -131,7 +131,7 @@ def check_pattern(operator):
     for pattern in operator.patterns:
         arrays, *rest = setting(pattern)
         kept = {}
-        found = run(operator, arrays, *rest, site=lambda name, value, kept=kept: kept.setdefault(name, value))
+        found = run(operator, arrays, *rest, site=Reads(lambda name, value, kept=kept: kept.setdefault(name, value)))
         assert ("pattern" in kept) == operator.has_pattern
         if not operator.has_pattern:
             continue
@@ -139,7 +139,7 @@ def check_pattern(operator):
         assert weights.shape == (BATCH, HEADS, T, arrays[1].shape[1])
         assert (weights[:, :, ~rest[2].dense(*rest[:2])] == 0).all()
         np.testing.assert_allclose(np.einsum("BNTS,BSNK->BTNK", weights, arrays[2]), found, rtol=1e-5, atol=1e-5)
-        silent = run(operator, arrays, *rest, site=lambda name, x: x * 0 if name == "pattern" else x)
+        silent = run(operator, arrays, *rest, site=Reads(lambda name, x: x * 0 if name == "pattern" else x))
         assert (np.asarray(silent) == 0).all()
 
 
@@ -163,7 +163,7 @@ def check_step(operator):
             some = tokens_q.cut(rows.start, rows.stop)
             unseen = ~np.asarray(mask.dense(some, tokens_k)).any(axis=0)[:, None, None]
             k_left, v_left = (jnp.where(unseen, 7.0, x) for x in (k, v))
-            told = some, tokens_k, mask.bind(tokens_q, tokens_k), Placed(position), params, lambda name, value: value
+            told = some, tokens_k, mask.bind(tokens_q, tokens_k), Placed(position), params, Sites()
             found = operator.step(q[:, rows], k_left, v_left, *told)
             np.testing.assert_allclose(found, whole[:, rows], rtol=1e-5, atol=1e-5)
 

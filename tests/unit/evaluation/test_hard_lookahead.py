@@ -46,6 +46,6 @@ def test_a_model_that_learns_none_is_refused(tiny):
     with pytest.raises(ConfigError) as error:
         HARD.model(experiment, experiment.task.conditions()[0])
     assert str(error.value) == (
-        "hard_lookahead: model.operator = softmax(scaled=True) learns no look-ahead; allowed: a model with the operator"
-        " lookahead."
+        "hard_lookahead: model.operator = softmax(scaled=True, impl=None) learns no look-ahead; allowed: a"
+        " model with the operator lookahead."
     )

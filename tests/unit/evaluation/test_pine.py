@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from haste import hasty_jit
 from test_interventions import measured
+from toys import Reads
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -127,7 +128,7 @@ def test_outputs_and_gradients_are_those_of_the_reference(scheme):
 
     def found(q, k, v):
         operator = Arranging(Softmax(), 4, "importance")
-        return operator(q, k, v, TOKENS, TOKENS, Causal() | Across(), Placed(scheme), {}, lambda name, value: value)
+        return operator(q, k, v, TOKENS, TOKENS, Causal() | Across(), Placed(scheme), {}, Sites())
 
     probe = jax.random.normal(jax.random.key(9), q.shape)
     both = [
@@ -228,7 +229,7 @@ def test_segments_count_for_one_together():
     q, k = jnp.zeros((1, 5, 1, 1)).at[0, 4].set(1.0), jnp.log(jnp.array([1.0, 2, 3, 4, 5])).reshape(1, 5, 1, 1)
     found = {}
     operator = Rescaled(Softmax(), 3)
-    site = lambda name, value: found.setdefault(name, value)  # noqa: E731
+    site = Reads(lambda name, value: found.setdefault(name, value))
     operator(q, k, k, tokens, tokens, Causal() & Apart(), Placed(ALiBi()), {}, site)
     plain = np.array([1, 2 / 3, 1, 4 / 3, 5]) * np.exp(-alibi_slopes(1)[0] * np.arange(4, -1, -1))
     np.testing.assert_allclose(found["pattern"][0, 0, 4], plain / plain.sum(), rtol=1e-5)

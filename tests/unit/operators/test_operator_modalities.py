@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from haste import hasty_jit
+from toys import Reads
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -28,7 +29,7 @@ IMAGE = 1
 def pattern(operator, tokens, mask, params=None, seed=0, scale=1.0, site=None):
     q, k, v = (scale * jax.random.normal(jax.random.key(seed + i), (1, tokens.length, 2, 4)) for i in range(3))
     kept = {}
-    operator(q, k, v, tokens, tokens, mask, Placed(NONE), params or {}, lambda n, x: kept.setdefault(n, x))
+    operator(q, k, v, tokens, tokens, mask, Placed(NONE), params or {}, Reads(lambda n, x: kept.setdefault(n, x)))
     scores = np.einsum("BTNH,BSNH->BNTS", q, k) / 2
     return {**{n: np.asarray(x) for n, x in kept.items()}, "by hand": scores, "q": np.asarray(q)}
 

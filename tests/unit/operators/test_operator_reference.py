@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import Reads
 
 from positionbias import spec
+from positionbias.models.sites import Sites
 from positionbias.operators.linear_scores import LinearScores
 from positionbias.operators.softmax import Softmax, masked_softmax
 from positionbias.positions.base import Dims, Placed
@@ -38,7 +40,7 @@ def setting(name):
 
 
 def run(operator, arrays, tokens_q, tokens_k, mask, position):
-    return operator(*arrays, tokens_q, tokens_k, mask, position, {}, lambda name, value: value)
+    return operator(*arrays, tokens_q, tokens_k, mask, position, {}, Sites())
 
 
 def turn(vector, at, position):
@@ -115,7 +117,7 @@ def test_bfloat16_keeps_scores_in_float32(operator):
     bound = 2.0**-8 * np.abs(wanted).max() + 2.0**-8
     np.testing.assert_allclose(np.asarray(found, np.float64), wanted, atol=bound)
     seen = []
-    operator(*half, *rest, {}, lambda name, value: seen.append((name, value.dtype)) or value)
+    operator(*half, *rest, {}, Reads(lambda name, value: seen.append((name, value.dtype)) or value))
     assert seen == [("scores", jnp.float32), ("pattern", jnp.float32)]
 
 
@@ -123,7 +125,7 @@ def test_bfloat16_keeps_scores_in_float32(operator):
 def test_softmax_rows_sum_to_one_or_to_nothing(name):
     arrays, *rest = setting(name)
     kept = {}
-    Softmax()(*map(jnp.asarray, arrays), *rest, {}, lambda name, value: kept.setdefault(name, value))
+    Softmax()(*map(jnp.asarray, arrays), *rest, {}, Reads(lambda name, value: kept.setdefault(name, value)))
     has_keys = rest[2].dense(*rest[:2]).any(axis=1)
     np.testing.assert_allclose(
         kept["pattern"].sum(axis=-1), np.broadcast_to(has_keys, kept["pattern"].shape[:3]), atol=1e-6
@@ -145,7 +147,10 @@ def test_the_pattern_can_be_edited():
     first = np.zeros((2, 2, 7, 7), np.float32)
     first[..., 0] = 1
     found = Softmax()(
-        *map(jnp.asarray, arrays), *rest, {}, lambda name, value: jnp.asarray(first) if name == "pattern" else value
+        *map(jnp.asarray, arrays),
+        *rest,
+        {},
+        Reads(lambda name, value: jnp.asarray(first) if name == "pattern" else value),
     )
     np.testing.assert_allclose(found, np.broadcast_to(np.float32(arrays[2][:, :1]), found.shape))
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import Reads
 
 from positionbias import spec
 from positionbias.operators.softmax import Softmax
@@ -38,7 +39,9 @@ def pattern(scheme):
     tokens, mask = sequential(8), spec.build("masks", "bidirectional", "mask")
     x = scheme.embed(jnp.ones((1, 8, 8)), tokens, {}).reshape(1, 8, 2, 4)
     kept = {}
-    Softmax()(x, x, x, tokens, tokens, mask, Placed(scheme), {}, lambda name, value: kept.setdefault(name, value))
+    Softmax()(
+        x, x, x, tokens, tokens, mask, Placed(scheme), {}, Reads(lambda name, value: kept.setdefault(name, value))
+    )
     return np.asarray(kept["pattern"])[0]
 
 
