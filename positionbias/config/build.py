@@ -23,7 +23,7 @@ from positionbias.models.base import Architecture, Model, initialise, visible
 from positionbias.models.parameters import Blueprint
 from positionbias.objectives.base import Objective
 from positionbias.operators.base import Operator
-from positionbias.positions.base import PositionScheme
+from positionbias.positions.base import Placed, PositionScheme
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Task
@@ -148,6 +148,24 @@ class Experiment:
     def looks(self) -> list[Looks]:
         """Every mask in its place: the field that it is told in, and the tokens of the queries and keys it is on."""
         return [(self.architecture.mask_field(name), mask, q, k) for _, name, _, mask, q, k in _attentions(self)]
+
+    def drivers(self, batch: int, platform: str) -> list[str]:
+        """Which drivers compute the attentions of `batch` sequences, none twice; ConfigError if one named cannot."""
+        config, made = self.blueprint, {}
+        for _, name, operator, mask, q, k in _attentions(self):
+            for scheme in {s for o, s in zip(config.operators, config.positions, strict=True) if o == operator}:
+                key = operator, mask, scheme, q.length, k.length
+                if key in made:
+                    continue
+                params = {p: jnp.zeros(m.shape) for p, m in scheme.layer_parameters(config.dims).items()}
+                queries = jax.ShapeDtypeStruct(
+                    (batch, q.length, config.config.heads, config.dims.head_size), config.dtype
+                )
+                try:
+                    made[key] = operator.driver(queries, q, k, mask, Placed(scheme, params), platform)
+                except ConfigError as error:
+                    raise ConfigError(f"model.operator: in {name}, {error}") from None
+        return sorted({driver for driver in made.values() if driver is not None})
 
     @property
     def data(self) -> dict[str, str]:

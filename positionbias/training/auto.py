@@ -23,15 +23,17 @@ class Auto:
     layout: Layout
     microbatch: int
     steps_per_dispatch: int
+    drivers: tuple[str, ...] = ()  # of the attentions
 
     def describe(self) -> dict[str, int | str]:
         """What is printed and kept in the manifest."""
-        return {
+        found: dict[str, int | str] = {
             "replica_layout": self.layout.form,
             "devices": self.layout.devices,
             "microbatch": self.microbatch,
             "steps_per_dispatch": self.steps_per_dispatch,
         }
+        return found | ({"attention": " and ".join(self.drivers)} if self.drivers else {})
 
 
 def devices(config: schema.Config, available: int) -> int:
@@ -72,7 +74,8 @@ def resolve(experiment: Experiment, platform: str, available: int) -> Auto:
     form = train.replica_layout
     if form == "auto":
         form = "loop" if platform == "cpu" else "vmap"
-    return Auto(Layout(form, devices(config, available)), _microbatch(train, platform, length), dispatch(config))
+    layout, microbatch = Layout(form, devices(config, available)), _microbatch(train, platform, length)
+    return Auto(layout, microbatch, dispatch(config), tuple(experiment.drivers(microbatch, platform)))
 
 
 def memory() -> int:
