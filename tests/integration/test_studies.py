@@ -131,3 +131,14 @@ def test_the_promises_that_are_no_accuracy_of_every_replica(root, tmp_path):
     eight_heads = run("in_context_regression/quick.py")["loss"]
     assert 0.23 <= eight_heads["mean"] <= 0.27, "a step of gradient descent has 0.243"
     assert run("text/quick.py")["by_condition"]["test"]["loss"]["mean"] <= 1.7
+
+
+@pytest.mark.slow
+def test_a_price_on_uneven_attention_removes_the_bias_of_the_mask(root, tmp_path):
+    study = cells(str(root / "configs" / "in_context_classification" / "even_attention.py"))
+    found = {cell.name: summary(cell.config, tmp_path / cell.name) for cell in study}
+    gaps = {name: one["by_condition"]["conflict"]["order_gap"] for name, one in found.items()}
+    assert gaps["price_0"]["low"] > 0.05
+    assert gaps["price_3"]["low"] < 0 < gaps["price_3"]["high"]
+    assert gaps["price_3"]["high"] < gaps["price_0"]["low"]
+    assert min(found["price_3"]["accuracy"]["replicas"]) >= 0.57
