@@ -39,6 +39,9 @@ setup(
         "data": DATA,
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", *DATA],
         "check": ["ruff>=0.17,<0.18", "mypy>=2.4,<2.5"],
+        "targets": [
+            "jax[tpu,cuda13-local]>=0.12,<0.13"
+        ],  # compilers for chips that are not there; Python 3.12 and later
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     },

@@ -5,6 +5,8 @@
 #   an active virtual environment   is used as it is
 #   PYTHON=python3.12               that interpreter, in .venv-3.12
 #   neither                         the first Python that will do, in .venv
+#
+# With `prepare EXTRA NAME` the environment is .venv-NAME whatever is active: for tools that must not mix with it.
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -36,7 +38,7 @@ find_python() {
  python3.12 or python3.11 (on Debian and Ubuntu it is in the package python3-venv)."
 }
 
-# Sets $folder, the virtual environment, and $python in it.
+# Sets $folder, the virtual environment, and $python in it; $1 is the name of one of its own, or "".
 find_environment() {
   local wanted=""
   if [ -n "${PYTHON:-}" ]; then
@@ -47,6 +49,9 @@ find_environment() {
   if [ -z "$wanted" ] && [ -n "${VIRTUAL_ENV:-}" ]; then
     folder=$VIRTUAL_ENV
   fi
+  if [ -n "$1" ]; then
+    folder=$PWD/.venv-$1
+  fi
   python=$folder/bin/python
   if ! "$python" -c "" >/dev/null 2>&1; then
     find_python
@@ -56,10 +61,11 @@ find_environment() {
   new_enough "$python" || fail "the Python of the virtual environment $folder is older than 3.11; use another."
 }
 
-# Installs the package and the extra $1 ("" for none) with pinned versions, unless that was done and nothing changed.
+# Installs the package and the extra $1 ("" for none) with pinned versions, unless that was done and nothing changed;
+# into an environment of its own if $2 names one.
 prepare() {
   local extra=$1 version constraints stamp digest log line
-  find_environment
+  find_environment "${2:-}"
   version=$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
   constraints=scripts/constraints-py$version.txt
   [ -e "$constraints" ] || constraints=scripts/constraints-py312.txt # pins hold for 3.12 and later

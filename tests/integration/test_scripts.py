@@ -9,7 +9,14 @@ import tomllib
 
 import pytest
 
-SCRIPTS = ["scripts/quickstart.sh", "scripts/test.sh", "scripts/check.sh", "scripts/environment.sh", ".ci/run"]
+SCRIPTS = [
+    "scripts/quickstart.sh",
+    "scripts/test.sh",
+    "scripts/check.sh",
+    "scripts/compile_targets.sh",
+    "scripts/environment.sh",
+    ".ci/run",
+]
 
 
 @pytest.fixture
@@ -152,3 +159,29 @@ def test_ci_tests_on_python_312_where_there_is_one_and_ends_with_the_default(roo
     assert len(list(checkout.glob(".venv-*"))) == there
     assert call(".ci/run", **environment, FAKE_FAILS="ruff?check").returncode == 1
     assert asked(checkout, "")[-1] == tests
+
+
+def test_compilers_for_chips_go_into_an_environment_of_their_own(checkout):
+    shutil.copytree(checkout / "env", checkout / ".venv-targets")
+    shutil.rmtree(checkout / "env")
+    done = call(
+        checkout / "scripts/compile_targets.sh",
+        "--target",
+        "v5e",
+        cwd=checkout,
+        PYTHON=sys.executable,
+        VIRTUAL_ENV=str(checkout / "env"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in asked(checkout, "pip install")] == [".[targets]"]
+    assert asked(checkout, "positionbias") == ["positionbias.kernels.compile_targets --target v5e"]
+
+
+@pytest.mark.slow
+def test_the_compilers_for_chips_take_the_attention_kernels(root):
+    done = call(root / "scripts/compile_targets.sh", "--target", "v5e,h200", "--case", "gradient", cwd=root)
+    if "could not be installed" in done.stderr or "no Python from 3.12 on" in done.stderr:
+        pytest.skip("the compilers cannot be had here")
+    assert done.returncode == 0, done.stderr
+    assert "| `mosaic_tpu` | gradient | 6 of 6" in done.stdout
+    assert "| `mosaic_gpu` | gradient | - | 4 of 4" in done.stdout
