@@ -12,6 +12,7 @@ import subprocess
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -33,9 +34,9 @@ def header() -> dict[str, Any]:
     }
 
 
-def write(name: str, results: dict[str, Any]) -> pathlib.Path:
-    """Write `results/NAME.json`, results after the header; returns the path."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+def write(name: str, results: dict[str, Any], folder: pathlib.Path = RESULTS) -> pathlib.Path:
+    """Write `NAME.json` to `folder`, results after the header; returns the path."""
+    path = folder / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**header(), **results}, indent=1) + "\n", encoding="utf-8")
     return path
