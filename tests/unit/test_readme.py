@@ -22,14 +22,14 @@ TINY = {
 
 @pytest.fixture
 def blocks(root):
-    """The config of one's own, and the look into a run."""
+    """The config of one's own, the look into a run, and attention by itself."""
     text = (root / "README.md").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.usefixtures("in_haste")
 def test_the_readmes_config_trains_and_its_lines_look_into_the_run(blocks, tmp_path, monkeypatch, capsys):
-    config, look = blocks
+    config, look, _ = blocks
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recall.py").write_text(config)
     assert len(cells("recall.py")) == 9
@@ -40,3 +40,10 @@ def test_the_readmes_config_trains_and_its_lines_look_into_the_run(blocks, tmp_p
     right = [float(line) for line in capsys.readouterr().out.split()]
     assert len(right) == 2
     assert all(0 <= share <= 1 for share in right)
+
+
+def test_attention_by_itself_is_called_as_told(blocks, capsys):
+    exec(compile(blocks[2], "README.md", "exec"), {})
+    slopes = [float(number) for number in capsys.readouterr().out.strip("[] \n").split()]
+    assert len(slopes) == 4
+    assert all(slope != 0 for slope in slopes)
