@@ -178,5 +178,5 @@ def test_every_driver_either_runs_here_or_says_why_not():
         if name in drivers():
             attention(*plain, impl=name, block_sizes=(8, 8))
         else:
-            with pytest.raises(ConfigError, match=r"(the platform|jax) is"):
+            with pytest.raises(ConfigError, match=r"(the platform|jax|q) is"):
                 attention(*plain, impl=name)
