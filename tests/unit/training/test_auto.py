@@ -15,12 +15,12 @@ def resolved(config, platform="cpu", available=2):
 
 def test_a_cpu_runs_replicas_in_turn_on_small_pieces(tiny):
     found = resolved(tiny({"train.batch_size": 64}))
-    assert found == auto.Auto(Layout("loop", 2), 32, 4)  # 8 tokens a sequence: 32 sequences make 256
+    assert found == auto.Auto(Layout("loop", 2), 32, 4, ("xla_dense",))  # 8 tokens a sequence: 32 sequences make 256
 
 
 def test_an_accelerator_runs_whole_batches_side_by_side(tiny):
     found = resolved(tiny({"train.batch_size": 64}), "gpu", 1)
-    assert found == auto.Auto(Layout("vmap", 1), 64, 4)
+    assert found == auto.Auto(Layout("vmap", 1), 64, 4, ("xla_chunked",))
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_dispatches_divide_every_cadence(tiny):
 
 def test_what_is_asked_for_is_kept(tiny):
     config = tiny({"train.microbatch": 2, "train.replica_layout": "vmap", "train.devices": 1})
-    assert resolved(config) == auto.Auto(Layout("vmap", 1), 2, 4)
+    assert resolved(config) == auto.Auto(Layout("vmap", 1), 2, 4, ("xla_dense",))

@@ -75,7 +75,8 @@ def test_a_run_leaves_its_folder_as_documented(config, unbroken, reference):
     assert {p.name for p in unbroken.iterdir()} >= {"config.json", "manifest.json", "metrics.jsonl", "summary.json"}
     manifest = json.loads((unbroken / "manifest.json").read_text())
     assert (manifest["status"], manifest["step"]) == ("finished", 12)
-    assert manifest["auto"] == {"replica_layout": "loop", "devices": 2, "microbatch": 8, "steps_per_dispatch": 2}
+    chosen = {"replica_layout": "loop", "devices": 2, "microbatch": 8, "steps_per_dispatch": 2}
+    assert manifest["auto"] == chosen | {"attention": "xla_dense"}
     assert checkpoint.steps(unbroken / "checkpoints") == [6, 12]
     assert [line["step"] for line in reference[1]] == [4, 8, 12]
     assert list(reference[2]) == ["000000.npz", "000006.npz", "000012.npz"]
