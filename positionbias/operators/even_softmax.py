@@ -36,21 +36,9 @@ class EvenSoftmax(Softmax):
         super().__post_init__()
         require(self.price >= 0, "price", self.price, "a number from 0")
 
-    def fused(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
-        position: Placed,
-        site: SiteFunction,
-    ) -> jax.Array:
-        q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
-        mixed, stats = kernels.attention(q, k, v, **self._asked(tokens_q, tokens_k, mask, position))
+    def _told(self, stats: kernels.Stats, tokens_k: Tokens, site: SiteFunction) -> None:
+        assert stats.received is not None
         self._pay(stats.received, tokens_k, site)
-        return mixed  # type: ignore[no-any-return]
 
     def told_weights(
         self,

@@ -68,8 +68,12 @@ class Softmax(ScoreOperator):
         site: SiteFunction,
     ) -> jax.Array:
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
-        asked = self._asked(tokens_q, tokens_k, mask, position)
-        return kernels.attention(q, k, v, **asked)[0]  # type: ignore[no-any-return]
+        mixed, stats = kernels.attention(q, k, v, **self._asked(tokens_q, tokens_k, mask, position))
+        self._told(stats, tokens_k, site)
+        return mixed  # type: ignore[no-any-return]
+
+    def _told(self, stats: kernels.Stats, tokens_k: Tokens, site: SiteFunction) -> None:
+        """Take note of the statistics that `_asked` asks for: here of none."""
 
     def driver(
         self, q: jax.ShapeDtypeStruct, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, platform: str
