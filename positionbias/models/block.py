@@ -116,7 +116,8 @@ class Attention(nnx.Module):
         q = self._queries(x)
         k, v = (self if lender is None else lender).keys_values(stream)
         q, k, v = site("query", q), site("key", k), site("value", v)
-        return self._mixed(self.operator, q, k, v, tokens_q, tokens_k, mask, site)
+        more = self.operator.projected(x, stream, values(self.own))
+        return self._mixed(self.operator, q, k, v, tokens_q, tokens_k, mask, site, more)
 
     def step(self, x: jax.Array, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, kept: Kept, site: Scoped) -> jax.Array:
         """Some rows `x` of a sequence, with its keys and values kept; see `Operator.step`."""
@@ -139,9 +140,10 @@ class Attention(nnx.Module):
         tokens_k: Tokens,
         mask: Mask,
         site: Scoped,
+        more: Parameters | None = None,
     ) -> jax.Array:
         position = Placed(self.position, values(self.table))
-        mixed = mix(q, k, v, tokens_q, tokens_k, mask, position, values(self.own), site)
+        mixed = mix(q, k, v, tokens_q, tokens_k, mask, position, values(self.own) | (more or {}), site)
         mixed = site("heads", mixed).reshape(*q.shape[:2], -1)
         return site("output", mixed if self.output is None else self.output(mixed))
 

@@ -29,10 +29,20 @@ class Operator:
     uses_rotation: ClassVar[bool] = True  # honours a scheme's `rotate`; False where the stream is read
     uses_bias: ClassVar[bool] = True  # honours a scheme's `bias`; False where the stream is read
     uses_products: ClassVar[bool] = False  # honours a scheme's `products`
+    any_mask: ClassVar[bool] = True  # honours every mask; False for those that see all keys, or all up to their own
     has_pattern: ClassVar[bool] = False  # returns a [B, N, T, S] pattern that can be recorded and edited
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         """The operator's own parameters, by name, a set a layer; `dims.width` is that of the layer's input."""
+        return {}
+
+    def projected(
+        self, x: Float[jax.Array, "B T D"], stream: Float[jax.Array, "B S E"], params: Parameters
+    ) -> Parameters:
+        """What it reads of the queries' and the keys' normed streams beside q, k and v, by name: gates, say.
+
+        The call gets these arrays along with its parameters, whose names they may not have.
+        """
         return {}
 
     def __call__(
@@ -77,7 +87,8 @@ class Operator:
     @property
     def steps(self) -> bool:
         """Whether it has a `step`, by which sequences are generated with keys and values kept."""
-        return type(self).step is not Operator.step
+        mine, base = type(self), Operator
+        return mine.step is not base.step and mine.projected is base.projected
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         """Who can influence whom, given the mask; must lie within it. A build is refused where it does not.

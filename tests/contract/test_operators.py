@@ -24,22 +24,34 @@ EXAMPLES = {
 }
 
 BATCH, T, S, HEADS, SIZE, OUT = 2, 6, 8, 2, 4, 3
+DIMS = Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S)
 NONE = spec.build("positions", "none", "position")
 PATTERNS = set(typing.get_args(Pattern))
 
 
-def setting(pattern):
-    """Arrays, tokens and a mask that fit a pattern: q, k, v of [B, T|S, N, H|K]."""
+def setting(operator, pattern):
+    """Arrays, tokens and a mask that fit operator and pattern: q, k, v of [B, T|S, N, H|K]."""
     columns = T if pattern.endswith("self") else S
     shapes = [(BATCH, T, HEADS, SIZE), (BATCH, columns, HEADS, SIZE), (BATCH, columns, HEADS, OUT)]
     arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
-    text = "causal & sliding_window(width=3)" if pattern.startswith("causal") else "sliding_window(width=3)"
+    text = "causal" if pattern.startswith("causal") else "bidirectional"
+    if operator.any_mask:
+        text = f"{text} & sliding_window(width=3)"
     tokens = [sequential(size, role=np.arange(size) % 2) for size in (T, columns)]
     return arrays, *tokens, spec.build("masks", text, "mask")
 
 
-def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=None):
-    params = made(operator, Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S))
+def streams(arrays):
+    """What queries and keys might have been made of."""
+    return [
+        jax.random.normal(jax.random.key(7 + i), (*x.shape[:2], HEADS * SIZE), x.dtype)
+        for i, x in enumerate(arrays[:2])
+    ]
+
+
+def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=None, given=None):
+    params = made(operator, DIMS)
+    params |= operator.projected(*(given or streams(arrays)), params)
     return operator(*arrays, tokens_q, tokens_k, mask, Placed(position), params, site or Sites())
 
 
@@ -58,7 +70,7 @@ def check_patterns(operator):
 def check_shape(operator):
     """[B, T, N, K] in the precision of the values, for every declared pattern."""
     for pattern in operator.patterns:
-        arrays, *rest = setting(pattern)
+        arrays, *rest = setting(operator, pattern)
         for dtype in (jnp.float32, jnp.bfloat16):
             found = run(operator, [x.astype(dtype) for x in arrays], *rest)
             assert found.shape == (BATCH, T, HEADS, OUT)
@@ -66,9 +78,12 @@ def check_shape(operator):
 
 
 def check_visible(operator):
-    """`visible` lies within the mask, and out[i] depends on key and value j exactly where it says so."""
+    """`visible` lies within the mask, and out[i] depends on key and value j exactly where it says so.
+
+    On the streams it depends nowhere else: on its own row of the queries', and on what is visible of the keys'.
+    """
     for pattern in operator.patterns:
-        arrays, tokens_q, tokens_k, mask = setting(pattern)
+        arrays, tokens_q, tokens_k, mask = setting(operator, pattern)
         allowed = mask.dense(tokens_q, tokens_k)
         visible = np.asarray(operator.visible(tokens_q, tokens_k, allowed))
         traced = jax.jit(operator.visible)(tokens_q, tokens_k, allowed)
@@ -76,21 +91,28 @@ def check_visible(operator):
         assert not (visible & ~allowed).any(), "an operator may not see past its mask"
         q, k, v = (x[:1] for x in arrays)
 
-        def sums(k, v, q=q, rest=(tokens_q, tokens_k, mask)):
+        def sums(k, v, x, stream, q=q, rest=(tokens_q, tokens_k, mask)):
             # Fixed unequal weights, so that contributions cannot cancel.
-            return jnp.einsum("BTNK,K->T", run(operator, (q, k, v), *rest), jnp.array([1.0, 0.7, -0.4]))
+            found = run(operator, (q, k, v), *rest, given=(x, stream))
+            return jnp.einsum("BTNK,K->T", found, jnp.array([1.0, 0.7, -0.4]))
 
-        by_key, by_value = jax.jacrev(sums, argnums=(0, 1))(k, v)
-        for gradient in (by_key, by_value):
-            touched = np.abs(gradient).sum(axis=(1, 3, 4))
-            assert (touched[~visible] == 0).all(), "a gradient leaks outside visible"
+        by_key, by_value, by_x, by_stream = jax.jacrev(sums, argnums=(0, 1, 2, 3))(k, v, *streams((q, k)))
+        seen_or_own = visible | (np.eye(*visible.shape, dtype=bool) & pattern.endswith("self"))
+        for gradient, inside in (
+            (by_key, visible),
+            (by_value, visible),
+            (by_x, np.eye(T, dtype=bool)),
+            (by_stream, seen_or_own),
+        ):
+            touched = np.abs(gradient).reshape(T, gradient.shape[2], -1).sum(axis=-1)
+            assert (touched[~inside] == 0).all(), "a gradient leaks outside visible"
         assert (np.abs(by_value).sum(axis=(1, 3, 4))[visible] > 0).all(), "visible claims what cannot be seen"
 
 
 def check_empty_rows(operator):
     """A row that sees nothing gives zero, and neither it nor its gradient is ever NaN."""
     for pattern in operator.patterns:
-        arrays, tokens_q, tokens_k, mask = setting(pattern)
+        arrays, tokens_q, tokens_k, mask = setting(operator, pattern)
         valid = np.arange(T) != 2
         tokens_q = tokens_q._replace(valid=valid)
         if pattern.endswith("self"):
@@ -104,7 +126,7 @@ def check_empty_rows(operator):
 
 def check_batched_tokens(operator):
     """Tokens with a leading B serve each sequence with its own."""
-    arrays, tokens_q, tokens_k, mask = setting("causal_self")
+    arrays, tokens_q, tokens_k, mask = setting(operator, "causal_self")
     if "causal_self" not in operator.patterns:
         return
     valid = np.ones((BATCH, T), bool)
@@ -119,7 +141,7 @@ def check_batched_tokens(operator):
 def check_flags(operator):
     """An operator listens to rotations and biases exactly if it says so."""
     for pattern in operator.patterns:
-        arrays, *rest = setting(pattern)
+        arrays, *rest = setting(operator, pattern)
         plain = run(operator, arrays, *rest)
         for text, listens in (("rope", operator.uses_rotation), ("alibi", operator.uses_bias)):
             told = run(operator, arrays, *rest, position=spec.build("positions", text, "position"))
@@ -129,7 +151,7 @@ def check_flags(operator):
 def check_pattern(operator):
     """The pattern that is read is the one that mixes: zero where masked, and editable."""
     for pattern in operator.patterns:
-        arrays, *rest = setting(pattern)
+        arrays, *rest = setting(operator, pattern)
         kept = {}
         found = run(operator, arrays, *rest, site=Reads(lambda name, value, kept=kept: kept.setdefault(name, value)))
         assert ("pattern" in kept) == operator.has_pattern
@@ -154,9 +176,9 @@ def check_step(operator):
     """Some rows by `step` come out as they do among all, whatever stands at keys that they do not see."""
     if not operator.steps:
         return
-    params = made(operator, Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S))
+    params = made(operator, DIMS)
     for pattern in operator.patterns:
-        (q, k, v), tokens_q, tokens_k, mask = setting(pattern)
+        (q, k, v), tokens_q, tokens_k, mask = setting(operator, pattern)
         position = NONE if not operator.uses_rotation else spec.build("positions", "rope", "position")
         whole = run(operator, (q, k, v), tokens_q, tokens_k, mask, position)
         for rows in (slice(0, 1), slice(2, 4), slice(T - 1, T)):
