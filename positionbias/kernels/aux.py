@@ -37,8 +37,12 @@ class Aux:
         own = word.startswith("B")
         inner = tuple(size if letter in word else 1 for letter, size in zip("NTS", sizes[1:], strict=True))
         inner = inner if "N" in word else inner[1:]
-        array = self.array if isinstance(self.array, jax.Array) else np.asarray(self.array, jnp.result_type(self.array))
+        array = self._typed()
         return Argument(array.reshape(array.shape[:own] + inner), own)
+
+    def _typed(self) -> Any:
+        """The array, of a type that jax has."""
+        return self.array if isinstance(self.array, jax.Array) else np.asarray(self.array, jnp.result_type(self.array))
 
 
 class PerQuery(Aux):
@@ -68,16 +72,13 @@ class Scalar(Aux):
 class Relative(Aux):
     """A number for each difference of indices, [T + S - 1] or [N, T + S - 1].
 
-    Entry i - j + S - 1 is read by query i and key j: it is spread over all pairs, which takes T x S entries a head.
+    Entry i - j + S - 1 is read by query i and key j.
     """
 
     letters = ("R", "NR")
 
     def _placed(self, word: str, sizes: Sizes) -> Argument:
-        rows, columns = sizes[2:]
-        place = np.arange(rows)[:, None] - np.arange(columns) + columns - 1
-        array = self.array if isinstance(self.array, jax.Array) else np.asarray(self.array, jnp.result_type(self.array))
-        return Argument(array[..., place])
+        return Argument(self._typed(), by_difference=True)
 
 
 AUX_KINDS = (PerQuery, PerKey, PerHead, Scalar, Relative)

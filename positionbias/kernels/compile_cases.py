@@ -54,7 +54,6 @@ class Case:
     grouped: bool = False
     gradient: bool = True
     replicas: bool = False
-    platforms: tuple[str, ...] = ("tpu", "gpu")  # whose drivers by tiles can do it
 
     def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
         """Of all arguments: q, k, v and what the case reads more."""
@@ -100,6 +99,10 @@ def _by_difference(table: Any) -> dict[str, Any]:
     return {"mask": _causal, "score": lambda s, b, h, q, k, table: s + table, "aux": {"table": Relative(table)}}
 
 
+def _by_pair(table: Any) -> dict[str, Any]:
+    return {"mask": _causal, "score": lambda s, b, h, q, k: s + table[h, q, k]}
+
+
 def _replicated(slope: Any, seed: Any) -> dict[str, Any]:
     return {
         "mask": _causal,
@@ -132,8 +135,8 @@ CASES: Sequence[Case] = (
         "learned table of differences",
         (((HEADS, ROWS + COLUMNS - 1), jnp.float32),),
         _by_difference,
-        platforms=("tpu",),
     ),
+    Case("learned number for each pair", (((HEADS, ROWS, COLUMNS), jnp.float32),), _by_pair),
     Case("mask of traced lengths", (((BATCH,), jnp.int32),), _masked_by_length),
     Case("not normalised", told=lambda: {"mask": _causal, "normalise": False, "stats": ("received", "block_mass")}),
     Case("replicas", (((HEADS,), jnp.float32), ((), jnp.int32)), _replicated, replicas=True),

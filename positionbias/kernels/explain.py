@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         return 0
     params = {name: jnp.zeros(matrix.shape) for name, matrix in scheme.layer_parameters(dims).items()}
     tokens = sequential(given.length)
-    score, aux = biased(Placed(scheme, params), tokens, tokens)
+    score, aux = biased(Placed(scheme, params), tokens, tokens, given.heads)
     groups = given.key_heads or given.heads
     shapes = [(given.batch_size, given.length, heads, given.head_size) for heads in (given.heads, groups, groups)]
     arrays = [jax.ShapeDtypeStruct(shape, given.dtype) for shape in shapes]

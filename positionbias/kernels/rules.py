@@ -10,8 +10,6 @@ dense, with T x S entries. Whatever a rule captures is treated the same way, and
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +19,8 @@ import numpy as np
 
 from positionbias.arrays import Mapped, Shaped
 from positionbias.errors import ConfigError
+from positionbias.kernels.differences import spread
+from positionbias.kernels.traced import Constant, Flat, Ref, Step, is_traced
 
 # Primitives whose output at a pair of tokens depends on their inputs at that pair alone.
 ELEMENTWISE = frozenset(
@@ -31,53 +31,22 @@ ELEMENTWISE = frozenset(
 )
 # Of these a tile keeps its entries; jax adds `reshard` where it runs under a mesh.
 RESHAPING = frozenset({"broadcast_in_dim", "reshape", "reshard", "squeeze"})
-INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # where primitives that call a function keep it
-CALLS = frozenset({"pjit", "jit", "closed_call", "core_call", "remat2", "checkpoint"})
-# Such as relu: where it is jax's own, it is written out on tiles, and its gradient is that of what it does.
-CUSTOM = "custom_jvp_call"
-JAX = str(pathlib.Path(jax.__file__).parent)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Constant:
-    """A number that stands in the rule."""
-
-    value: Any
-
-
-_Ref = int | _Constant
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Step:
-    """One primitive applied."""
-
-    primitive: Any
-    params: dict[str, Any]
-    reads: tuple[_Ref, ...]
-    writes: tuple[int, ...]
-
-    def run(self, values: Sequence[Any]) -> list[Any]:
-        """The outputs, as a list."""
-        bound = self.primitive.get_bind_params(self.params)
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)  # jax 0.10 gives the latter alone
-        found = self.primitive.bind(*functions, *values, **params)
-        return list(found) if self.primitive.multiple_results else [found]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rule:
     """The part of a rule that is run on every tile; `operands` are what it reads.
 
-    Each operand broadcasts to [B, N, T, S], with a 1 on every axis that it does not read; numpy arrays where nothing
-    traced goes into it. Called with tiles of the operands that broadcast against each other.
+    Each operand broadcasts to [B, N, T, S], with a 1 on every axis that it does not read, or has a number for each
+    difference (`differences`); numpy arrays where nothing traced goes into it. Called with tiles of the operands that
+    broadcast against each other.
     """
 
     operands: tuple[Mapped, ...]
     _reads: tuple[int, ...]  # names of the operands
     _score: int | None
-    _steps: tuple[_Step, ...]
-    _result: _Ref
+    _steps: tuple[Step, ...]
+    _result: Ref
     dense_because: str | None = None  # why an operand has T x S entries; None if none has
 
     def __call__(self, tiles: Sequence[Mapped], score: Mapped | None = None) -> Mapped:
@@ -87,13 +56,13 @@ class Rule:
         if self._score is not None:
             values[self._score] = score
         for step in self._steps:
-            args = [ref.value if isinstance(ref, _Constant) else values[ref] for ref in step.reads]
+            args = [ref.value if isinstance(ref, Constant) else values[ref] for ref in step.reads]
             if step.primitive.name in RESHAPING:
                 values[step.writes[0]] = args[0]
             else:
                 values[step.writes[0]] = step.run(_alike(args, step.primitive.name))[0]
         result = self._result
-        return result.value if isinstance(result, _Constant) else values[result]
+        return result.value if isinstance(result, Constant) else values[result]
 
     @property
     def uses(self) -> frozenset[str]:
@@ -126,14 +95,20 @@ def _alike(args: list[Any], primitive: str) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """An input of a rule: its array, and whether it has a leading batch axis, which the rule does not see."""
+    """An input of a rule: its array, and whether it has a leading batch axis, which the rule does not see.
+
+    With `by_difference` the array is [T + S - 1] or [N, T + S - 1], and what the rule sees is the matrix of it.
+    """
 
     value: Any
     own: bool = False
+    by_difference: bool = False
 
-    def example(self) -> Any:
+    def example(self, pairs: tuple[int, int, int]) -> Any:
         """Shape and type for one example."""
-        return jax.ShapeDtypeStruct(np.shape(self.value)[self.own :], jnp.result_type(self.value))
+        shape = np.shape(self.value)[self.own :]
+        shape = (*shape[:-1], *pairs[1:]) if self.by_difference else shape
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(self.value))
 
 
 def split(
@@ -150,27 +125,28 @@ def split(
     """
     scores = [] if score is None else [jax.ShapeDtypeStruct(pairs, score)]
     try:
-        closed = jax.make_jaxpr(function)(*scores, *(argument.example() for argument in arguments))
+        closed = jax.make_jaxpr(function)(*scores, *(argument.example(pairs) for argument in arguments))
     except jax.errors.TracerArrayConversionError as error:
         raise ConfigError(
             f"{name} hands what it is given to numpy, or indexes a numpy array with it; allowed: jax arrays, such as"
             " jnp.asarray(table)[q]."
         ) from error
-    flat = _Flat(closed, pairs[1:])
+    flat = Flat(closed, pairs[1:])
     if len(flat.results) != 1 or not _fits(flat.shape(flat.results[0]), pairs):
         shapes = [list(flat.shape(result)) for result in flat.results]
         raise ConfigError(f"{name} returns arrays of shape {shapes}; allowed: one that broadcasts to {list(pairs)}.")
     inputs = flat.inputs[len(scores) :]
-    cut = _Cut(flat, pairs, None if score is None else flat.inputs[0], name)
-    cut.demand(flat.results[0], None)
     known = dict(zip(inputs, arguments, strict=True))
+    short = {ref for ref, argument in known.items() if argument.by_difference}
+    cut = _Cut(flat, pairs, None if score is None else flat.inputs[0], short, name)
+    cut.demand(flat.results[0], None)
     operands = tuple(_computed(flat, known, cut.operands, pairs))
     # What a step reads of an operand: a number, or a tile by its place among the operands; one array may be several.
-    numbers = [_Constant(x.reshape(())[()]) if _fixed(x) else None for x in operands]
+    numbers = [Constant(x.reshape(())[()]) if _fixed(x) else None for x in operands]
     names = {key: numbers[i] or _named(i) for i, key in enumerate(cut.operands)}
 
-    def read(step: _Step, ref: _Ref) -> _Ref:
-        return ref if isinstance(ref, _Constant) else names.get((ref, cut.seen_as(step, ref)), ref)
+    def read(step: Step, ref: Ref) -> Ref:
+        return ref if isinstance(ref, Constant) else names.get((ref, cut.seen_as(step, ref)), ref)
 
     steps = tuple(
         dataclasses.replace(step, reads=tuple(read(step, ref) for ref in step.reads))
@@ -178,7 +154,7 @@ def split(
         if step.writes[0] in cut.inner
     )
     result = flat.results[0]
-    result = result if isinstance(result, _Constant) else names.get((result, None), result)
+    result = result if isinstance(result, Constant) else names.get((result, None), result)
     moving = [i for i, number in enumerate(numbers) if number is None]
     places = tuple(_named(i) for i in moving)
     used = tuple(operands[i] for i in moving)
@@ -200,73 +176,11 @@ def _fits(shape: tuple[int, ...], pairs: tuple[int, int, int]) -> bool:
     return all(n in (1, most) for n, most in near) and all(n == 1 for n in shape[:-3])
 
 
-class _Flat:
-    """A traced function as one list of steps: what it calls is written out."""
-
-    def __init__(self, closed: Any, tile: tuple[int, int]) -> None:
-        self._tile = tile
-        self._names = itertools.count()
-        self.steps: list[_Step] = []
-        self.shapes: dict[int, tuple[int, ...]] = {}
-        self.made_by: dict[int, _Step] = {}
-        self.captured: dict[int, Any] = {}
-        self.inputs = [self._new(var.aval.shape) for var in closed.jaxpr.invars]
-        constants = [self._constant(value) for value in closed.consts]
-        self.results = self._add(closed.jaxpr, [*constants, *self.inputs])
-
-    def shape(self, ref: _Ref) -> tuple[int, ...]:
-        """Of the whole array."""
-        return np.shape(ref.value) if isinstance(ref, _Constant) else self.shapes[ref]
-
-    def _new(self, shape: Sequence[int]) -> int:
-        name = next(self._names)
-        self.shapes[name] = tuple(shape)
-        return name
-
-    def _constant(self, value: Any) -> _Ref:
-        if np.ndim(value) == 0 and not _traced(value):
-            return _Constant(np.asarray(value)[()])
-        name = self._new(np.shape(value))
-        self.captured[name] = value
-        return name
-
-    def _add(self, jaxpr: Any, given: Sequence[_Ref]) -> list[_Ref]:
-        known: dict[Any, _Ref] = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
-
-        def ref(atom: Any) -> _Ref:
-            return self._constant(atom.val) if hasattr(atom, "val") else known[atom]
-
-        for eqn in jaxpr.eqns:
-            reads = tuple(ref(atom) for atom in eqn.invars)
-            inner = next((eqn.params[key] for key in INNER if key in eqn.params), None)
-            opens = eqn.primitive.name in CALLS or (
-                eqn.primitive.name == CUSTOM
-                and any(var.aval.shape[-2:] == self._tile for var in eqn.outvars)
-                and _of_jax(inner)
-            )
-            if opens and inner is not None:
-                body = inner.jaxpr if hasattr(inner, "consts") else inner
-                constants = [self._constant(value) for value in getattr(inner, "consts", ())]
-                known.update(zip(eqn.outvars, self._add(body, [*constants, *reads]), strict=True))
-                continue
-            writes = tuple(self._new(var.aval.shape) for var in eqn.outvars)
-            known.update(zip(eqn.outvars, writes, strict=True))
-            self.steps.append(_Step(eqn.primitive, eqn.params, reads, writes))
-            self.made_by.update(dict.fromkeys(writes, self.steps[-1]))
-        return [ref(atom) for atom in jaxpr.outvars]
-
-
-def _of_jax(function: Any) -> bool:
-    """Whether a function with a gradient of its own is one of jax's."""
-    found = getattr(function.jaxpr.debug_info, "func_filename", None)
-    return found is not None and found.startswith(JAX)
-
-
 class _Cut:
     """Which steps run on tiles, found backwards from the result: in these, axes are those of the result."""
 
-    def __init__(self, flat: _Flat, pairs: tuple[int, int, int], score: int | None, name: str) -> None:
-        self.flat, self.pairs, self.score, self.name = flat, pairs, score, name
+    def __init__(self, flat: Flat, pairs: tuple[int, int, int], score: int | None, short: set[int], name: str) -> None:
+        self.flat, self.pairs, self.score, self.short, self.name = flat, pairs, score, short, name
         self.inner: set[int] = set()
         self.operands: list[tuple[int, tuple[int, ...] | None]] = []  # reference, and its shape against the tile's
         self.dense: str | None = None
@@ -275,9 +189,9 @@ class _Cut:
             if self._scored & {ref for ref in step.reads if isinstance(ref, int)}:
                 self._scored.update(step.writes)
 
-    def demand(self, ref: _Ref, shape: tuple[int, ...] | None) -> None:
+    def demand(self, ref: Ref, shape: tuple[int, ...] | None) -> None:
         """Have a value at hand in every tile; `shape` if it is read as if it had another one."""
-        if isinstance(ref, _Constant) or ref == self.score or ref in self.inner:
+        if isinstance(ref, Constant) or ref == self.score or ref in self.inner:
             return
         step = self.flat.made_by.get(ref)
         if shape is None and step is not None and self._runs_on_tiles(step):
@@ -294,7 +208,7 @@ class _Cut:
                 f"{self.name} does more to a score than arithmetic on each entry ({done}); allowed: functions of the"
                 " score at one pair, the indices, and operands."
             )
-        if shape is None and self._paired(self.flat.shape(ref)):
+        if shape is None and ref not in self.short and self._paired(self.flat.shape(ref)):
             made = "is given for all pairs" if step is None else f"comes of `{step.primitive.name}`, which pairs more"
             self.dense = f"a part of {self.name} {made}"
         if (ref, shape) not in self.operands:
@@ -303,7 +217,7 @@ class _Cut:
     def _paired(self, shape: tuple[int, ...]) -> bool:
         return len(shape) >= 2 and min(shape[-2:]) > 1
 
-    def _runs_on_tiles(self, step: _Step) -> bool:
+    def _runs_on_tiles(self, step: Step) -> bool:
         shape, name = self.flat.shape(step.writes[0]), step.primitive.name
         if not self._is_tile(shape):
             return False
@@ -322,7 +236,7 @@ class _Cut:
         heads = shape[-3:-2] in ((), (1,), self.pairs[:1])
         return len(shape) >= 2 and shape[-2:] == self.pairs[1:] and heads and all(n == 1 for n in shape[:-3])
 
-    def seen_as(self, step: _Step, read: _Ref) -> tuple[int, ...] | None:
+    def seen_as(self, step: Step, read: Ref) -> tuple[int, ...] | None:
         """The shape of what `step` spreads over a tile, with a 1 on each new axis."""
         inner, shape = self.flat.shape(read), self.flat.shape(step.writes[0])
         if step.primitive.name != "broadcast_in_dim" or self._is_tile(inner):
@@ -332,7 +246,7 @@ class _Cut:
 
 
 def _computed(
-    flat: _Flat, inputs: dict[int, Argument], wanted: list[tuple[int, tuple[int, ...] | None]], pairs: tuple[int, ...]
+    flat: Flat, inputs: dict[int, Argument], wanted: list[tuple[int, tuple[int, ...] | None]], pairs: tuple[int, ...]
 ) -> list[Shaped[Mapped, "B|1 N|1 T|1 S|1"]]:
     """The operands' arrays; what every example has of its own is computed for each, and all else once."""
     own = {ref for ref, argument in inputs.items() if argument.own}
@@ -341,6 +255,10 @@ def _computed(
         if needed & set(step.writes):
             needed.update(ref for ref in step.reads if isinstance(ref, int))
     values = flat.captured | {ref: argument.value for ref, argument in inputs.items() if not argument.own}
+    short = {ref: values[ref] for ref, argument in inputs.items() if argument.by_difference}
+    read = {ref for step in flat.steps if needed & set(step.writes) for ref in step.reads if isinstance(ref, int)}
+    read |= {ref for ref, shape in wanted if shape is not None}
+    values |= {ref: _spread(short[ref], pairs) for ref in read & set(short)}
     later = []
     for step in flat.steps:
         if not needed & set(step.writes):
@@ -356,39 +274,47 @@ def _computed(
         values.update(_for_each(later, values, given, asked))
     found = []
     for ref, shape in wanted:
+        if ref in short and shape is None:
+            value = short[ref] if is_traced(short[ref]) else np.asarray(short[ref])
+            found.append(value.reshape(1, *(1,) * (2 - value.ndim), *value.shape))
+            continue
         value = values[ref]
         lead = np.shape(value)[:1] if ref in own else (1,)
         whole = shape if shape is not None else np.shape(value)[1:] if ref in own else np.shape(value)
         whole = (1,) * (3 - len(whole)) + tuple(whole[-3:])
-        value = value if _traced(value) else np.asarray(value)  # before a program that is traced takes it in
+        value = value if is_traced(value) else np.asarray(value)  # before a program that is traced takes it in
         found.append(value.reshape(*lead, *whole))
     return found
 
 
-def _traced(*values: Any) -> bool:
-    return any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(values))
+def _spread(window: Any, pairs: tuple[int, ...]) -> Any:
+    """A number for each difference, for all pairs; known if they are."""
+    if is_traced(window):
+        return spread(window, *pairs[1:])
+    with jax.ensure_compile_time_eval():
+        return spread(window, *pairs[1:])
 
 
-def _run(step: _Step, values: dict[int, Any]) -> list[Any]:
-    args = [ref.value if isinstance(ref, _Constant) else values[ref] for ref in step.reads]
-    if _traced(args):
+def _run(step: Step, values: dict[int, Any]) -> list[Any]:
+    args = [ref.value if isinstance(ref, Constant) else values[ref] for ref in step.reads]
+    if is_traced(args):
         return step.run(args)
     with jax.ensure_compile_time_eval():
         return step.run([jnp.asarray(arg) for arg in args])
 
 
-def _for_each(steps: list[_Step], values: dict[int, Any], given: dict[int, Any], asked: list[int]) -> dict[int, Any]:
+def _for_each(steps: list[Step], values: dict[int, Any], given: dict[int, Any], asked: list[int]) -> dict[int, Any]:
     """What `steps` make of each example's own."""
 
     def one(mine: dict[int, Any]) -> list[Any]:
         known = {**values, **mine}
         for step in steps:
-            args = [ref.value if isinstance(ref, _Constant) else known[ref] for ref in step.reads]
+            args = [ref.value if isinstance(ref, Constant) else known[ref] for ref in step.reads]
             known.update(zip(step.writes, step.run(args), strict=True))
         return [known[ref] for ref in asked]
 
     outside = [values[ref] for step in steps for ref in step.reads if isinstance(ref, int) and ref in values]
-    if _traced(given, outside):
+    if is_traced(given, outside):
         return dict(zip(asked, jax.vmap(one)(given), strict=True))
     with jax.ensure_compile_time_eval():
         return dict(zip(asked, jax.vmap(one)({ref: jnp.asarray(x) for ref, x in given.items()}), strict=True))

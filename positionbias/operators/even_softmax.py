@@ -54,8 +54,8 @@ class EvenSoftmax(Softmax):
         self._pay(jnp.sum(pattern, axis=-2), tokens_k, site)
         return pattern
 
-    def _asked(self, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed) -> dict[str, Any]:
-        return super()._asked(tokens_q, tokens_k, mask, position) | {"stats": ("received",)}
+    def _asked(self, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, heads: int) -> dict[str, Any]:
+        return super()._asked(tokens_q, tokens_k, mask, position, heads) | {"stats": ("received",)}
 
     def _pay(self, received: Float[jax.Array, "B N S"], tokens_k: Tokens, site: SiteFunction) -> None:
         site("penalty", self.price * jnp.mean(unevenness(received, jnp.asarray(tokens_k.valid)), axis=-1))

@@ -23,11 +23,14 @@ def masked_softmax(found: jax.Array, allowed: jax.Array) -> jax.Array:
 
 
 def biased(
-    position: Placed, tokens_q: Tokens, tokens_k: Tokens
+    position: Placed, tokens_q: Tokens, tokens_k: Tokens, heads: int
 ) -> tuple[Callable[..., jax.Array] | None, Mapping[str, kernels.Aux]]:
-    """The rule by which a scheme changes scores, and what it reads of the tokens; None for a scheme without a bias."""
+    """The rule by which a scheme changes scores, and what it reads; None for a scheme without a bias."""
     if not position.biases:
         return None, {}
+    table = position.table(tokens_q, tokens_k, heads)
+    if table is not None:
+        return lambda s, b, h, q, k, table: s + table, {"table": kernels.Relative(table)}
     names = [f"{side}_{field}" for side in ("query", "key") for field in Tokens._fields]
     kinds = [kernels.PerQuery] * len(Tokens._fields) + [kernels.PerKey] * len(Tokens._fields)
     aux = {name: kind(field) for name, kind, field in zip(names, kinds, (*tokens_q, *tokens_k), strict=True)}
@@ -68,7 +71,7 @@ class Softmax(ScoreOperator):
         site: SiteFunction,
     ) -> jax.Array:
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
-        mixed, stats = kernels.attention(q, k, v, **self._asked(tokens_q, tokens_k, mask, position))
+        mixed, stats = kernels.attention(q, k, v, **self._asked(tokens_q, tokens_k, mask, position, q.shape[-2]))
         self._told(stats, tokens_k, site)
         return mixed  # type: ignore[no-any-return]
 
@@ -86,12 +89,12 @@ class Softmax(ScoreOperator):
                 " own; allowed: None."
             )
         k = jax.ShapeDtypeStruct((q.shape[0], tokens_k.length, *q.shape[2:]), q.dtype)
-        asked = self._asked(tokens_q, tokens_k, mask, position)
+        asked = self._asked(tokens_q, tokens_k, mask, position, q.shape[-2])
         return kernels.choice(q, k, k, **asked, platform=platform).driver.name
 
-    def _asked(self, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed) -> dict[str, Any]:
+    def _asked(self, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, heads: int) -> dict[str, Any]:
         """What the kernel is asked beside queries, keys and values."""
-        score, aux = biased(position, tokens_q, tokens_k)
+        score, aux = biased(position, tokens_q, tokens_k, heads)
         return {
             "mask": mask,
             "tokens": (tokens_q, tokens_k),

@@ -1,9 +1,9 @@
 """The position-scheme protocol: how order is told to the model.
 
-A scheme overrides what it uses of `embed`, `rotate`, `bias` and `products`; the others do nothing. All are pure
-functions of arrays, and read of the tokens what the scheme says it `reads`. A scheme declares the parameters of `embed`
-in `embedding_parameters` and those of the others, which every layer has of its own, in `layer_parameters`; the model
-creates, trains and hands them back.
+A scheme overrides what it uses of `embed`, `rotate`, `bias` or `looked_up`, and `products`; the others do nothing. All
+are pure functions of arrays, and read of the tokens what the scheme says it `reads`. A scheme declares the parameters
+of `embed` in `embedding_parameters` and those of the others, which every layer has of its own, in `layer_parameters`;
+the model creates, trains and hands them back.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from positionbias.arrays import Float
+from positionbias.arrays import Float, Int
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
 
@@ -77,6 +79,15 @@ class PositionScheme:
 
     def bias(self, q: Tokens, k: Tokens, heads: int, params: Parameters) -> jax.Array | None:
         """What is added to the scaled score, [..., N, T, S] for `q` rows and `k` columns; None adds nothing."""
+        return self.looked_up(jnp.asarray(q.position) - jnp.asarray(k.position), heads, params)
+
+    def looked_up(
+        self, away: Int[jax.Array, "... T S"], heads: int, params: Parameters
+    ) -> Float[jax.Array, "... N T S"] | None:
+        """The bias, where it is looked up by how far each key is behind its query: by more than arithmetic.
+
+        Kernels then hold a number for each difference, where they would else have one for each pair.
+        """
         return None
 
     def products(
@@ -103,7 +114,8 @@ class PositionScheme:
     @property
     def biases(self) -> bool:
         """Whether the scheme adds to scores."""
-        return type(self).bias is not PositionScheme.bias
+        mine, base = type(self), PositionScheme
+        return mine.bias is not base.bias or mine.looked_up is not base.looked_up
 
     @property
     def multiplies(self) -> bool:
@@ -136,9 +148,26 @@ class Placed:
         """See `PositionScheme.bias`."""
         return self.scheme.bias(q, k, heads, self.params)
 
+    def table(self, q: Tokens, k: Tokens, heads: int) -> Float[jax.Array, "N R"] | None:
+        """`bias` by i - j + S - 1, for i and j from 0 to T - 1 and S - 1, if it is looked up by i - j; None if not."""
+        row, column = _steady(q), _steady(k)
+        if type(self).bias is not Placed.bias or row is None or column is None:
+            return None
+        behind = np.arange(q.length + k.length - 1, dtype=np.int32) - (k.length - 1) + (row - column)
+        found = self.scheme.looked_up(jnp.asarray(behind)[:, None], heads, self.params)
+        return None if found is None else found[..., 0]
+
     def products(self, q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens) -> jax.Array | None:
         """See `PositionScheme.products`."""
         return self.scheme.products(q, k, tokens_q, tokens_k, self.params)
+
+
+def _steady(tokens: Tokens) -> int | None:
+    """The first position, if it is known that each is one more than the one before; else None."""
+    told = tokens.position
+    if not isinstance(told, np.ndarray) or told.ndim != 1 or told.size == 0 or (np.diff(told) != 1).any():
+        return None
+    return int(told[0])
 
 
 def needs_even(name: str, size: int, what: str) -> None:

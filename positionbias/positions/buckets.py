@@ -12,7 +12,6 @@ import numpy as np
 from positionbias.arrays import Int
 from positionbias.positions.base import Dims, Matrix, Parameters, PositionScheme
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 MOST = 65536
 
@@ -59,8 +58,7 @@ class T5Bias(PositionScheme):
     def layer_parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {"table": Matrix((dims.heads, self.buckets), "position", self.buckets)}
 
-    def bias(self, q: Tokens, k: Tokens, heads: int, params: Parameters) -> jax.Array:
-        away = jnp.asarray(q.position) - jnp.asarray(k.position)
+    def looked_up(self, away: Int[jax.Array, "... T S"], heads: int, params: Parameters) -> jax.Array:
         back = jnp.abs(away) if self.both_sides else jnp.maximum(away, 0)
         bucket = jnp.asarray(self.bucket())[jnp.minimum(back, self.farthest)]
         if self.both_sides:

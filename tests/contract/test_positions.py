@@ -9,7 +9,7 @@ import pytest
 
 from positionbias import spec
 from positionbias.config import schema
-from positionbias.positions.base import Dims, Matrix, PositionScheme
+from positionbias.positions.base import Dims, Matrix, Placed, PositionScheme
 from positionbias.tokens import Tokens, sequential
 
 AXIS = "positions"
@@ -112,8 +112,21 @@ def check_bias(scheme):
     for row in range(BATCH):
         alone = scheme.bias(q._replace(position=POSITIONS[row]).rows(), k.columns(), 3, params)
         np.testing.assert_allclose(both[row], np.broadcast_to(alone, (3, T, S)), rtol=1e-5, atol=1e-5)
+    check_table(scheme, params)
     tile = np.broadcast_to(scheme.bias(q.cut(1, 3).rows(), k.cut(2, 6).columns(), 3, params), (3, 2, 4))
     np.testing.assert_allclose(tile, np.broadcast_to(found, (3, T, S))[:, 1:3, 2:6], rtol=1e-5, atol=1e-5)
+
+
+def check_table(scheme, params):
+    """A bias that is looked up by differences has a table of them, where positions go on by one, and only there."""
+    on = sequential(T, position=np.arange(4, 4 + T)), sequential(S, position=np.arange(2, 2 + S))
+    table = Placed(scheme, params).table(*on, 3)
+    assert (table is not None) == (type(scheme).looked_up is not PositionScheme.looked_up)
+    if table is not None:
+        known = scheme.bias(on[0].rows(), on[1].columns(), 3, params)
+        np.testing.assert_array_equal(table[:, np.arange(T)[:, None] - np.arange(S) + S - 1], known)
+        for odd in (POSITIONS, POSITIONS[1], jnp.arange(T)):
+            assert Placed(scheme, params).table(on[0]._replace(position=odd), on[1], 3) is None
 
 
 def check_products(scheme):

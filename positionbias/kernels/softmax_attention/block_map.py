@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Int, Mapped
+from positionbias.kernels.differences import by_difference
 from positionbias.kernels.rules import Rule
 from positionbias.kernels.softmax_attention.problem import Problem
 from positionbias.masks.base import EMPTY, FULL, PARTIAL
@@ -120,14 +121,19 @@ def _judged(rule: Rule, sizes: tuple[int, int], blocks: tuple[int, int]) -> Mapp
     bands = -(-t // bq)
     starts = np.arange(bands, dtype=np.int32) * bq
 
+    def at(x: jax.Array, rows: jax.Array) -> jax.Array:
+        if by_difference(x):
+            return x[..., rows[:, None] - np.arange(s) + s - 1]
+        return jnp.take(x, rows, axis=2) if x.shape[2] > 1 else x
+
     def band(start: Any) -> jax.Array:
         rows = jnp.minimum(start + np.arange(bq), t - 1)  # the last band reads its last row again
-        parts = [jnp.take(jnp.asarray(x), rows, axis=2) if x.shape[2] > 1 else jnp.asarray(x) for x in rule.operands]
+        parts = [at(jnp.asarray(x), rows) for x in rule.operands]
         seen = jnp.asarray(rule(parts))
         seen = seen.reshape((1,) * (4 - seen.ndim) + seen.shape)  # of a rule that reads nothing
         seen = jnp.broadcast_to(seen, (*seen.shape[:-2], bq, s))
-        at = jnp.minimum(np.arange(-(-s // bk) * bk), s - 1)  # and the last tile its last key
-        seen = jnp.take(seen, at, axis=-1).reshape(*seen.shape[:-1], -1, bk)
+        keys = jnp.minimum(np.arange(-(-s // bk) * bk), s - 1)  # and the last tile its last key
+        seen = jnp.take(seen, keys, axis=-1).reshape(*seen.shape[:-1], -1, bk)
         every, some = seen.all(axis=(-3, -1)), seen.any(axis=(-3, -1))
         return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY)).astype(jnp.int8)
 

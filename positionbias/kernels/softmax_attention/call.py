@@ -93,8 +93,17 @@ def merge(
 ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N T"]]:
     """Outputs and log-sum-exp of an attention over two sets of keys that share none: merge((o1, lse1), (o2, lse2)).
 
-    Each pair is what `attention` gives for one set with `stats=["lse"]`: the outputs, and `stats.lse`.
+    Each pair is what `attention` gives for one set with `stats=["lse"]`: the outputs, and `stats.lse`. Raises
+    ConfigError for pairs of other shapes.
     """
+    for given in (first, second):
+        shapes = [np.shape(x) for x in given]
+        if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[1] != (shapes[0][0], shapes[0][2], shapes[0][1]):
+            told = ", ".join(str(list(shape)) for shape in shapes)
+            raise ConfigError(f"merge is given {told}; allowed: outputs [B, T, N, K] and stats.lse [B, N, T], twice.")
+    if np.shape(first[0]) != np.shape(second[0]):
+        told = f"{list(np.shape(first[0]))} and {list(np.shape(second[0]))}"
+        raise ConfigError(f"merge is given outputs of shapes {told}; allowed: one shape for both.")
     (o1, l1), (o2, l2) = first, second
     total = jnp.logaddexp(l1, l2)
     shares = [jnp.moveaxis(jnp.exp(part - total), 1, 2)[..., None] for part in (l1, l2)]

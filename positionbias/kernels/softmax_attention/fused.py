@@ -83,6 +83,11 @@ class Plan:
     any_full: bool
     any_partial: bool
 
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        return -(-self.length[0] // self.blocks[0]), -(-self.length[1] // self.blocks[1])
+
     def ragged(self, axis: int) -> bool:
         """Whether rows (0) or columns (1) are padded."""
         return self.length[axis] % self.blocks[axis] > 0
@@ -96,18 +101,19 @@ class Kernels:
     # dq, the part of D that was gathered or None, and gradients of real rows and scalars, [B, N, T, R] each
     rows: Callable[[Plan, Arrays, Walks, Cotangents], tuple[Any, Any, Any, Any]]
     columns: Callable[[Plan, Arrays, Walks, Cotangents], tuple[Any, Any, Any]]  # dk, dv, real columns [B, N, R, S]
+    # The gradient of an operand of real numbers that is dense or by difference, of its pack's shape
+    pairs: Callable[[Plan, Arrays, Walks, Cotangents, Place], jax.Array]
     head_multiple: int  # head sizes are padded to a multiple of it
-    # The gradient of a dense operand of real numbers, of its shape; None for a driver that cannot take any
-    pairs: Callable[[Plan, Arrays, Walks, Cotangents, Place], Any] | None = None
 
 
-def attend(problem: Problem, kernels: Kernels, blocks: tuple[int, int]) -> tuple[Float[jax.Array, "B T N K"], Stats]:
-    """The attention by these kernels, on tiles of `blocks` queries and keys."""
-    _, t, s, _, _ = problem.sizes
-    rows, columns = (-(-size // block) * block for size, block in zip((t, s), blocks, strict=True))
+def attend(problem: Problem, kernels: Kernels) -> tuple[Float[jax.Array, "B T N K"], Stats]:
+    """The attention by these kernels, on tiles of `problem.block_sizes` queries and keys."""
+    (_, t, s, _, _), blocks = problem.sizes, problem.block_sizes
+    tiles = -(-t // blocks[0]), -(-s // blocks[1])
+    rows, columns = tiles[0] * blocks[0], tiles[1] * blocks[1]
     found = classes(problem, blocks)
     walks = [walk(found), walk(found.swapaxes(-1, -2))]
-    places_allowed, places_score, packs = packed(problem, rows, columns)
+    places_allowed, places_score, packs = packed(problem, blocks, tiles)
     plan = Plan(
         allowed=problem.allowed,
         score=problem.score,
@@ -189,12 +195,12 @@ def _gradient(plan: Plan, kernels: Kernels, arrays: Arrays, walks: Walks, out: O
         None if pack is None else _shared(jnp.zeros(pack.shape) if change is None else change, pack.shape)
         for pack, change in ((packs.rows_real, drows), (packs.columns_real, dcolumns), (packs.scalars_real, dscalars))
     ]
-    dense: list[Any] = [None] * len(packs.dense)
+    alone: dict[str, list[Any]] = {"dense": [None] * len(packs.dense), "diagonal": [None] * len(packs.diagonal)}
     for place in plan.places_score:
-        if place.group == "dense" and place.real:
-            assert kernels.pairs is not None
-            dense[place.at] = kernels.pairs(plan, arrays, walks, known, place)
-    none: Any = Packs(real[0], real[1], real[2], None, None, None, tuple(dense))
+        if place.real and place.group in alone:
+            alone[place.group][place.at] = kernels.pairs(plan, arrays, walks, known, place)
+    whole = (tuple(alone["dense"]), tuple(alone["diagonal"]))
+    none: Any = Packs(real[0], real[1], real[2], None, None, None, *whole)
     return Arrays(dq.astype(arrays.q.dtype), dk.astype(arrays.k.dtype), dv.astype(arrays.v.dtype), none, None)
 
 

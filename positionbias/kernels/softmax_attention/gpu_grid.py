@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
+from positionbias.kernels.differences import diagonal
 from positionbias.kernels.softmax_attention.fused import Arrays, Plan
 from positionbias.kernels.softmax_attention.operands import Place
 from positionbias.kernels.softmax_attention.tiles import kept
@@ -134,8 +135,10 @@ def call(
     for kind in ("real", "whole"):
         if getattr(packs, f"scalars_{kind}") is not None:
             whole[f"scalars_{kind}"] = getattr(packs, f"scalars_{kind}")
-    for i, dense in enumerate(packs.dense):  # read where they are: as copies they would fill the shared memory
-        whole[f"dense_{i}"] = (dense if side == 0 else dense.swapaxes(2, 3)).astype(jnp.int32)
+    for group in ("dense", "diagonal"):  # read where they are: as copies they would fill the shared memory
+        for i, x in enumerate(getattr(packs, group)):
+            x = x.astype(jnp.int32) if x.dtype == jnp.int8 else x
+            whole[f"{group}_{i}"] = x if side == 0 else x.swapaxes(-1, -2)
     if arrays.seed is not None:
         whole["seed"] = arrays.seed.reshape(1)
     still = [name for name, one in inputs.items() if one.side == side and one.matrix]
@@ -319,9 +322,16 @@ def _restored(places: Sequence[Place], tiles: Sequence[jax.Array]) -> list[jax.A
 
 def _operand(grid: Grid, here: Visit, place: Place) -> jax.Array:
     """The tile of an operand, as its pack holds it: whole tiles, since a tile's layout has no axes of size 1."""
-    if place.group == "dense":
-        ref = here.refs[f"dense_{place.at}"]
-        at = (*grid.lead(ref, here.batch, here.head), pl.ds(here.strip, STRIP), pl.ds(here.other, grid.width))
+    if place.group in ("dense", "diagonal"):
+        ref = here.refs[f"{place.group}_{place.at}"]
+        at: tuple[Any, ...] = grid.lead(ref, here.batch, here.head)
+        mine, other = here.strip, here.other
+        if place.group == "diagonal":
+            blocks, (row, column) = grid.plan.blocks, here.tile
+            at = (*at, diagonal(blocks, grid.plan.tiles, row, column))
+            starts = (row * blocks[0], column * blocks[1])
+            mine, other = mine - starts[grid.side], other - starts[1 - grid.side]
+        at = (*at, pl.ds(mine, STRIP), pl.ds(other, grid.width))
         return plgpu.load(ref.at[at], layout=plgpu.Layout.WGMMA, optimized=False)
     name = f"{place.group}_{'real' if place.real else 'whole'}"
     if place.group == "scalars":

@@ -57,7 +57,7 @@ def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
 def run(problem: Problem, interpret: bool = False) -> tuple[Float[jax.Array, "B T N K"], Stats]:
     """The attention by the Mosaic GPU kernels."""
     # Only here, since what they import differs from release to release of jax, and not all have it.
-    from positionbias.kernels.softmax_attention import gpu_backward, gpu_forward
+    from positionbias.kernels.softmax_attention import gpu_backward, gpu_forward, pairs
     from positionbias.kernels.softmax_attention.gpu_grid import plgpu
 
     params = plgpu.InterpretGPUParams() if interpret else None
@@ -65,6 +65,7 @@ def run(problem: Problem, interpret: bool = False) -> tuple[Float[jax.Array, "B 
         forward=functools.partial(gpu_forward.forward, params),
         rows=functools.partial(gpu_backward.rows, params),
         columns=functools.partial(gpu_backward.columns, params),
+        pairs=pairs.pairs,
         head_multiple=HEAD,
     )
-    return attend(problem, kernels, problem.block_sizes)
+    return attend(problem, kernels)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Float
+from positionbias.kernels.differences import by_difference
 from positionbias.kernels.softmax_attention import operands, tpu_backward, tpu_forward, tpu_pairs
 from positionbias.kernels.softmax_attention.block_map import MOST_ENTRIES
 from positionbias.kernels.softmax_attention.fused import Kernels, attend
@@ -41,7 +42,7 @@ def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why they cannot do it even in interpret mode."""
     if problem.q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"q is {problem.q.dtype}, and these kernels take float32 and bfloat16"
-    return operands.unsupported(problem, pairs=True)
+    return operands.unsupported(problem)
 
 
 def _not_there(problem: Problem) -> str | None:
@@ -71,13 +72,14 @@ def _too_large(problem: Problem) -> str | None:
         return f"{tiles} tiles are more than the {MOST_ENTRIES} that scalar memory lists; larger block_sizes make fewer"
     read = [x for rule in (problem.allowed, problem.score) if rule is not None for x in rule.operands]
     numbers = sum(math.prod(x.shape[:2]) for x in read if x.shape[2:] == (1, 1))
+    whole = sum(by_difference(x) or min(x.shape[2:]) > 1 for x in read)
     if numbers > MOST_ENTRIES:
         return f"mask and score read {numbers} single numbers, and scalar memory takes {MOST_ENTRIES}"
-    tile = bq * bk * (7 + 3 * (problem.score is not None) + 3 * sum(min(x.shape[2:]) > 1 for x in read))
+    tile = bq * bk * (7 + 3 * (problem.score is not None) + 3 * whole)
     width = sum(-(-x.shape[-1] // LANES) * LANES for x in (problem.k, problem.v))
     blocks = width * max(9 * bq + 5 * bk, 5 * bq + 11 * bk) // 2  # inputs and outputs twice, and sums
     # A sum a row takes the space of a row of lanes, and gradients of operands are such sums.
-    sums = 8 * bq * LANES * sum(x.shape[3] == 1 and jnp.issubdtype(x.dtype, jnp.floating) for x in read)
+    sums = 8 * bq * LANES * sum(x.shape[-1] == 1 and jnp.issubdtype(x.dtype, jnp.floating) for x in read)
     mebibytes = 4 * (tile + blocks + sums) / (1 << 20)
     if mebibytes > VECTOR_MEMORY >> 20:
         return (
@@ -96,4 +98,4 @@ def run(problem: Problem, interpret: Any = False) -> tuple[Float[jax.Array, "B T
         head_multiple=1,
         pairs=functools.partial(tpu_pairs.pairs, interpret),
     )
-    return attend(problem, kernels, problem.block_sizes)
+    return attend(problem, kernels)

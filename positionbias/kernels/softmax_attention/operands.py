@@ -1,7 +1,8 @@
 """What a fused kernel reads beside q, k and v: the operands of both rules, packed by axis and type.
 
 Packs are few arrays in place of many: of rows [b, n, T, R], of columns [b, n, R, S], of scalars [b, n, R], each of
-float32 and of int32. Gradients of the operands come back through the packing, by jax.
+float32 and of int32. Operands for all pairs are read tile by tile, and of those by difference the tile of each
+diagonal. Gradients of the operands come back through the packing, by jax.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float, Int, Mapped, Shaped
+from positionbias.kernels.differences import by_difference, diagonal_tiles
 from positionbias.kernels.softmax_attention.problem import Problem
 
-Group = Literal["rows", "columns", "scalars", "dense"]
+Group = Literal["rows", "columns", "scalars", "dense", "diagonal"]
 
 
 class Place(NamedTuple):
@@ -46,22 +48,22 @@ class Packs(NamedTuple):
     columns_whole: Int[jax.Array, "b n R S"] | None
     scalars_whole: Int[jax.Array, "b n R"] | None
     dense: tuple[Shaped[jax.Array, "b n T S"], ...]
+    diagonal: tuple[Shaped[jax.Array, "b n D bq bk"], ...]
 
 
-def unsupported(problem: Problem, pairs: bool = False) -> str | None:
-    """Why the operands cannot be packed; `pairs` says whether a driver takes a real number for each pair."""
+def unsupported(problem: Problem) -> str | None:
+    """Why the operands cannot be packed."""
     for name, rule in (("mask", problem.allowed), ("score", problem.score)):
         for operand in () if rule is None else rule.operands:
             kind = operand.dtype
             if kind.itemsize > 4:
                 return f"{name} reads {kind}, and a kernel reads 32 bits at most"
-            if not pairs and _group(operand) == "dense" and jnp.issubdtype(kind, jnp.floating):
-                return f"{name} reads a number for each pair ({rule.dense_because if rule else ''})"
     return None
 
 
-def packed(problem: Problem, rows: int, columns: int) -> tuple[list[Place], list[Place], Packs]:
-    """The places of the operands of `allowed` and of `score`, and the packs, padded to so many rows and columns."""
+def packed(problem: Problem, blocks: tuple[int, int], tiles: tuple[int, int]) -> tuple[list[Place], list[Place], Packs]:
+    """The places of the operands of `allowed` and of `score`, and the packs, padded to so many tiles of `blocks`."""
+    rows, columns = (size * count for size, count in zip(blocks, tiles, strict=True))
     groups: dict[tuple[Group, bool], list[Mapped]] = {}
     places = []
     for rule in (problem.allowed, problem.score):
@@ -69,9 +71,10 @@ def packed(problem: Problem, rows: int, columns: int) -> tuple[list[Place], list
         for operand in () if rule is None else rule.operands:
             group = _group(operand)
             real = bool(jnp.issubdtype(operand.dtype, jnp.floating))
-            among = groups.setdefault((group, real and group != "dense"), [])
+            alone = group in ("dense", "diagonal")
+            among = groups.setdefault((group, real and not alone), [])
             found.append(Place(group, real, len(among), np.dtype(operand.dtype)))
-            among.append(_coded(operand, real, group == "dense"))
+            among.append(_coded(operand, real, alone))
         places.append(found)
     sizes = {2: rows, 3: columns}
 
@@ -87,6 +90,8 @@ def packed(problem: Problem, rows: int, columns: int) -> tuple[list[Place], list
         return jnp.concatenate([padded(x, axis, sizes[axis]) for x in spread], axis=5 - axis)
 
     dense = tuple(padded(padded(x, 2, rows), 3, columns) for x in groups.get(("dense", False), []))
+    length = problem.sizes[1:3]
+    diagonal = tuple(diagonal_tiles(x, length, blocks, tiles) for x in groups.get(("diagonal", False), []))
     packs = Packs(
         rows_real=pack("rows", True),
         columns_real=pack("columns", True),
@@ -95,6 +100,7 @@ def packed(problem: Problem, rows: int, columns: int) -> tuple[list[Place], list
         columns_whole=pack("columns", False),
         scalars_whole=pack("scalars", False),
         dense=dense,
+        diagonal=diagonal,
     )
     return places[0], places[1], packs
 
@@ -105,16 +111,18 @@ def tiles_of(places: Sequence[Place], load: Any) -> list[jax.Array]:
 
 
 def _group(operand: Mapped) -> Group:
+    if by_difference(operand):
+        return "diagonal"
     rows, columns = (size > 1 for size in operand.shape[2:])
     return "dense" if rows and columns else "rows" if rows else "columns" if columns else "scalars"
 
 
-def _coded(operand: Mapped, real: bool, dense: bool) -> jax.Array:
+def _coded(operand: Mapped, real: bool, alone: bool) -> jax.Array:
     if real:
         return jnp.asarray(operand).astype(jnp.float32)
     if operand.dtype == np.uint32:
         return jax.lax.bitcast_convert_type(jnp.asarray(operand), jnp.int32)
-    return jnp.asarray(operand).astype(jnp.int8 if dense and operand.dtype == bool else jnp.int32)
+    return jnp.asarray(operand).astype(jnp.int8 if alone and operand.dtype == bool else jnp.int32)
 
 
 def padded(x: jax.Array, axis: int, to: int) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from positionbias.kernels.differences import diagonal
 from positionbias.kernels.softmax_attention.fused import Arrays, Plan
 from positionbias.kernels.softmax_attention.operands import Place, tiles_of
 from positionbias.kernels.softmax_attention.tiles import finite, kept
@@ -89,6 +90,20 @@ class Grid:
             (None, None, *self.plan.blocks), lambda batch, head, row, column: (batch * b, head * n, row, column)
         )
 
+    def diagonals(self, array: Shape) -> pl.BlockSpec:
+        """The tile of its diagonal, of [b, n, D, bq, bk]."""
+        b, n = (size > 1 for size in array.shape[:2])
+        return self.spec(
+            (None, None, None, *self.plan.blocks),
+            lambda batch, head, row, column: (
+                batch * b,
+                head * n,
+                diagonal(self.plan.blocks, self.plan.tiles, row, column),
+                0,
+                0,
+            ),
+        )
+
     def whole(self, array: Shape) -> pl.BlockSpec:
         """All of a row of [B, N, P, 1, M]."""
         shape = (None, None, None, 1, array.shape[4])
@@ -118,8 +133,8 @@ def call(
         pack = getattr(packs, f"scalars_{kind}")
         if pack is not None:
             read[f"scalars_{kind}"] = in_scalar_memory(pack)
-    for i, dense in enumerate(packs.dense):
-        read[f"dense_{i}"] = (dense, grid.tiles(dense))
+    read |= {f"dense_{i}": (x, grid.tiles(x)) for i, x in enumerate(packs.dense)}
+    read |= {f"diagonal_{i}": (x, grid.diagonals(x)) for i, x in enumerate(packs.diagonal)}
     if arrays.seed is not None:
         read["seed"] = in_scalar_memory(arrays.seed)
     read |= extra
@@ -155,8 +170,8 @@ def _load(grid: Grid, refs: Refs, batch: Any, head: Any) -> Callable[[Place], ja
     """What gives the tile of an operand's pack: a column, a row, a number or a whole tile."""
 
     def load(place: Place) -> jax.Array:
-        if place.group == "dense":
-            found = refs[f"dense_{place.at}"][...]
+        if place.group in ("dense", "diagonal"):
+            found = refs[f"{place.group}_{place.at}"][...]
             return found.astype(jnp.int32) if found.dtype == jnp.int8 else found
         ref = refs[f"{place.group}_{'real' if place.real else 'whole'}"]
         if place.group == "rows":

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Bool, Float
+from positionbias.kernels.differences import at_rows, by_difference
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN, Problem, Stats
 from positionbias.kernels.softmax_attention.tiles import finite, kept, weights
 
-Operands = tuple[tuple[Any, ...], ...]  # of the mask and of the score, each [B|1, N|1, T|1, S|1]
+Operands = tuple[tuple[Any, ...], ...]  # of the mask and of the score, each [B|1, N|1, T|1, S|1] or by difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,12 @@ def operands_of(problem: Problem) -> Operands:
     return tuple(() if rule is None else rule.operands for rule in (problem.allowed, problem.score))
 
 
+def spread_out(problem: Problem, operands: tuple[Any, ...], start: Any, rows: int, keys: Keys) -> tuple[Any, ...]:
+    """Operands of so many rows from row `start` on, where those by difference have become matrices."""
+    length = problem.sizes[1]
+    return tuple(at_rows(x, length, start, rows, keys.first, keys.stop) if by_difference(x) else x for x in operands)
+
+
 def rows_against(
     problem: Problem, q: jax.Array, operands: Operands, start: Any, keys: Keys, ragged: bool
 ) -> tuple[jax.Array, Stats]:
@@ -50,8 +57,9 @@ def rows_against(
 
     Rows from T on are none if `ragged`.
     """
-    scores = scored(problem, q, problem.k, operands[1])
-    allowed = allowed_pairs(problem, operands[0], start, q.shape[1], ragged)
+    masks, score = (spread_out(problem, group, start, q.shape[1], keys) for group in operands)
+    scores = scored(problem, q, problem.k, score)
+    allowed = allowed_pairs(problem, masks, start, q.shape[1], ragged)
     lse = None
     if problem.normalise:
         pattern, lse = masked_softmax(scores, allowed)

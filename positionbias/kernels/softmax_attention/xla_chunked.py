@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float
+from positionbias.kernels.differences import by_difference
 from positionbias.kernels.softmax_attention.block_map import EMPTY, classes, known
 from positionbias.kernels.softmax_attention.fused import told
 from positionbias.kernels.softmax_attention.problem import Problem, Stats
@@ -31,15 +32,18 @@ from positionbias.kernels.softmax_attention.xla import (
     operands_of,
     rows_against,
     scored,
+    spread_out,
 )
 
 CHUNK = 128  # rows at a time
-MANY = 1024  # keys from which spans take half as many, so that a tenth of the memory of all rows is enough
+# Above so many keys, half as many rows, so that a tenth of the memory of all rows is enough. Where no keys are left out
+# that is so up to twice the keys: from there on, larger chunks are faster, and small enough.
+MANY = 1024
 SPANS = 4  # each is a loop of its own to compile; of a causal mask they leave out 3 / 8, and more could only 1 / 2
 
 
 class _Arrays(NamedTuple):
-    """What a span reads: its rows, the keys they see, and operands [B|1, N|1, T|1, S|1] cut likewise."""
+    """What a span reads: its rows, the keys they see, and operands cut likewise, but for those by difference."""
 
     q: Float[jax.Array, "B T N H"]
     k: Float[jax.Array, "B S G H"]
@@ -52,7 +56,7 @@ class _Arrays(NamedTuple):
 def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
     """`CHUNK` rows at a time, or half of them; or whole tiles of rows where the mass of tiles is asked for."""
     size, (_, t, s, _, _) = CHUNK, problem.sizes
-    if s > MANY and leaves_out(problem):
+    if s > MANY and (s <= 2 * MANY or leaves_out(problem)):
         size = CHUNK // 2
     if "block_mass" in problem.stats:
         size = -(-size // problem.block_sizes[0]) * problem.block_sizes[0]
@@ -84,12 +88,18 @@ class _Span(NamedTuple):
 
     def of(self, arrays: _Arrays) -> _Arrays:
         """What the span reads."""
-        cut = [tuple(self.rows(self.keys.of(x, 3), 2) for x in group) for group in (arrays.allowed, arrays.score)]
+        cut = [tuple(self.part(x) for x in group) for group in (arrays.allowed, arrays.score)]
         q = jax.lax.slice_in_dim(arrays.q, self.begin, self.end, axis=1)
         return _Arrays(q, self.keys.of(arrays.k, 1), self.keys.of(arrays.v, 1), cut[0], cut[1], arrays.seed)
 
+    def part(self, x: Any) -> Any:
+        """The part of an operand that it reads."""
+        return x if by_difference(x) else self.rows(self.keys.of(x, 3), 2)
+
     def place(self, x: Any) -> tuple[slice, ...]:
         """Where an operand's part lies in the whole of it."""
+        if by_difference(x):
+            return (slice(None),) * 3
         rows = slice(self.begin, self.end) if x.shape[2] > 1 else slice(None)
         keys = slice(self.keys.first, self.keys.stop) if x.shape[3] > 1 else slice(None)
         return (slice(None), slice(None), rows, keys)
@@ -228,7 +238,7 @@ class _Chunks:
 
     def _moving(self, operands: tuple[Any, ...]) -> list[Any]:
         """Of operands, the chunks of those that go along rows; None for others."""
-        return [self._parts(jnp.asarray(x), 2) if x.shape[2] > 1 else None for x in operands]
+        return [self._parts(jnp.asarray(x), 2) if _moves(x) else None for x in operands]
 
     def _starts(self, span: _Span) -> jax.Array:
         return jnp.arange(span.begin, span.end, self.size, dtype=jnp.int32)
@@ -280,7 +290,7 @@ class _Chunks:
         """The cotangents of what a span reads, None for what has none; of all keys and values, with those `before`."""
         inside, length = self._inside(arrays), arrays.q.shape[1]
         real = [i for i, x in enumerate(arrays.score) if jnp.issubdtype(x.dtype, jnp.floating)]
-        still = [i for i in real if arrays.score[i].shape[2] == 1]
+        still = [i for i in real if not _moves(arrays.score[i])]
         moved = [i for i in real if i not in still]
         begin = *before, [jnp.zeros(arrays.score[i].shape, inside.score_dtype) for i in still]
         keys = slice(span.keys.first, span.keys.stop)
@@ -293,10 +303,11 @@ class _Chunks:
                 now = list(operands)
                 for i, x in zip(real, changed, strict=True):
                     now[i] = x
-                return scored(inside, q, k, tuple(now))
+                return scored(inside, q, k, spread_out(inside, tuple(now), start, q.shape[1], span.keys))
 
             s, back = jax.vjp(scores_of, q, arrays.k, *(operands[i] for i in real))
-            seen = allowed_pairs(inside, _with(arrays.allowed, allowed), start, q.shape[1], self._ragged(span))
+            masks = spread_out(inside, _with(arrays.allowed, allowed), start, q.shape[1], span.keys)
+            seen = allowed_pairs(inside, masks, start, q.shape[1], self._ragged(span))
             a = weights(s, seen, None if lse is None else lse[..., None])
             keep = keeps(inside, start, q.shape[1], span.keys)
             used = (a if keep is None else a * keep).astype(arrays.v.dtype)
@@ -341,6 +352,11 @@ class _Chunks:
 def _with(operands: tuple[Any, ...], chunks: list[Any]) -> tuple[Any, ...]:
     """Operands of a chunk of rows: its own part of those that go along rows."""
     return tuple(x if chunk is None else chunk for x, chunk in zip(operands, chunks, strict=True))
+
+
+def _moves(operand: Any) -> bool:
+    """Whether it is cut along rows."""
+    return not by_difference(operand) and operand.shape[2] > 1
 
 
 def _over_tiles(mass: jax.Array, sizes: tuple[int, int], shape: tuple[int, ...]) -> jax.Array:

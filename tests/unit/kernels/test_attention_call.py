@@ -14,7 +14,6 @@ from positionbias import kernels, spec
 from positionbias.errors import ConfigError
 from positionbias.kernels import PerHead, PerKey, PerQuery, Relative, Scalar, attention, choice
 from positionbias.kernels.softmax_attention import ladder
-from positionbias.kernels.softmax_attention.operands import unsupported
 from positionbias.tokens import sequential
 
 
@@ -162,17 +161,13 @@ def test_an_unknown_statistic_is_told_the_nearest_name():
 # A driver that is named and cannot do it gives its reason.
 
 
-def test_what_pairs_need_is_told_where_a_driver_takes_none_of_it():
-    """A mask may read whole numbers for each pair in every driver, a score real ones in some."""
+def test_what_is_there_for_all_pairs_is_told():
     lag, table = Relative(np.linspace(0, 1, T + S - 1, dtype=np.float32)), zeros(T, S)
     learned = posed_with(Q, K, K, score=lambda s, b, h, q, k: s + table[q, k])
     by_lag = posed_with(Q, K, K, score=reading, aux={"x": lag})
-    whole = posed_with(Q, K, K, mask=lambda b, h, q, k, x: x, aux={"x": Relative(np.arange(T + S - 1) > 4)})
-    for asked, why in ((learned, "gather"), (by_lag, "is given for all pairs")):
-        assert asked.dense_because is not None
-        assert re.fullmatch(rf"score reads a number for each pair \(a part of score .*{why}.*\)", unsupported(asked))
-        assert unsupported(asked, pairs=True) is None
-    assert unsupported(whole) is None
+    assert re.fullmatch("a part of score .*gather.*", learned.dense_because)
+    assert by_lag.dense_because is None
+    assert [x.shape for x in by_lag.score.operands] == [(1, 1, T + S - 1)]
 
 
 @pytest.mark.parametrize("impl", fused())

@@ -6,7 +6,7 @@ import pytest
 from kernels_oracle import drawn
 
 from positionbias.errors import ConfigError
-from positionbias.kernels import attention
+from positionbias.kernels import attention, merge
 from positionbias.masks.order import Causal
 
 TABLE = np.arange(6)
@@ -38,3 +38,13 @@ def test_what_does_not_fit_is_told_in_a_sentence(told, why):
 def test_a_traced_scale_is_told_in_a_sentence():
     with pytest.raises(ConfigError, match="scale is traced; allowed: a number that is known"):
         jax.jit(lambda scale: attention(*drawn(6, 6).values(), scale=scale))(1.0)
+
+
+def test_what_does_not_merge_is_told_in_a_sentence():
+    o, lse = np.zeros((2, 3, 4, 5)), np.zeros((2, 4, 3))
+    with pytest.raises(
+        ConfigError, match=r"merge is given \[2, 3, 4, 5\], \[2, 3, 4\]; allowed: outputs \[B, T, N, K\]"
+    ):
+        merge((o, lse), (o, lse.swapaxes(1, 2)))
+    with pytest.raises(ConfigError, match=r"merge is given outputs of shapes \[2, 3, 4, 5\] and \[2, 6, 4, 5\]"):
+        merge((o, lse), (np.zeros((2, 6, 4, 5)), np.zeros((2, 4, 6))))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from positionbias.errors import ConfigError
-from positionbias.kernels.aux import PerHead, PerKey, PerQuery
+from positionbias.kernels.aux import PerHead, PerKey, PerQuery, Relative
 from positionbias.kernels.softmax_attention.call import attention
 from positionbias.kernels.softmax_attention.ladder import ladder
 from positionbias.kernels.softmax_attention.problem import STATS
@@ -128,6 +128,38 @@ def test_documents_and_a_score_with_gradients_of_all_it_reads():
                 3 * jnp.tanh(s / 3) - slope * jnp.abs(q - k).astype(jnp.float32) + row * column
             ),
             "kinds": (("slope", PerHead), ("row", PerQuery), ("column", PerKey)),
+        },
+    )
+
+
+@needs_mosaic_gpu
+def test_learned_numbers_for_differences():
+    i, j = _index(65, 130)
+    lag = jnp.asarray(np.random.default_rng(2).normal(size=(2, 65 + 130 - 1)), jnp.float32)
+    _compare(
+        _inputs(b=2, s=130),
+        i + 60 >= j,
+        lambda s, lag: s + lag[:, i - j + 130 - 1],
+        (lag,),
+        mask=lambda b, h, q, k: q + 60 >= k,
+        aux={"score": lambda s, b, h, q, k, lag: s + lag, "kinds": (("lag", Relative),)},
+    )
+
+
+@needs_mosaic_gpu
+def test_a_table_of_numbers_that_both_sides_look_up():
+    """Which is there for all pairs."""
+    i, j = _index(65, 70)
+    row, column = (jnp.asarray(np.random.default_rng(n).normal(size=n), jnp.float32) for n in (65, 70))
+    _compare(
+        _inputs(s=70),
+        i >= j,
+        lambda s, row, column: s + row[:, None] * column,
+        (row, column),
+        mask=lambda b, h, q, k: q >= k,
+        aux={
+            "score": lambda s, b, h, q, k, row, column: s + (row * column)[:, jnp.arange(70)],
+            "kinds": (("row", PerQuery), ("column", PerKey)),
         },
     )
 

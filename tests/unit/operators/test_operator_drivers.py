@@ -82,12 +82,14 @@ def test_a_run_with_any_scheme_has_its_drivers_named(name, tiny):
     assert experiment.drivers(8, "cpu") == ([] if placed(name).multiplies else ["xla_dense"])
 
 
-@pytest.mark.parametrize("name", SCHEMES)
-def test_every_scheme_comes_out_of_every_driver_as_of_the_formula(name):
+ORDERS = {"shuffled": np.array([3, 0, 7, 1, 2, 11, 4, 10, 5, 9, 6, 8], np.int32), "later": np.arange(5, 5 + T)}
+
+
+@pytest.mark.parametrize(("name", "order"), [*((name, "shuffled") for name in SCHEMES), ("t5_bias", "later")])
+def test_every_scheme_comes_out_of_every_driver_as_of_the_formula(name, order):
     """Positions that are not those of storage, so that a scheme is held to read what it is told."""
     position = placed(name)
-    order = np.array([3, 0, 7, 1, 2, 11, 4, 10, 5, 9, 6, 8], np.int32)
-    tokens = sequential(T)._replace(position=order)
+    tokens = sequential(T)._replace(position=ORDERS[order])
     q, k, v = (jax.random.normal(jax.random.key(i), (2, T, N, H)) for i in range(3))
 
     def total(q, k, v, params, operator, record=()):
