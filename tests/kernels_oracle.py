@@ -50,7 +50,7 @@ def fused():
 
 def attend(*arrays, **told):
     """`attention`, with chunks of rows small enough for the lengths of tests to have several."""
-    with mock.patch.object(xla_chunked, "CHUNK", CHUNK):
+    with mock.patch.multiple(xla_chunked, CHUNK=CHUNK, FEW=0):
         return attention(*arrays, **told)
 
 

@@ -39,6 +39,8 @@ CHUNK = 128  # rows at a time
 # Above so many keys, half as many rows, so that a tenth of the memory of all rows is enough. Where no keys are left out
 # that is so up to twice the keys: from there on, larger chunks are faster, and small enough.
 MANY = 1024
+# Bytes of all scores below which they stay, where no keys are left out: made again backwards, they take only time.
+FEW = 12 << 20
 SPANS = 4  # each is a loop of its own to compile; of a causal mask they leave out 3 / 8, and more could only 1 / 2
 
 
@@ -54,13 +56,17 @@ class _Arrays(NamedTuple):
 
 
 def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
-    """`CHUNK` rows at a time, or half of them; or whole tiles of rows where the mass of tiles is asked for."""
-    size, (_, t, s, _, _) = CHUNK, problem.sizes
+    """`CHUNK` rows at a time, or half of them; or whole tiles of rows where the mass of tiles is asked for.
+
+    All at once where that is few, or where their scores are (`FEW`).
+    """
+    size, (b, t, s, n, _) = CHUNK, problem.sizes
+    few = b * n * t * s * problem.score_dtype.itemsize < FEW and not leaves_out(problem)
     if s > MANY and (s <= 2 * MANY or leaves_out(problem)):
         size = CHUNK // 2
     if "block_mass" in problem.stats:
         size = -(-size // problem.block_sizes[0]) * problem.block_sizes[0]
-    if t <= size:
+    if t <= size or few:
         return dense(problem)
     allowed, score = operands_of(problem)
     seed = None if problem.dropout is None else problem.dropout.seed

@@ -60,6 +60,7 @@ def value_and_gradients(impl, mask, told):
 def test_chunks_against_the_keys_they_see_are_exact(case, monkeypatch):
     mask, told, _ = CASES[case]
     monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    monkeypatch.setattr(xla_chunked, "FEW", 0)
     found, wanted = (value_and_gradients(impl, mask, told) for impl in ("xla_chunked", "xla_dense"))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
@@ -69,6 +70,7 @@ def test_chunks_against_the_keys_they_see_are_exact(case, monkeypatch):
 def _loops(case, monkeypatch):
     mask, told, _ = CASES[case]
     monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    monkeypatch.setattr(xla_chunked, "FEW", 0)
     q = jnp.zeros((2, LENGTH, 1, 8))
     side = None if told is None else (told, told)
 
@@ -83,8 +85,23 @@ def test_spans_that_see_the_same_keys_are_one(case, monkeypatch):
     assert _loops(case, monkeypatch) == CASES[case][2]
 
 
+def test_few_scores_are_computed_at_once(monkeypatch):
+    """Where no keys are left out: 4 bytes for each of 2 x 150 x 150."""
+    monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    q = jnp.zeros((2, LENGTH, 1, 8))
+
+    def loops(mask):
+        call = jax.make_jaxpr(lambda q: attention(q, q, q, mask=mask, impl="xla_chunked", block_sizes=TILES))
+        return str(call(q)).count("scan[")
+
+    for few, none, causal in ((180_001, 0, 4), (180_000, 1, 4)):
+        monkeypatch.setattr(xla_chunked, "FEW", few)
+        assert (loops(None), loops(Causal())) == (none, causal)
+
+
 def test_a_mask_that_is_not_known_before_has_one_span(monkeypatch):
     monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    monkeypatch.setattr(xla_chunked, "FEW", 0)
     q = jnp.zeros((2, LENGTH, 1, 8))
 
     def call(q, length):
