@@ -1,0 +1,77 @@
+"""Drivers of kernels, and the choice of one: the first of a platform's ladder that can."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from positionbias.errors import ConfigError, unknown
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+Ladder = Callable[[Any, str], Iterable[tuple["Driver", str | None]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Driver:
+    """A way to compute what a kernel is asked for."""
+
+    name: str
+    run: Callable[[Any], Any] = dataclasses.field(repr=False)
+    # of a problem on a platform; None if it can
+    unsupported_reason: Callable[[Any, str], str | None] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was chosen, on which platform, and why the drivers before it were not."""
+
+    driver: Driver
+    problem: Any = dataclasses.field(repr=False)
+    platform: str
+    passed_over: tuple[tuple[str, str], ...]
+
+
+def always(problem: Any, platform: str) -> None:
+    """For `unsupported_reason` of a driver that can do everything."""
+    return None
+
+
+def choose(
+    problem: Any, impl: str | None, platform: str | None, drivers: Mapping[str, Driver], ladder: Ladder
+) -> Choice:
+    """The driver `impl`, or the first of the ladder; ConfigError with the reason if the one named cannot.
+
+    `ladder(problem, platform)` gives drivers in the order they are tried, and why each cannot or should not.
+    """
+    if platform is not None and platform not in PLATFORMS:
+        raise unknown("platform", "platform", platform, PLATFORMS)
+    platform = platform or current_platform()
+    if impl is not None:
+        check_impl(impl, drivers)
+        why = drivers[impl].unsupported_reason(problem, platform)
+        if why is not None:
+            raise ConfigError(f"impl = {impl!r} cannot do this: {why}; allowed: another driver, or None to choose one.")
+        return Choice(drivers[impl], problem, platform, ())
+    passed: list[tuple[str, str]] = []
+    for driver, why in ladder(problem, platform):
+        if why is None:
+            return Choice(driver, problem, platform, tuple(passed))
+        passed.append((driver.name, why))
+    raise AssertionError("a ladder ends with a driver that can")
+
+
+def check_impl(impl: str | None, drivers: Mapping[str, Driver]) -> None:
+    """Raise ConfigError unless `impl` is None or names a driver."""
+    if impl is not None and impl not in tuple(drivers):
+        raise unknown("impl", "driver", impl, drivers)
+
+
+def current_platform() -> str:
+    """`cpu`, `tpu` or `gpu`: of the default device."""
+    device: Any = jax.config.values["jax_default_device"]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform

@@ -1,0 +1,198 @@
+"""The recurrence of one chunk of steps, from the state before it, and the gradient of that.
+
+With P, F and A the products of decays from the chunk's beginning to a query, from after a key to its end, and over all
+of it, of key channels and likewise p, f, a of value channels,
+
+    o = p ((q P) S) + (q . k) v + sum over pairs,    S' = A S a + (k F)^T (v f).
+
+Pairs are of a query and an earlier key. Those within blocks of `base` steps are summed by the matrix of their products;
+others in parts, each of the pairs between the second half of a block and its first: p ((q P) (k F)^T) (v f), where the
+products meet in the middle of the block. So no factor is above 1, whatever the decays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Float
+from positionbias.kernels.linear_recurrence.decays import Halves, Spans, between, spans, times
+
+
+class Chunk(NamedTuple):
+    """Arrays of C steps; decays themselves, not their logarithms, and None for 1."""
+
+    q: Float[jax.Array, "... C H"]
+    k: Float[jax.Array, "... C H"]
+    v: Float[jax.Array, "... C K"]
+    decay: Float[jax.Array, "... C 1|H"] | None
+    value_decay: Float[jax.Array, "... C K"] | None
+
+
+class Gradients(NamedTuple):
+    """Of a chunk, of the logarithms of its decays, and of the state before it."""
+
+    q: Float[jax.Array, "... C H"]
+    k: Float[jax.Array, "... C H"]
+    v: Float[jax.Array, "... C K"]
+    log_decay: Float[jax.Array, "... C 1|H"] | None
+    value_log_decay: Float[jax.Array, "... C K"] | None
+    state: Float[jax.Array, "... H K"]
+
+
+def forward(
+    chunk: Chunk, state: Float[jax.Array, "... H K"], inclusive: bool, base: int
+) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
+    """Outputs and the state after the chunk; C is a power of two, and `base` another, 1 for decays by channel."""
+    steps = chunk.q.shape[-2]
+    keys, values = spans(chunk.decay, steps, inclusive), spans(chunk.value_decay, steps, inclusive)
+    o = _of_earlier(chunk, state, keys, values, base)
+    if inclusive:
+        o = o + _dot(chunk.q, chunk.k) * chunk.v
+    return o, _kept(state, keys, values) + _t(times(chunk.k, keys.until)) @ times(chunk.v, values.until)
+
+
+def _of_earlier(chunk: Chunk, state: jax.Array, keys: Spans, values: Spans, base: int) -> jax.Array:
+    """Outputs but for what each step itself writes."""
+    o = times(times(chunk.q, keys.since) @ state, values.since)
+    if base > 1:
+        q, k, v = (_blocks(x, base) for x in chunk[:3])
+        o = o + ((q @ _t(k)) * _scale(keys, base, v) @ v).reshape(o.shape)
+    for n, key, value in _parts(keys, values, base):
+        q, k, v = times(_second(chunk.q, n), key.since), times(_first(chunk.k, n), key.until), _first(chunk.v, n)
+        o = o + _at_second(times((q @ _t(k)) @ times(v, value.until), value.since))
+    return o
+
+
+def backward(
+    chunk: Chunk,
+    state: Float[jax.Array, "... H K"],
+    do: Float[jax.Array, "... C K"],
+    dstate: Float[jax.Array, "... H K"],
+    inclusive: bool,
+    base: int,
+) -> Gradients:
+    """Gradients, from those of the outputs and of the state after the chunk.
+
+    The logarithm of a key channel's decay at a step has the gradient sum over value channels of S dS, of the state
+    after it less what it wrote. By the steps since the chunk began, that is the same sum of the state before the chunk
+    less q dq and plus k dk of those steps, and for a value channel less o do and plus v dv. What a step reads of its
+    own key is the same in both, and is left out of them.
+    """
+    steps = chunk.q.shape[-2]
+    keys, values = spans(chunk.decay, steps, inclusive), spans(chunk.value_decay, steps, inclusive)
+    far = times(do, values.since)
+    dq = times(far @ _t(state), keys.since)
+    dk = times(times(chunk.v, values.until) @ _t(dstate), keys.until)
+    dv = times(times(chunk.k, keys.until) @ dstate, values.until)
+    dfirst = _kept(dstate, keys, values) + _t(times(chunk.q, keys.since)) @ far
+    if base > 1:
+        q, k, v, near = (_blocks(x, base) for x in (*chunk[:3], do))
+        scale = _scale(keys, base, v)
+        weights, dscores = (q @ _t(k)) * scale, (near @ _t(v)) * scale
+        dq = dq + (dscores @ k).reshape(dq.shape)
+        dk = dk + (_t(dscores) @ q).reshape(dk.shape)
+        dv = dv + (_t(weights) @ near).reshape(dv.shape)
+    for n, key, value in _parts(keys, values, base):
+        q, k = times(_second(chunk.q, n), key.since), times(_first(chunk.k, n), key.until)
+        v, near = times(_first(chunk.v, n), value.until), times(_second(do, n), value.since)
+        weights, dscores = q @ _t(k), near @ _t(v)
+        dq = dq + _at_second(times(dscores @ k, key.since))
+        dk = dk + _at_first(times(_t(dscores) @ q, key.until))
+        dv = dv + _at_first(times(_t(weights) @ near, value.until))
+    dlog, dvalue_log = None, None
+    if chunk.decay is not None:
+        begin, read, written = jnp.sum(state * dfirst, axis=-1)[..., None, :], chunk.q * dq, chunk.k * dk
+        if chunk.decay.shape[-1] == 1:
+            begin, read, written = (jnp.sum(x, axis=-1, keepdims=True) for x in (begin, read, written))
+        dlog = _of_decay(begin, read, written, inclusive)
+    if chunk.value_decay is not None:
+        o = _of_earlier(chunk, state, keys, values, base)
+        dvalue_log = _of_decay(jnp.sum(state * dfirst, axis=-2)[..., None, :], o * do, chunk.v * dv, inclusive)
+    if inclusive:
+        dscore = _dot(do, chunk.v)
+        dq, dk, dv = dq + dscore * chunk.k, dk + dscore * chunk.q, dv + _dot(chunk.q, chunk.k) * do
+    return Gradients(dq, dk, dv, dlog, dvalue_log, dfirst)
+
+
+def _of_decay(begin: jax.Array, read: jax.Array, written: jax.Array, inclusive: bool) -> jax.Array:
+    """What the docstring of `backward` says: a query reads after its own decay if `inclusive`, else before."""
+    earlier = jnp.asarray(np.tri(read.shape[-2], k=-1), read.dtype)
+    found = begin + earlier @ (written - read)
+    return found if inclusive else found - read
+
+
+def _kept(state: jax.Array, keys: Spans, values: Spans) -> jax.Array:
+    """What the decays of all steps leave of it."""
+    return times(times(state, None if keys.whole is None else _t(keys.whole)), values.whole)
+
+
+def _parts(keys: Spans, values: Spans, base: int) -> Iterator[tuple[int, Halves, Halves]]:
+    """Halves of blocks from 2 `base` steps on, each with its size."""
+    for i, (key, value) in enumerate(zip(keys.halves, values.halves, strict=True)):
+        if 2**i >= base:
+            yield 2**i, key, value
+
+
+def _scale(keys: Spans, base: int, like: jax.Array) -> jax.Array:
+    """What multiplies the scores within blocks."""
+    return between(keys.halves[: base.bit_length() - 1], like.dtype)
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x . y of each step, [..., C, 1]."""
+    return jnp.sum(x * y, axis=-1, keepdims=True)
+
+
+def _t(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _blocks(x: jax.Array, size: int) -> jax.Array:
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
+
+
+def _first(x: jax.Array, n: int) -> jax.Array:
+    """The first halves of blocks of 2 n steps."""
+    return _blocks(x, 2 * n)[..., :n, :]
+
+
+def _second(x: jax.Array, n: int) -> jax.Array:
+    return _blocks(x, 2 * n)[..., n:, :]
+
+
+def _at_first(x: jax.Array) -> jax.Array:
+    """All steps, with these in the first halves and 0 in the second."""
+    return _whole(x, (0, x.shape[-2]))
+
+
+def _at_second(x: jax.Array) -> jax.Array:
+    return _whole(x, (x.shape[-2], 0))
+
+
+def _whole(x: jax.Array, more: tuple[int, int]) -> jax.Array:
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [more, (0, 0)])
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
+
+def at_once(
+    chunk: Chunk, state: Float[jax.Array, "... H K"], inclusive: bool
+) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
+    """Outputs and the state after it of a chunk of any length, with no decay by channel: all pairs in one block."""
+    steps, decay = chunk.q.shape[-2], chunk.decay
+    longer = 1 << max(steps - 1, 0).bit_length()
+    if decay is not None:
+        more = [(0, 0)] * (decay.ndim - 2) + [(0, longer - steps), (0, 0)]
+        decay = jnp.pad(decay, more, constant_values=1.0)
+    keys = spans(decay, longer, inclusive)
+    scale = between(keys.halves, chunk.v.dtype)[..., 0, :steps, :steps]
+    since, until = (None if x is None else x[..., :steps, :] for x in (keys.since, keys.until))
+    o = times(chunk.q, since) @ state + (chunk.q @ _t(chunk.k) * scale) @ chunk.v
+    if inclusive:
+        o = o + _dot(chunk.q, chunk.k) * chunk.v
+    none = spans(None, 1, inclusive)
+    return o, _kept(state, keys, none) + _t(times(chunk.k, until)) @ chunk.v

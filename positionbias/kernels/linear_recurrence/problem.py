@@ -1,0 +1,49 @@
+"""What a driver is asked to compute: one recurrence, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.arrays import Float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """S_t = diag(e^log_decay_t) S_{t-1} diag(e^value_log_decay_t) + k_t v_t^T, and o_t = q_t S_t, or q_t S_{t-1}."""
+
+    q: Float[jax.Array, "B T N H"]
+    k: Float[jax.Array, "B T N H"]
+    v: Float[jax.Array, "B T N K"]
+    log_decay: Float[jax.Array, "B T N 1|H"] | None
+    value_log_decay: Float[jax.Array, "B T N K"] | None
+    initial_state: Float[jax.Array, "B N H K"]
+    inclusive: bool
+    reverse: bool
+    chunk: int | None  # steps at a time; None for what the driver thinks best
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """B, T, N, H, K."""
+        batch, steps, heads, size = self.q.shape
+        return (batch, steps, heads, size, self.v.shape[-1])
+
+    @property
+    def sum_dtype(self) -> Any:
+        """Of states and sums: float32, or float64 for such queries."""
+        return sum_dtype(self.q.dtype)
+
+    @property
+    def by_channel(self) -> str | None:
+        """Which decay differs between the channels of a head."""
+        if self.value_log_decay is not None:
+            return "value_log_decay"
+        return "log_decay" if self.log_decay is not None and self.log_decay.shape[-1] > 1 else None
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """Of states and sums, for queries of a type."""
+    return jnp.promote_types(dtype, jnp.float32)

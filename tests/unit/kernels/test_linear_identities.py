@@ -1,0 +1,118 @@
+"""What must be the same recurrence is the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from haste import hasty_jit
+from recurrence_oracle import agree, by_driver, drawn, drivers
+
+from positionbias.kernels import linear_attention, linear_choice
+
+
+def names(gates):
+    return drivers(drawn(40, gates))
+
+
+def close(one, other):
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-6 * float(np.abs(y).max()))
+
+
+@pytest.mark.parametrize("impl", names("key and value"))
+def test_decays_of_nothing_are_none(impl):
+    told = drawn(40)
+    none = {"log_decay": np.zeros_like(told["k"]), "value_log_decay": np.zeros_like(told["v"])}
+    close(linear_attention(**told, **none, impl=impl), linear_attention(**told, impl=impl))
+
+
+@pytest.mark.parametrize("impl", names("key"))
+def test_channels_that_decay_alike_are_one_decay(impl):
+    told = drawn(40, "scalar")
+    spread = told | {"log_decay": np.repeat(told["log_decay"][..., None], told["k"].shape[-1], -1)}
+    one, other = (by_driver(x, impl) for x in (spread, told))
+    one["gradient of log_decay"] = one["gradient of log_decay"].sum(axis=-1)
+    agree(one, other)
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("gates", ["none", "scalar", "key and value"])
+def test_reverse_is_the_same_of_steps_in_the_other_order(gates, inclusive):
+    told = drawn(45, gates)
+    flipped = {name: x if name == "initial_state" else np.flip(x, 1) for name, x in told.items()}
+    for impl in names(gates):
+        o, state = linear_attention(**flipped, inclusive=inclusive, impl=impl)
+        close(linear_attention(**told, inclusive=inclusive, impl=impl, reverse=True), (jnp.flip(o, 1), state))
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"normalise": True, "inclusive": False}])
+@pytest.mark.parametrize("gates", ["none", "scalar and value", "key"])
+def test_a_sequence_in_two_parts_goes_on_from_the_state(gates, options):
+    told = drawn(50, gates, normalise=options.get("normalise", False))
+    state = told.pop("initial_state")
+
+    def in_two(told, state):
+        parts = [{name: x[:, cut] for name, x in told.items()} for cut in (slice(0, 17), slice(17, None))]
+        found = []
+        for part in reversed(parts) if "reverse" in options else parts:
+            o, state = linear_attention(**part, initial_state=state, impl=impl, **options)
+            found.append(o)
+        return jnp.concatenate(found[::-1] if "reverse" in options else found, axis=1), state
+
+    for impl in names(gates):
+        whole = linear_attention(**told, initial_state=state, impl=impl, **options)
+        close(hasty_jit(in_two)(told, state), whole)
+
+
+@pytest.mark.parametrize("gates", ["none", "scalar", "key and value"])
+def test_replicas_are_each_what_it_is_alone(gates):
+    each = [drawn(40, gates, seed=seed) for seed in (1, 2)]
+    both = jax.tree.map(lambda *x: np.stack(x), *each)
+    for impl in names(gates):
+
+        def gradient(told, impl=impl):
+            return jax.grad(lambda told: jnp.sum(jnp.sin(linear_attention(**told, impl=impl)[0])))(told)
+
+        found = hasty_jit(jax.vmap(gradient))(both)
+        alone = [hasty_jit(gradient)(told) for told in each]
+        for name, x in found.items():
+            close(x, [one[name] for one in alone])
+
+
+def test_keys_of_nothing_leave_no_trace():
+    told = drawn(30, "key")
+    seen = np.arange(30) % 3 != 1
+    skipped = told | {name: told[name] * seen[:, None, None] for name in ("k", "log_decay")}
+    o, state = linear_attention(**skipped)
+    short, same = linear_attention(**{n: x if n == "initial_state" else x[:, seen] for n, x in told.items()})
+    close((o[:, seen], state), (short, same))
+
+
+def test_what_is_divided_by_nothing_is_nothing():
+    told = drawn(8, normalise=True, state=False)
+    told["k"][:, :3] = 0
+    o, gradients = jax.value_and_grad(lambda k: jnp.sum(linear_attention(told["q"], k, told["v"], normalise=True)[0]))(
+        jnp.asarray(told["k"])
+    )
+    assert np.isfinite(gradients).all()
+    assert np.isfinite(o)
+    np.testing.assert_array_equal(linear_attention(**told, normalise=True)[0][:, :3], 0.0)
+
+
+@pytest.mark.parametrize("gates", ["none", "key and value"])
+def test_memory_grows_as_steps(gates):
+    def taken(length):
+        told = drawn(length, gates, size=16, values=16)
+        loss = jax.grad(lambda x: jnp.sum(linear_attention(**x, impl="xla_chunked")[0] ** 2))
+        return hasty_jit(loss).lower(told).compile().memory_analysis().temp_size_in_bytes
+
+    assert taken(2048) <= 2.1 * taken(1024)
+
+
+def test_choice_tells_the_driver_and_why_not_another():
+    short, long, gated = drawn(40), drawn(300), drawn(40, "key")
+    assert linear_choice(**short).driver.name == "xla_quadratic"
+    assert linear_choice(**long).passed_over == (("xla_quadratic", "of 300 steps, chunks are faster and smaller"),)
+    found = linear_choice(**gated, platform="cpu")
+    assert found.driver.name == "xla_chunked"
+    assert "log_decay is one of each channel" in dict(found.passed_over)["xla_quadratic"]
