@@ -20,8 +20,8 @@ from positionbias.spec import ConfigError
 
 AXES = ("masks", "positions", "assignments", "operators", "architectures", "objectives")
 PAIRS = (
-    ("positions", "operators"),
-    ("architectures", "operators"),
+    ("operators", "positions"),
+    ("operators", "architectures"),
     ("architectures", "positions"),
     ("objectives", "architectures"),
     ("masks", "objectives"),
@@ -51,6 +51,9 @@ ARGUMENTS = {
     "looped": "loops=2",
     "multimodal_softmax": "image=1",
     "lookahead": "most=2",
+    "orthogonal_memory": "slots=4",
+    "stochastic": "width=3",
+    "gated_stochastic": "width=3",
 }
 FIELDS = {"objectives": "objective"}  # of the others, model.SINGULAR
 # Answers stand in inputs here, so that objectives may hide them and masks may leak them.
@@ -70,6 +73,7 @@ WITH: dict[tuple[str, str], dict[str, str]] = {
     ("objectives", "masked_denoising"): {"masks": "bidirectional"},
     ("objectives", "masked_diffusion"): {"masks": "bidirectional"},
     ("masks", "by_rank"): {"objectives": "random_order"},
+    ("operators", "prefix_linear_attention"): {"masks": "context_bidirectional"},
     ("masks", "masked_keys"): {"objectives": "masked_denoising"},
 }
 
@@ -109,15 +113,16 @@ def refusal(axis: str, name: str, other_axis: str, other: str) -> str | None:
     try:
         build(config)
     except ConfigError as error:
-        return _in_general(str(error), (config.model.mask, config.model.architecture, chosen.get("objectives", "")))
+        members = (config.model.mask, config.model.architecture, *chosen.values())
+        return _in_general(str(error), tuple(dict.fromkeys(members)))
     return None
 
 
 def _in_general(told: str, members: tuple[str, ...]) -> str:
     """A refusal with "..." for the members it speaks of and "n" for rows and inputs, so that like ones are one note."""
     for member in filter(None, members):
-        told = re.sub(rf"(: | = |objective ){re.escape(member)}(?= )", r"\1...", told, count=1)
-    return re.sub(r"\b(rows?|input) \d+", r"\1 n", told)
+        told = re.sub(rf"(: | = |objective |operator |mask ){re.escape(member)}(?=[ ,])", r"\1...", told, count=1)
+    return re.sub(r"\b(rows?|input|position) \d+", r"\1 n", told)
 
 
 def matrix(rows: str, columns: str) -> Matrix:

@@ -147,9 +147,9 @@ def test_pairs_are_as_build_has_them(rows, row, columns, column, told):
 
 
 def test_a_matrix_without_refusals_is_one_line():
-    assert compatibility.matrix_table("positions", "operators") == (
-        f"Every one of the {len(spec.names('positions'))} positions is built with every one of the"
-        f" {len(spec.names('operators'))} operators."
+    assert compatibility.matrix_table("assignments", "positions") == (
+        f"Every one of the {len(spec.names('assignments'))} assignments is built with every one of the"
+        f" {len(spec.names('positions'))} positions."
     )
 
 
