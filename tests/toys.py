@@ -27,9 +27,9 @@ class Reads(SiteFunction):
         return True
 
 
-@spec.member("operators", "short_convolution")
+@spec.member("operators", "toy_convolution")
 @dataclasses.dataclass(frozen=True)
-class ShortConvolution(Operator):
+class ToyConvolution(Operator):
     """Each feature is a weighted sum of its last `width` values that the mask allows."""
 
     width: int = 2
@@ -205,6 +205,6 @@ class HideSome(NextToken):
 def register(monkeypatch):
     """Make the toys known by name for one test."""
     index = {axis: dict(members) for axis, members in spec._index().items()}
-    for toy in (ShortConvolution, TwoLists, Facts, HideSome):
+    for toy in (ToyConvolution, TwoLists, Facts, HideSome):
         index[toy.axis][toy.spec_name] = __name__
     monkeypatch.setattr(spec, "_index", lambda: index)

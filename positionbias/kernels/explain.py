@@ -15,7 +15,7 @@ from positionbias.kernels.softmax_attention.block_map import classes
 from positionbias.kernels.softmax_attention.call import choice
 from positionbias.kernels.softmax_attention.ladder import DRIVERS, PLATFORMS, Choice
 from positionbias.masks.base import EMPTY, FULL
-from positionbias.operators.softmax import biased
+from positionbias.operators.by_kernel import biased
 from positionbias.positions.base import Dims, Placed
 from positionbias.tokens import sequential
 

@@ -99,7 +99,12 @@ class Attention(nnx.Module):
         kind = "value" if config.ov == "merged" else "output"
         self.output = Dense(blueprint, kind, mixed, config.width, noise) if projects else None
         self.width_out = mixed if self.output is None else config.width
-        dims = dataclasses.replace(blueprint.dims, width=width, head_size=width_kv if merged else self.head_size)
+        dims = dataclasses.replace(
+            blueprint.dims,
+            width=width,
+            head_size=width_kv if merged else self.head_size,
+            value_size=self.head_size if factorised else width_kv,
+        )
         self.table = blueprint.create_all(self.position.layer_parameters(dims), noise)
         self.own = blueprint.create_all(self.operator.parameters(dims), noise)
 

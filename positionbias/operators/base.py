@@ -159,6 +159,7 @@ class ScoreOperator(Operator):
         tokens_k: Tokens,
         mask: Mask,
         position: Placed,
+        params: Parameters,
         site: SiteFunction,
     ) -> Float[jax.Array, "B T N K"] | None:
         """The call by a kernel that never holds all scores; None for operators that have none.
@@ -181,12 +182,11 @@ class ScoreOperator(Operator):
     ) -> jax.Array:
         read = [site.wanted(name) for name in ("scores", "pattern")]
         if not any(read) and not position.multiplies:
-            made = self.fused(q, k, v, tokens_q, tokens_k, mask, position, site)
+            made = self.fused(q, k, v, tokens_q, tokens_k, mask, position, params, site)
             if made is not None:
                 return made
         found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
-        allowed = jnp.asarray(mask.dense(tokens_q, tokens_k))
-        allowed = allowed[..., None, :, :] if allowed.ndim == 3 else allowed
+        allowed = over_heads(mask.dense(tokens_q, tokens_k))
         pattern = site("pattern", self.told_weights(found, allowed, q, tokens_q, tokens_k, params, site))
         return jnp.einsum("BNTS,BSNK->BTNK", pattern.astype(v.dtype), v)
 
@@ -207,6 +207,12 @@ class ScoreOperator(Operator):
 
     def state_size(self, dims: Dims) -> int:
         return 2 * dims.length * dims.heads * dims.head_size
+
+
+def over_heads(mask: Bool[Mapped, "... T S"]) -> Bool[jax.Array, "... T S"]:
+    """A mask as it broadcasts against scores: [T, S], or [B, 1, T, S]."""
+    found = jnp.asarray(mask)
+    return found[..., None, :, :] if found.ndim == 3 else found
 
 
 def scores(

@@ -36,9 +36,12 @@ class EvenSoftmax(Softmax):
         super().__post_init__()
         require(self.price >= 0, "price", self.price, "a number from 0")
 
-    def _told(self, stats: kernels.Stats, tokens_k: Tokens, site: SiteFunction) -> None:
+    def _told(
+        self, mixed: jax.Array, stats: kernels.Stats, tokens_k: Tokens, params: Parameters, site: SiteFunction
+    ) -> jax.Array:
         assert stats.received is not None
         self._pay(stats.received, tokens_k, site)
+        return mixed
 
     def told_weights(
         self,

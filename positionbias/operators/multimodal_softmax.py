@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from positionbias.arrays import Mapped
-from positionbias.operators.base import ScoreOperator, SiteFunction
+from positionbias.operators.base import ScoreOperator, SiteFunction, over_heads
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Parameters
 from positionbias.spec import member, require
@@ -44,8 +43,8 @@ class MultimodalSoftmax(ScoreOperator):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        of_image = _heads(tokens_k.columns().role == self.image)
-        seen = allowed & _heads(self._may_see(tokens_q, tokens_k))
+        of_image = over_heads(tokens_k.columns().role == self.image)
+        seen = allowed & over_heads(self._may_see(tokens_q, tokens_k))
         return masked_softmax(scores, seen & of_image) + masked_softmax(scores, seen & ~of_image)
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
@@ -54,9 +53,3 @@ class MultimodalSoftmax(ScoreOperator):
     def _may_see(self, tokens_q: Tokens, tokens_k: Tokens) -> Mapped:
         rows, columns = tokens_q.rows(), tokens_k.columns()
         return (rows.role != self.image) | (rows.index == columns.index)
-
-
-def _heads(mask: Mapped) -> jax.Array:
-    """bool [..., T, S] as it broadcasts against scores."""
-    found = jnp.asarray(mask)
-    return found[..., None, :, :] if found.ndim == 3 else found

@@ -31,6 +31,12 @@ class Dims:
     heads: int
     head_size: int
     length: int
+    value_size: int | None = None  # of a head's value, where it is not H
+
+    @property
+    def values(self) -> int:
+        """K, the size of a head's value."""
+        return self.value_size or self.head_size
 
 
 @dataclasses.dataclass(frozen=True)

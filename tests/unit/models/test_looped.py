@@ -200,8 +200,8 @@ def test_reach_knows_of_embeddings_that_come_in_again(tiny):
             " model; allowed: 'add', 'none'.",
         ),
         (
-            {"model.operator": "[softmax, short_convolution]", "model.position": "none"},
-            "model.architecture: memory = True needs keys and values, of which the operator short_convolution of"
+            {"model.operator": "[softmax, toy_convolution]", "model.position": "none"},
+            "model.architecture: memory = True needs keys and values, of which the operator toy_convolution of"
             " layer 1 has none; allowed: memory = False, or another operator.",
         ),
     ],
@@ -215,7 +215,7 @@ def test_what_cannot_loop_is_refused(tiny, monkeypatch, changes, message):
 
 def test_an_operator_that_reads_the_stream_may_loop_without_memory(tiny, monkeypatch):
     toys.register(monkeypatch)
-    experiment = looped(tiny, "2", **{"model.operator": "short_convolution", "model.position": "none"})
+    experiment = looped(tiny, "2", **{"model.operator": "toy_convolution", "model.position": "none"})
     assert outputs(experiment, fresh(experiment))[0].shape == (2, 8, 8)
 
 

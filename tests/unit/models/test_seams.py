@@ -51,7 +51,7 @@ def evaluated(config, weights):
 
 
 def test_an_operator_may_read_the_stream(tiny):
-    config = tiny({"model.operator": "[short_convolution, softmax]", "model.layers": 2, "model.mlp": False})
+    config = tiny({"model.operator": "[toy_convolution, softmax]", "model.layers": 2, "model.mlp": False})
     experiment = build(config)
     model = hasty_jit(experiment.initialise)(jax.random.key(0))
     mixing = model.stack.blocks[0].attention
@@ -76,7 +76,7 @@ def test_an_operator_may_read_the_stream(tiny):
 
 
 def test_an_operator_that_reads_the_stream_widens_a_concatenated_one(tiny):
-    wanted = {"model.operator": "short_convolution", "model.layers": 2, "model.mlp": False}
+    wanted = {"model.operator": "toy_convolution", "model.layers": 2, "model.mlp": False}
     experiment = build(tiny({**wanted, "model.residual": "concatenate"}))
     model = hasty_jit(experiment.initialise)(jax.random.key(0))
     assert [b.attention.own["kernel"].shape for b in model.stack.blocks] == [(2, 16), (2, 32)]
@@ -85,18 +85,18 @@ def test_an_operator_that_reads_the_stream_widens_a_concatenated_one(tiny):
 
 def test_a_narrower_operator_is_told(tiny):
     assert build(tiny()).narrowed == []
-    found = build(tiny({"model.operator": "[softmax, short_convolution(width=3)]", "model.layers": 2})).narrowed
+    found = build(tiny({"model.operator": "[softmax, toy_convolution(width=3)]", "model.layers": 2})).narrowed
     assert found == [
-        "layer 1: short_convolution(width=3) mixes 21 of the 36 pairs that the mask causal allows in condition 'train'"
+        "layer 1: toy_convolution(width=3) mixes 21 of the 36 pairs that the mask causal allows in condition 'train'"
     ]
 
 
 def test_an_operator_that_reads_the_stream_cannot_cross(tiny):
-    wanted = {"model.architecture": "encoder_decoder", "task.scratch": True, "model.operator": "short_convolution"}
+    wanted = {"model.architecture": "encoder_decoder", "task.scratch": True, "model.operator": "toy_convolution"}
     with pytest.raises(ConfigError, match="cross attention of decoder layer 0 needs"):
         build(tiny(wanted))
-    with pytest.raises(ConfigError, match=r"rope.* rotates queries and keys, which the operator short_convolution"):
-        build(tiny({"model.position": "rope", "model.operator": "short_convolution"}))
+    with pytest.raises(ConfigError, match=r"rope.* rotates queries and keys, which the operator toy_convolution"):
+        build(tiny({"model.position": "rope", "model.operator": "toy_convolution"}))
 
 
 # ------------------------------------------------------------------------------------------------- position schemes

@@ -114,8 +114,8 @@ def test_layers_that_ask_share_keys_and_values(called):
             "model.residual: 'concatenate' widens the stream, and two_stacks starts another; allowed: 'add' or 'none'.",
         ),
         (
-            {"model.operator": "short_convolution", "model.position": "none"},
-            "model.operator: short_convolution has no keys for the second stack of two_stacks to ask; allowed:"
+            {"model.operator": "toy_convolution", "model.position": "none"},
+            "model.operator: toy_convolution has no keys for the second stack of two_stacks to ask; allowed:"
             " operators of queries, keys and values.",
         ),
         (

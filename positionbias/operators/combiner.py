@@ -1,0 +1,157 @@
+"""Attention to keys nearby and to summaries of spans, in one softmax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias.arrays import Bool, Float, Mapped
+from positionbias.masks.base import Mask
+from positionbias.operators.base import Operator, Pattern, SiteFunction
+from positionbias.operators.choosing import all_pairs
+from positionbias.operators.softmax import masked_softmax
+from positionbias.positions.base import Dims, Parameters, Placed
+from positionbias.spec import member, require
+from positionbias.tokens import Tokens
+
+# Of some spans: scores of their summaries [B, N, T, U], who sees which [..., T, U], and what of a summary each key is,
+# [B, N, T or 1, S], where key j belongs to span `of[j]` alone.
+Summaries = tuple[jax.Array, Mapped, jax.Array, np.ndarray]
+
+
+@member("operators", "combiner")
+@dataclasses.dataclass(frozen=True)
+class Combiner(Operator):
+    """Combiner: one softmax over keys and over summaries of spans, each a softmax over its own, so that all are seen.
+
+    Ren et al. 2021 (arXiv 2107.05768). The key of a span's summary is the `pool` of its keys, the value its values
+    weighted by softmax(pooled queries . keys). A query sees by `form`
+
+    - `fixed`: its own segment of `span` tokens up to itself, and the summaries of earlier segments;
+    - `logsparse`: itself, and for every l with floor(t / 2^l) odd the summary of the 2^l tokens of the block before
+      its own: each earlier key once, in 1 + (ones of t in binary) summands;
+    - `axial`: of tokens in rows of `span`, its own row up to itself, and of each earlier row the token in its column,
+      which stands for the row: key and value are what that token's query makes of the row's keys and values.
+
+    Of axial, the dense layers and norms around the row attention are left out. What pools queries and keys in training
+    code differs (`max` here, as in that for JAX; `mean`). Without `causal`, all other segments or rows are seen, which
+    logsparse has no form for. Queries and keys are rotated before they are pooled; schemes that add to scores are
+    refused, as a summary has no position. Spans are counted from the first token stored, and masks may hide nothing but
+    padding and, with `causal`, what is stored later. Every score is computed: what is reproduced is not the cost.
+    """
+
+    form: Literal["fixed", "logsparse", "axial"] = "fixed"
+    span: int = 8
+    pool: Literal["max", "mean"] = "max"
+    causal: bool = True
+    scaled: bool = True
+
+    uses_bias = False
+    any_mask = False
+    has_pattern = True
+
+    def __post_init__(self) -> None:
+        require(self.span >= 1, "span", self.span, "a whole number from 1")
+        require(self.causal or self.form != "logsparse", "causal", self.causal, "True with form = 'logsparse'")
+
+    @property
+    def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
+        return frozenset({"causal_self"}) if self.causal else frozenset({"noncausal_self"})
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        length, valid = tokens_q.length, jnp.broadcast_to(jnp.asarray(tokens_k.valid), k.shape[:2])
+        q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
+        q, k = q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if self.scaled else 1.0), k.astype(jnp.float32)
+        found = site("scores", jnp.einsum("BTNH,BSNH->BNTS", q, k))
+        parts = [self._axial(q, k, valid)] if self.form == "axial" else self._levels(q, k, valid)
+        allowed = jnp.asarray(mask.dense(tokens_q, tokens_k))
+        allowed = jnp.broadcast_to(allowed, (len(q), length, length)) & self._direct(length)
+        awake = jnp.broadcast_to(jnp.asarray(tokens_q.valid), q.shape[:2])[..., None]
+        seen = [jnp.broadcast_to(allowed[:, None], found.shape)]
+        seen += [jnp.broadcast_to((cover & awake)[:, None], scores.shape) for scores, cover, _, _ in parts]
+        shares = masked_softmax(
+            jnp.concatenate([found, *(part[0] for part in parts)], axis=-1), jnp.concatenate(seen, axis=-1)
+        )
+        pattern, start = shares[..., :length], length
+        for scores, _, inner, of in parts:
+            stop = start + scores.shape[-1]
+            pattern, start = pattern + shares[..., start:stop][..., of] * inner, stop
+        return jnp.einsum("BNTS,BSNK->BTNK", site("pattern", pattern).astype(v.dtype), v)
+
+    def _direct(self, length: int) -> Bool[np.ndarray, "T S"]:
+        """Which keys are seen by themselves."""
+        of = np.arange(length) // (1 if self.form == "logsparse" else self.span)
+        return of[:, None] == of if not self.causal else (of[:, None] == of) & np.tri(length, dtype=bool)
+
+    def _levels(self, q: jax.Array, k: jax.Array, valid: jax.Array) -> list[Summaries]:
+        """The summaries of blocks: of segments, or of 1, 2, 4, ... tokens."""
+        length = q.shape[1]
+        if self.form == "fixed":
+            return [self._blocks(q, k, valid, self.span)]
+        return [self._blocks(q, k, valid, 2**level) for level in range((length - 1).bit_length())]
+
+    def _blocks(self, q: jax.Array, k: jax.Array, valid: jax.Array, size: int) -> Summaries:
+        kept = _blocked(valid, size)  # [B, U, L]
+        pooled_q, pooled_k = (self._pooled(_blocked(x, size), kept) for x in (q, k))
+        inner = jnp.einsum("BUNH,BULNH->BNUL", pooled_q, _blocked(k, size))
+        inner = masked_softmax(inner, kept[:, None]).reshape(*inner.shape[:2], 1, -1)[..., : q.shape[1]]
+        of, blocks = np.arange(q.shape[1]) // size, np.arange(kept.shape[1])
+        if self.form == "logsparse":
+            cover = (of[:, None] % 2 == 1) & (blocks == of[:, None] - 1)
+        else:
+            cover = blocks < of[:, None] if self.causal else blocks != of[:, None]
+        scores = jnp.einsum("BTNH,BUNH->BNTU", q, pooled_k)
+        return scores, cover & jnp.any(kept, axis=-1)[:, None], inner, of
+
+    def _pooled(self, x: Float[jax.Array, "B U L N H"], kept: Bool[jax.Array, "B U L"]) -> jax.Array:
+        inside = kept[..., None, None]
+        if self.pool == "mean":
+            return jnp.sum(x * inside, axis=2) / jnp.maximum(jnp.sum(inside, axis=2), 1)
+        return jnp.where(jnp.any(inside, axis=2), jnp.max(jnp.where(inside, x, -jnp.inf), axis=2), 0.0)
+
+    def _axial(self, q: jax.Array, k: jax.Array, valid: jax.Array) -> Summaries:
+        kept = _blocked(valid, self.span)  # [B, R, C]
+        asking = _blocked(q * valid[..., None, None], self.span)  # what a token in padding asks is not heard
+        inner = jnp.einsum("BRCNH,BRLNH->BNRCL", asking, _blocked(k, self.span))
+        inner = masked_softmax(inner, kept[:, None, :, None])
+        keys = jnp.einsum("BNRCL,BRLNH->BRCNH", inner, _blocked(k, self.span))
+        of, column = np.divmod(np.arange(q.shape[1]), self.span)
+        rows = np.arange(kept.shape[1])
+        scores = jnp.einsum("BTNH,BRTNH->BNTR", q, keys[:, :, column])
+        cover = rows < of[:, None] if self.causal else rows != of[:, None]
+        shares = jnp.moveaxis(inner, 3, 2)[:, :, column]  # [B, N, T, R, L]
+        shares = shares.reshape(*shares.shape[:3], -1)[..., : q.shape[1]]
+        return scores, cover & jnp.any(kept, axis=-1)[:, None], shares, of
+
+    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
+        return all_pairs(tokens_q, tokens_k, self.causal)
+
+    def state_size(self, dims: Dims) -> int:
+        length, span = dims.length, min(self.span, dims.length)
+        kept = {
+            "fixed": 2 * (span - (-length // self.span)) + 1,  # of the own segment, of summaries, a pooled query
+            "logsparse": 2 * length + length.bit_length(),  # blocks that grow need their keys; a pooled query each
+            "axial": 2 * length + 3 * span,  # of every token that stands for its row, and the own row
+        }
+        return kept[self.form] * dims.heads * dims.head_size
+
+
+def _blocked(x: Float[jax.Array, "B T ..."], size: int) -> Float[jax.Array, "B U L ..."]:
+    """By blocks, the last filled up with zeros."""
+    filled = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+    return filled.reshape(len(x), -1, size, *x.shape[2:])

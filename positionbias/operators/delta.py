@@ -1,0 +1,124 @@
+"""The delta rule: a memory that corrects what it holds under a key in place of adding to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias import kernels
+from positionbias.masks.base import Mask
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.mamba2 import spread
+from positionbias.operators.recurrent import (
+    Recurrent,
+    convolution_matrix,
+    convolved,
+    gate_matrix,
+    normed,
+    only_valid,
+    opened,
+    product,
+    rotated,
+    unit,
+)
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
+from positionbias.spec import member, require
+from positionbias.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class _Delta(Recurrent):
+    """S <- a S; S <- S + b k (v - k S)'; o = q S, with q and k of length 1."""
+
+    convolution: int = 4
+    most: float = 1.0
+
+    decays: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        require(self.convolution >= 1, "convolution", self.convolution, "a whole number from 1")
+        require(0 < self.most <= 2, "most", self.most, "a number above 0 and at most 2")
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        keys, values = dims.heads * dims.head_size, dims.heads * dims.values
+        made = {
+            "strength": Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in"),
+            "convolution_q": convolution_matrix(self.convolution, keys),
+            "convolution_k": convolution_matrix(self.convolution, keys),
+            "convolution_v": convolution_matrix(self.convolution, values),
+        }
+        if self.decays:
+            made["gate"] = gate_matrix(dims)
+            made["step"] = Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in")
+            made["step_offset"] = Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)")
+            made["log_rate"] = Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)")
+        return made
+
+    def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
+        made = {"write": self.most * jax.nn.sigmoid(product(stream, params["strength"]))}
+        if self.decays:
+            started = spread(0.001, 0.1, params["step"].shape[1])
+            offset = started + np.log(-np.expm1(-started))
+            size = jax.nn.softplus(product(stream, params["step"]) + params["step_offset"] + offset)
+            rate = spread(1.0, 16.0, len(started)) * jnp.exp(params["log_rate"].astype(jnp.float32))
+            made |= {"open": product(x, params["gate"]), "log_decay": -size * rate}
+        return made
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        q, k, v = (
+            jax.nn.silu(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]))
+            for name, x in (("q", q), ("k", k), ("v", v))
+        )
+        decay = None
+        if self.decays:
+            decay = site("log_decay", only_valid(params["log_decay"], tokens_k))
+        strength = site("strength", only_valid(params["write"], tokens_k))
+        mixed, _ = kernels.delta_rule(unit(q) * q.shape[-1] ** -0.5, unit(k), v, strength, log_decay=decay)
+        mixed = normed(mixed)
+        return only_valid(opened(mixed, params["open"]) if self.decays else mixed, tokens_q)
+
+    def state_size(self, dims: Dims) -> int:
+        kept = (self.convolution - 1) * (2 * dims.head_size + dims.values)
+        return dims.heads * (dims.head_size * dims.values + kept)
+
+
+@member("operators", "delta")
+@dataclasses.dataclass(frozen=True)
+class Delta(_Delta):
+    """S_t = S_(t-1) + b_t k_t (v_t - k_t S_(t-1))', o_t = q_t S_t / sqrt(H) (DeltaNet, Yang et al. 2024).
+
+    arXiv 2406.06484, equations 3 to 5 and section 4: queries, keys and values through a causal convolution of
+    `convolution` tokens a feature and a SiLU, queries and keys then of length 1; b_t = `most` sigmoid(w . x_t), a head;
+    each head's output over its root mean square. `most` 2 allows negative eigenvalues (Grazzi et al. 2024, arXiv
+    2411.12537).
+    """
+
+    decays = False
+
+
+@member("operators", "gated_delta")
+@dataclasses.dataclass(frozen=True)
+class GatedDelta(_Delta):
+    """The delta rule on a state that decays by a_t first (Gated DeltaNet, Yang et al. 2024, arXiv 2412.06464).
+
+    Equation 10 and section 3.4: as `delta`, with a_t = exp(-d_t r), d_t = softplus(w . x_t + b), started as those of
+    `mamba2`, and the output through the swish of a gate made of the stream.
+    """
+
+    decays = True

@@ -1,0 +1,63 @@
+"""Gated slot attention: a fixed number of slots that tokens write to, and softmax over the slots."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from positionbias import kernels
+from positionbias.masks.base import Mask
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.recurrent import Recurrent, by_head, normed, only_valid, product, rotated
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
+from positionbias.spec import member, require
+from positionbias.tokens import Tokens
+
+
+@member("operators", "gated_slot")
+@dataclasses.dataclass(frozen=True)
+class GatedSlot(Recurrent):
+    """o_t = softmax(q_t K~_t') V~_t over `slots`, K~_t = diag(a_t) K~_(t-1) + (1 - a_t) k_t', V~ likewise (GSA).
+
+    Zhang et al. 2024 (arXiv 2409.07146, equations 9 to 12): a_t = sigmoid(W x_t)^(1 / `slowness`), one a slot and head;
+    queries pass a swish, so do keys, values; the output of each head is taken over its root mean square. Two gated
+    recurrences with a softmax between. ABC (Peng et al. 2022) is the same with a running mean in place of the decay.
+    """
+
+    slots: int = 16
+    slowness: float = 8.0
+
+    def __post_init__(self) -> None:
+        require(self.slots >= 1, "slots", self.slots, "a whole number from 1")
+        require(self.slowness > 0, "slowness", self.slowness, "a number above 0")
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        return {"decay": Matrix((dims.width, dims.heads * self.slots), "gate", dims.width, "fan_in")}
+
+    def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
+        return {"log_decay": jax.nn.log_sigmoid(product(stream, params["decay"])) / self.slowness}
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        q, k = rotated(position, jax.nn.silu(q), jax.nn.silu(k), tokens_q, tokens_k)
+        q, k, values = (x.astype(jnp.float32) for x in (q, k, jax.nn.silu(v)))
+        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens_k)
+        written = -jnp.expm1(decay)  # 1 - a, and 0 for a token that is none
+        scores, _ = kernels.linear_attention(q * q.shape[-1] ** -0.5, k, written, value_log_decay=decay)
+        mixed, _ = kernels.linear_attention(jax.nn.softmax(scores, axis=-1), written, values, log_decay=decay)
+        return only_valid(normed(mixed).astype(v.dtype), tokens_q)
+
+    def state_size(self, dims: Dims) -> int:
+        return dims.heads * self.slots * (dims.head_size + dims.values)

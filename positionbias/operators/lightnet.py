@@ -1,0 +1,111 @@
+"""LightNet: every key channel keeps a running softmax over time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from positionbias import kernels
+from positionbias.arrays import Float
+from positionbias.masks.base import Mask
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.recurrent import Recurrent, by_head, normed, only_valid, product, rotated, sees_all
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
+from positionbias.spec import member, require
+from positionbias.tokens import Tokens
+
+NOTHING = -1e30  # the key of a token that is none
+FORGETS = -80.0  # of the log of a decay: what has e^-80 of its weight left is nothing in float32
+
+
+@member("operators", "lightnet")
+@dataclasses.dataclass(frozen=True)
+class LightNet(Recurrent):
+    """o_i = silu(q_i) . [sum_j e^(k_j) v_j' / sum_j e^(k_j)], a quotient a key channel (Qin et al. 2024).
+
+    arXiv 2405.21022: additive decay, causal or over all keys; each head's output over its root mean square, and through
+    the sigmoid of a gate made of the stream by `rank` features. With `lrpe` (its MD-LRPE), names of fields of the
+    tokens, silu(q) and the weights of keys are turned by angles of these, an equal share of the channels each, cosines
+    and sines side by side so that each channel keeps its own decay; the position scheme's own rotation is of k itself
+    and of silu(q). Its MD-TPE, a recurrence over the embeddings, is left out: it mixes tokens before the first layer,
+    where no mask is asked.
+    """
+
+    rank: int = 16
+    lrpe: tuple[str, ...] = ()
+
+    patterns = frozenset({"causal_self", "noncausal_self", "noncausal_cross"})
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "rank", self.rank, "a whole number from 1")
+        known = set(Tokens._fields) - {"valid"}
+        good = isinstance(self.lrpe, tuple) and set(self.lrpe) <= known
+        require(good, "lrpe", self.lrpe, f"names among {', '.join(sorted(known))}")
+
+    @property
+    def reads_tokens(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(self.lrpe)
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        return {
+            "gate_in": Matrix((dims.width, self.rank), "gate", dims.width, "fan_in"),
+            "gate_out": Matrix((self.rank, dims.heads * dims.values), "gate", self.rank, "fan_in"),
+        }
+
+    def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
+        return {"open": jax.nn.sigmoid(product(product(x, params["gate_in"]), params["gate_out"]))}
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        q, k = rotated(position, jax.nn.silu(q), k, tokens_q, tokens_k)
+        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+        values = only_valid(v.astype(jnp.float32), tokens_k)
+        valid = only_valid(jnp.ones_like(k), tokens_k) > 0
+        k = jnp.where(valid, k, NOTHING)
+        if sees_all(mask):
+            weights = jnp.where(valid, jax.nn.softmax(k, axis=1), 0.0)
+            mixed = jnp.einsum(
+                "BTNH,BNHK->BTNK",
+                self._turned(q, tokens_q),
+                jnp.einsum("BSNH,BSNK->BNHK", self._turned(weights, tokens_k), values),
+            )
+        else:
+            total = jax.lax.cumlogsumexp(k, axis=1)
+            before = jnp.concatenate([total[:, :1], total[:, :-1]], axis=1)
+            log_decay = jnp.where(valid, jnp.maximum(before - total, FORGETS), 0.0)
+            weights = jnp.where(valid, jnp.exp(k - total), 0.0)
+            if self.lrpe:
+                log_decay = jnp.concatenate([log_decay, log_decay], axis=-1)
+            mixed, _ = kernels.linear_attention(
+                self._turned(q, tokens_q), self._turned(weights, tokens_k), values, log_decay=log_decay
+            )
+        mixed = normed(mixed) * by_head(params["open"], q.shape[2])
+        return only_valid(mixed.astype(v.dtype), tokens_q)
+
+    def _turned(self, x: Float[jax.Array, "B T N H"], tokens: Tokens) -> Float[jax.Array, "B T N F"]:
+        """Each channel as its cosine and its sine share."""
+        if not self.lrpe:
+            return x
+        share = -(-x.shape[-1] // len(self.lrpe))
+        angles = []
+        for channel in range(x.shape[-1]):
+            place = jnp.asarray(getattr(tokens, self.lrpe[channel // share])).astype(jnp.float32)
+            angles.append(place * 10000.0 ** (-(channel % share) / share))
+        angle = jnp.stack(angles, axis=-1)
+        angle = (angle if angle.ndim == 3 else angle[None])[:, :, None]
+        return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)
+
+    def state_size(self, dims: Dims) -> int:
+        return dims.heads * dims.head_size * ((2 if self.lrpe else 1) * dims.values + 1)

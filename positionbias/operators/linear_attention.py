@@ -1,0 +1,101 @@
+"""Linear attention: the scores of softmax attention replaced by products of features."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias import kernels
+from positionbias.arrays import Float
+from positionbias.masks.base import Mask
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.recurrent import Recurrent, only_valid, rotated, sees_all
+from positionbias.positions.base import Dims, Parameters, Placed
+from positionbias.spec import member
+from positionbias.tokens import Tokens
+
+Feature = Literal["elu", "relu", "taylor", "exp", "identity"]
+
+
+@member("operators", "linear_attention")
+@dataclasses.dataclass(frozen=True)
+class LinearAttention(Recurrent):
+    """o_i = sum_j f(q_i) . f(k_j) v_j / sum_j f(q_i) . f(k_j), f a feature map (Katharopoulos et al. 2020).
+
+    arXiv 2006.16236, equations 5 and 9; causal, or over all keys. `feature`: `elu` is elu(x) + 1 (the paper's), `relu`
+    is max(x, 0), `exp` is e^x, `taylor` makes f(q) . f(k) = 1 + s + s^2 / 2 of s = q . k / sqrt(H) (Based, Arora et al.
+    2024, arXiv 2402.18668), and `identity` is x / H^(1/4), which is not normalised, since its sums may be 0. With
+    `normalise=False` no other is either. Queries and keys are turned by the position scheme before f. A row whose
+    features have no key's in common is 0.
+    """
+
+    feature: Feature = "elu"
+    normalise: bool = True
+
+    patterns = frozenset({"causal_self", "noncausal_self", "noncausal_cross"})
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        q, k = features(q, self.feature), only_valid(features(k, self.feature), tokens_k)
+        divides = self.normalise and self.feature != "identity"
+        if sees_all(mask):
+            mixed = unordered(q, k, v, divides)
+        else:
+            mixed, _ = kernels.linear_attention(q, k, v.astype(jnp.float32), normalise=divides)
+        return only_valid(mixed.astype(v.dtype), tokens_q)
+
+    def state_size(self, dims: Dims) -> int:
+        size = feature_size(dims.head_size, self.feature)
+        divides = self.normalise and self.feature != "identity"
+        return dims.heads * size * (dims.values + divides)
+
+
+def features(x: Float[jax.Array, "... H"], feature: Feature) -> Float[jax.Array, "... F"]:
+    """f(x), in float32."""
+    x = x.astype(jnp.float32)
+    if feature == "elu":
+        return jax.nn.elu(x) + 1.0
+    if feature == "relu":
+        return jax.nn.relu(x)
+    if feature == "exp":
+        return jnp.exp(x)
+    size = x.shape[-1]
+    x = x * size**-0.25
+    if feature == "identity":
+        return x
+    row, column = np.triu_indices(size)
+    squares = x[..., row] * x[..., column] * np.where(row == column, math.sqrt(0.5), 1.0).astype(np.float32)
+    return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares], axis=-1)
+
+
+def feature_size(size: int, feature: Feature) -> int:
+    """How many features `features` makes of so many."""
+    return 1 + size + size * (size + 1) // 2 if feature == "taylor" else size
+
+
+def unordered(
+    q: Float[jax.Array, "B T N F"], k: Float[jax.Array, "B S N F"], v: Float[jax.Array, "B S N K"], normalise: bool
+) -> Float[jax.Array, "B T N K"]:
+    """Every query against every key: one sum for all."""
+    state = jnp.einsum("BSNF,BSNK->BNFK", k, v.astype(jnp.float32))
+    found = jnp.einsum("BTNF,BNFK->BTNK", q, state)
+    if normalise:
+        total = jnp.einsum("BTNF,BNF->BTN", q, jnp.sum(k, axis=1))[..., None]
+        found = jnp.where(total == 0, 0.0, found / jnp.where(total == 0, 1.0, total))
+    return found.astype(v.dtype)

@@ -1,0 +1,103 @@
+"""Mamba-2: a state space model as linear attention with a decay and a step size of each token's own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from positionbias import kernels
+from positionbias.arrays import Float
+from positionbias.masks.base import Mask
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.recurrent import (
+    Recurrent,
+    by_head,
+    convolution_matrix,
+    convolved,
+    gate_matrix,
+    normed,
+    only_valid,
+    product,
+    rotated,
+)
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
+from positionbias.spec import member, require
+from positionbias.tokens import Tokens
+
+
+@member("operators", "mamba2")
+@dataclasses.dataclass(frozen=True)
+class Mamba2(Recurrent):
+    """S_t = e^(-d_t a) S_(t-1) + d_t B_t x_t', y_t = C_t S_t + D x_t, a head (Dao and Gu 2024, arXiv 2405.21060).
+
+    C, B and x are what a layer calls queries, keys and values, each of a head's own (the paper's multi-head pattern,
+    section 7.2), through a causal convolution of `convolution` tokens a feature and a SiLU, as in its section 7.1;
+    d_t = softplus(w . stream_t + b). What joins the stream is y silu(z), z a gate made of the stream, over its root
+    mean square. Step sizes start from 0.001 to 0.1 and a from 1 to 16, spread evenly in the logarithm over heads (the
+    paper draws them).
+    """
+
+    convolution: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.convolution >= 1, "convolution", self.convolution, "a whole number from 1")
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        keys, values = dims.heads * dims.head_size, dims.heads * dims.values
+        return {
+            "gate": gate_matrix(dims),
+            "step": Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in"),
+            "step_offset": Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)"),
+            "log_rate": Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)"),
+            "skip": Matrix((dims.heads,), "gate", dims.width, "constant(value=1.0)"),
+            "convolution_q": convolution_matrix(self.convolution, keys),
+            "convolution_k": convolution_matrix(self.convolution, keys),
+            "convolution_v": convolution_matrix(self.convolution, values),
+        }
+
+    def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
+        heads = params["step"].shape[1]
+        started = spread(0.001, 0.1, heads)
+        offset = started + np.log(-np.expm1(-started))  # whose softplus is where steps start
+        size = jax.nn.softplus(product(stream, params["step"]) + params["step_offset"] + offset)
+        return {"open": product(x, params["gate"]), "size": size}
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        q, k, v = (
+            jax.nn.silu(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]))
+            for name, x in (("q", q), ("k", k), ("v", v))
+        )
+        size = only_valid(params["size"], tokens_k)
+        decay = -size * (spread(1.0, 16.0, q.shape[2]) * jnp.exp(params["log_rate"].astype(jnp.float32)))
+        written = only_valid(k.astype(jnp.float32) * size[..., None], tokens_k)
+        mixed, _ = kernels.linear_attention(
+            q.astype(jnp.float32), written, v.astype(jnp.float32), log_decay=site("log_decay", decay)
+        )
+        mixed = mixed + params["skip"].astype(jnp.float32)[:, None] * v.astype(jnp.float32)
+        mixed = normed(mixed * by_head(jax.nn.silu(params["open"]), q.shape[2]))
+        return only_valid(mixed.astype(v.dtype), tokens_q)
+
+    def state_size(self, dims: Dims) -> int:
+        kept = (self.convolution - 1) * (2 * dims.head_size + dims.values)
+        return dims.heads * (dims.head_size * dims.values + kept)
+
+
+def spread(least: float, most: float, heads: int) -> Float[np.ndarray, "N"]:
+    """Numbers spread evenly in the logarithm, one a head; for a single head the one in the middle."""
+    places = np.linspace(0.0, 1.0, heads) if heads > 1 else np.array([0.5])
+    return (least * (most / least) ** places).astype(np.float32)

@@ -1,0 +1,70 @@
+"""A memory that is a small network, trained on each token as it comes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.arrays import Bool, Float
+
+
+class Memory(NamedTuple):
+    """M(x) = W_2 silu(W_1 x), a head's weights; or as much of a change of them."""
+
+    first: Float[jax.Array, "... H E"]
+    second: Float[jax.Array, "... E K"]
+
+    def read(self, x: Float[jax.Array, "... H"]) -> Float[jax.Array, "... K"]:
+        """M(x)."""
+        hidden = jax.nn.silu(jnp.einsum("...h,...he->...e", x, self.first))
+        return jnp.einsum("...e,...ek->...k", hidden, self.second)
+
+
+def network_memory(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B T N H"],
+    v: Float[jax.Array, "B T N K"],
+    rate: Float[jax.Array, "B T N"],
+    momentum: Float[jax.Array, "B T N"],
+    forget: Float[jax.Array, "B T N"],
+    valid: Bool[jax.Array, "B T"],
+    state: tuple[Memory, Memory],
+    chunk: int,
+) -> tuple[Float[jax.Array, "B T N K"], tuple[Memory, Memory]]:
+    """Outputs M_t(q_t), and the weights and the momentum after the last step.
+
+    S_t = momentum_t S_(t-1) - rate_t grad |M(k_t) - v_t|^2, M_t = (1 - forget_t) M_(t-1) + S_t (Titans, Behrouz et al.
+    2024, equations 8 to 14), the gradient that of the memory which the chunk of `chunk` steps begins with. A step that
+    is not `valid` hands both on as they are. All in float32.
+    """
+    length = q.shape[1]
+    count = -(-length // chunk)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(len(x), count, chunk, *x.shape[2:]), (1, 2), (0, 1))
+
+    def one_chunk(state: tuple[Memory, Memory], part: tuple[jax.Array, ...]) -> tuple[tuple[Memory, Memory], jax.Array]:
+        begun = state[0]
+
+        def wrong(memory: Memory, k: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.square(memory.read(k) - v))
+
+        def one(state: tuple[Memory, Memory], step: tuple[jax.Array, ...]) -> tuple[tuple[Memory, Memory], jax.Array]:
+            q, k, v, rate, momentum, forget, valid = step
+            slope = jax.grad(wrong)(begun, k, v)
+            rate, momentum, forget = (x[..., None, None] for x in (rate, momentum, forget))
+            change = Memory(*(momentum * s - rate * g for s, g in zip(state[1], slope, strict=True)))
+            memory = Memory(*((1 - forget) * m + s for m, s in zip(state[0], change, strict=True)))
+            here = valid[:, None, None, None] > 0
+            state = jax.tree.map(lambda new, old: jnp.where(here, new, old), (memory, change), state)
+            return state, memory.read(q)
+
+        return jax.lax.scan(one, state, part)
+
+    parts = tuple(chunks(x) for x in (q, k, v, rate, momentum, forget, valid))
+    state, read = jax.lax.scan(jax.checkpoint(one_chunk), state, parts)
+    read = jnp.moveaxis(read, 2, 0).reshape(q.shape[0], -1, *read.shape[3:])
+    return read[:, :length], state

@@ -1,0 +1,70 @@
+"""Softmax under a mask of the operator's own beside the layer's: what operators that are named for their mask share."""
+
+from __future__ import annotations
+
+import jax
+
+from positionbias import kernels
+from positionbias.arrays import Mapped
+from positionbias.masks.base import Mask
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.by_kernel import ByKernel
+from positionbias.operators.softmax import masked_softmax
+from positionbias.positions.base import Parameters, Placed
+from positionbias.tokens import Tokens
+
+
+class OwnMask(ByKernel):
+    """Softmax where both the layer's mask and `own` let a query see a key; one sequence with itself."""
+
+    patterns = frozenset({"noncausal_self", "causal_self"})
+
+    @property
+    def own(self) -> Mask:
+        """The operator's mask; ConfigError for arguments that it cannot be made of."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        kernels.check_impl(self.impl)
+        assert self.own is not None
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        return super().__call__(q, k, v, tokens_q, tokens_k, mask & self.own, position, params, site)
+
+    def step(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        # Bound to the whole sequence, as the layer's is: there are fewer rows here.
+        both = mask & self.own.bind(tokens_k, tokens_k)
+        return super().__call__(q, k, v, tokens_q, tokens_k, both, position, params, site)
+
+    def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+        return masked_softmax(scores, allowed)
+
+    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
+        return allowed & self.own.dense(tokens_q, tokens_k)
+
+    def driver(
+        self, q: jax.ShapeDtypeStruct, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, platform: str
+    ) -> str | None:
+        return super().driver(q, tokens_q, tokens_k, mask & self.own, position, platform)

@@ -1,0 +1,74 @@
+"""Attention whose senders share themselves out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.arrays import Mapped
+from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.operators.choosing import all_pairs
+from positionbias.operators.softmax import masked_softmax
+from positionbias.positions.base import Dims, Matrix, Parameters
+from positionbias.spec import member
+from positionbias.tokens import Tokens
+
+
+@member("operators", "reversed")
+@dataclasses.dataclass(frozen=True)
+class Reversed(ScoreOperator):
+    """Reversed attention: token j sends its value to all, in shares that sum to 1 over those who receive it.
+
+    DependencyViT (Ding et al. 2023, arXiv 2304.03282): the transpose of F = softmax(Q K'), whose rows are senders. Here
+    the receiver's vector is the query and the sender's the key, the other way round, which trained matrices cannot tell
+    apart: weights are the softmax of scores over queries. `selector` has each sender choose among heads by softmax(x W
+    / 0.1), and `gate` how much it sends at all by sigmoid(x w + b), ours for an MLP. Both are of one layer: gates that
+    multiply along the layers, gated final features, and pruning of tokens are left out. A share tells of all who
+    receive, so that masks may hide nothing but padding, and there is no causal form and none across sequences.
+    """
+
+    selector: bool = False
+    gate: bool = False
+    scaled: bool = True
+
+    patterns = frozenset({"noncausal_self"})
+    any_mask = False
+    step = Operator.step  # shares are over all rows
+
+    def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        made = {}
+        if self.selector:
+            made["heads"] = Matrix((dims.width, dims.heads), "selector", dims.width, "fan_in(scale=1.0)")
+        if self.gate:
+            made["direction"] = Matrix((dims.width, 1), "gate", dims.width, "fan_in(scale=1.0)")
+            made["offset"] = Matrix((1,), "gate", 1, "constant(value=0.0)")
+        return made
+
+    def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
+        senders, made = stream.astype(jnp.float32), {}
+        if self.selector:
+            made["selected"] = jax.nn.softmax(senders @ params["heads"] / 0.1, axis=-1)  # [B, S, N]
+        if self.gate:
+            made["sent"] = jax.nn.sigmoid(senders @ params["direction"] + params["offset"])  # [B, S, 1]
+        return made
+
+    def told_weights(
+        self,
+        scores: jax.Array,
+        allowed: jax.Array,
+        q: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        shares = jnp.swapaxes(masked_softmax(*(jnp.swapaxes(x, -1, -2) for x in (scores, allowed))), -1, -2)
+        for name in ("selected", "sent"):
+            if name in params:
+                shares = shares * jnp.swapaxes(params[name], 1, 2)[:, :, None]
+        return shares
+
+    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
+        return all_pairs(tokens_q, tokens_k, causal=False)

@@ -1,0 +1,155 @@
+"""What the operators' suite is worth: right operators pass its checks, and broken ones do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_operators import (
+    check_empty_rows,
+    check_flags,
+    check_pattern,
+    check_patterns,
+    check_step,
+    check_stream,
+    check_unseen,
+    check_visible,
+    checks_of,
+)
+from toys import ToyConvolution
+
+from positionbias.operators.base import Operator
+from positionbias.operators.softmax import Softmax
+
+
+class Average(Operator):
+    """The mean of the values a row may see: right, and the base of the broken ones."""
+
+    patterns = frozenset({"causal_self"})
+    uses_rotation = False
+    uses_bias = False
+
+    def __call__(self, q, k, v, tokens_q, tokens_k, mask, position, params, site):
+        weights = jnp.asarray(mask.dense(tokens_q, tokens_k), v.dtype)
+        total = jnp.maximum(weights.sum(axis=-1, keepdims=True), 1)
+        return jnp.einsum("...TS,BSNK->BTNK" if weights.ndim == 2 else "BTS,BSNK->BTNK", weights / total, v)
+
+    def state_size(self, dims):
+        return dims.heads * dims.head_size
+
+
+@pytest.mark.parametrize("operator", [Average(), ToyConvolution()], ids=["values", "stream"])
+def test_a_right_operator_passes(operator):
+    for check in checks_of(operator):
+        check(operator)
+
+
+class IgnoresTheMask(Average):
+    """Averages everything."""
+
+    def __call__(self, q, k, v, tokens_q, *rest):
+        return jnp.broadcast_to(v.mean(axis=1, keepdims=True), (*q.shape[:3], v.shape[-1]))
+
+
+class OrdersByFuture(Average):
+    """Doubles what it gives where the first key of all is the largest, which no gradient tells."""
+
+    def __call__(self, q, k, v, *rest):
+        best = jnp.argmax(jnp.sum(k, axis=(2, 3)), axis=1)
+        return jnp.where((best == 0)[:, None, None, None], 2.0, 1.0) * super().__call__(q, k, v, *rest)
+
+
+class DividesByZero(Average):
+    """NaN where nothing is seen."""
+
+    def __call__(self, q, k, v, tokens_q, tokens_k, mask, *rest):
+        weights = jnp.asarray(mask.dense(tokens_q, tokens_k), v.dtype)
+        return jnp.einsum("TS,BSNK->BTNK", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+class ClaimsMore(Average):
+    """Says it sees its whole mask, and reads the diagonal."""
+
+    def __call__(self, q, k, v, *rest):
+        return v
+
+
+class ClaimsTooLittle(Average):
+    """Sees more than it says."""
+
+    def visible(self, tokens_q, tokens_k, allowed):
+        return allowed & np.eye(*allowed.shape, dtype=bool)
+
+
+class ClaimsPastTheMask(Average):
+    """Says it sees everything."""
+
+    def visible(self, tokens_q, tokens_k, allowed):
+        return allowed | True
+
+
+class TracesNothing(Average):
+    """A visible that only numpy can compute."""
+
+    def visible(self, tokens_q, tokens_k, allowed):
+        return np.asarray(allowed)
+
+
+class ConvolvesThroughTheMask(ToyConvolution):
+    """A convolution that knows no segments."""
+
+    def mix(self, x, tokens, mask, params, site):
+        return x * params["kernel"][0].astype(x.dtype) + jnp.roll(x, 1, axis=1) * params["kernel"][1].astype(x.dtype)
+
+
+class ConvolvesScores(ToyConvolution):
+    """Reads the stream and claims to hear rotations."""
+
+    uses_rotation = True
+
+
+class PromisesAPattern(Average):
+    """Never shows the pattern it declares."""
+
+    has_pattern = True
+
+
+class PromisesABias(Average):
+    """Declares that it listens to biases."""
+
+    uses_bias = True
+
+
+class NoPatterns(Average):
+    """Serves nothing."""
+
+    patterns = frozenset()
+
+
+class StepsFromTheFront(Softmax):
+    """Takes the rows of a step for the first ones."""
+
+    def step(self, q, k, v, tokens_q, tokens_k, *more):
+        return self(q, k, v, tokens_k.cut(0, tokens_q.length), tokens_k, *more)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (StepsFromTheFront, check_step),
+        (IgnoresTheMask, check_visible),
+        (ClaimsMore, check_visible),
+        (ClaimsTooLittle, check_visible),
+        (ClaimsPastTheMask, check_visible),
+        (TracesNothing, check_visible),
+        (ConvolvesThroughTheMask, check_stream),
+        (ConvolvesScores, check_stream),
+        (OrdersByFuture, check_unseen),
+        (DividesByZero, check_empty_rows),
+        (PromisesAPattern, check_pattern),
+        (PromisesABias, check_flags),
+        (NoPatterns, check_patterns),
+    ],
+)
+def test_a_broken_operator_is_caught(broken, check):
+    with pytest.raises((AssertionError, jax.errors.TracerArrayConversionError)):
+        check(broken())

@@ -1,0 +1,148 @@
+"""Operators that read the stream, and the mean of all values, against what defines them in numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from operators_oracle import DIMS, D, H, K, N, T, close, heads, mixed, normed, products, setting, sigmoid, silu
+
+from positionbias import spec
+from positionbias.errors import ConfigError
+from positionbias.models.sites import Sites
+from positionbias.operators.softmax import Softmax
+from positionbias.tokens import sequential
+
+
+def mix(one, **changed):
+    params = {name: jnp.asarray(value) for name, value in one.params.items()}
+    x = jnp.asarray(changed.get("x", one.x))
+    found = one.operator.mix(x, changed.get("tokens", one.tokens), one.mask, params, Sites())
+    return np.asarray(found, np.float64)
+
+
+def test_attention_free_is_softmax_of_equal_scores():
+    one = setting("attention_free", "causal & sliding_window(3)", valid=np.arange(T) != 4)
+    softmax = setting("softmax", "causal & sliding_window(3)", valid=np.arange(T) != 4)
+    close(one.run(), softmax.run(q=np.zeros_like(one.q)), 1e-6)
+    away = np.arange(T)[:, None] - np.arange(T)
+    seen = (away >= 0) & (away < 3) & (np.arange(T) != 4) & (np.arange(T)[:, None] != 4)
+    known = mixed(np.broadcast_to(seen / np.maximum(seen.sum(axis=-1, keepdims=True), 1), (2, N, T, T)), one.v)
+    close(one.run(), known)
+    assert isinstance(softmax.operator, Softmax)
+
+
+def test_a_short_convolution_of_one_feature():
+    one = setting("short_convolution(width=3)")
+    kernel = np.array([1.0, 10.0, 100.0])
+    x = np.arange(1.0, T + 1)
+    params = {"kernel": jnp.broadcast_to(kernel[:, None], (3, D)).astype(jnp.float32)}
+    given = jnp.asarray(np.broadcast_to(x[None, :, None], (1, T, D)), jnp.float32)
+    found = one.operator.mix(given, sequential(T), one.mask, params, Sites())[0, :, 0]
+    assert found[:4].tolist() == [1, 2 + 10, 3 + 20 + 100, 4 + 30 + 200]
+    two = spec.build("masks", "causal & segments", "mask")
+    tokens = sequential(T, segment=np.array([0] * 3 + [1] * (T - 3)))
+    found = one.operator.mix(given, tokens, two, params, Sites())[0, :, 0]
+    assert found[2:6].tolist() == [123, 4, 5 + 40, 6 + 50 + 400], "it reaches across segments"
+
+
+def convolution(x, kernel):
+    found = np.zeros(x.shape)
+    for lag in range(len(kernel)):
+        found[:, lag:] += kernel[lag] * x[:, : x.shape[1] - lag]
+    return found
+
+
+def test_a_gated_convolution_is_a_product():
+    one = setting("short_convolution(width=2, gated=True)")
+    close(mix(one), convolution(one.x, one.kernel) * (one.x @ one.map))
+
+
+def test_associative_memory_recalls_by_the_token_itself():
+    one = setting("associative_memory(slots=5, width=3)")
+    scores = np.exp(one.x @ one.bank.T)
+    recalled = scores / scores.sum(axis=-1, keepdims=True) @ one.bank
+    local, gates = convolution(one.x, one.kernel) + one.offset, sigmoid(one.x @ one.gates)
+    close(mix(one), gates[..., :D] * local + gates[..., D:] * recalled)
+
+
+def test_associative_memory_hears_of_nothing_farther_back():
+    one = setting("associative_memory(slots=5, width=3)")
+    other = one.x.copy()
+    other[:, 0] += 1
+    changed = np.abs(mix(one) - mix(one, x=other)).max(axis=(0, 2))
+    assert (changed[:3] > 0).all()
+    assert (changed[3:] == 0).all()
+
+
+def test_fourier_over_all_keys_is_the_transform_of_fnet():
+    one = setting(f"fourier(period={T})", "bidirectional")
+    close(mix(one), np.fft.fft2(one.x.astype(np.float64), norm="ortho").real)
+
+
+def test_fourier_is_a_sum_of_what_came_and_does_not_depend_on_what_will():
+    one = setting("fourier(period=20)")
+    made = np.fft.fft(one.x.astype(np.float64), axis=-1, norm="ortho")
+    turns = np.exp(-2j * np.pi * np.arange(T)[:, None] * np.arange(T) / 20)
+    close(mix(one), (np.tril(turns) @ made).real / np.sqrt(20))
+    short = one.operator.mix(jnp.asarray(one.x[:, :4]), sequential(4), one.mask, {}, Sites())
+    close(np.asarray(short), mix(one)[:, :4], 1e-6)
+
+
+@pytest.mark.parametrize("mask", ["causal", "block_causal(group='frame')"])
+def test_chunk_hybrid_reads_its_chunk_by_softmax_and_those_before_by_a_state(mask):
+    one = setting("chunk_hybrid(chunk=4, slowness=2.0)", mask, frame=(np.arange(T) // 4 + 1).astype(np.int32))
+    q, k, v = (normed(np.asarray(getattr(one, name), np.float64)) for name in "qkv")
+    k = k / np.sqrt(H)
+    decay = np.log(sigmoid(one.x @ one.decay)) / 2
+    chunk = np.arange(T) // 4
+    seen = (chunk[:, None] == chunk) & (np.tril(np.ones((T, T), bool)) | (mask != "causal"))
+    raised = np.where(seen, np.exp(products(q, k)), 0)
+    inner = mixed(raised / raised.sum(axis=-1, keepdims=True), v)
+    state, cross = np.zeros((2, N, H, K)), np.zeros(v.shape)
+    for c in range(3):
+        here = np.flatnonzero(chunk == c)
+        near = np.exp(decay[:, here].cumsum(axis=1))
+        cross[:, here] = np.einsum("btn,btnh,bnhk->btnk", near, q[:, here], state)
+        kept = np.exp(decay[:, here].mean(axis=1))
+        state = kept[..., None, None] * state + np.einsum("btnh,btnk->bnhk", k[:, here], v[:, here])
+    close(one.run(), normed(inner + cross) * heads(silu(one.x @ one.gate)))
+
+
+def orthogonal(one, mask, window, join):
+    q, token = (heads(one.x @ getattr(one, name)) for name in ("query", "token"))
+    basis = np.linalg.qr(one.basis)[0]
+    found = np.zeros((2, T, N, H))
+    for b, t, n in np.ndindex(2, T, N):
+        past = token[b, : t + 1, n] if mask == "causal" else token[b, :, n]
+        slots = (past @ basis[n]).mean(axis=0) * basis[n]  # [H, R]
+        near = token[b, max(0, t - window + 1) : t + 1, n][::-1]
+        far_scores = q[b, t, n] @ slots / 2
+        near_scores = near @ q[b, t, n] / 2 + one.by_distance[n, : len(near)]
+        if join == "joint":
+            raised = np.exp(np.concatenate([far_scores, near_scores]))
+            shares = raised / raised.sum()
+            far, by_near = shares[: len(far_scores)], shares[len(far_scores) :]
+        else:
+            far, by_near = (np.exp(x) / np.exp(x).sum() for x in (far_scores, near_scores))
+        found[b, t, n] = slots @ far + by_near @ near
+    return found.reshape(2, T, -1) @ one.output
+
+
+@pytest.mark.parametrize("join", ["joint", "sum"])
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_orthogonal_memory_attends_to_means_of_coefficients_and_to_a_window(mask, join):
+    one = setting(f"orthogonal_memory(slots=3, window=4, join={join!r})", mask)
+    close(mix(one), orthogonal(one, mask, 4, join))
+
+
+def test_orthogonal_memory_tells_apart_no_tokens_behind_the_window_but_by_their_mean():
+    one = setting("orthogonal_memory(slots=3, window=2)")
+    swapped = one.x.copy()
+    swapped[:, [0, 3]] = swapped[:, [3, 0]]
+    found, other = mix(one), mix(one, x=swapped)
+    close(found[:, 5:], other[:, 5:], 1e-5)
+    assert np.abs(found[:, 4] - other[:, 4]).max() > 1e-3
+
+
+def test_orthogonal_memory_has_no_more_slots_than_a_head_has_features():
+    with pytest.raises(ConfigError, match="slots = 5 is not allowed; allowed: at most the head size, 4"):
+        spec.build("operators", "orthogonal_memory(slots=5)", "operator").parameters(DIMS)
