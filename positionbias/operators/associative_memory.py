@@ -35,8 +35,8 @@ class AssociativeMemory(Operator):
     uses_bias = False
 
     def __post_init__(self) -> None:
-        require(self.slots >= 1, "slots", self.slots, "a whole number from 1")
-        require(self.width >= 1, "width", self.width, "a whole number from 1")
+        require(1 <= self.slots <= 65536, "slots", self.slots, "a whole number from 1 to 65536")
+        require(1 <= self.width <= 65536, "width", self.width, "a whole number from 1 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {

@@ -38,8 +38,8 @@ class ChunkHybrid(Operator):
     uses_bias = False
 
     def __post_init__(self) -> None:
-        require(self.chunk >= 1, "chunk", self.chunk, "a whole number from 1")
-        require(self.slowness > 0, "slowness", self.slowness, "a number above 0")
+        require(1 <= self.chunk <= 65536, "chunk", self.chunk, "a whole number from 1 to 65536")
+        require(0.01 <= self.slowness <= 1e6, "slowness", self.slowness, "a number from 0.01 to 1000000")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         decay = Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in")

@@ -40,7 +40,7 @@ class _Delta(Recurrent):
     decays: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        require(self.convolution >= 1, "convolution", self.convolution, "a whole number from 1")
+        require(1 <= self.convolution <= 65536, "convolution", self.convolution, "a whole number from 1 to 65536")
         require(0 < self.most <= 2, "most", self.most, "a number above 0 and at most 2")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
@@ -80,7 +80,6 @@ class _Delta(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
         q, k, v = (
             jax.nn.silu(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]))
             for name, x in (("q", q), ("k", k), ("v", v))
@@ -89,7 +88,8 @@ class _Delta(Recurrent):
         if self.decays:
             decay = site("log_decay", only_valid(params["log_decay"], tokens_k))
         strength = site("strength", only_valid(params["write"], tokens_k))
-        mixed, _ = kernels.delta_rule(unit(q) * q.shape[-1] ** -0.5, unit(k), v, strength, log_decay=decay)
+        q, k = rotated(position, unit(q), unit(k), tokens_q, tokens_k)
+        mixed, _ = kernels.delta_rule(q * q.shape[-1] ** -0.5, k, v, strength, log_decay=decay)
         mixed = normed(mixed)
         return only_valid(opened(mixed, params["open"]) if self.decays else mixed, tokens_q)
 

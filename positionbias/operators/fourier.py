@@ -34,7 +34,7 @@ class Fourier(Operator):
     uses_bias = False
 
     def __post_init__(self) -> None:
-        require(self.period >= 2, "period", self.period, "a whole number from 2")
+        require(2 <= self.period <= 65536, "period", self.period, "a whole number from 2 to 65536")
 
     def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
         made = jnp.fft.fft(x.astype(jnp.float32), axis=-1, norm="ortho")

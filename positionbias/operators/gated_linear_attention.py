@@ -37,8 +37,8 @@ class GatedLinearAttention(Recurrent):
     slowness: float = 16.0
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "rank", self.rank, "a whole number from 1")
-        require(self.slowness > 0, "slowness", self.slowness, "a number above 0")
+        require(1 <= self.rank <= 65536, "rank", self.rank, "a whole number from 1 to 65536")
+        require(0.01 <= self.slowness <= 1e6, "slowness", self.slowness, "a number from 0.01 to 1000000")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {"gate": gate_matrix(dims), **decay_matrices(dims, self.rank)}

@@ -30,8 +30,8 @@ class GatedSlot(Recurrent):
     slowness: float = 8.0
 
     def __post_init__(self) -> None:
-        require(self.slots >= 1, "slots", self.slots, "a whole number from 1")
-        require(self.slowness > 0, "slowness", self.slowness, "a number above 0")
+        require(1 <= self.slots <= 65536, "slots", self.slots, "a whole number from 1 to 65536")
+        require(0.01 <= self.slowness <= 1e6, "slowness", self.slowness, "a number from 0.01 to 1000000")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {"decay": Matrix((dims.width, dims.heads * self.slots), "gate", dims.width, "fan_in")}

@@ -36,8 +36,8 @@ class LAWCAT(Recurrent):
 
     def __post_init__(self) -> None:
         for name in ("features", "convolution", "rank"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1")
-        require(self.slowness > 0, "slowness", self.slowness, "a number above 0")
+            require(1 <= getattr(self, name) <= 65536, name, getattr(self, name), "a whole number from 1 to 65536")
+        require(0.01 <= self.slowness <= 1e6, "slowness", self.slowness, "a number from 0.01 to 1000000")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         size = dims.heads * dims.head_size

@@ -39,7 +39,7 @@ class LightNet(Recurrent):
     patterns = frozenset({"causal_self", "noncausal_self", "noncausal_cross"})
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "rank", self.rank, "a whole number from 1")
+        require(1 <= self.rank <= 65536, "rank", self.rank, "a whole number from 1 to 65536")
         known = set(Tokens._fields) - {"valid"}
         good = isinstance(self.lrpe, tuple) and set(self.lrpe) <= known
         require(good, "lrpe", self.lrpe, f"names among {', '.join(sorted(known))}")

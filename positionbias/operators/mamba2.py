@@ -43,7 +43,7 @@ class Mamba2(Recurrent):
     convolution: int = 4
 
     def __post_init__(self) -> None:
-        require(self.convolution >= 1, "convolution", self.convolution, "a whole number from 1")
+        require(1 <= self.convolution <= 65536, "convolution", self.convolution, "a whole number from 1 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         keys, values = dims.heads * dims.head_size, dims.heads * dims.values
@@ -77,11 +77,11 @@ class Mamba2(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
         q, k, v = (
             jax.nn.silu(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]))
             for name, x in (("q", q), ("k", k), ("v", v))
         )
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
         size = only_valid(params["size"], tokens_k)
         decay = -size * (spread(1.0, 16.0, q.shape[2]) * jnp.exp(params["log_rate"].astype(jnp.float32)))
         written = only_valid(k.astype(jnp.float32) * size[..., None], tokens_k)

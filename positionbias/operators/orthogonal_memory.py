@@ -42,8 +42,8 @@ class OrthogonalMemory(Operator):
     uses_bias = False
 
     def __post_init__(self) -> None:
-        require(self.slots >= 1, "slots", self.slots, "a whole number from 1")
-        require(self.window >= 1, "window", self.window, "a whole number from 1")
+        require(1 <= self.slots <= 65536, "slots", self.slots, "a whole number from 1 to 65536")
+        require(1 <= self.window <= 65536, "window", self.window, "a whole number from 1 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         size = dims.heads * dims.head_size

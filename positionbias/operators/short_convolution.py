@@ -34,7 +34,7 @@ class ShortConvolution(Operator):
     uses_bias = False
 
     def __post_init__(self) -> None:
-        require(self.width >= 1, "width", self.width, "a whole number from 1")
+        require(1 <= self.width <= 65536, "width", self.width, "a whole number from 1 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         made = {"kernel": Matrix((self.width, dims.width), "convolution", self.width, "fan_in")}

@@ -67,8 +67,8 @@ class Titans(Recurrent):
 
     def __post_init__(self) -> None:
         for name in ("chunk", "window", "convolution", "expansion"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1")
-        require(self.persistent >= 0, "persistent", self.persistent, "a whole number from 0")
+            require(1 <= getattr(self, name) <= 65536, name, getattr(self, name), "a whole number from 1 to 65536")
+        require(0 <= self.persistent <= 65536, "persistent", self.persistent, "a whole number from 0 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         n, h, k = dims.heads, dims.head_size, dims.values
