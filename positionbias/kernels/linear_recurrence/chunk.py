@@ -24,13 +24,13 @@ from positionbias.kernels.linear_recurrence.decays import Halves, Spans, between
 
 
 class Chunk(NamedTuple):
-    """Arrays of C steps; decays themselves, not their logarithms, and None for 1."""
+    """Arrays of C steps; logarithms of decays, None for 0."""
 
     q: Float[jax.Array, "... C H"]
     k: Float[jax.Array, "... C H"]
     v: Float[jax.Array, "... C K"]
-    decay: Float[jax.Array, "... C 1|H"] | None
-    value_decay: Float[jax.Array, "... C K"] | None
+    log_decay: Float[jax.Array, "... C 1|H"] | None
+    value_log_decay: Float[jax.Array, "... C K"] | None
 
 
 class Gradients(NamedTuple):
@@ -49,7 +49,7 @@ def forward(
 ) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
     """Outputs and the state after the chunk; C is a power of two, and `base` another, 1 for decays by channel."""
     steps = chunk.q.shape[-2]
-    keys, values = spans(chunk.decay, steps, inclusive), spans(chunk.value_decay, steps, inclusive)
+    keys, values = spans(chunk.log_decay, steps, inclusive), spans(chunk.value_log_decay, steps, inclusive)
     o = _of_earlier(chunk, state, keys, values, base)
     if inclusive:
         o = o + _dot(chunk.q, chunk.k) * chunk.v
@@ -84,7 +84,7 @@ def backward(
     own key is the same in both, and is left out of them.
     """
     steps = chunk.q.shape[-2]
-    keys, values = spans(chunk.decay, steps, inclusive), spans(chunk.value_decay, steps, inclusive)
+    keys, values = spans(chunk.log_decay, steps, inclusive), spans(chunk.value_log_decay, steps, inclusive)
     far = times(do, values.since)
     dq = times(far @ _t(state), keys.since)
     dk = times(times(chunk.v, values.until) @ _t(dstate), keys.until)
@@ -105,12 +105,12 @@ def backward(
         dk = dk + _at_first(times(_t(dscores) @ q, key.until))
         dv = dv + _at_first(times(_t(weights) @ near, value.until))
     dlog, dvalue_log = None, None
-    if chunk.decay is not None:
+    if chunk.log_decay is not None:
         begin, read, written = jnp.sum(state * dfirst, axis=-1)[..., None, :], chunk.q * dq, chunk.k * dk
-        if chunk.decay.shape[-1] == 1:
+        if chunk.log_decay.shape[-1] == 1:
             begin, read, written = (jnp.sum(x, axis=-1, keepdims=True) for x in (begin, read, written))
         dlog = _of_decay(begin, read, written, inclusive)
-    if chunk.value_decay is not None:
+    if chunk.value_log_decay is not None:
         o = _of_earlier(chunk, state, keys, values, base)
         dvalue_log = _of_decay(jnp.sum(state * dfirst, axis=-2)[..., None, :], o * do, chunk.v * dv, inclusive)
     if inclusive:
@@ -183,12 +183,11 @@ def at_once(
     chunk: Chunk, state: Float[jax.Array, "... H K"], inclusive: bool
 ) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
     """Outputs and the state after it of a chunk of any length, with no decay by channel: all pairs in one block."""
-    steps, decay = chunk.q.shape[-2], chunk.decay
+    steps, log_decay = chunk.q.shape[-2], chunk.log_decay
     longer = 1 << max(steps - 1, 0).bit_length()
-    if decay is not None:
-        more = [(0, 0)] * (decay.ndim - 2) + [(0, longer - steps), (0, 0)]
-        decay = jnp.pad(decay, more, constant_values=1.0)
-    keys = spans(decay, longer, inclusive)
+    if log_decay is not None:
+        log_decay = jnp.pad(log_decay, [(0, 0)] * (log_decay.ndim - 2) + [(0, longer - steps), (0, 0)])
+    keys = spans(log_decay, longer, inclusive)
     scale = between(keys.halves, chunk.v.dtype)[..., 0, :steps, :steps]
     since, until = (None if x is None else x[..., :steps, :] for x in (keys.since, keys.until))
     o = times(chunk.q, since) @ state + (chunk.q @ _t(chunk.k) * scale) @ chunk.v

@@ -3,6 +3,8 @@
 What lies between a key and a query is a product of decays. It is split where the two lie in different halves of a
 block of 2 n steps, n = 1, 2, 4 and so on: until the end of the first half, and since the beginning of the second.
 Both factors are at most 1 and as precise as their last bits, however far the decays go, as e^G e^-G of sums G is not.
+What a chunk leaves of a state is e to the sum of logarithms: a decay near 1 is rounded by up to 2^-25, and where
+thousands of them are the same, that would add up.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ def times(x: jax.Array, factor: jax.Array | None) -> jax.Array:
     return x if factor is None else x * factor
 
 
-def spans(decay: Float[jax.Array, "... C X"] | None, steps: int, inclusive: bool) -> Spans:
+def spans(log_decay: Float[jax.Array, "... C X"] | None, steps: int, inclusive: bool) -> Spans:
     """Products of the decays of C steps, a power of two; a query is after its own decay if `inclusive`, else before."""
-    if decay is None:
+    if log_decay is None:
         return Spans((Halves(None, None),) * (steps.bit_length() - 1), None, None, None)
-    lead, width = decay.shape[:-2], decay.shape[-1]
-    whole = decay[..., None, :]
+    lead, width = log_decay.shape[:-2], log_decay.shape[-1]
+    whole = jnp.exp(log_decay)[..., None, :]
     until = jnp.ones_like(whole)
     since = whole if inclusive else until
     found = []
@@ -57,7 +59,8 @@ def spans(decay: Float[jax.Array, "... C X"] | None, steps: int, inclusive: bool
         until = jnp.concatenate([half(until, 0) * half(whole, 1), half(until, 1)], axis=-2)
         whole = half(whole, 0) * half(whole, 1)
         n *= 2
-    return Spans(tuple(found), since[..., 0, :, :], until[..., 0, :, :], whole[..., 0, :, :])
+    kept = jnp.exp(jnp.sum(log_decay, axis=-2, keepdims=True))
+    return Spans(tuple(found), since[..., 0, :, :], until[..., 0, :, :], kept)
 
 
 def between(halves: tuple[Halves, ...], dtype: jnp.dtype) -> Float[jax.Array, "... blocks b b"]:

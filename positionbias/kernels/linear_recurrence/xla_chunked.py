@@ -102,8 +102,7 @@ def _order(how: _How, arrays: _Arrays) -> jax.Array:
 
 
 def _chunk(how: _How, arrays: _Arrays, index: jax.Array, dtype: Any) -> one.Chunk:
-    q, k, v, decay, value = (None if x is None else _part(how, x, index, dtype) for x in arrays)
-    return one.Chunk(q, k, v, *(None if x is None else jnp.exp(x) for x in (decay, value)))  # type: ignore[arg-type]
+    return one.Chunk(*(None if x is None else _part(how, x, index, dtype) for x in arrays))  # type: ignore[arg-type]
 
 
 def _part(how: _How, x: jax.Array, index: jax.Array, dtype: Any) -> jax.Array:

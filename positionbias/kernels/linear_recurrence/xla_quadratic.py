@@ -26,7 +26,7 @@ def quadratic(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Float[jax.
         return jnp.flip(x, axis=2) if problem.reverse else x
 
     q, k, v = (taken(x).astype(dtype) for x in (problem.q, problem.k, problem.v))
-    decay = None if problem.log_decay is None else jnp.exp(taken(problem.log_decay).astype(dtype))
-    o, state = one.at_once(one.Chunk(q, k, v, decay, None), problem.initial_state, problem.inclusive)
+    log_decay = None if problem.log_decay is None else taken(problem.log_decay).astype(dtype)
+    o, state = one.at_once(one.Chunk(q, k, v, log_decay, None), problem.initial_state, problem.inclusive)
     o = jnp.flip(o, axis=2) if problem.reverse else o
     return jnp.moveaxis(o, 2, 1).astype(problem.v.dtype), state

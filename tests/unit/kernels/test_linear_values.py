@@ -47,6 +47,15 @@ def test_gradients_of_decays_are_as_precise_over_many_steps():
 
 
 @pytest.mark.parametrize("gates", ["scalar", "key", "value"])
+def test_decays_that_are_one_and_slow_are_as_precise_over_many_steps(gates):
+    # A number just below 1 is rounded by up to 2^-25. Where all decays are the same, that adds up: to 2e-5 here.
+    told = drawn(2000, gates)
+    name = "value_log_decay" if gates == "value" else "log_decay"
+    told[name] = np.full_like(told[name], -1e-4)
+    agree(by_driver(told, "xla_chunked"), by_steps(told))
+
+
+@pytest.mark.parametrize("gates", ["scalar", "key", "value"])
 @pytest.mark.parametrize("pattern", ["all", "every fourth", "-2 for 64 steps"])
 def test_extreme_decays_are_as_precise(gates, pattern):
     told = drawn(96, gates, decay=0.1)
