@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from positionbias.kernels.differences import column_of
+from positionbias.kernels.differences import column_of, diagonals
 from positionbias.kernels.softmax_attention.fused import Arrays, Cotangents, Plan, Walks
 from positionbias.kernels.softmax_attention.operands import Place
 from positionbias.kernels.softmax_attention.tpu_backward import read_back, sloped
@@ -58,11 +58,10 @@ class _PairGrid(Grid):
 class _DiagonalGrid(_PairGrid):
     """By tiles of an operand [b, n, D, bq, bk] and the rows of tiles that its diagonal meets, [b, n, D, P, ...]."""
 
-    count_of_diagonals: int = 1
-
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.lead, self.count_of_diagonals, self.plan.tiles[0], self.shares[0] * self.shares[1])
+        blocks, tiles = self.plan.blocks, self.plan.tiles
+        return (*self.lead, diagonals(blocks, tiles), tiles[0], self.shares[0] * self.shares[1])
 
     @property
     def steps(self) -> int:
@@ -89,7 +88,7 @@ def pairs(interpret: Any, plan: Plan, arrays: Arrays, walks: Walks, given: Cotan
         grid = _PairGrid(*told, by_rows=True, lead=lead)
         written = grid.tiles(change)
     else:
-        grid = _DiagonalGrid(*told, by_rows=True, lead=lead, count_of_diagonals=operand.shape[2])
+        grid = _DiagonalGrid(*told, by_rows=True, lead=lead)
         written = grid.changed(change)
     names, read = read_back(grid, given)
     which = [one for one in plan.places_score if one.real and one.group == place.group].index(place)

@@ -61,12 +61,12 @@ def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
     All at once where that is few, or where their scores are (`FEW`).
     """
     size, (b, t, s, n, _) = CHUNK, problem.sizes
-    few = b * n * t * s * problem.score_dtype.itemsize < FEW and not leaves_out(problem)
+    few = b * n * t * s * problem.score_dtype.itemsize < FEW
     if s > MANY and (s <= 2 * MANY or leaves_out(problem)):
         size = CHUNK // 2
     if "block_mass" in problem.stats:
         size = -(-size // problem.block_sizes[0]) * problem.block_sizes[0]
-    if t <= size or few:
+    if t <= size or (few and not leaves_out(problem)):
         return dense(problem)
     allowed, score = operands_of(problem)
     seed = None if problem.dropout is None else problem.dropout.seed
