@@ -12,7 +12,7 @@ from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal, SlidingWindow
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.linear_attention import feature_size, features
-from positionbias.operators.recurrent import Recurrent, convolution_matrix, convolved, only_valid, rotated
+from positionbias.operators.recurrent import Recurrent, all_convolved, convolution_matrices, only_valid, rotated
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -43,13 +43,7 @@ class Based(Recurrent):
             name: Matrix((dims.heads, dims.head_size, self.features), "feature", dims.head_size, "fan_in")
             for name in ("map_q", "map_k")
         }
-        if not self.convolution:
-            return maps
-        sizes = {"q": dims.head_size, "k": dims.head_size, "v": dims.values}
-        return maps | {
-            f"convolution_{name}": convolution_matrix(self.convolution, dims.heads * size)
-            for name, size in sizes.items()
-        }
+        return maps | (convolution_matrices(self.convolution, dims) if self.convolution else {})
 
     def __call__(
         self,
@@ -64,10 +58,7 @@ class Based(Recurrent):
         site: SiteFunction,
     ) -> jax.Array:
         if self.convolution:
-            q, k, v = (
-                convolved(only_valid(x, tokens_k), params[f"convolution_{name}"])
-                for name, x in (("q", q), ("k", k), ("v", v))
-            )
+            q, k, v = all_convolved(q, k, v, tokens_k, params)
         q, k = rotated(position, q, k, tokens_q, tokens_k)
         short_q, short_k = (
             features(jnp.einsum("BTNH,NHF->BTNF", x, params[f"map_{name}"].astype(x.dtype)), "taylor")

@@ -11,7 +11,16 @@ from positionbias import kernels
 from positionbias.arrays import Bool, Float, Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.base import Operator, SiteFunction
-from positionbias.operators.recurrent import gate_matrix, normed, only_valid, opened, product, rotated
+from positionbias.operators.recurrent import (
+    gate_matrix,
+    in_chunks,
+    normed,
+    only_valid,
+    opened,
+    product,
+    rejoined,
+    rotated,
+)
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -73,12 +82,6 @@ class ChunkHybrid(Operator):
         self, q: jax.Array, k: jax.Array, v: jax.Array, decay: Float[jax.Array, "B T N"]
     ) -> Float[jax.Array, "B T N K"]:
         """What queries read of the chunks before their own."""
-        batch, length, heads, _ = q.shape
-        count = -(-length // self.chunk)
-
-        def chunks(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * self.chunk - length)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(batch, count, self.chunk, *x.shape[2:]), 1, 0)
 
         def one(state: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             q, k, v, decay = part
@@ -87,9 +90,9 @@ class ChunkHybrid(Operator):
             kept = jnp.exp(jnp.mean(decay, axis=1))[..., None, None]
             return kept * state + jnp.einsum("BCNH,BCNK->BNHK", k, v), read
 
-        begin = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]))
-        _, read = jax.lax.scan(one, begin, tuple(chunks(x) for x in (q, k, v, decay)))
-        return jnp.moveaxis(read, 0, 1).reshape(batch, -1, heads, v.shape[-1])[:, :length]
+        begin = jnp.zeros((len(q), q.shape[2], k.shape[-1], v.shape[-1]))
+        _, read = jax.lax.scan(one, begin, tuple(in_chunks(x, self.chunk) for x in (q, k, v, decay)))
+        return rejoined(read, q.shape[1])
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()

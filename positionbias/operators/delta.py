@@ -6,17 +6,16 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from positionbias import kernels
 from positionbias.masks.base import Mask
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.mamba2 import spread
+from positionbias.operators.mamba2 import rates, step_matrices, step_sizes
 from positionbias.operators.recurrent import (
     Recurrent,
-    convolution_matrix,
-    convolved,
+    all_convolved,
+    convolution_matrices,
+    convolution_state,
     gate_matrix,
     normed,
     only_valid,
@@ -44,28 +43,19 @@ class _Delta(Recurrent):
         require(0 < self.most <= 2, "most", self.most, "a number above 0 and at most 2")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
-        keys, values = dims.heads * dims.head_size, dims.heads * dims.values
         made = {
             "strength": Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in"),
-            "convolution_q": convolution_matrix(self.convolution, keys),
-            "convolution_k": convolution_matrix(self.convolution, keys),
-            "convolution_v": convolution_matrix(self.convolution, values),
+            **convolution_matrices(self.convolution, dims),
         }
         if self.decays:
-            made["gate"] = gate_matrix(dims)
-            made["step"] = Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in")
-            made["step_offset"] = Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)")
-            made["log_rate"] = Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)")
+            made |= {"gate": gate_matrix(dims), **step_matrices(dims)}
         return made
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         made = {"write": self.most * jax.nn.sigmoid(product(stream, params["strength"]))}
         if self.decays:
-            started = spread(0.001, 0.1, params["step"].shape[1])
-            offset = started + np.log(-np.expm1(-started))
-            size = jax.nn.softplus(product(stream, params["step"]) + params["step_offset"] + offset)
-            rate = spread(1.0, 16.0, len(started)) * jnp.exp(params["log_rate"].astype(jnp.float32))
-            made |= {"open": product(x, params["gate"]), "log_decay": -size * rate}
+            decay = -step_sizes(stream, params) * rates(params)
+            made |= {"open": product(x, params["gate"]), "log_decay": decay}
         return made
 
     def __call__(
@@ -80,10 +70,7 @@ class _Delta(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k, v = (
-            jax.nn.silu(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]))
-            for name, x in (("q", q), ("k", k), ("v", v))
-        )
+        q, k, v = (jax.nn.silu(x) for x in all_convolved(q, k, v, tokens_k, params))
         decay = None
         if self.decays:
             decay = site("log_decay", only_valid(params["log_decay"], tokens_k))
@@ -94,8 +81,7 @@ class _Delta(Recurrent):
         return only_valid(opened(mixed, params["open"]) if self.decays else mixed, tokens_q)
 
     def state_size(self, dims: Dims) -> int:
-        kept = (self.convolution - 1) * (2 * dims.head_size + dims.values)
-        return dims.heads * (dims.head_size * dims.values + kept)
+        return dims.heads * dims.head_size * dims.values + convolution_state(self.convolution, dims)
 
 
 @member("operators", "delta")

@@ -6,12 +6,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias import kernels
 from positionbias.arrays import Float
 from positionbias.masks.base import Mask
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.recurrent import Recurrent, by_head, normed, only_valid, product, rotated, sees_all
+from positionbias.operators.recurrent import Recurrent, by_head, normed, only_valid, product, rotated, sees_all, there
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -72,7 +73,7 @@ class LightNet(Recurrent):
         q, k = rotated(position, jax.nn.silu(q), k, tokens_q, tokens_k)
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
         values = only_valid(v.astype(jnp.float32), tokens_k)
-        valid = only_valid(jnp.ones_like(k), tokens_k) > 0
+        valid = there(tokens_k, len(k))[..., None, None]
         k = jnp.where(valid, k, NOTHING)
         if sees_all(mask):
             weights = jnp.where(valid, jax.nn.softmax(k, axis=1), 0.0)
@@ -98,12 +99,10 @@ class LightNet(Recurrent):
         """Each channel as its cosine and its sine share."""
         if not self.lrpe:
             return x
-        share = -(-x.shape[-1] // len(self.lrpe))
-        angles = []
-        for channel in range(x.shape[-1]):
-            place = jnp.asarray(getattr(tokens, self.lrpe[channel // share])).astype(jnp.float32)
-            angles.append(place * 10000.0 ** (-(channel % share) / share))
-        angle = jnp.stack(angles, axis=-1)
+        share, channel = -(-x.shape[-1] // len(self.lrpe)), np.arange(x.shape[-1])
+        fields = jnp.broadcast_arrays(*(jnp.asarray(getattr(tokens, name)) for name in self.lrpe))
+        places = jnp.stack(fields, axis=-1).astype(jnp.float32)[..., channel // share]
+        angle = places * (10000.0 ** (-(channel % share) / share)).astype(np.float32)
         angle = (angle if angle.ndim == 3 else angle[None])[:, :, None]
         return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)
 

@@ -14,9 +14,10 @@ from positionbias.masks.base import Mask
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import (
     Recurrent,
+    all_convolved,
     by_head,
-    convolution_matrix,
-    convolved,
+    convolution_matrices,
+    convolution_state,
     gate_matrix,
     normed,
     only_valid,
@@ -46,24 +47,15 @@ class Mamba2(Recurrent):
         require(1 <= self.convolution <= 65536, "convolution", self.convolution, "a whole number from 1 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
-        keys, values = dims.heads * dims.head_size, dims.heads * dims.values
         return {
             "gate": gate_matrix(dims),
-            "step": Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in"),
-            "step_offset": Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)"),
-            "log_rate": Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)"),
+            **step_matrices(dims),
             "skip": Matrix((dims.heads,), "gate", dims.width, "constant(value=1.0)"),
-            "convolution_q": convolution_matrix(self.convolution, keys),
-            "convolution_k": convolution_matrix(self.convolution, keys),
-            "convolution_v": convolution_matrix(self.convolution, values),
+            **convolution_matrices(self.convolution, dims),
         }
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
-        heads = params["step"].shape[1]
-        started = spread(0.001, 0.1, heads)
-        offset = started + np.log(-np.expm1(-started))  # whose softplus is where steps start
-        size = jax.nn.softplus(product(stream, params["step"]) + params["step_offset"] + offset)
-        return {"open": product(x, params["gate"]), "size": size}
+        return {"open": product(x, params["gate"]), "size": step_sizes(stream, params)}
 
     def __call__(
         self,
@@ -77,13 +69,10 @@ class Mamba2(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k, v = (
-            jax.nn.silu(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]))
-            for name, x in (("q", q), ("k", k), ("v", v))
-        )
+        q, k, v = (jax.nn.silu(x) for x in all_convolved(q, k, v, tokens_k, params))
         q, k = rotated(position, q, k, tokens_q, tokens_k)
         size = only_valid(params["size"], tokens_k)
-        decay = -size * (spread(1.0, 16.0, q.shape[2]) * jnp.exp(params["log_rate"].astype(jnp.float32)))
+        decay = -size * rates(params)
         written = only_valid(k.astype(jnp.float32) * size[..., None], tokens_k)
         mixed, _ = kernels.linear_attention(
             q.astype(jnp.float32), written, v.astype(jnp.float32), log_decay=site("log_decay", decay)
@@ -93,8 +82,28 @@ class Mamba2(Recurrent):
         return only_valid(mixed.astype(v.dtype), tokens_q)
 
     def state_size(self, dims: Dims) -> int:
-        kept = (self.convolution - 1) * (2 * dims.head_size + dims.values)
-        return dims.heads * (dims.head_size * dims.values + kept)
+        return dims.heads * dims.head_size * dims.values + convolution_state(self.convolution, dims)
+
+
+def step_matrices(dims: Dims) -> dict[str, Matrix]:
+    """What `step_sizes` and `rates` read."""
+    return {
+        "step": Matrix((dims.width, dims.heads), "gate", dims.width, "fan_in"),
+        "step_offset": Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)"),
+        "log_rate": Matrix((dims.heads,), "gate", dims.width, "constant(value=0.0)"),
+    }
+
+
+def step_sizes(stream: Float[jax.Array, "B T D"], params: Parameters) -> Float[jax.Array, "B T N"]:
+    """d of each token and head, in float32."""
+    started = spread(0.001, 0.1, params["step"].shape[1])
+    offset = started + np.log(-np.expm1(-started))  # whose softplus is where steps start
+    return jax.nn.softplus(product(stream, params["step"]) + params["step_offset"] + offset)
+
+
+def rates(params: Parameters) -> Float[jax.Array, "N"]:
+    """a of each head, in float32."""
+    return jnp.asarray(spread(1.0, 16.0, len(params["log_rate"]))) * jnp.exp(params["log_rate"].astype(jnp.float32))
 
 
 def spread(least: float, most: float, heads: int) -> Float[np.ndarray, "N"]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float
+from positionbias.operators.recurrent import in_chunks, rejoined
 
 
 class Memory(NamedTuple):
@@ -39,12 +40,6 @@ def network_memory(
     2024, equations 8 to 14), the gradient that of the memory which the chunk of `chunk` steps begins with. A step that
     is not `valid` hands both on as they are. All in float32.
     """
-    length = q.shape[1]
-    count = -(-length // chunk)
-
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(len(x), count, chunk, *x.shape[2:]), (1, 2), (0, 1))
 
     def one_chunk(state: tuple[Memory, Memory], part: tuple[jax.Array, ...]) -> tuple[tuple[Memory, Memory], jax.Array]:
         begun = state[0]
@@ -64,7 +59,6 @@ def network_memory(
 
         return jax.lax.scan(one, state, part)
 
-    parts = tuple(chunks(x) for x in (q, k, v, rate, momentum, forget, valid))
+    parts = tuple(in_chunks(x, chunk).swapaxes(1, 2) for x in (q, k, v, rate, momentum, forget, valid))
     state, read = jax.lax.scan(jax.checkpoint(one_chunk), state, parts)
-    read = jnp.moveaxis(read, 2, 0).reshape(q.shape[0], -1, *read.shape[3:])
-    return read[:, :length], state
+    return rejoined(read.swapaxes(1, 2), q.shape[1]), state

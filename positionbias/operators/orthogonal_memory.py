@@ -8,10 +8,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Float, Mapped
+from positionbias.arrays import Bool, Float
 from positionbias.masks.base import Mask
-from positionbias.operators.base import Operator, SiteFunction
-from positionbias.operators.recurrent import by_head, only_valid, sees_all
+from positionbias.operators.base import SiteFunction
+from positionbias.operators.recurrent import Recurrent, by_head, only_valid, sees_all, there
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
@@ -20,7 +20,7 @@ from positionbias.tokens import Tokens
 
 @member("operators", "orthogonal_memory")
 @dataclasses.dataclass(frozen=True)
-class OrthogonalMemory(Operator):
+class OrthogonalMemory(Recurrent):
     """Attention to `slots` vectors that hold the mean of what came, and to the last `window` tokens (LAVO).
 
     Zhang et al. 2023 (arXiv 2312.11135), of which we could read the outline: with b_j the orthonormal basis of a head
@@ -37,9 +37,7 @@ class OrthogonalMemory(Operator):
 
     reads = "stream"
     patterns = frozenset({"causal_self", "noncausal_self"})
-    any_mask = False
     uses_rotation = False
-    uses_bias = False
 
     def __post_init__(self) -> None:
         require(1 <= self.slots <= 65536, "slots", self.slots, "a whole number from 1 to 65536")
@@ -57,7 +55,7 @@ class OrthogonalMemory(Operator):
         }
 
     def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
-        heads, valid = len(params["basis"]), only_valid(jnp.ones((*x.shape[:2], 1)), tokens)
+        heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
         q, token = (by_head(x @ params[name].astype(x.dtype), heads) for name in ("query", "token"))
         q, token = q.astype(jnp.float32) * q.shape[-1] ** -0.5, only_valid(token.astype(jnp.float32), tokens)
         basis = jnp.linalg.qr(params["basis"].astype(jnp.float32))[0]  # [N, H, R]
@@ -83,22 +81,16 @@ class OrthogonalMemory(Operator):
         self, q: jax.Array, token: jax.Array, tokens: Tokens, by_distance: Float[jax.Array, "N W"]
     ) -> tuple[Float[jax.Array, "B T N W"], Float[jax.Array, "B T W N H"], Bool[jax.Array, "B T N W"]]:
         """Scores of the tokens 0 to `window` - 1 places back, those tokens, and which of them are there."""
-        valid = only_valid(jnp.ones((*token.shape[:2], 1)), tokens)[..., 0]
+        valid = there(tokens, len(token))
         lags = range(min(self.window, token.shape[1]))
 
         def back(x: jax.Array, lag: int) -> jax.Array:
             return jnp.pad(x[:, : x.shape[1] - lag], [(0, 0), (lag, 0)] + [(0, 0)] * (x.ndim - 2))
 
         nearby = jnp.stack([back(token, lag) for lag in lags], axis=2)
-        seen = jnp.stack([back(valid, lag) for lag in lags], axis=2) > 0
+        seen = jnp.stack([back(valid, lag) for lag in lags], axis=2)
         scores = jnp.einsum("BTNH,BTWNH->BTNW", q, nearby) + by_distance.astype(jnp.float32)[:, : len(lags)]
         return scores, nearby, jnp.broadcast_to(seen[:, :, None], scores.shape)
-
-    def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
-        rows, columns = tokens_q.rows(), tokens_k.columns()
-        there = rows.valid & columns.valid
-        everything = (allowed | ~there).all(axis=(-2, -1))[..., None, None]
-        return there & ((columns.index <= rows.index) | everything)
 
     def state_size(self, dims: Dims) -> int:
         return dims.heads * (self.slots + min(self.window, dims.length) * dims.head_size) + 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 
-from positionbias import kernels
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.base import SiteFunction
@@ -25,7 +24,7 @@ class OwnMask(ByKernel):
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        kernels.check_impl(self.impl)
+        super().__post_init__()
         assert self.own is not None
 
     def __call__(

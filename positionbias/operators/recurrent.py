@@ -9,7 +9,7 @@ from positionbias.arrays import Bool, Float, Mapped
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional
 from positionbias.operators.base import Operator
-from positionbias.positions.base import Dims, Matrix, Placed
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.tokens import Tokens
 
 
@@ -47,11 +47,28 @@ def rotated(
     return position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
 
 
+def there(tokens: Tokens, batch: int) -> Bool[jax.Array, "B T"]:
+    """Which tokens of each sequence are no padding."""
+    return jnp.broadcast_to(jnp.asarray(tokens.valid), (batch, tokens.length))
+
+
 def only_valid(x: Float[jax.Array, "B T ..."], tokens: Tokens) -> Float[jax.Array, "B T ..."]:
     """Zero where a token is padding."""
-    valid = jnp.asarray(tokens.valid)
-    valid = valid if valid.ndim == 2 else valid[None]
+    valid = there(tokens, len(x))
     return x * valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)).astype(x.dtype)
+
+
+def in_chunks(x: Float[jax.Array, "B T ..."], size: int) -> Float[jax.Array, "chunks B size ..."]:
+    """The tokens in chunks, in float32, with zeros behind the last."""
+    count = -(-x.shape[1] // size)
+    x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(len(x), count, size, *x.shape[2:]), 1, 0)
+
+
+def rejoined(x: Float[jax.Array, "chunks B size ..."], length: int) -> Float[jax.Array, "B T ..."]:
+    """The first `length` tokens of chunks."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(len(x), -1, *x.shape[3:])[:, :length]
 
 
 def by_head(x: Float[jax.Array, "B T ..."], heads: int) -> Float[jax.Array, "B T N ..."]:
@@ -94,6 +111,26 @@ def convolved(x: Float[jax.Array, "B T N H"], kernel: Float[jax.Array, "W N*H"])
 def convolution_matrix(width: int, features: int) -> Matrix:
     """A short convolution of so many features."""
     return Matrix((width, features), "convolution", width, "fan_in")
+
+
+def convolution_matrices(width: int, dims: Dims) -> dict[str, Matrix]:
+    """Those of queries, keys and values, as `all_convolved` reads them."""
+    sizes = {"q": dims.head_size, "k": dims.head_size, "v": dims.values}
+    return {f"convolution_{name}": convolution_matrix(width, dims.heads * size) for name, size in sizes.items()}
+
+
+def all_convolved(
+    q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, params: Parameters
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values of one sequence, each by its short convolution."""
+    by_name = {"q": q, "k": k, "v": v}
+    made = (convolved(only_valid(x, tokens), params[f"convolution_{name}"]) for name, x in by_name.items())
+    return tuple(made)  # type: ignore[return-value]
+
+
+def convolution_state(width: int, dims: Dims) -> int:
+    """Numbers that these convolutions keep of the tokens before."""
+    return (width - 1) * dims.heads * (2 * dims.head_size + dims.values)
 
 
 def opened(mixed: Float[jax.Array, "B T N K"], gate: Float[jax.Array, "B T N*K"]) -> Float[jax.Array, "B T N K"]:

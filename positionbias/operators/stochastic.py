@@ -7,12 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias import kernels
 from positionbias.arrays import Float, Mapped
 from positionbias.masks.base import Mask
 from positionbias.masks.drawn import RandomPermutationWindow
 from positionbias.masks.order import SlidingWindow
-from positionbias.operators.base import SiteFunction
+from positionbias.operators.base import SiteFunction, over_heads
 from positionbias.operators.by_kernel import ByKernel
 from positionbias.operators.own_mask import OwnMask
 from positionbias.operators.softmax import masked_softmax
@@ -63,7 +62,7 @@ class GatedStochastic(ByKernel):
     patterns = frozenset({"noncausal_self", "causal_self"})
 
     def __post_init__(self) -> None:
-        kernels.check_impl(self.impl)
+        super().__post_init__()
         require(self.window is None or self.window >= 1, "window", self.window, "a whole number from 1, or None")
         assert len(self.own) == 2
 
@@ -113,9 +112,7 @@ class GatedStochastic(ByKernel):
         site: SiteFunction,
     ) -> jax.Array:
         gates: Float[jax.Array, "2 B N T 1"] = jnp.transpose(params["gates"], (2, 0, 3, 1))[..., None]
-        kept = [jnp.asarray(own.dense(tokens_q, tokens_k)) for own in self.own]
-        kept = [one[..., None, :, :] if one.ndim == 3 else one for one in kept]
-        shared, near = (masked_softmax(scores, allowed & one) for one in kept)
+        shared, near = (masked_softmax(scores, allowed & over_heads(own.dense(tokens_q, tokens_k))) for own in self.own)
         return gates[0] * shared + gates[1] * near
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:

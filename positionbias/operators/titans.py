@@ -17,12 +17,16 @@ from positionbias.operators.base import SiteFunction
 from positionbias.operators.neural_memory import Memory, network_memory
 from positionbias.operators.recurrent import (
     Recurrent,
-    convolution_matrix,
-    convolved,
+    all_convolved,
+    convolution_matrices,
+    convolution_state,
+    in_chunks,
     normed,
     only_valid,
     product,
+    rejoined,
     rotated,
+    there,
     unit,
 )
 from positionbias.operators.softmax import masked_softmax
@@ -74,10 +78,7 @@ class Titans(Recurrent):
         n, h, k = dims.heads, dims.head_size, dims.values
         made = {name: Matrix((dims.width, n), "gate", dims.width, "fan_in") for name in RATES}
         made |= {f"{name}_offset": Matrix((n,), "gate", dims.width, "constant(value=0.0)") for name in RATES}
-        made |= {
-            f"convolution_{name}": convolution_matrix(self.convolution, n * size)
-            for name, size in (("q", h), ("k", h), ("v", k))
-        }
+        made |= convolution_matrices(self.convolution, dims)
         if self.memory == "linear":
             made["start"] = Matrix((n, h, k), "memory", h, "constant(value=0.0)")
         else:
@@ -113,17 +114,14 @@ class Titans(Recurrent):
         site: SiteFunction,
     ) -> jax.Array:
         rates = tuple(site(name, params[f"made_{name}"]) for name in RATES)
-        made = [
-            convolved(only_valid(jax.nn.silu(x), tokens_k), params[f"convolution_{name}"]).astype(jnp.float32)
-            for name, x in (("q", q), ("k", k), ("v", v))
-        ]
-        asked, key, value = unit(made[0]), unit(made[1]), made[2]
+        made = all_convolved(jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v), tokens_k, params)
+        asked, key, value = (x.astype(jnp.float32) for x in made)
+        asked, key = unit(asked), unit(key)
         near_q, near_k = rotated(position, q, k, tokens_q, tokens_k)
         if self.form == "mac":
             mixed = self._as_context(asked, near_q, near_k, v, rates, tokens_k, params)
         else:
-            valid = only_valid(jnp.ones((*q.shape[:2], 1)), tokens_k)[..., 0] > 0
-            far, _ = self._read(asked, key, value, rates, valid, self._start(len(q), params))
+            far, _ = self._read(asked, key, value, rates, there(tokens_k, len(q)), self._start(len(q), params))
             if self.form == "mag":
                 near = self._near(near_q, near_k, v, tokens_q, tokens_k, params)
                 opened = jax.nn.sigmoid(normed(far) * params["scale_far"].astype(jnp.float32))
@@ -187,18 +185,10 @@ class Titans(Recurrent):
         params: Parameters,
     ) -> Float[jax.Array, "B T N K"]:
         """Segment after segment."""
-        length, size = q.shape[1], self.chunk
-        count = -(-length // size)
-        valid = only_valid(jnp.ones((*q.shape[:2], 1)), tokens)[..., 0]
-
-        def segments(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(len(x), count, size, *x.shape[2:]), 1, 0)
-
         always_k, always_v = jnp.zeros((0, *q.shape[2:])), jnp.zeros((0, *v.shape[2:]))
         if self.persistent:
             always_k, always_v = (params[f"persistent_{x}"].astype(jnp.float32) for x in ("key", "value"))
-        causal = jnp.tril(jnp.ones((size, size), bool))
+        causal = jnp.tril(jnp.ones((self.chunk, self.chunk), bool))
 
         def one(state: State, part: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
             asked, q, k, v, valid, *rates = part
@@ -206,8 +196,7 @@ class Titans(Recurrent):
             held_k, held_v = (_each_head(held, params[f"again_{name}"]) for name in "kv")
             scores = [jnp.einsum("BTNH,PNH->BNTP", q, always_k)]
             scores += [jnp.einsum("BTNH,BSNH->BNTS", q, x) for x in (held_k, k)]
-            there = valid > 0
-            seen = causal & there[:, None, None]
+            seen = causal & (valid > 0)[:, None, None]
             free = jnp.ones(scores[0].shape, bool)
             allowed = [free, *(jnp.broadcast_to(seen, x.shape) for x in scores[1:])]
             weights = masked_softmax(
@@ -218,19 +207,19 @@ class Titans(Recurrent):
             mixed = jnp.einsum("BNTP,PNK->BTNK", by_always, always_v)
             mixed += jnp.einsum("BNTS,BSNK->BTNK", by_held, held_v) + jnp.einsum("BNTS,BSNK->BTNK", by_own, v)
             q, k, v = (_each_head(mixed, params[f"again_{name}"]) for name in "qkv")
-            answer, state = self._read(unit(q), unit(k), v, tuple(rates), there, state)
+            answer, state = self._read(unit(q), unit(k), v, tuple(rates), valid > 0, state)
             return state, mixed * jax.nn.sigmoid(answer)
 
-        parts = tuple(segments(x) for x in (asked, q, k, v, valid, *rates))
+        parts = tuple(in_chunks(x, self.chunk) for x in (asked, q, k, v, there(tokens, len(q)), *rates))
         _, found = jax.lax.scan(one, self._start(len(q), params), parts)
-        return jnp.moveaxis(found, 0, 1).reshape(len(q), -1, *found.shape[3:])[:, :length]
+        return rejoined(found, q.shape[1])
 
     def state_size(self, dims: Dims) -> int:
         size, hidden = dims.head_size, self.expansion * dims.head_size
         memory = size * dims.values if self.memory == "linear" else hidden * (size + dims.values)
         near = self.chunk if self.form == "mac" else self.window
-        kept = (self.convolution - 1) * (2 * size + dims.values)
-        return dims.heads * (2 * memory + min(near, dims.length) * (size + dims.values) + kept)
+        held = dims.heads * (2 * memory + min(near, dims.length) * (size + dims.values))
+        return held + convolution_state(self.convolution, dims)
 
 
 def _each_head(x: Float[jax.Array, "B T N K"], matrix: Float[jax.Array, "N K H"]) -> Float[jax.Array, "B T N H"]:
