@@ -1,4 +1,4 @@
-"""Operands with a number for each difference of a query's and a key's index: Toeplitz matrices, never written out.
+"""Operands with a number for each difference of a query's and a key's index: Toeplitz matrices, kept short.
 
 Such an operand is [b, n, T + S - 1], the only kind with three axes; entry i - j + S - 1 is that of query i and key j.
 A tile of it reads a window of its entries, and tiles on the same diagonal are the same tile.

@@ -157,7 +157,8 @@ class Placed:
     def table(self, q: Tokens, k: Tokens, heads: int) -> Float[jax.Array, "N R"] | None:
         """`bias` by i - j + S - 1, for i and j from 0 to T - 1 and S - 1, if it is looked up by i - j; None if not."""
         row, column = _steady(q), _steady(k)
-        if type(self).bias is not Placed.bias or row is None or column is None:
+        own = type(self).bias is not Placed.bias or type(self.scheme).bias is not PositionScheme.bias
+        if own or row is None or column is None:
             return None
         behind = np.arange(q.length + k.length - 1, dtype=np.int32) - (k.length - 1) + (row - column)
         found = self.scheme.looked_up(jnp.asarray(behind)[:, None], heads, self.params)

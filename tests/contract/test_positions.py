@@ -10,6 +10,7 @@ import pytest
 from positionbias import spec
 from positionbias.config import schema
 from positionbias.positions.base import Dims, Matrix, Placed, PositionScheme
+from positionbias.positions.buckets import T5Bias
 from positionbias.tokens import Tokens, sequential
 
 AXIS = "positions"
@@ -175,6 +176,18 @@ def test_text_round_trips(built):
 
 def test_is_documented(built):
     assert type(built).__doc__.strip().splitlines()[0].endswith(".")
+
+
+def test_a_bias_of_a_schemes_own_is_in_no_table():
+    """One that is looked up and then added to: the table of differences would lack what is added."""
+
+    class Adds(T5Bias):
+        def bias(self, q, k, heads, params):
+            return super().bias(q, k, heads, params) + 1.0
+
+    params, on = parameters(T5Bias().layer_parameters(DIMS)), sequential(T)
+    assert Placed(T5Bias(), params).table(on, on, 3) is not None
+    assert Placed(Adds(), params).table(on, on, 3) is None
 
 
 class ForgetsToDeclare(PositionScheme):

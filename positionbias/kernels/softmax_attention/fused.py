@@ -1,7 +1,8 @@
 """Attention by a fused kernel, forwards and backwards: what the drivers for TPU and GPU share around their kernels.
 
 Arrays are laid out by head, padded to whole tiles, and the gradient is written by hand (see `tiles`). A driver computes
-three things on padded arrays: the forward pass, the gradients that are summed along rows, and those along columns.
+four things on padded arrays: the forward pass, the gradients that are summed along rows, those along columns, and
+those of operands that are read by whole tiles.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kernels:
-    """A driver's three kernels and its rounding of sizes."""
+    """A driver's kernels and its rounding of sizes."""
 
     forward: Callable[[Plan, Arrays, Walks], Outputs]
     # dq, the part of D that was gathered or None, and gradients of real rows and scalars, [B, N, T, R] each

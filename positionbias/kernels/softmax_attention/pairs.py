@@ -1,8 +1,8 @@
 """The gradient of an operand read by whole tiles, by XLA, for drivers whose kernels cannot sum it up.
 
 It is the sum of dS (see `tiles`) times the score's derivative over the examples and heads that share the operand, and
-for one by difference along its diagonals. Scores are made again for a row of tiles and one example at a time, so that
-memory grows as the tile's rows times S.
+for one by difference along its diagonals. Scores are made again for a row of tiles and one example at a time, of empty
+tiles too, so that memory grows as the tile's rows times S.
 """
 
 from __future__ import annotations

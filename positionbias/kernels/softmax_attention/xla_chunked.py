@@ -3,7 +3,7 @@
 It takes any rule, any type and any platform, and memory grows as T + S, but for rules with a dense operand, which is
 there for all pairs. Where the mask is known before the call, chunks are taken in a few spans of rows, and those of a
 span are computed against the keys that it sees only. The gradient is written by hand (see `tiles`), which takes less
-than that of jax, and has no forward mode.
+than that of jax, and has no forward mode. Few scores are computed all at once, as by `xla_dense` (see `FEW`).
 """
 
 from __future__ import annotations
