@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float, Int, Mapped, Shaped
-from positionbias.kernels.differences import by_difference, diagonal_tiles
+from positionbias.kernels.differences import by_difference, diagonal_tiles, diagonals, spread
 from positionbias.kernels.softmax_attention.problem import Problem
 
 Group = Literal["rows", "columns", "scalars", "dense", "diagonal"]
@@ -69,6 +69,8 @@ def packed(problem: Problem, blocks: tuple[int, int], tiles: tuple[int, int]) ->
     for rule in (problem.allowed, problem.score):
         found = []
         for operand in () if rule is None else rule.operands:
+            if by_difference(operand) and diagonals(blocks, tiles) > tiles[0] * tiles[1]:
+                operand = spread(operand, *problem.sizes[1:3])  # sides share so few factors that no two tiles are alike
             group = _group(operand)
             real = bool(jnp.issubdtype(operand.dtype, jnp.floating))
             alone = group in ("dense", "diagonal")

@@ -40,6 +40,7 @@ CHUNK = 128  # rows at a time
 # that is so up to twice the keys: from there on, larger chunks are faster, and small enough.
 MANY = 1024
 # Bytes of all scores below which they stay, where no keys are left out: made again backwards, they take only time.
+# Of each of several such arrays, and of each replica under `vmap`, which sizes do not show.
 FEW = 12 << 20
 SPANS = 4  # each is a loop of its own to compile; of a causal mask they leave out 3 / 8, and more could only 1 / 2
 

@@ -3,6 +3,8 @@
 70 queries are three chunks of rows, and tiles of 32 x 16 leave ragged ones on both sides.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from kernels_oracle import TOLERANCE, Case, agree, check, drawn, drivers, formula, kernel
 
 from positionbias.kernels import PerHead, PerKey, PerQuery, Relative, Scalar
+from positionbias.kernels.softmax_attention import operands
 from positionbias.kernels.softmax_attention.problem import STATS
 
 BLOCKS = {"block_sizes": (32, 16)}
@@ -200,6 +203,13 @@ RELATIVE = Case(mask=causal, score=relative, kinds={"lag": Relative, "own_lag": 
 
 def test_gradients_of_operands_by_lag(by_lag):
     check(RELATIVE, by_lag, stats=STATS)
+
+
+def test_operands_by_lag_on_tiles_of_which_no_two_are_alike(by_lag, monkeypatch):
+    """Whose sides share no factor: a tile a diagonal would be more than the matrix."""
+    monkeypatch.delattr(operands, "diagonal_tiles")
+    sizes = {"block_sizes": (40, 23)}
+    check(dataclasses.replace(RELATIVE, options=sizes), by_lag, impls=("mosaic_tpu_interpret",), stats=("received",))
 
 
 def test_gradients_of_learned_numbers_for_each_pair():
