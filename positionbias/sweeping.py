@@ -76,7 +76,10 @@ def run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, name: str)
     plan = {
         "name": name,
         "command": sys.orig_argv,
-        "cells": [{"name": c.name, "hash": resolve.config_hash(c.config), "overrides": c.overrides} for c in cells],
+        "cells": [
+            {"name": c.name, "hash": resolve.config_hash(c.config), "overrides": c.overrides, "curve": c.curve}
+            for c in cells
+        ],
     }
     _same_plan(workdir, plan)
     _build(cells)

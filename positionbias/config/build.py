@@ -21,6 +21,7 @@ from positionbias.masks.base import Mask, one_share
 from positionbias.masks.order import Causal
 from positionbias.models.base import Architecture, Model, initialise, visible
 from positionbias.models.parameters import Blueprint
+from positionbias.models.state import state_size
 from positionbias.objectives.base import Objective
 from positionbias.operators.base import Operator
 from positionbias.positions.base import Placed, PositionScheme
@@ -166,6 +167,14 @@ class Experiment:
                 except ConfigError as error:
                     raise ConfigError(f"model.operator: in {name}, {error}") from None
         return sorted({driver for driver in made.values() if driver is not None})
+
+    @cached_property
+    def state_size(self) -> int | None:
+        """Numbers kept, at most, to go on with a sequence of the first condition; see `models.state`."""
+        condition = self.task.conditions()[0]
+        length = self.task.context_length(condition)
+        tokens = next(iter(self.objective.layouts(self.task.tokens(condition)))).told_context(length)
+        return state_size(self.architecture, self.blueprint, tokens, length)
 
     @property
     def data(self) -> dict[str, str]:

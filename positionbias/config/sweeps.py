@@ -1,13 +1,14 @@
 """Sweeps: named sets of overrides that a config file defines, each cell resolved before anything runs.
 
-A file defines `sweep(add)` (its name is "default") or `sweep_NAME(add)`, and calls `add(overrides, name=None)` once a
-cell, with dotted fields as on the command line:
+A file defines `sweep(add)` (its name is "default") or `sweep_NAME(add)`, and calls `add(overrides, name=None,
+curve=None)` once a cell, with dotted fields as on the command line:
 
     def sweep_depth(add):
         for overrides in product({"model.layers": [1, 2, 4], "model.position": ["none", "learned"]}):
             add(overrides)
 
-Several named sweeps multiply: every cell of one with every cell of the other.
+Several named sweeps multiply: every cell of one with every cell of the other. Cells that are told the same `curve` are
+joined in the report, over the size of the state that they keep.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ LONGEST = 80  # characters of a name made from overrides
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One configuration of a sweep: its folder's name, its config, and the overrides of the sweep that made it."""
+    """One configuration of a sweep: its folder's name, its config, and the overrides of the sweep that made it.
+
+    Cells of one `curve` are joined in the report, over the size of the state that they keep.
+    """
 
     name: str
     config: schema.Config
     overrides: dict[str, Any]
+    curve: str | None = None
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -73,7 +78,7 @@ def cells(path_with_arguments: str, names: str | None = None, overrides: Overrid
     apply_overrides(file.raw(), given)  # a mistake on the command line is told without naming a cell
     found: list[Cell] = []
     own_name: list[bool] = []
-    for name, wanted in _multiplied(file, _chosen(file, names)):
+    for name, curve, wanted in _multiplied(file, _chosen(file, names)):
         for field in wanted:
             if field in dict(given):
                 raise ConfigError(f"{field}: is set by the sweep and on the command line; allowed: one of them.")
@@ -82,7 +87,7 @@ def cells(path_with_arguments: str, names: str | None = None, overrides: Overrid
             config = resolve(apply_overrides(file.raw(), [*given, *wanted.items()]))
         except ConfigError as error:
             raise ConfigError(f"cell {label!r}: {error}") from None
-        found.append(Cell(label, config, wanted))
+        found.append(Cell(label, config, wanted, curve))
         own_name.append(name is not None)
     _refuse_equal(found)
     return _distinct(found, own_name)
@@ -117,18 +122,23 @@ def _chosen(file: files.ConfigFile, names: str | None) -> list[str]:
     return chosen
 
 
-def _added(file: files.ConfigFile, sweep: str) -> list[tuple[str | None, dict[str, Any]]]:
-    """The (name, overrides) that one sweep adds."""
-    added: list[tuple[str | None, dict[str, Any]]] = []
+_Added = tuple[str | None, str | None, dict[str, Any]]  # name, curve and overrides; None where not given
 
-    def add(overrides: dict[str, Any], name: str | None = None) -> None:
+
+def _added(file: files.ConfigFile, sweep: str) -> list[_Added]:
+    """What one sweep adds."""
+    added: list[_Added] = []
+
+    def add(overrides: dict[str, Any], name: str | None = None, curve: str | None = None) -> None:
         if not isinstance(overrides, dict) or not all(isinstance(field, str) for field in overrides):
             raise ConfigError(f"add: {spec.show(overrides)} is not allowed; allowed: a dict of dotted fields.")
         if name is not None:
             if not isinstance(name, str):
                 raise ConfigError(f"add: the cell name {spec.show(name)} is not allowed; allowed: text.")
             check_safe_name(name, "cell name")
-        added.append((name, plain(overrides)))
+        if not (curve is None or (isinstance(curve, str) and curve.strip())):
+            raise ConfigError(f"add: curve = {spec.show(curve)} is not allowed; allowed: None or text.")
+        added.append((name, curve, plain(overrides)))
 
     functions = {_sweep_name(function): call for function, call in file.functions("sweep").items()}
     file.call(functions[sweep], add)
@@ -137,18 +147,19 @@ def _added(file: files.ConfigFile, sweep: str) -> list[tuple[str | None, dict[st
     return added
 
 
-def _multiplied(file: files.ConfigFile, chosen: list[str]) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """The (name, overrides) of every combination; a name is None unless one of its parts was given."""
+def _multiplied(file: files.ConfigFile, chosen: list[str]) -> Iterator[_Added]:
+    """Every combination; its name and its curve are None unless one of their parts was given."""
     for parts in itertools.product(*(_added(file, sweep) for sweep in chosen)):
         merged: dict[str, Any] = {}
-        for _, overrides in parts:
+        for _, _, overrides in parts:
             for field in overrides:
                 if field in merged:
                     raise ConfigError(f"--sweep: {' and '.join(chosen)} both set {field}; allowed: only one of them.")
             merged |= overrides
-        named = any(name is not None for name, _ in parts)
-        joined = "_".join(name or _label(overrides) for name, overrides in parts)
-        yield _shortened(joined, repr(merged)) if named else None, merged
+        named = any(name is not None for name, _, _ in parts)
+        joined = "_".join(name or _label(overrides) for name, _, overrides in parts)
+        curve = ", ".join(curve for _, curve, _ in parts if curve is not None) or None
+        yield _shortened(joined, repr(merged)) if named else None, curve, merged
 
 
 def _label(overrides: dict[str, Any]) -> str:

@@ -177,7 +177,8 @@ class Measurer:
             theory = theory_of(run.experiment) if plain else None
             settings = run.config.train
             varied = settings.vary if len(run.keys) == settings.replicas else {}
-            summary = summarise(rows, steps=run.step, of=settings.steps, varied=varied, theory=theory)
+            kept = run.experiment.state_size
+            summary = summarise(rows, steps=run.step, of=settings.steps, varied=varied, theory=theory, state_size=kept)
             yield Measured(variant, run.config.task, rows, summary, self.source)
 
 

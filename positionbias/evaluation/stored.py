@@ -116,6 +116,7 @@ SUMMARY = {
     "axes": {"query": str, "evidence": str},
     "steps": (int, None),
     "of": (int, None),
+    "state_size?": (int, None),
     "note": (str, None),
     "theory": {"query?": [float], "evidence?": [float], "mean?": float, "predictions?": [_PREDICTION]},
 }

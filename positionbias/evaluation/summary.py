@@ -33,12 +33,14 @@ def summarise(
     of: int | None = None,
     varied: Mapping[str, Sequence[Any]] | None = None,
     theory: Mapping[str, Any] | None = None,
+    state_size: int | None = None,
 ) -> dict[str, Any]:
     """The measures of one evaluation, strict JSON (None where there is no number); see BUILD.md.
 
     The top level is the first condition, `by_condition` has every one, `at_init` the same measures from the rows of
     step 0. `steps` is the training step of `rows`, `of` the steps of the whole training, `varied` the hyperparameters
-    that differ between replicas with one value each, `theory` what `theory_of` tells.
+    that differ between replicas with one value each, `theory` what `theory_of` tells, `state_size` the numbers that the
+    model keeps to go on with a sequence.
     """
     varied = {name: list(values) for name, values in (varied or {}).items()}
     conditions = _conditions(rows)
@@ -53,6 +55,7 @@ def summarise(
         "varied": varied,
         "note": _note(varied),
         "theory": theory or {},
+        "state_size": state_size,
     }
     return _strict(summary)
 

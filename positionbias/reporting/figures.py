@@ -248,6 +248,31 @@ def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
     return _draw(name, "training loss by step", paint)
 
 
+def by_state_size(name: str, curves: Mapping[str, Rows]) -> str:
+    """Accuracy over the numbers that a model keeps, a curve for each kind of model; rows tell these as their position.
+
+    From the eighth curve on colours come again, with dashes and with other markers.
+    """
+
+    def paint(axes: Any) -> None:
+        for i, (label, rows) in enumerate(curves.items()):
+            color, marker = ARMS[i % len(ARMS)], MARKERS[i % len(MARKERS)]
+            line = ("-", "--", ":")[i // len(ARMS) % 3]
+            mean, low, high = (_column(rows, key) for key in ("mean", "low", "high"))
+            known = np.isfinite(low)
+            position = _column(rows, "position")
+            axes.plot(position, mean, line, color=color, marker=marker, label=Arm(label, rows).short)
+            axes.vlines(position[known], low[known], high[known], color=color, linewidth=1.2, alpha=0.6)
+        axes.set_xscale("log")
+        _unit(axes)
+        axes.set_xlabel("numbers kept of what came before")
+        axes.set_ylabel("accuracy")
+        _plain(axes.xaxis)
+        axes.margins(x=0.03)
+
+    return _draw(name, "accuracy by size of the state", paint, HEIGHT + 0.2 * max(0, len(curves) - 3))
+
+
 def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
     """The curves of a sweep's arms along one axis, each with its ceiling dashed in its own colour."""
 

@@ -14,7 +14,7 @@ from positionbias.training.writers import read_metrics
 # What a report relies on; whatever else is there is shown as it is.
 CONFIG = {"config?": dict, "command?": [str]}
 MANIFEST = {"status?": str, "step?": int, "message?": str}
-PLAN = {"cells?": [{"name": str, "overrides?": dict}], "command?": [str]}
+PLAN = {"cells?": [{"name": str, "overrides?": dict, "curve?": (str, None)}], "command?": [str]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import urllib.parse
 from collections.abc import Mapping
+from typing import Any
 
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
 from positionbias.evaluation.table import remarks, solved_count, when
@@ -29,7 +30,12 @@ def sweep_page(sweep: Sweep) -> str:
         *(note(text) for text in _notes(sweep, measured)),
     ]
     if measured:
-        body += ["<h2>Arms side by side</h2>", side_by_side(_figures(measured)), "<h2>Numbers</h2>", *_tables(measured)]
+        body += [
+            "<h2>Arms side by side</h2>",
+            side_by_side(_figures(sweep, measured)),
+            "<h2>Numbers</h2>",
+            *_tables(measured),
+        ]
     body += _unfinished(sweep, measured)
     body += ["<h2>Plan</h2>", _plan(sweep)]
     return page(f"{title}: sweep", body)
@@ -77,11 +83,28 @@ def _notes(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     return notes
 
 
-def _figures(measured: Mapping[str, Run]) -> list[str]:
+def _by_state_size(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
+    """Accuracy over the size of the state, where cells are told to be curves."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for cell in sweep.plan.get("cells", []):
+        run, curve = measured.get(cell["name"]), cell.get("curve")
+        if run is not None and curve is not None and run.summary.get("state_size"):
+            curves.setdefault(curve, []).append({**run.summary["accuracy"], "position": run.summary["state_size"]})
+    if not curves:
+        return []
+    ordered = {curve: sorted(rows, key=lambda row: row["position"]) for curve, rows in curves.items()}
+    caption = (
+        "Mean accuracy over the numbers that all layers keep to go on with a sequence: keys and values that can still"
+        " be seen, states, the inputs of convolutions. Upright lines: 95 % Student t over replicas."
+    )
+    return [figure(figures.by_state_size("state-size", ordered), caption)]
+
+
+def _figures(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     shown = dict(list(measured.items())[:MOST_ARMS])
     counts = sorted({len(run.summary["accuracy"]["replicas"]) for run in shown.values()})
     bands = band(counts[0]) if len(counts) == 1 else f"Bands: 95 % Student t over {counts[0]} to {counts[-1]} replicas."
-    found = []
+    found = _by_state_size(sweep, measured)
     for axis in ("query", "evidence"):
         what = _axis(shown, axis)
         compared = [figures.Arm(name, run.summary[f"by_{axis}_position"], _mark(run)) for name, run in shown.items()]
@@ -101,8 +124,11 @@ def _tables(measured: Mapping[str, Run]) -> list[str]:
         gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
         ceiling = ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"])
         simple = number(run.summary["baselines"]["order_free"])
-        body.append([_link(name, run), between(accuracy), gap, ceiling, simple, part, *loss])
-    head = ["arm", "accuracy", f"minus {first}", "ceiling", "order-free", "solved", *(["loss"] if judged else [])]
+        kept = run.summary.get("state_size")
+        size = f"{kept:,}" if kept is not None else "–"
+        body.append([_link(name, run), between(accuracy), gap, ceiling, simple, part, *loss, size])
+    more = ["loss"] if judged else []
+    head = ["arm", "accuracy", f"minus {first}", "ceiling", "order-free", "solved", *more, "numbers kept"]
     caption = (
         "Mean and 95 % interval over replicas; differences are paired by replica. Each name leads to its own report."
     )

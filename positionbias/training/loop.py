@@ -285,7 +285,15 @@ class _Run:
         """Write the summary of the newest evaluation, which that at initialisation made again is not."""
         step, train = max(self.evaluated), self.config.train
         rows, initial = read_rows(self._rows_path(step)), read_rows(self._rows_path(0))
-        summary = summarise(rows, initial, steps=step, of=train.steps, varied=train.vary, theory=self.theory)
+        summary = summarise(
+            rows,
+            initial,
+            steps=step,
+            of=train.steps,
+            varied=train.vary,
+            theory=self.theory,
+            state_size=self.experiment.state_size,
+        )
         write_json(self.folder.path / "summary.json", summary)
 
     def _rows_path(self, step: int) -> pathlib.Path:

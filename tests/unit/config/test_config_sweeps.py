@@ -46,6 +46,19 @@ def names(*arguments) -> list[str]:
     return [cell.name for cell in cells(*arguments)]
 
 
+def test_cells_of_a_curve(write):
+    """Which is told, joined where sweeps multiply, and refused where it is no text."""
+    path = write("def sweep_a(add):\n    add({'model.layers': 1}, curve='one')\n    add({'model.layers': 2})")
+    assert [cell.curve for cell in cells(path, "a")] == ["one", None]
+    both = write(
+        "def sweep_a(add):\n    add({'model.layers': 1}, curve='one')",
+        "def sweep_b(add):\n    add({'model.width': 32}, curve='narrow')\n    add({})",
+    )
+    assert [cell.curve for cell in cells(both, "a,b")] == ["one, narrow", "one"]
+    for wrong in ("3", "' '"):
+        assert "add: curve = " in refused(write(f"def sweep(add):\n    add({{}}, curve={wrong})"))
+
+
 def test_product_and_zipped():
     assert list(product({"a": [1, 2], "b": ["x", "y"]})) == [
         {"a": 1, "b": "x"},

@@ -52,7 +52,7 @@ def theory(seen: str = "causal", n: int = 8) -> dict[str, list[float]]:
 
 def write_run(path: pathlib.Path, name: str = "quickstart", status: str = "finished", **options: Any) -> pathlib.Path:
     """A run folder; `status` other than finished has no evaluation. `options` go to `rows`, `varied` to the summary."""
-    varied = options.pop("varied", None)
+    varied, state_size = options.pop("varied", None), options.pop("state_size", None)
     replicas = options.get("replicas", 4)
     path.mkdir(parents=True)
     settings = {
@@ -88,7 +88,12 @@ def write_run(path: pathlib.Path, name: str = "quickstart", status: str = "finis
     if status == "finished":
         at_init = rows(**{**options, "skill": 0.0})
         summary = summarise(
-            rows(**options), at_init, steps=600, varied=varied, theory=theory(options.get("seen", "causal"))
+            rows(**options),
+            at_init,
+            steps=600,
+            varied=varied,
+            theory=theory(options.get("seen", "causal")),
+            state_size=state_size,
         )
         _json(path / "summary.json", summary)
     return path

@@ -336,8 +336,8 @@ def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
     assert "condition accuracy ceiling chance order-free share solved loss answers" in text
     assert text.count("0.250 [0.200, 0.300] (floor 0.125) 512") == 2
     text = read(tmp_path).text
-    assert "arm accuracy minus a ceiling order-free solved loss a " in text
-    assert re.search(r"of 4 0\.250 \[0\.200, 0\.300\] \(floor 0\.125\) b .* of 4 – ", text)
+    assert "arm accuracy minus a ceiling order-free solved loss numbers kept a " in text
+    assert re.search(r"of 4 0\.250 \[0\.200, 0\.300\] \(floor 0\.125\) – b .* of 4 – – ", text)
 
 
 def test_the_influence_profile_says_which_answer_it_reads(run_folder):
@@ -412,6 +412,22 @@ def test_a_sweep_lays_its_arms_side_by_side(sweep_folder):
     assert "bidirectional = " not in page.text
     assert "bidirectional model.mask = bidirectional half<b> model.mask = causal" in page.text
     assert "python -m positionbias.sweep" in page.text
+
+
+def test_cells_of_a_curve_are_joined_over_the_size_of_their_state(tmp_path):
+    cells = [
+        {"name": f"{curve}-{size}", "hash": "1f3a", "curve": curve}
+        for curve in ("delta", "softmax")
+        for size in (2048, 128)
+    ]
+    (tmp_path / "plan.json").write_text(json.dumps({"cells": cells}))
+    for cell in cells:
+        size = int(cell["name"].rpartition("-")[2])
+        fabricate.write_run(tmp_path / "cells" / cell["name"], name=cell["name"], state_size=size)
+    page = Reader(write_report(tmp_path).read_text())
+    assert page.tags.count("svg") == 3
+    assert "Mean accuracy over the numbers that all layers keep" in page.text
+    assert re.search(r"delta-2048 0\.\d.* 2,048 delta-128 0\.\d.* 128 softmax-2048", page.text)
 
 
 def test_a_sweep_links_to_the_report_of_every_measured_cell(sweep_folder):
