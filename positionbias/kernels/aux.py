@@ -25,11 +25,13 @@ class Aux:
     def argument(self, name: str, sizes: Sizes) -> Argument:
         """As a rule gets it: without the batch axis, and broadcasting to [N, T, S]. ConfigError for a wrong shape."""
         told = dict(zip("BNTS", sizes, strict=True), R=sizes[2] + sizes[3] - 1)
+        kind = type(self).__name__
+        if not isinstance(self.array, jax.Array | np.ndarray | np.generic | bool | int | float):
+            raise ConfigError(f"aux[{name!r}], {kind}, holds a {type(self.array).__name__}; allowed: an array.")
         shape = np.shape(self.array)
         found = next((word for word in self.letters if shape == tuple(told[letter] for letter in word)), None)
         if found is None:
             kinds = " or ".join(str([told[letter] for letter in word]) for word in self.letters)
-            kind = type(self).__name__
             raise ConfigError(f"aux[{name!r}], {kind}, has shape {list(shape)}; allowed: {kinds}.")
         return self._placed(found, sizes)
 

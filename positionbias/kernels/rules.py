@@ -131,6 +131,13 @@ def split(
             f"{name} hands what it is given to numpy, or indexes a numpy array with it; allowed: jax arrays, such as"
             " jnp.asarray(table)[q]."
         ) from error
+    except ValueError as error:  # jax has no class of its own for it, and numpy none at all
+        if "truth value of an array" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"{name} asks whether an array is true, as `and`, `or`, `not`, `if` and chained comparisons do; allowed:"
+            " &, |, ~, one comparison at a time, and jnp.where."
+        ) from error
     flat = Flat(closed, pairs[1:])
     if len(flat.results) != 1 or not _fits(flat.shape(flat.results[0]), pairs):
         shapes = [list(flat.shape(result)) for result in flat.results]

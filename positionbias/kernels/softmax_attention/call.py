@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float, Mapped
-from positionbias.errors import ConfigError, unknown
+from positionbias.errors import ConfigError, nearest, unknown
 from positionbias.kernels.aux import AUX_KINDS, Aux
 from positionbias.kernels.rules import Argument, Rule, split
 from positionbias.kernels.softmax_attention.ladder import Choice, choose
@@ -26,6 +26,7 @@ MaskFunction = Callable[..., Mapped]
 ScoreFunction = Callable[..., Mapped]
 INDICES = ("s", "b", "h", "q", "k")  # of the arguments that a rule is called with
 MOST_DROPPED = 0.999
+DTYPES = ("bfloat16", "float16", "float32", "float64")  # of q, k and v
 BLOCK = 128  # queries and keys of a tile, unless told
 
 
@@ -49,7 +50,8 @@ def attention(
     """Softmax attention under any mask and any rule on scores: outputs [B, T, N, K], or (outputs, `Stats`).
 
     The weights of query i are softmax over its visible keys j of score(scale q_i . k_j + key_bias_j); query head n
-    reads key head n // (N / G). A query that sees no key has output 0, and so have its gradients.
+    reads key head n // (N / G). A query that sees no key has output 0, and so have its gradients. Keys and values have
+    to be finite even where nobody sees them: their weight is 0, and 0 times NaN is NaN.
 
     mask: which keys a query sees. A `Mask` reads `tokens`, of the queries and of the keys (`sequential` by default). A
         function is called as mask(b, h, q, k, **aux) with the indices of example, head, query and key, int32 arrays
@@ -63,8 +65,8 @@ def attention(
     stats: names of `Stats`: 'lse', 'received', 'entropy', 'mean_position', 'block_mass'; told any, even none at all
         (`()`), the call returns them too.
     normalise: without it the weights are exp(score), summed and not divided; the scores must stay small.
-    dropout: (rate, seed); weights are dropped by a hash of the seed and their place in these arrays, so that parts of a
-        batch on several devices want seeds of their own.
+    dropout: (rate, seed), the seed an integer of 32 bits, `jax.random.bits(key)` say; weights are dropped by a hash of
+        the seed and their place in these arrays, so that parts of a batch on several devices want seeds of their own.
     impl: a driver by name; None for the one that is chosen for the platform, which `choice` tells. All but 'xla_dense'
         have gradients backwards only: for `jax.jvp` name that one.
     block_sizes: queries and keys of a tile; also of the tiles of `block_mass`.
@@ -97,9 +99,9 @@ def merge(
     ConfigError for pairs of other shapes.
     """
     for given in (first, second):
-        shapes = [np.shape(x) for x in given]
+        shapes = [np.shape(x) for x in given] if _are_arrays(given) else []
         if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[1] != (shapes[0][0], shapes[0][2], shapes[0][1]):
-            told = ", ".join(str(list(shape)) for shape in shapes)
+            told = ", ".join(str(list(shape)) for shape in shapes) or "what are no two arrays"
             raise ConfigError(f"merge is given {told}; allowed: outputs [B, T, N, K] and stats.lse [B, N, T], twice.")
     if np.shape(first[0]) != np.shape(second[0]):
         told = f"{list(np.shape(first[0]))} and {list(np.shape(second[0]))}"
@@ -129,9 +131,11 @@ def posed(
     _check_arrays(q, k, v, key_bias)
     sizes = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     blocks = (BLOCK, BLOCK) if block_sizes is None else block_sizes
-    good = isinstance(blocks, tuple | list) and len(blocks) == 2 and all(isinstance(n, int) and n >= 1 for n in blocks)
+    good = isinstance(blocks, tuple | list) and len(blocks) == 2 and all(_is_whole(n) and n >= 1 for n in blocks)
     if not good:
         raise ConfigError(f"block_sizes = {block_sizes} is not allowed; allowed: two whole numbers from 1.")
+    if not isinstance(normalise, bool | np.bool_):
+        raise ConfigError(f"normalise = {normalise!r} is not allowed; allowed: True, False.")
     _check_stats(stats, normalise)
     _check_dropout(dropout)
     _check_scale(scale)
@@ -139,8 +143,10 @@ def posed(
         if not isinstance(function, Mask) and function is not None and not _is_rule(function):
             kinds = "None, a Mask or a function" if name == "mask" else "None or a function"
             raise ConfigError(f"{name} is {_kind(function)}; allowed: {kinds}.")
-    if tokens is not None and not isinstance(mask, Mask):
-        raise ConfigError("tokens are what a Mask reads, and mask is none; allowed: a Mask, or aux for a function.")
+    if tokens is not None:
+        _check_tokens(tokens, mask)
+    if aux is not None and not isinstance(aux, Mapping):
+        raise ConfigError(f"aux is {_kind(aux)}; allowed: a mapping of names to {', '.join(_aux_kinds())}.")
     arguments = _Arguments(sizes, {} if aux is None else aux, (mask, score))
     allowed, tiles, plain = None, None, "none" if mask is None else None
     if isinstance(mask, Mask):
@@ -213,9 +219,11 @@ class _Arguments:
                     f"aux[{name!r}] has the name of an index; allowed: names other than {', '.join(INDICES)}."
                 )
             if not isinstance(value, AUX_KINDS):
-                kinds = ", ".join(kind.__name__ for kind in AUX_KINDS)
-                raise ConfigError(f"aux[{name!r}] is a {type(value).__name__}; allowed: {kinds}.")
+                raise ConfigError(f"aux[{name!r}] is a {type(value).__name__}; allowed: {', '.join(_aux_kinds())}.")
             self.aux[name] = value.argument(name, sizes)
+        for name, function in zip(("mask", "score"), functions, strict=True):
+            if function is not None and not isinstance(function, Mask):
+                _check_called(name, function, INDICES[name == "mask" :], aux)
         for name in aux:
             if not any(_takes(function, name) for function in functions if not isinstance(function, Mask)):
                 raise ConfigError(
@@ -227,10 +235,8 @@ class _Arguments:
         told = {key: value for key, value in self.aux.items() if _takes(function, key)}
 
         def called(*given: jax.Array) -> Mapped:
-            found = jnp.asarray(function(*given[:4], **dict(zip(told, given[4:], strict=True))))
-            if found.dtype != bool:
-                raise ConfigError(f"{name} returns {found.dtype}; allowed: booleans.")
-            return found
+            found = function(*given[:4], **dict(zip(told, given[4:], strict=True)))
+            return _returned(name, found, bool, "booleans")
 
         return split(called, [*self.indices, *told.values()], self.pairs, name)
 
@@ -249,9 +255,33 @@ class _Arguments:
             if function is None:
                 return s
             found = function(s, *given[:4], **dict(zip(told, given[4:], strict=False)))
-            return jnp.asarray(found).astype(s.dtype)
+            return _returned("score", found, (jnp.integer, jnp.floating), "real numbers").astype(s.dtype)
 
         return split(called, [*self.indices, *told.values(), *more], self.pairs, "score", dtype)
+
+
+def _returned(name: str, found: Any, kinds: Any, allowed: str) -> jax.Array:
+    """What a rule returns, as an array of one of these kinds."""
+    if not isinstance(found, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+        raise ConfigError(f"{name} returns {_kind(found)}; allowed: one array of {allowed}.")
+    array = jnp.asarray(found)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (kinds if isinstance(kinds, tuple) else (kinds,))):
+        raise ConfigError(f"{name} returns {array.dtype}; allowed: {allowed}.")
+    return array
+
+
+def _check_called(name: str, function: Any, indices: Sequence[str], aux: Mapping[str, Aux]) -> None:
+    """Raise ConfigError unless a rule can be called with its indices and what it takes of `aux`."""
+    told = [key for key in aux if _takes(function, key)]
+    try:
+        inspect.signature(function).bind(*indices, **dict.fromkeys(told))
+    except TypeError as error:
+        wanted = str(error).rpartition("argument: ")[2].strip("'") if "missing" in str(error) else None
+        hint = "" if wanted is None else nearest(wanted, [key for key in aux if key not in told])
+        raise ConfigError(
+            f"{name} cannot be called as {name}({', '.join([*indices, *told])}): {error}{hint}; allowed: a function of"
+            f" {', '.join(indices)}, and of names of aux."
+        ) from error
 
 
 def _takes(function: Any, name: str) -> bool:
@@ -274,21 +304,47 @@ def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
+def _aux_kinds() -> list[str]:
+    return [kind.__name__ for kind in AUX_KINDS]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one real number that is known."""
+    if isinstance(value, jax.core.Tracer) or np.ndim(value) or not np.isrealobj(value):
+        return False
+    return np.issubdtype(np.asarray(value).dtype, np.number)
+
+
+def _are_arrays(values: Any) -> bool:
+    """Whether it is a sequence of arrays, or of what stands for them where only a driver is chosen."""
+    kinds = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+    return isinstance(values, tuple | list) and all(isinstance(value, kinds) for value in values)
+
+
 def _check_scale(scale: Any) -> None:
     if isinstance(scale, jax.core.Tracer):
         raise ConfigError("scale is traced; allowed: a number that is known, and a factor in score for any other.")
-    if scale is not None and (
-        np.ndim(scale) or not np.isrealobj(scale) or not np.issubdtype(np.asarray(scale).dtype, np.number)
-    ):
+    if scale is not None and not (_is_number(scale) and np.isfinite(scale)):
         raise ConfigError(f"scale = {scale!r} is not allowed; allowed: a number, or None for 1 / sqrt(H).")
 
 
 def _check_arrays(q: Any, k: Any, v: Any, key_bias: Any) -> None:
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if not _are_arrays([value]):
+            raise ConfigError(f"{name} is {_kind(value)}; allowed: an array.")
+    if not isinstance(key_bias, jax.Array | np.ndarray | None):
+        raise ConfigError(f"key_bias is {_kind(key_bias)}; allowed: an array, or None.")
     shapes = {"q": np.shape(q), "k": np.shape(k), "v": np.shape(v)}
     told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    kinds = {jnp.result_type(x) for x in (q, k, v)}
-    if len(kinds) > 1 or not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
-        raise ConfigError(f"q, k and v are of {sorted(map(str, kinds))}; allowed: one floating type for all three.")
+    kinds = {str(jnp.result_type(x)) for x in (q, k, v)}
+    if len(kinds) > 1 or not kinds <= set(DTYPES):
+        raise ConfigError(
+            f"q, k and v are of {sorted(kinds)}; allowed: one floating type for all three, of {', '.join(DTYPES)}."
+        )
     allowed = "allowed: q [B, T, N, H], k [B, S, G, H], v [B, S, G, K], N a multiple of G, none of them 0."
     if any(len(shape) != 4 or 0 in shape for shape in shapes.values()):
         raise ConfigError(f"{told} are not allowed; {allowed}")
@@ -297,6 +353,17 @@ def _check_arrays(q: Any, k: Any, v: Any, key_bias: Any) -> None:
         raise ConfigError(f"{told} do not fit together; {allowed}")
     if key_bias is not None and np.shape(key_bias) != (b, g, s):
         raise ConfigError(f"key_bias has shape {list(np.shape(key_bias))}; allowed: [B, G, S] = {[b, g, s]}.")
+    if key_bias is not None and not any(jnp.issubdtype(key_bias.dtype, kind) for kind in (jnp.integer, jnp.floating)):
+        raise ConfigError(f"key_bias is of {key_bias.dtype}; allowed: real numbers.")
+
+
+def _check_tokens(tokens: Any, mask: Any) -> None:
+    if not isinstance(mask, Mask):
+        raise ConfigError("tokens are what a Mask reads, and mask is none; allowed: a Mask, or aux for a function.")
+    sides = (tokens,) if isinstance(tokens, Tokens) or not isinstance(tokens, tuple | list) else tokens
+    if len(sides) != 2 or not all(isinstance(side, Tokens) for side in sides):
+        told = ", ".join(type(side).__name__ for side in sides)
+        raise ConfigError(f"tokens are ({told}); allowed: (Tokens, Tokens), those of the queries and of the keys.")
 
 
 def _check_stats(stats: Sequence[str], normalise: bool) -> None:
@@ -315,10 +382,13 @@ def _check_stats(stats: Sequence[str], normalise: bool) -> None:
 def _check_dropout(dropout: Any) -> None:
     if dropout is None:
         return
-    good = isinstance(dropout, tuple | list) and len(dropout) == 2 and isinstance(dropout[0], int | float)
+    good = isinstance(dropout, tuple | list) and len(dropout) == 2 and _is_number(dropout[0])
     if not good or not 0 <= dropout[0] <= MOST_DROPPED:
         raise ConfigError(
             f"dropout = {dropout!r} is not allowed; allowed: (rate, seed), a rate from 0 to {MOST_DROPPED}."
         )
-    if np.shape(dropout[1]) != () or not jnp.issubdtype(jnp.result_type(dropout[1]), jnp.integer):
-        raise ConfigError("dropout has a seed that is no whole number; allowed: (rate, seed), the seed an integer.")
+    seed = dropout[1]
+    whole = _are_arrays([seed]) and np.shape(seed) == () and jnp.issubdtype(seed.dtype, jnp.integer)
+    if not whole and not (_is_whole(seed) and -(2**31) <= seed < 2**31):
+        told = f"{seed.dtype}{list(seed.shape)}" if _are_arrays([seed]) else repr(seed)
+        raise ConfigError(f"dropout has the seed {told}; allowed: a whole number of 32 bits, jax.random.bits(key) say.")

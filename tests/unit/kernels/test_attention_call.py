@@ -61,8 +61,11 @@ REFUSED = {
     "dropout without a seed": ({"dropout": 0.1}, "dropout = 0.1 is not allowed; allowed: (rate, seed)"),
     "dropout of all": ({"dropout": (1.0, 3)}, "a rate from 0 to 0.999"),
     "dropout of less than nothing": ({"dropout": (-0.1, 3)}, "a rate from 0 to 0.999"),
-    "a broken seed": ({"dropout": (0.1, 0.5)}, "dropout has a seed that is no whole number; allowed: (rate, seed)"),
-    "a seed for each example": ({"dropout": (0.1, np.arange(2))}, "dropout has a seed that is no whole number"),
+    "a broken seed": ({"dropout": (0.1, 0.5)}, "dropout has the seed 0.5; allowed: a whole number"),
+    "a seed for each example": (
+        {"dropout": (0.1, np.arange(2))},
+        "dropout has the seed int64[2]; allowed: a whole number",
+    ),
     "tokens without a mask": (
         {"tokens": (sequential(T), sequential(S))},
         "tokens are what a Mask reads, and mask is none",
