@@ -68,7 +68,7 @@ def attention(
     dropout: (rate, seed), the seed an integer of 32 bits, `jax.random.bits(key)` say; weights are dropped by a hash of
         the seed and their place in these arrays, so that parts of a batch on several devices want seeds of their own.
     impl: a driver by name; None for the one that is chosen for the platform, which `choice` tells. All but 'xla_dense'
-        have gradients backwards only: for `jax.jvp` name that one.
+        have gradients backwards only: for `jax.jvp` name that one, and for second derivatives it or 'xla_chunked'.
     block_sizes: queries and keys of a tile; also of the tiles of `block_mass`.
 
     Raises ConfigError for what does not fit together, and with the reason where the driver named cannot do it.

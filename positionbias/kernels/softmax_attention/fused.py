@@ -8,6 +8,7 @@ those of operands that are read by whole tiles.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Float, Int
+from positionbias.errors import ConfigError
 from positionbias.kernels.rules import Rule
 from positionbias.kernels.softmax_attention.block_map import classes, walk
 from positionbias.kernels.softmax_attention.operands import Packs, Place, packed, padded
@@ -156,20 +158,34 @@ def _attend(plan: Plan, kernels: Kernels, arrays: Arrays, walks: Walks) -> Outpu
 
     def forward(arrays: Any, walks: Any) -> tuple[Outputs, Any]:
         arrays, walks = jax.tree.map(lambda x: x.value, (arrays, walks), is_leaf=lambda x: hasattr(x, "perturbed"))
-        out = kernels.forward(plan, arrays, walks)
+        out = _once(functools.partial(kernels.forward, plan))(arrays, walks)
         kept = out._replace(received=None, block_mass=None)
         return out, (arrays, walks, kept)
 
     def backward(residuals: Any, given: Outputs) -> tuple[Any, Any]:
         arrays, walks, out = residuals
-        return _gradient(plan, kernels, arrays, walks, out, given), None
+        by: Any = [told(value) for value in given]
+        return _once(functools.partial(_gradient, plan, kernels))(arrays, walks, out, Outputs(*by)), None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run(arrays, walks)
 
 
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a gradient, which has none of its own: without a word, jax would not tell what is missing."""
+    run = jax.custom_jvp(function)
+
+    @run.defjvp
+    def again(primals: Any, tangents: Any) -> Any:
+        raise ConfigError(
+            "impl: kernels by tiles have no second derivatives; allowed: impl = 'xla_dense' or 'xla_chunked' for these."
+        )
+
+    return run
+
+
 def _gradient(plan: Plan, kernels: Kernels, arrays: Arrays, walks: Walks, out: Outputs, given: Outputs) -> Arrays:
-    by = {name: told(value) for name, value in zip(given._fields, given, strict=True)}
+    by = given._asdict()
     do = jnp.zeros(out.o.shape, out.o.dtype) if by["o"] is None else by["o"]
     lse, offset = None, None
     if plan.normalise:

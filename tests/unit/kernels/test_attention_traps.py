@@ -101,3 +101,29 @@ def test_scores_of_64_bits_are_changed_by_rules_of_64_bits():
         s = np.einsum("BTNH,BSNH->BNTS", q, q) / 2 / 3 - np.abs(np.subtract.outer(np.arange(6), np.arange(6))) / 7
         a = np.exp(s) / np.exp(s).sum(axis=-1, keepdims=True)
         np.testing.assert_allclose(found, np.einsum("BNTS,BSNK->BTNK", a, q), rtol=1e-13)
+
+
+def bent(impl):
+    """Second derivatives of a loss with a statistic in it, by queries and a number that the rule captures."""
+    q = jax.random.normal(jax.random.key(0), (1, 10, 1, 4))
+
+    def slope(q, t):
+        def of(q, t):
+            told = {"mask": lambda b, h, q, k: k <= q, "score": lambda s, b, h, q, k: s - t * jnp.abs(q - k)}
+            o, stats = attention(q, q, q, **told, stats=["received"], impl=impl, block_sizes=(4, 4))
+            return jnp.sum(o**2) + jnp.var(stats.received)
+
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.grad(of, argnums=(0, 1))(q, t))
+
+    return hasty_jit(jax.grad(slope, argnums=(0, 1)))(q, 0.5)
+
+
+def test_second_derivatives_by_chunks_are_those_of_all_at_once(monkeypatch):
+    monkeypatch.setattr(xla_chunked, "CHUNK", 4)
+    for one, other in zip(bent("xla_chunked"), bent("xla_dense"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_are_refused_by_kernels():
+    with pytest.raises(ConfigError, match="kernels by tiles have no second derivatives; allowed: impl = 'xla_dense'"):
+        bent("mosaic_tpu_interpret")
