@@ -129,6 +129,8 @@ def posed(
 ) -> Problem:
     """The problem that a call poses, checked."""
     _check_arrays(q, k, v, key_bias)
+    # Of numpy as jax has it: without 64 bits, float64 would be told to drivers that never see it.
+    q, k, v = (jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in (q, k, v))
     sizes = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     blocks = (BLOCK, BLOCK) if block_sizes is None else block_sizes
     good = isinstance(blocks, tuple | list) and len(blocks) == 2 and all(_is_whole(n) and n >= 1 for n in blocks)

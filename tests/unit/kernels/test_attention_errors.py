@@ -7,7 +7,7 @@ import pytest
 from kernels_oracle import drawn
 
 from positionbias.errors import ConfigError
-from positionbias.kernels import PerHead, Scalar, attention, merge
+from positionbias.kernels import PerHead, Scalar, attention, choice, merge
 from positionbias.masks.order import Causal
 
 TABLE = np.arange(6)
@@ -90,6 +90,15 @@ def test_what_is_no_array_of_a_known_type_is_told_in_a_sentence():
         attention(q.tolist(), k, v)
     with pytest.raises(ConfigError, match=r"of \['float8_e4m3fn'\]; allowed: one floating type .*of bfloat16, float16"):
         attention(*(jnp.asarray(x, jnp.float8_e4m3fn) for x in (q, k, v)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_numpy_are_what_jax_makes_of_them():
+    given = [x.astype(np.float64) for x in drawn(6, 6).values()]
+    assert choice(*given, platform="tpu").driver.name == "mosaic_tpu"
+    np.testing.assert_array_equal(attention(*given), attention(*map(jnp.asarray, given)))
+    with jax.enable_x64(True):
+        assert choice(*given, platform="tpu").driver.name == "xla_chunked"
 
 
 def test_numbers_of_numpy_are_numbers():
