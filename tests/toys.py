@@ -38,6 +38,7 @@ class ToyConvolution(Operator):
     patterns = frozenset({"causal_self", "noncausal_self"})
     uses_rotation = False
     uses_bias = False
+    whole = "it is a toy"
 
     def parameters(self, dims):
         return {"kernel": Matrix((self.width, dims.width), "convolution", self.width, initializer="fan_in(scale=0.5)")}

@@ -53,7 +53,8 @@ class AnyOrder(Method):
         told = told._replace(rank=ranks(setting.prompt, step))
         _check_reach(experiment, told, setting, step)
         full = np.concatenate([np.zeros((size, setting.prompt), np.int32), 1 + step], axis=-1)
-        cached = kept(self.cached, experiment, told, setting, full, isinstance(experiment.architecture, TwoStacks))
+        steps = isinstance(experiment.architecture, TwoStacks)
+        cached = kept(self.cached, experiment, told, setting, full, steps, False)
         places = rows(order + setting.prompt, said, setting.prompt + length)
         return dataclasses.replace(self, order="stored", steps=steps, cached=cached), {"step": step, "rows": places}
 

@@ -24,7 +24,8 @@ class Autoregressive(Method):
     """The last `rows_per_step` rows say the next ones, which are then read; the last ones generated never are.
 
     More than one a step is for models whose rows say what stands so many places on, such as frame by frame under
-    `block_causal`. `cached` keeps the keys and values of earlier rows; None does where that is the same.
+    `block_causal`. `cached` keeps the keys and values of earlier rows, or the state of an operator that
+    has one; None does where that is the same.
     """
 
     top_k: int | None = None
@@ -50,7 +51,7 @@ class Autoregressive(Method):
         first = experiment.architecture.first_row(setting.context) + self.rows_per_step
         require(setting.prompt >= first, "prompt", setting.prompt, f"at least {first} tokens, of which the last answer")
         step, steps = self._step(setting), experiment.architecture.steps
-        return dataclasses.replace(self, cached=kept(self.cached, experiment, told, setting, step, steps)), ()
+        return dataclasses.replace(self, cached=kept(self.cached, experiment, told, setting, step, steps, True)), ()
 
     def _step(self, setting: Setting) -> Int[np.ndarray, "S"]:
         """At which step each row is read; 0 for the prompt."""
@@ -79,12 +80,13 @@ def kept(
     setting: Setting,
     step: Int[np.ndarray, "... S"],
     steps: bool,
+    stored: bool,
 ) -> bool:
-    """Whether keys and values are kept: as `wanted`, refused where that is not the same; None where it is."""
+    """Whether each row is read once: as `wanted`, refused where that is not the same; None where it is."""
     if wanted is False:
         return False
     try:
-        check_kept(experiment, told, setting.context, step, steps)
+        check_kept(experiment, told, setting.context, step, steps, stored)
     except ConfigError:
         if wanted:
             raise
@@ -130,7 +132,7 @@ def cached(
     key: Key[jax.Array, ""],
     rows: int = 1,
 ) -> Generated:
-    """Every row read once, its keys and values kept: the prompt in one pass, then `rows` a step."""
+    """Every row read once, into keys and values or a state: the prompt in one pass, then `rows` a step."""
     size, start = prompt.shape
     told = tokens.told_context(context_length)
 

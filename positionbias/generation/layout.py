@@ -124,10 +124,12 @@ def check_lengths(experiment: Experiment, told: Tokens, context: int) -> None:
             )
 
 
-def check_kept(experiment: Experiment, told: Tokens, context: int, step: Int[np.ndarray, "... S"], steps: bool) -> None:
+def check_kept(
+    experiment: Experiment, told: Tokens, context: int, step: Int[np.ndarray, "... S"], steps: bool, stored: bool
+) -> None:
     """Raise ConfigError where rows that are read once, each at its `step`, would come out otherwise than all at once.
 
-    `steps` is whether the architecture has a way to.
+    `steps` is whether the architecture has a way to, `stored` whether they are read in the order stored.
     """
     if not steps:
         raise ConfigError(
@@ -135,9 +137,11 @@ def check_kept(experiment: Experiment, told: Tokens, context: int, step: Int[np.
             " cached=False."
         )
     for name, operator, mask, q, k in _attentions(experiment, told, context):
-        if not operator.steps:
+        why = _unread(operator, q is not k, stored)
+        if why is not None:
             raise ConfigError(
-                f"cached: the operator {canonical(operator)} of {name} has no step; allowed: cached=False."
+                f"cached: the operator {canonical(operator)} of {name} cannot read each row once: {why}; allowed:"
+                " cached=False."
             )
         later = step[..., None, _places(k)] > step[..., _places(q), None]
         found = np.argwhere(np.asarray(visible(operator, mask, q, k)) & later)
@@ -147,6 +151,13 @@ def check_kept(experiment: Experiment, told: Tokens, context: int, step: Int[np.
                 f"cached: the mask {canonical(mask)} of {name} lets row {i} see row {j}, which is generated after it;"
                 " allowed: cached=False, or a mask under which rows see none that come later."
             )
+
+
+def _unread(operator: Operator, crosses: bool, stored: bool) -> str | None:
+    """Why an operator has to be called on all rows; None if it need not."""
+    if operator.carries and not crosses:
+        return None if stored else "its state takes rows in the order stored"
+    return None if operator.steps else operator.whole
 
 
 def _attentions(experiment: Experiment, told: Tokens, context: int) -> list[tuple[str, Operator, Mask, Tokens, Tokens]]:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from positionbias.arrays import Float, Int
+from positionbias.arrays import Float, Int, Tree
 from positionbias.masks.base import Mask
-from positionbias.models.kept import Asked, Kept, kept_with
+from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
+from positionbias.operators.asked import Asked
 from positionbias.positions.base import Matrix, Parameters, Placed
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
@@ -128,6 +129,13 @@ class Attention(nnx.Module):
         """Some rows `x` of a sequence, with its keys and values kept; see `Operator.step`."""
         return self._mixed(self.operator.step, self._queries(x), kept.key, kept.value, tokens_q, tokens_k, mask, site)
 
+    def advance(self, x: jax.Array, asked: Asked, state: Tree, site: Scoped) -> tuple[jax.Array, Tree]:
+        """The next rows `x` of a sequence, by what the operator holds of those before; see `Operator.advance`."""
+        q, (k, v), own = self._queries(x), self.keys_values(x), values(self.own)
+        told = Placed(self.position, values(self.table)), own | self.operator.projected(x, x, own), site
+        mixed, state = self.operator.advance(q, k, v, asked, *told, state)
+        return self._joined(mixed, site), state
+
     def keys_values(self, stream: Float[jax.Array, "B S E"]) -> tuple[jax.Array, jax.Array]:
         """Keys [B, S, N, H] and values [B, S, N, K] of the stream."""
         shared = (*stream.shape[:2], self.heads, stream.shape[-1])
@@ -149,7 +157,11 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         position = Placed(self.position, values(self.table))
         mixed = mix(q, k, v, tokens_q, tokens_k, mask, position, values(self.own) | (more or {}), site)
-        mixed = site("heads", mixed).reshape(*q.shape[:2], -1)
+        return self._joined(mixed, site)
+
+    def _joined(self, mixed: jax.Array, site: Scoped) -> jax.Array:
+        """What all heads together give."""
+        mixed = site("heads", mixed).reshape(*mixed.shape[:2], -1)
         return site("output", mixed if self.output is None else self.output(mixed))
 
     def _queries(self, x: jax.Array) -> jax.Array:
@@ -177,6 +189,11 @@ class StreamMixing(nnx.Module):
         site: Scoped,
     ) -> Float[jax.Array, "B T D"]:
         return site("output", self.operator.mix(x, tokens_q, mask, values(self.own), site))
+
+    def advance(self, x: jax.Array, asked: Asked, state: Tree, site: Scoped) -> tuple[jax.Array, Tree]:
+        """The next rows `x` of a sequence; see `Operator.advance_stream`."""
+        mixed, state = self.operator.advance_stream(x, asked, values(self.own), site, state)
+        return site("output", mixed), state
 
 
 def values(params: nnx.Dict) -> Parameters:
@@ -255,15 +272,18 @@ class Block(nnx.Module):
         self,
         x: Float[jax.Array, "B T D"],
         asked: Asked,
-        kept: Kept | None,
+        kept: Held | None,
         site: Scoped,
         crossed: Crossed | None = None,
-    ) -> tuple[Float[jax.Array, "B T W"], Kept]:
-        """The stream of some rows after this layer, and its keys and values with theirs; `kept` is None before any."""
-        assert isinstance(self.attention, Attention)
-        normed = self.norm_attention(x)
-        kept = kept_with(kept, *self.attention.keys_values(normed), asked)
-        added = self.attention.step(normed, asked.tokens_q, asked.tokens, asked.mask, kept, site.under("attention"))
+    ) -> tuple[Float[jax.Array, "B T W"], Held]:
+        """The stream of some rows after this layer, and what it keeps of all read so far; `kept` is None before any."""
+        normed, under = self.norm_attention(x), site.under("attention")
+        if self.attention.operator.carries:
+            added, kept = self.attention.advance(normed, asked, kept, under)
+        else:
+            assert isinstance(self.attention, Attention)
+            kept = kept_with(kept, *self.attention.keys_values(normed), asked)
+            added = self.attention.step(normed, asked.tokens_q, asked.tokens, asked.mask, kept, under)
         x = self._join(x, added)
         if crossed is not None:
             assert self.cross is not None
@@ -281,6 +301,7 @@ class Block(nnx.Module):
         return site("stream", x)
 
 
+Held = Kept | Tree  # a layer's keys and values of the rows read so far, or the state that its operator made of them
 Crossed = tuple[Tokens, Mask, Kept]  # of an encoder: its tokens, the mask on them, and a layer's keys and values of it
 
 
@@ -331,11 +352,11 @@ class Stack(nnx.Module):
         rows: Int[jax.Array, "B T"],
         tokens: Tokens,
         masks: tuple[Mask, ...],
-        kept: tuple[Kept, ...] | None,
+        kept: tuple[Held, ...] | None,
         site: Sites | Scoped,
         crossed: tuple[Crossed, ...] | None = None,
-    ) -> tuple[Float[jax.Array, "B T W"], tuple[Kept, ...]]:
-        """Some `rows` of a sequence of `tokens`, after the last norm, and every layer's keys and values with theirs."""
+    ) -> tuple[Float[jax.Array, "B T W"], tuple[Held, ...]]:
+        """Some `rows` of a sequence of `tokens`, after the last norm, and what every layer keeps, with theirs."""
         after = []
         for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
             asked, under = Asked.of(rows, tokens, mask), site.under(f"layers.{layer}")

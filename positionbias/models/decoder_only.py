@@ -11,9 +11,9 @@ from positionbias.masks.base import Mask, reach
 from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
-from positionbias.models.kept import taken
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
+from positionbias.operators.asked import taken
 from positionbias.operators.base import Operator
 from positionbias.spec import member
 from positionbias.tokens import Tokens

@@ -13,9 +13,10 @@ from positionbias.masks.order import Bidirectional
 from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
-from positionbias.models.kept import Kept, taken
+from positionbias.models.kept import Kept
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
+from positionbias.operators.asked import taken
 from positionbias.operators.base import Operator
 from positionbias.spec import ConfigError, canonical, member, require
 from positionbias.tokens import Tokens

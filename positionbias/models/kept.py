@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Float, Int
-from positionbias.masks.base import Mask
-from positionbias.tokens import Tokens
+from positionbias.arrays import Float
+from positionbias.operators.asked import Asked
 
 
 class Kept(NamedTuple):
@@ -21,25 +20,6 @@ class Kept(NamedTuple):
 
     key: Float[jax.Array, "B S N H"]
     value: Float[jax.Array, "B S N K"]
-
-
-class Asked(NamedTuple):
-    """The rows of one call."""
-
-    rows: Int[jax.Array, "B T"]  # their places; S and beyond are none, and what is made of them is dropped
-    tokens_q: Tokens  # [B, T]
-    tokens: Tokens  # of the whole sequence, [B, S]
-    mask: Mask  # bound to it
-
-    @classmethod
-    def of(cls, rows: jax.Array, tokens: Tokens, mask: Mask) -> Asked:
-        """The rows `rows` of a sequence of `tokens`."""
-        return cls(rows, taken(tokens, rows), tokens, mask.bind(tokens, tokens))
-
-
-def taken(tokens: Tokens, rows: Int[jax.Array, "B T"]) -> Tokens:
-    """The tokens, [B, T], of these rows of [B, S]."""
-    return Tokens(*(jnp.take_along_axis(jnp.asarray(field), rows, axis=-1, mode="clip") for field in tokens))
 
 
 def written(into: Float[jax.Array, "B S ..."], new: Float[jax.Array, "B T ..."], rows: jax.Array) -> jax.Array:
@@ -51,4 +31,5 @@ def kept_with(kept: Kept | None, key: jax.Array, value: jax.Array, asked: Asked)
     """`kept`, or nothing yet, with the keys and values of the rows asked."""
     if kept is None:
         kept = Kept(*(jnp.zeros((len(x), asked.tokens.length, *x.shape[2:]), x.dtype) for x in (key, value)))
+    assert asked.rows is not None
     return Kept(written(kept.key, key, asked.rows), written(kept.value, value, asked.rows))

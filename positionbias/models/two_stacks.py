@@ -14,9 +14,10 @@ from positionbias.masks.base import Mask, attended, reach
 from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Attention, Mlp, Norm, Stack
 from positionbias.models.ends import Embedding, Readout
-from positionbias.models.kept import Asked, Kept, kept_with, taken
+from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
+from positionbias.operators.asked import Asked, taken
 from positionbias.operators.base import Operator
 from positionbias.positions.base import Matrix
 from positionbias.spec import ConfigError, canonical, member

@@ -7,10 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Mapped
+from positionbias.arrays import Bool, Mapped, Tree
 from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import Operator, SiteFunction
-from positionbias.operators.short_convolution import back_to, by_own, own, within
+from positionbias.operators.short_convolution import back_to, by_own, within
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -47,17 +48,20 @@ class AssociativeMemory(Operator):
         }
 
     def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
+        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
+
+    def advance_stream(
+        self, x: jax.Array, asked: Asked, params: Parameters, site: SiteFunction, state: Tree
+    ) -> tuple[jax.Array, Tree]:
         bank = params["bank"].astype(x.dtype)
-        local = back_to(x, tokens, mask, params["kernel"]) + params["offset"].astype(x.dtype)
+        local, state = back_to(x, asked, params["kernel"], state)
+        local = local + params["offset"].astype(x.dtype)
         scores = jnp.einsum("BTD,MD->BTM", x, bank, preferred_element_type=jnp.float32)
         recalled = jax.nn.softmax(scores, axis=-1).astype(x.dtype) @ bank
         gates = jax.nn.sigmoid(x @ params["gates"].astype(x.dtype))
         open_local, open_recalled = jnp.split(gates, 2, axis=-1)
         found = open_local * local + open_recalled * recalled
-        return found * own(tokens, mask)[..., None].astype(x.dtype)
+        return found * asked.sees_back(0)[..., None].astype(x.dtype), state
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         return by_own(within(allowed, self.width))
-
-    def state_size(self, dims: Dims) -> int:
-        return (self.width - 1) * dims.width

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from positionbias.masks.base import Mask
 from positionbias.operators.base import Operator, SiteFunction, over_heads
-from positionbias.positions.base import Dims, Parameters, Placed
+from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member
 from positionbias.tokens import Tokens
 
@@ -58,7 +58,3 @@ class AttentionFree(Operator):
         site: SiteFunction,
     ) -> jax.Array:
         return self(q, k, v, tokens_q, tokens_k, mask, position, params, site)
-
-    def state_size(self, dims: Dims) -> int:
-        # A causal mask needs a sum and a count; any other may ask for every value again.
-        return dims.length * dims.heads * dims.values

@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.masks.base import Mask
-from positionbias.masks.order import Causal, SlidingWindow
+from positionbias.arrays import Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.linear_attention import feature_size, features
-from positionbias.operators.recurrent import Recurrent, all_convolved, convolution_matrices, only_valid, rotated
+from positionbias.operators.linear_attention import features
+from positionbias.operators.recurrent import (
+    Recurrent,
+    State,
+    all_convolved,
+    convolution_matrices,
+    held,
+    near,
+    only_valid,
+    rotated,
+)
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @member("operators", "based")
@@ -45,35 +53,34 @@ class Based(Recurrent):
         }
         return maps | (convolution_matrices(self.convolution, dims) if self.convolution else {})
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens, after = asked.tokens_q, State()
         if self.convolution:
-            q, k, v = all_convolved(q, k, v, tokens_k, params)
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
+            (q, k, v), after["convolved"] = all_convolved(q, k, v, asked, params, held(state, "convolved"))
+        q, k = rotated(position, q, k, tokens, tokens)
         short_q, short_k = (
             features(jnp.einsum("BTNH,NHF->BTNF", x, params[f"map_{name}"].astype(x.dtype)), "taylor")
             for name, x in (("q", q), ("k", k))
         )
-        mixed, _ = kernels.linear_attention(
-            short_q, only_valid(short_k, tokens_k), v.astype(jnp.float32), normalise=True
+        mixed, after["memory"] = kernels.linear_attention(
+            short_q,
+            only_valid(short_k, tokens),
+            v.astype(jnp.float32),
+            initial_state=held(state, "memory"),
+            normalise=True,
         )
         mixed = mixed.astype(v.dtype)
         if self.window:
-            near = Causal() & SlidingWindow(self.window)
-            mixed = mixed + kernels.attention(q, k, v, mask=near, tokens=(tokens_q, tokens_k))
-        return only_valid(mixed, tokens_q)
-
-    def state_size(self, dims: Dims) -> int:
-        memory = feature_size(self.features, "taylor") * (dims.values + 1)
-        near = min(self.window, dims.length) * (dims.head_size + dims.values)
-        return dims.heads * (memory + near + max(self.convolution - 1, 0) * (2 * dims.head_size + dims.values))
+            exact, _, after["near"] = near(q, k, v, self.window, asked, held(state, "near"))
+            mixed = mixed + exact
+        return only_valid(mixed, tokens), after

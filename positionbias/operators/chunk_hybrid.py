@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 from positionbias import kernels
 from positionbias.arrays import Bool, Float, Mapped
 from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked, taken, with_before
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.operators.recurrent import (
+    State,
     gate_matrix,
+    held,
     in_chunks,
     normed,
     only_valid,
@@ -70,38 +74,99 @@ class ChunkHybrid(Operator):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k = rotated(position, normed(q), normed(k), tokens_q, tokens_k)
+        return self.advance(q, k, v, Asked.all(tokens_k, mask), position, params, site, None)[0]
+
+    def advance(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        asked: Asked,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+        state: State | None,
+    ) -> tuple[jax.Array, State]:
+        tokens, after = asked.tokens_q, State()
+        q, k = rotated(position, normed(q), normed(k), tokens, tokens)
         k, v = k * k.shape[-1] ** -0.5, normed(v)
-        inner = kernels.attention(q, k, v, mask=mask & _OwnChunk(self.chunk), tokens=(tokens_q, tokens_k), scale=1.0)
-        decay = only_valid(site("log_decay", params["log_decay"]), tokens_k)
-        cross = self._across(q, only_valid(k, tokens_k), v, decay)
+        inner, after["chunk"] = self._inside(q, k, v, asked, held(state, "chunk"))
+        arrays = q, only_valid(k, tokens), v, only_valid(site("log_decay", params["log_decay"]), tokens)
+        if state is None:
+            cross, after["across"] = self._across(*arrays)
+        else:
+            assert asked.rows is not None
+            cross, after["across"] = self._across_by_row(*arrays, asked.rows, state["across"])
         mixed = normed(inner + cross.astype(v.dtype))
-        return only_valid(opened(mixed, params["open"]), tokens_q)
+        return only_valid(opened(mixed, params["open"]), tokens), after
+
+    def _inside(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, asked: Asked, before: State | None
+    ) -> tuple[Float[jax.Array, "B T N K"], State]:
+        """Attention within chunks, and the keys and values that the next rows may see."""
+        size, columns = min(self.chunk, asked.length) - 1, asked.tokens_q
+        joined = {name: with_before(x, held(before, name), size) for name, x in (("k", k), ("v", v))}
+        if before is not None:
+            assert asked.rows is not None
+            places = asked.rows[:, :1] + jnp.arange(-size, q.shape[1])
+            columns = taken(asked.tokens, places)
+            columns = columns._replace(valid=columns.valid & (places >= 0))
+            k, v = (both for both, _ in joined.values())
+        mask = asked.mask & _OwnChunk(self.chunk)
+        mixed = kernels.attention(q, k, v, mask=mask, tokens=(asked.tokens_q, columns), scale=1.0)
+        return mixed, {name: after for name, (_, after) in joined.items()}
 
     def _across(
         self, q: jax.Array, k: jax.Array, v: jax.Array, decay: Float[jax.Array, "B T N"]
-    ) -> Float[jax.Array, "B T N K"]:
-        """What queries read of the chunks before their own."""
+    ) -> tuple[Float[jax.Array, "B T N K"], _Across]:
+        """What queries read of the chunks before their own, and what is carried on."""
 
         def one(state: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             q, k, v, decay = part
-            near = jnp.exp(jnp.cumsum(decay, axis=1))
-            read = jnp.einsum("BCNH,BNHK->BCNK", q * near[..., None], state)
+            close = jnp.exp(jnp.cumsum(decay, axis=1))
+            read = jnp.einsum("BCNH,BNHK->BCNK", q * close[..., None], state)
             kept = jnp.exp(jnp.mean(decay, axis=1))[..., None, None]
             return kept * state + jnp.einsum("BCNH,BCNK->BNHK", k, v), read
 
         begin = jnp.zeros((len(q), q.shape[2], k.shape[-1], v.shape[-1]))
-        _, read = jax.lax.scan(one, begin, tuple(in_chunks(x, self.chunk) for x in (q, k, v, decay)))
-        return rejoined(read, q.shape[1])
+        parts = tuple(in_chunks(x, self.chunk) for x in (q, k, v, decay))
+        _, read = jax.lax.scan(one, begin, parts)
+        before, _ = jax.lax.scan(one, begin, tuple(x[:-1] for x in parts))  # what no row more asks for is not made
+        _, k, v, decay = (x[-1] for x in parts)
+        carried = _Across(before, jnp.einsum("BCNH,BCNK->BNHK", k, v), jnp.sum(decay, axis=1))
+        return rejoined(read, q.shape[1]), carried
+
+    def _across_by_row(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, decay: jax.Array, places: jax.Array, before: _Across
+    ) -> tuple[Float[jax.Array, "B T N K"], _Across]:
+        """The same, a row after another."""
+
+        def one(state: _Across, row: tuple[jax.Array, ...]) -> tuple[_Across, jax.Array]:
+            q, k, v, decay, place = row
+            first = place % self.chunk == 0
+            kept = jnp.exp(state.decay / self.chunk)[..., None, None]
+            memory = jnp.where(first[:, None, None, None], kept * state.memory + state.chunk, state.memory)
+            chunk = jnp.where(first[:, None, None, None], 0.0, state.chunk) + jnp.einsum("BNH,BNK->BNHK", k, v)
+            decay = jnp.where(first[:, None], 0.0, state.decay) + decay
+            read = jnp.einsum("BNH,BNHK->BNK", q * jnp.exp(decay)[..., None], memory)
+            return _Across(memory, chunk, decay), read
+
+        rows = tuple(jnp.moveaxis(x, 1, 0) for x in (*(x.astype(jnp.float32) for x in (q, k, v, decay)), places))
+        after, read = jax.lax.scan(one, before, rows)
+        return jnp.moveaxis(read, 0, 1), after
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()
         own, theirs = rows.index // self.chunk, columns.index // self.chunk
         return rows.valid & columns.valid & ((allowed & (own == theirs)) | (theirs < own))
 
-    def state_size(self, dims: Dims) -> int:
-        chunk = min(self.chunk, dims.length) * (dims.head_size + dims.values)
-        return dims.heads * (dims.head_size * dims.values + chunk)
+
+class _Across(NamedTuple):
+    """What is carried from row to row."""
+
+    memory: Float[jax.Array, "B N H K"]  # of the chunks before the last row's
+    chunk: Float[jax.Array, "B N H K"]  # what that chunk adds, so far
+    decay: Float[jax.Array, "B N"]  # the logarithm of its decays, so far
 
 
 @dataclasses.dataclass(frozen=True)

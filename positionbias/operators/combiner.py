@@ -53,6 +53,7 @@ class Combiner(Operator):
     uses_bias = False
     any_mask = False
     has_pattern = True
+    whole = "spans are summed up by pooled queries, which are not kept"
 
     def __post_init__(self) -> None:
         require(self.span >= 1, "span", self.span, "a whole number from 1")

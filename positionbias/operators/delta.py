@@ -8,15 +8,16 @@ from typing import ClassVar
 import jax
 
 from positionbias import kernels
-from positionbias.masks.base import Mask
+from positionbias.arrays import Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.mamba2 import rates, step_matrices, step_sizes
 from positionbias.operators.recurrent import (
     Recurrent,
     all_convolved,
     convolution_matrices,
-    convolution_state,
     gate_matrix,
+    held,
     normed,
     only_valid,
     opened,
@@ -26,7 +27,6 @@ from positionbias.operators.recurrent import (
 )
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +58,30 @@ class _Delta(Recurrent):
             made |= {"open": product(x, params["gate"]), "log_decay": decay}
         return made
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k, v = (jax.nn.silu(x) for x in all_convolved(q, k, v, tokens_k, params))
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens = asked.tokens_q
+        made, convolved = all_convolved(q, k, v, asked, params, held(state, "convolved"))
+        q, k, v = (jax.nn.silu(x) for x in made)
         decay = None
         if self.decays:
-            decay = site("log_decay", only_valid(params["log_decay"], tokens_k))
-        strength = site("strength", only_valid(params["write"], tokens_k))
-        q, k = rotated(position, unit(q), unit(k), tokens_q, tokens_k)
-        mixed, _ = kernels.delta_rule(q * q.shape[-1] ** -0.5, k, v, strength, log_decay=decay)
-        mixed = normed(mixed)
-        return only_valid(opened(mixed, params["open"]) if self.decays else mixed, tokens_q)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * dims.values + convolution_state(self.convolution, dims)
+            decay = site("log_decay", only_valid(params["log_decay"], tokens))
+        strength = site("strength", only_valid(params["write"], tokens))
+        q, k = rotated(position, unit(q), unit(k), tokens, tokens)
+        mixed, memory = kernels.delta_rule(
+            q * q.shape[-1] ** -0.5, k, v, strength, log_decay=decay, initial_state=held(state, "memory")
+        )
+        mixed = only_valid(opened(normed(mixed), params["open"]) if self.decays else normed(mixed), tokens)
+        return mixed, {"convolved": convolved, "memory": memory}
 
 
 @member("operators", "delta")

@@ -32,6 +32,7 @@ class Fourier(Operator):
     patterns = frozenset({"causal_self", "noncausal_self"})
     uses_rotation = False
     uses_bias = False
+    whole = "row t weighs row s by the product t s, so that no sum over rows serves the row after"
 
     def __post_init__(self) -> None:
         require(2 <= self.period <= 65536, "period", self.period, "a whole number from 2 to 65536")

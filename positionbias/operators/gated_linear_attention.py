@@ -7,7 +7,8 @@ import dataclasses
 import jax
 
 from positionbias import kernels
-from positionbias.masks.base import Mask
+from positionbias.arrays import Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import (
     Recurrent,
@@ -21,7 +22,6 @@ from positionbias.operators.recurrent import (
 )
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @member("operators", "gated_linear_attention")
@@ -46,25 +46,24 @@ class GatedLinearAttention(Recurrent):
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         return {"open": product(x, params["gate"]), "log_decay": log_decay(stream, params, self.slowness)}
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
-        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens_k)
-        mixed, _ = kernels.linear_attention(q * q.shape[-1] ** -0.5, only_valid(k, tokens_k), v, log_decay=decay)
-        return only_valid(opened(normed(mixed), params["open"]), tokens_q)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * dims.values
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens = asked.tokens_q
+        q, k = rotated(position, q, k, tokens, tokens)
+        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens)
+        mixed, state = kernels.linear_attention(
+            q * q.shape[-1] ** -0.5, only_valid(k, tokens), v, log_decay=decay, initial_state=state
+        )
+        return only_valid(opened(normed(mixed), params["open"]), tokens), state
 
 
 def decay_matrices(dims: Dims, rank: int) -> dict[str, Matrix]:

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.masks.base import Mask
+from positionbias.arrays import Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.recurrent import Recurrent, by_head, normed, only_valid, product, rotated
+from positionbias.operators.recurrent import Recurrent, by_head, held, normed, only_valid, product, rotated
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @member("operators", "gated_slot")
@@ -39,25 +39,26 @@ class GatedSlot(Recurrent):
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         return {"log_decay": jax.nn.log_sigmoid(product(stream, params["decay"])) / self.slowness}
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k = rotated(position, jax.nn.silu(q), jax.nn.silu(k), tokens_q, tokens_k)
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens = asked.tokens_q
+        q, k = rotated(position, jax.nn.silu(q), jax.nn.silu(k), tokens, tokens)
         q, k, values = (x.astype(jnp.float32) for x in (q, k, jax.nn.silu(v)))
-        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens_k)
+        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens)
         written = -jnp.expm1(decay)  # 1 - a, and 0 for a token that is none
-        scores, _ = kernels.linear_attention(q * q.shape[-1] ** -0.5, k, written, value_log_decay=decay)
-        mixed, _ = kernels.linear_attention(jax.nn.softmax(scores, axis=-1), written, values, log_decay=decay)
-        return only_valid(normed(mixed).astype(v.dtype), tokens_q)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * self.slots * (dims.head_size + dims.values)
+        scores, slots_k = kernels.linear_attention(
+            q * q.shape[-1] ** -0.5, k, written, value_log_decay=decay, initial_state=held(state, "k")
+        )
+        mixed, slots_v = kernels.linear_attention(
+            jax.nn.softmax(scores, axis=-1), written, values, log_decay=decay, initial_state=held(state, "v")
+        )
+        return only_valid(normed(mixed).astype(v.dtype), tokens), {"k": slots_k, "v": slots_v}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.arrays import Float
+from positionbias.arrays import Float, Tree
 from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.linear_attention import unordered
-from positionbias.operators.recurrent import Recurrent, normed, only_valid, rotated, sees_all
-from positionbias.positions.base import Dims, Parameters, Placed
+from positionbias.operators.recurrent import Recurrent, held, normed, only_valid, rotated, sees_all
+from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 Norm = Literal["none", "rms", "ratio"]
+_Linear = Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,42 +36,47 @@ class _HigherOrder(Recurrent):
     def __post_init__(self) -> None:
         require(0 < self.decay <= 1, "decay", self.decay, "a number above 0 and at most 1")
 
-    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:
+        """`one(name, q, k, v)` is LA, with a state of that name."""
         raise NotImplementedError
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens, after = asked.tokens_q, {}
+        q, k = rotated(position, q, k, tokens, tokens)
         root = q.shape[-1] ** -0.25
-        q, k = (only_valid(x.astype(jnp.float32) * root, tokens_k) for x in (q, k))
+        q, k = (only_valid(x.astype(jnp.float32) * root, tokens) for x in (q, k))
         values = v.astype(jnp.float32)
         if self.norm == "ratio":
             values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
-        mixed = self._nested(q, k, only_valid(values, tokens_k), mask)
+
+        def one(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            mixed, after[name] = self._linear(q, k, v, asked.mask, held(state, name))
+            return mixed
+
+        mixed = self._nested(q, k, only_valid(values, tokens), one)
         if self.norm == "ratio":
             mixed, total = mixed[..., :-1], mixed[..., -1:]
             mixed = jnp.where(total == 0, 0.0, mixed / jnp.where(total == 0, 1.0, total))
         mixed = mixed.astype(v.dtype)
-        return only_valid(normed(mixed) if self.norm == "rms" else mixed, tokens_q)
+        return only_valid(normed(mixed) if self.norm == "rms" else mixed, tokens), after
 
-    def _linear(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> Float[jax.Array, "B T N K"]:
+    def _linear(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, state: jax.Array | None
+    ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
         if sees_all(mask):
             return unordered(q, k, v, normalise=False)
         log_decay = None if self.decay == 1 else jnp.full(q.shape[:3], math.log(self.decay), jnp.float32)
-        return kernels.linear_attention(q, k, v, log_decay=log_decay)[0]
-
-    def _values(self, dims: Dims) -> int:
-        return dims.values + (self.norm == "ratio")
+        return kernels.linear_attention(q, k, v, log_decay=log_decay, initial_state=state)
 
 
 @member("operators", "hla2")
@@ -83,11 +90,8 @@ class SecondOrder(_HigherOrder):
     whose sign may change), `rms` takes each head's output over its root mean square (ours), `none` neither.
     """
 
-    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-        return self._linear(q, self._linear(q, k, k, mask), v, mask)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * (dims.head_size + self._values(dims))
+    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:
+        return one("outer", q, one("inner", q, k, k), v)
 
 
 @member("operators", "ahla")
@@ -98,11 +102,8 @@ class AsymmetricSecondOrder(_HigherOrder):
     Zhang et al. 2025 (arXiv 2510.27258, section 6). `decay` and `norm` are those of `hla2`.
     """
 
-    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-        return self._linear(q, k, self._linear(q, k, v, mask), mask)
-
-    def state_size(self, dims: Dims) -> int:
-        return 2 * dims.heads * dims.head_size * self._values(dims)
+    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:
+        return one("outer", q, k, one("inner", q, k, v))
 
 
 @member("operators", "hla3")
@@ -114,8 +115,5 @@ class ThirdOrder(_HigherOrder):
     its theorem 7.1 do not add up to that. `decay` and `norm` are those of `hla2`.
     """
 
-    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-        return self._linear(q, self._linear(q, k, k, mask), self._linear(q, k, v, mask), mask)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * (dims.head_size + 2 * self._values(dims))
+    def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:
+        return one("outer", q, one("keys", q, k, k), one("values", q, k, v))

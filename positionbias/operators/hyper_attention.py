@@ -13,7 +13,7 @@ from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.operators.base import Operator, Pattern, SiteFunction, over_heads, scores
 from positionbias.operators.softmax import masked_softmax
-from positionbias.positions.base import Dims, Parameters, Placed
+from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
@@ -46,6 +46,7 @@ class HyperAttention(Operator):
 
     any_mask = False
     has_pattern = True
+    whole = "every key that comes moves the blocks that keys are sorted into"
 
     def __post_init__(self) -> None:
         for name, low in (("block", 1), ("samples", 0), ("exact", 1), ("projections", 1), ("seed", 0)):
@@ -84,9 +85,6 @@ class HyperAttention(Operator):
             return every
         stored = np.tril(np.ones((tokens_q.length, tokens_k.length), bool))
         return Causal().dense(tokens_q, tokens_k) | (every & stored)
-
-    def state_size(self, dims: Dims) -> int:
-        return 2 * dims.length * dims.heads * dims.head_size
 
     def _hash(self, x: Float[jax.Array, "B T N H"]) -> Int[jax.Array, "B N T"]:
         """The place in the Gray code of the signs on random directions: neighbours differ in one sign."""

@@ -8,13 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.masks.base import Mask
+from positionbias.arrays import Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.gated_linear_attention import decay_matrices, log_decay
-from positionbias.operators.recurrent import Recurrent, by_head, convolution_matrix, convolved, only_valid, rotated
+from positionbias.operators.recurrent import (
+    Recurrent,
+    by_head,
+    convolution_matrix,
+    convolved,
+    held,
+    only_valid,
+    rotated,
+)
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @member("operators", "lawcat")
@@ -52,32 +60,34 @@ class LAWCAT(Recurrent):
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         return {"log_decay": log_decay(stream, params, self.slowness)}
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
-        q, k = (
-            self._features(convolved(only_valid(x, tokens_k), params[f"convolution_{name}"]), params)
-            for name, x in (("q", q), ("k", k))
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens = asked.tokens_q
+        made, after = {}, {}
+        for name, x in zip("qk", rotated(position, q, k, tokens, tokens), strict=True):
+            kernel, before = params[f"convolution_{name}"], held(state, name)
+            x, after[name] = convolved(only_valid(x, tokens), kernel, before, asked.length)
+            made[name] = self._features(x, params)
+        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens)
+        mixed, memory = kernels.linear_attention(
+            made["q"],
+            only_valid(made["k"], tokens),
+            v.astype(jnp.float32),
+            log_decay=decay,
+            initial_state=held(state, "memory"),
+            normalise=True,
         )
-        decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens_k)
-        mixed, _ = kernels.linear_attention(
-            q, only_valid(k, tokens_k), v.astype(jnp.float32), log_decay=decay, normalise=True
-        )
-        return only_valid(mixed.astype(v.dtype), tokens_q)
+        return only_valid(mixed.astype(v.dtype), tokens), {**after, "memory": memory}
 
     def _features(self, x: jax.Array, params: Parameters) -> jax.Array:
         made = jnp.einsum("BTNH,NHF->BTNF", x.astype(jnp.float32), params["map"].astype(jnp.float32))
         return jax.nn.softmax(made, axis=-1)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * (self.features * (dims.values + 1) + 2 * (self.convolution - 1) * dims.head_size)

@@ -9,10 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Float
+from positionbias.arrays import Float, Tree
 from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.recurrent import Recurrent, by_head, normed, only_valid, product, rotated, sees_all, there
+from positionbias.operators.recurrent import (
+    Recurrent,
+    State,
+    by_head,
+    held,
+    normed,
+    only_valid,
+    product,
+    rotated,
+    sees_all,
+    there,
+)
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -70,30 +82,65 @@ class LightNet(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k = rotated(position, jax.nn.silu(q), k, tokens_q, tokens_k)
+        asked = Asked.all(tokens_k, mask)
+        return self._mixed(q, k, v, tokens_q, asked, position, params, None)[0]
+
+    def advance(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        asked: Asked,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        return self._mixed(q, k, v, asked.tokens_q, asked, position, params, state)
+
+    def _mixed(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        asked: Asked,
+        position: Placed,
+        params: Parameters,
+        state: State | None,
+    ) -> tuple[jax.Array, State]:
+        """Keys and values are of the rows asked; queries, where every key is seen, of any sequence."""
+        tokens = asked.tokens_q
+        q, k = rotated(position, jax.nn.silu(q), k, tokens_q, tokens)
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-        values = only_valid(v.astype(jnp.float32), tokens_k)
-        valid = there(tokens_k, len(k))[..., None, None]
+        values = only_valid(v.astype(jnp.float32), tokens)
+        valid = there(tokens, len(k))[..., None, None]
         k = jnp.where(valid, k, NOTHING)
-        if sees_all(mask):
+        if sees_all(asked.mask):
+            total = jax.nn.logsumexp(k, axis=1, keepdims=True)
             weights = jnp.where(valid, jax.nn.softmax(k, axis=1), 0.0)
-            mixed = jnp.einsum(
-                "BTNH,BNHK->BTNK",
-                self._turned(q, tokens_q),
-                jnp.einsum("BSNH,BSNK->BNHK", self._turned(weights, tokens_k), values),
-            )
+            memory = jnp.einsum("BSNH,BSNK->BNHK", self._turned(weights, tokens), values)
+            mixed = jnp.einsum("BTNH,BNHK->BTNK", self._turned(q, tokens_q), memory)
         else:
             total = jax.lax.cumlogsumexp(k, axis=1)
-            before = jnp.concatenate([total[:, :1], total[:, :-1]], axis=1)
+            begun = total[:, :1]
+            if state is not None:
+                begun = state["total"][:, None]
+                total = jnp.logaddexp(begun, total)
+            before = jnp.concatenate([begun, total[:, :-1]], axis=1)
             log_decay = jnp.where(valid, jnp.maximum(before - total, FORGETS), 0.0)
             weights = jnp.where(valid, jnp.exp(k - total), 0.0)
             if self.lrpe:
                 log_decay = jnp.concatenate([log_decay, log_decay], axis=-1)
-            mixed, _ = kernels.linear_attention(
-                self._turned(q, tokens_q), self._turned(weights, tokens_k), values, log_decay=log_decay
+            mixed, memory = kernels.linear_attention(
+                self._turned(q, tokens_q),
+                self._turned(weights, tokens),
+                values,
+                log_decay=log_decay,
+                initial_state=held(state, "memory"),
             )
         mixed = normed(mixed) * by_head(params["open"], q.shape[2])
-        return only_valid(mixed.astype(v.dtype), tokens_q)
+        return only_valid(mixed.astype(v.dtype), tokens_q), {"memory": memory, "total": total[:, -1]}
 
     def _turned(self, x: Float[jax.Array, "B T N H"], tokens: Tokens) -> Float[jax.Array, "B T N F"]:
         """Each channel as its cosine and its sine share."""
@@ -105,6 +152,3 @@ class LightNet(Recurrent):
         angle = places * (10000.0 ** (-(channel % share) / share)).astype(np.float32)
         angle = (angle if angle.ndim == 3 else angle[None])[:, :, None]
         return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * ((2 if self.lrpe else 1) * dims.values + 1)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Float
+from positionbias.arrays import Float, Tree
 from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import Recurrent, only_valid, rotated, sees_all
-from positionbias.positions.base import Dims, Parameters, Placed
+from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member
 from positionbias.tokens import Tokens
 
@@ -51,19 +52,41 @@ class LinearAttention(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
-        q, k = features(q, self.feature), only_valid(features(k, self.feature), tokens_k)
-        divides = self.normalise and self.feature != "identity"
-        if sees_all(mask):
-            mixed = unordered(q, k, v, divides)
-        else:
-            mixed, _ = kernels.linear_attention(q, k, v.astype(jnp.float32), normalise=divides)
+        if not sees_all(mask):
+            return super().__call__(q, k, v, tokens_q, tokens_k, mask, position, params, site)
+        q, k = self._features(q, k, tokens_q, tokens_k, position)
+        mixed, _ = unordered(q, k, v, self._divides)
         return only_valid(mixed.astype(v.dtype), tokens_q)
 
-    def state_size(self, dims: Dims) -> int:
-        size = feature_size(dims.head_size, self.feature)
-        divides = self.normalise and self.feature != "identity"
-        return dims.heads * size * (dims.values + divides)
+    def advance(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        asked: Asked,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        q, k = self._features(q, k, asked.tokens_q, asked.tokens_q, position)
+        if sees_all(asked.mask):
+            mixed, state = unordered(q, k, v, self._divides)
+        else:
+            mixed, state = kernels.linear_attention(
+                q, k, v.astype(jnp.float32), initial_state=state, normalise=self._divides
+            )
+        return only_valid(mixed.astype(v.dtype), asked.tokens_q), state
+
+    @property
+    def _divides(self) -> bool:
+        return self.normalise and self.feature != "identity"
+
+    def _features(
+        self, q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens, position: Placed
+    ) -> tuple[jax.Array, jax.Array]:
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        return features(q, self.feature), only_valid(features(k, self.feature), tokens_k)
 
 
 def features(x: Float[jax.Array, "... H"], feature: Feature) -> Float[jax.Array, "... F"]:
@@ -84,18 +107,16 @@ def features(x: Float[jax.Array, "... H"], feature: Feature) -> Float[jax.Array,
     return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares], axis=-1)
 
 
-def feature_size(size: int, feature: Feature) -> int:
-    """How many features `features` makes of so many."""
-    return 1 + size + size * (size + 1) // 2 if feature == "taylor" else size
-
-
 def unordered(
     q: Float[jax.Array, "B T N F"], k: Float[jax.Array, "B S N F"], v: Float[jax.Array, "B S N K"], normalise: bool
-) -> Float[jax.Array, "B T N K"]:
-    """Every query against every key: one sum for all."""
-    state = jnp.einsum("BSNF,BSNK->BNFK", k, v.astype(jnp.float32))
+) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N F K"]]:
+    """Every query against every key: one sum for all, which is returned too, [B, N, F, K + 1] with `normalise`."""
+    v = v.astype(jnp.float32)
+    if normalise:
+        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    state = jnp.einsum("BSNF,BSNK->BNFK", k, v)
     found = jnp.einsum("BTNF,BNFK->BTNK", q, state)
     if normalise:
-        total = jnp.einsum("BTNF,BNF->BTN", q, jnp.sum(k, axis=1))[..., None]
+        found, total = found[..., :-1], found[..., -1:]
         found = jnp.where(total == 0, 0.0, found / jnp.where(total == 0, 1.0, total))
-    return found.astype(v.dtype)
+    return found, state

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Float
-from positionbias.masks.base import Mask
+from positionbias.arrays import Float, Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import (
     Recurrent,
     all_convolved,
     by_head,
     convolution_matrices,
-    convolution_state,
     gate_matrix,
+    held,
     normed,
     only_valid,
     product,
@@ -26,7 +26,6 @@ from positionbias.operators.recurrent import (
 )
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @member("operators", "mamba2")
@@ -57,32 +56,34 @@ class Mamba2(Recurrent):
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         return {"open": product(x, params["gate"]), "size": step_sizes(stream, params)}
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k, v = (jax.nn.silu(x) for x in all_convolved(q, k, v, tokens_k, params))
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
-        size = only_valid(params["size"], tokens_k)
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens = asked.tokens_q
+        made, convolved = all_convolved(q, k, v, asked, params, held(state, "convolved"))
+        q, k, v = (jax.nn.silu(x) for x in made)
+        q, k = rotated(position, q, k, tokens, tokens)
+        size = only_valid(params["size"], tokens)
         decay = -size * rates(params)
-        written = only_valid(k.astype(jnp.float32) * size[..., None], tokens_k)
-        mixed, _ = kernels.linear_attention(
-            q.astype(jnp.float32), written, v.astype(jnp.float32), log_decay=site("log_decay", decay)
+        written = only_valid(k.astype(jnp.float32) * size[..., None], tokens)
+        mixed, memory = kernels.linear_attention(
+            q.astype(jnp.float32),
+            written,
+            v.astype(jnp.float32),
+            log_decay=site("log_decay", decay),
+            initial_state=held(state, "memory"),
         )
         mixed = mixed + params["skip"].astype(jnp.float32)[:, None] * v.astype(jnp.float32)
         mixed = normed(mixed * by_head(jax.nn.silu(params["open"]), q.shape[2]))
-        return only_valid(mixed.astype(v.dtype), tokens_q)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * dims.values + convolution_state(self.convolution, dims)
+        return only_valid(mixed.astype(v.dtype), tokens), {"convolved": convolved, "memory": memory}
 
 
 def step_matrices(dims: Dims) -> dict[str, Matrix]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Float
+from positionbias.arrays import Bool, Float, Int
 from positionbias.operators.recurrent import in_chunks, rejoined
 
 
@@ -21,6 +21,54 @@ class Memory(NamedTuple):
         """M(x)."""
         hidden = jax.nn.silu(jnp.einsum("...h,...he->...e", x, self.first))
         return jnp.einsum("...e,...ek->...k", hidden, self.second)
+
+
+class Weight(NamedTuple):
+    """M(x) = W x, a head's matrix; or as much of a change of it."""
+
+    weight: Float[jax.Array, "... H K"]
+
+    def read(self, x: Float[jax.Array, "... H"]) -> Float[jax.Array, "... K"]:
+        """M(x)."""
+        return jnp.einsum("...h,...hk->...k", x, self.weight)
+
+
+AnyMemory = TypeVar("AnyMemory", Memory, Weight)
+
+
+class Carried(NamedTuple, Generic[AnyMemory]):
+    """What a memory carries from row to row."""
+
+    memory: AnyMemory
+    speed: AnyMemory  # its momentum
+    begun: AnyMemory  # the memory that the chunk of the last row began with
+
+
+def learned(
+    carried: Carried[AnyMemory],
+    k: Float[jax.Array, "B N H"],
+    v: Float[jax.Array, "B N K"],
+    rates: tuple[Float[jax.Array, "B N"], ...],
+    valid: Bool[jax.Array, "B"],
+) -> Carried[AnyMemory]:
+    """After one row more, of the same chunk: the step that `network_memory` speaks of."""
+
+    def wrong(memory: AnyMemory) -> jax.Array:
+        return jnp.sum(jnp.square(memory.read(k) - v))
+
+    rate, momentum, forget = (x[..., None, None] for x in rates)
+    slope = jax.grad(wrong)(carried.begun)
+    speed = jax.tree.map(lambda s, g: momentum * s - rate * g, carried.speed, slope)
+    memory = jax.tree.map(lambda m, s: (1 - forget) * m + s, carried.memory, speed)
+    here = valid[:, None, None, None]
+    new = memory, speed, carried.begun
+    return jax.tree.map(lambda x, y: jnp.where(here, x, y), Carried(*new), carried)  # type: ignore[no-any-return]
+
+
+def begins(carried: Carried[AnyMemory], place: Int[jax.Array, "B"], chunk: int) -> Carried[AnyMemory]:
+    """Before the row at `place`: a chunk begins with the memory as it is."""
+    first = (place % chunk == 0)[:, None, None, None]
+    return carried._replace(begun=jax.tree.map(lambda x, y: jnp.where(first, x, y), carried.memory, carried.begun))
 
 
 def network_memory(

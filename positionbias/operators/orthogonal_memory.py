@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float
-from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.recurrent import Recurrent, by_head, only_valid, sees_all, there
+from positionbias.operators.recurrent import Recurrent, State, by_head, held, only_valid, sees_all, there
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
 
 @member("operators", "orthogonal_memory")
@@ -54,19 +53,24 @@ class OrthogonalMemory(Recurrent):
             "by_distance": Matrix((dims.heads, self.window), "position", self.window, "constant(value=0.0)"),
         }
 
-    def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
+    def advance_stream(
+        self, x: jax.Array, asked: Asked, params: Parameters, site: SiteFunction, state: State | None
+    ) -> tuple[jax.Array, State]:
+        tokens = asked.tokens_q
         heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
         q, token = (by_head(x @ params[name].astype(x.dtype), heads) for name in ("query", "token"))
         q, token = q.astype(jnp.float32) * q.shape[-1] ** -0.5, only_valid(token.astype(jnp.float32), tokens)
         basis = jnp.linalg.qr(params["basis"].astype(jnp.float32))[0]  # [N, H, R]
-        held = jnp.einsum("BTNH,NHR->BTNR", token, basis)
-        if sees_all(mask):
-            mean = jnp.sum(held, axis=1, keepdims=True) / jnp.maximum(jnp.sum(valid, axis=1), 1)[:, None, None]
-            mean = jnp.broadcast_to(mean, held.shape)
+        total: tuple[jax.Array, ...] = jnp.einsum("BTNH,NHR->BTNR", token, basis), valid.astype(jnp.float32)
+        if sees_all(asked.mask):
+            total = tuple(jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape) for x in total)
         else:
-            mean = jnp.cumsum(held, axis=1) / jnp.maximum(jnp.cumsum(valid, axis=1), 1)[..., None]
+            total = tuple(jnp.cumsum(x, axis=1) for x in total)
+            if state is not None:
+                total = tuple(x + y[:, None] for x, y in zip(total, state["total"], strict=True))
+        mean = total[0] / jnp.maximum(total[1], 1)[..., None]
         far = jnp.einsum("BTNH,NHR->BTNR", q, basis) * mean
-        near, nearby, seen = self._window(q, token, tokens, params["by_distance"])
+        near, nearby, seen, kept = self._window(q, token, asked, params["by_distance"], held(state, "window"))
         if self.join == "joint":
             everything = jnp.concatenate([far, near], axis=-1)
             weights = masked_softmax(everything, jnp.concatenate([jnp.ones_like(far, bool), seen], axis=-1))
@@ -75,22 +79,28 @@ class OrthogonalMemory(Recurrent):
             by_far, by_near = jax.nn.softmax(far, axis=-1), masked_softmax(near, seen)
         mixed = jnp.einsum("BTNR,NHR->BTNH", by_far * mean, basis) + jnp.einsum("BTNW,BTWNH->BTNH", by_near, nearby)
         mixed = only_valid(mixed.reshape(*x.shape[:2], -1).astype(x.dtype), tokens)
-        return mixed @ params["output"].astype(x.dtype)
+        after: State = {"total": tuple(x[:, -1] for x in total), "window": kept}
+        return mixed @ params["output"].astype(x.dtype), after
 
     def _window(
-        self, q: jax.Array, token: jax.Array, tokens: Tokens, by_distance: Float[jax.Array, "N W"]
-    ) -> tuple[Float[jax.Array, "B T N W"], Float[jax.Array, "B T W N H"], Bool[jax.Array, "B T N W"]]:
-        """Scores of the tokens 0 to `window` - 1 places back, those tokens, and which of them are there."""
-        valid = there(tokens, len(token))
-        lags = range(min(self.window, token.shape[1]))
-
-        def back(x: jax.Array, lag: int) -> jax.Array:
-            return jnp.pad(x[:, : x.shape[1] - lag], [(0, 0), (lag, 0)] + [(0, 0)] * (x.ndim - 2))
-
-        nearby = jnp.stack([back(token, lag) for lag in lags], axis=2)
-        seen = jnp.stack([back(valid, lag) for lag in lags], axis=2)
-        scores = jnp.einsum("BTNH,BTWNH->BTNW", q, nearby) + by_distance.astype(jnp.float32)[:, : len(lags)]
-        return scores, nearby, jnp.broadcast_to(seen[:, :, None], scores.shape)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * (self.slots + min(self.window, dims.length) * dims.head_size) + 1
+        self,
+        q: jax.Array,
+        token: jax.Array,
+        asked: Asked,
+        by_distance: Float[jax.Array, "N W"],
+        before: tuple[jax.Array, jax.Array] | None,
+    ) -> tuple[
+        Float[jax.Array, "B T N W"],
+        Float[jax.Array, "B T W N H"],
+        Bool[jax.Array, "B T N W"],
+        tuple[Float[jax.Array, "B W-1 N H"], Bool[jax.Array, "B W-1"]],
+    ]:
+        """Scores of the tokens 0 to `window` - 1 places back, those tokens, which are there, and what is carried on."""
+        length, size = token.shape[1], min(self.window, asked.length) - 1
+        parts = token, there(asked.tokens_q, len(token))
+        both = [with_before(x, y, size) for x, y in zip(parts, before or (None, None), strict=True)]
+        nearby, seen = (
+            jnp.stack([x[:, size - lag : size - lag + length] for lag in range(size + 1)], axis=2) for x, _ in both
+        )
+        scores = jnp.einsum("BTNH,BTWNH->BTNW", q, nearby) + by_distance.astype(jnp.float32)[:, : size + 1]
+        return scores, nearby, jnp.broadcast_to(seen[:, :, None], scores.shape), (both[0][1], both[1][1])

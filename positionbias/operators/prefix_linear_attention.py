@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.arrays import Bool, Mapped
-from positionbias.masks.base import Mask
+from positionbias.arrays import Bool, Mapped, Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.linear_attention import Feature, feature_size, features
+from positionbias.operators.linear_attention import Feature, features
 from positionbias.operators.recurrent import Recurrent, by_head, only_valid, rotated
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member
@@ -45,36 +45,34 @@ class PrefixLinearAttention(Recurrent):
         names = {"keys_of_context": "context_key", "values_of_context": "context_value"}
         return {name: stream @ params[matrix].astype(stream.dtype) for name, matrix in names.items()}
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        heads = q.shape[2]
-        theirs = position.rotate(by_head(params["keys_of_context"], heads), tokens_k, "key")
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
-        q, k, theirs = (features(x, self.feature) for x in (q, k, theirs))
-        inside = tokens_k._replace(valid=jnp.asarray(tokens_k.valid) & (jnp.asarray(tokens_k.context) > 0))
-        theirs, values = only_valid(theirs, inside), by_head(params["values_of_context"], heads).astype(jnp.float32)
-        divides = self.feature != "identity"
-        if divides:
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        tokens, divides = asked.tokens_q, self.feature != "identity"
+        q, k = rotated(position, q, k, tokens, tokens)
+        q, k = features(q, self.feature), only_valid(features(k, self.feature), tokens)
+        if state is None:  # the first rows hold the whole context
+            state = self._of_context(tokens, position, params, q.shape[2])
+        mixed, state = kernels.linear_attention(q, k, v.astype(jnp.float32), initial_state=state, normalise=divides)
+        return only_valid(mixed.astype(v.dtype), tokens), state
+
+    def _of_context(self, tokens: Tokens, position: Placed, params: Parameters, heads: int) -> jax.Array:
+        """The state that the context's own keys and values make."""
+        theirs = features(position.rotate(by_head(params["keys_of_context"], heads), tokens, "key"), self.feature)
+        inside = tokens._replace(valid=jnp.asarray(tokens.valid) & (jnp.asarray(tokens.context) > 0))
+        values = by_head(params["values_of_context"], heads).astype(jnp.float32)
+        if self.feature != "identity":
             values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
-        state = jnp.einsum("BSNF,BSNK->BNFK", theirs, values)
-        mixed, _ = kernels.linear_attention(
-            q, only_valid(k, tokens_k), v.astype(jnp.float32), initial_state=state, normalise=divides
-        )
-        return only_valid(mixed.astype(v.dtype), tokens_q)
+        return jnp.einsum("BSNF,BSNK->BNFK", only_valid(theirs, inside), values)
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()
         return rows.valid & columns.valid & ((columns.index <= rows.index) | (columns.context > 0))
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * feature_size(dims.head_size, self.feature) * (dims.values + (self.feature != "identity"))

@@ -5,24 +5,45 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Float, Mapped
+from positionbias import kernels
+from positionbias.arrays import Bool, Float, Mapped, Tree
 from positionbias.masks.base import Mask
-from positionbias.masks.order import Bidirectional
-from positionbias.operators.base import Operator
+from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
+from positionbias.operators.asked import Asked, with_before
+from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
-from positionbias.tokens import Tokens
+from positionbias.tokens import Tokens, sequential
+
+State = dict[str, Tree]  # what an operator carries on, by name
 
 
 class Recurrent(Operator):
     """Mixes values by a state that is carried from token to token in the order of storage.
 
     What is seen is told by order alone: all tokens up to a token's own or, where the operator has the pattern and the
-    mask is `bidirectional`, all of them. A mask that hides more is refused.
+    mask is `bidirectional`, all of them. A mask that hides more is refused. The call is `advance` on all rows at once.
     """
 
     patterns = frozenset({"causal_self"})
     any_mask = False
     uses_bias = False
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        return self.advance(q, k, v, Asked.all(tokens_k, mask), position, params, site, None)[0]
+
+    def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
+        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()
@@ -98,14 +119,28 @@ def product(x: Float[jax.Array, "B T D"], matrix: Float[jax.Array, "D E"]) -> Fl
     return x.astype(jnp.float32) @ matrix.astype(jnp.float32)
 
 
-def convolved(x: Float[jax.Array, "B T N H"], kernel: Float[jax.Array, "W N*H"]) -> Float[jax.Array, "B T N H"]:
-    """Each feature by a weighted sum of its last W values in the order of storage; kernel[0] is that of the token."""
+def held(state: State | None, name: str) -> Tree:
+    """A part of the state; None before the first row."""
+    return None if state is None else state[name]
+
+
+def convolved(
+    x: Float[jax.Array, "B T N H"],
+    kernel: Float[jax.Array, "W N*H"],
+    before: Float[jax.Array, "B W-1 N H"] | None,
+    length: int,
+) -> tuple[Float[jax.Array, "B T N H"], Float[jax.Array, "B W-1 N H"]]:
+    """Each feature by a weighted sum of its last W values in the order of storage; kernel[0] is that of the token.
+
+    Also the last values, which the next rows read; of a sequence of `length` no more than that.
+    """
     taps = kernel.astype(x.dtype).reshape(len(kernel), *x.shape[2:])
+    size = min(len(kernel), length) - 1
+    joined, after = with_before(x, before, size)
     found = x * taps[0]
-    for lag in range(1, min(len(kernel), x.shape[1])):
-        moved = jnp.pad(x[:, :-lag], [(0, 0), (lag, 0)] + [(0, 0)] * (x.ndim - 2))
-        found = found + moved * taps[lag]
-    return found
+    for lag in range(1, size + 1):
+        found = found + joined[:, size - lag : size - lag + x.shape[1]] * taps[lag]
+    return found, after
 
 
 def convolution_matrix(width: int, features: int) -> Matrix:
@@ -120,17 +155,37 @@ def convolution_matrices(width: int, dims: Dims) -> dict[str, Matrix]:
 
 
 def all_convolved(
-    q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, params: Parameters
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values of one sequence, each by its short convolution."""
-    by_name = {"q": q, "k": k, "v": v}
-    made = (convolved(only_valid(x, tokens), params[f"convolution_{name}"]) for name, x in by_name.items())
-    return tuple(made)  # type: ignore[return-value]
+    q: jax.Array, k: jax.Array, v: jax.Array, asked: Asked, params: Parameters, before: State | None
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], State]:
+    """Queries, keys and values of one sequence, each by its short convolution, and what these carry on."""
+    made, after = {}, {}
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        kernel, x = params[f"convolution_{name}"], only_valid(x, asked.tokens_q)
+        made[name], after[name] = convolved(x, kernel, held(before, name), asked.length)
+    return (made["q"], made["k"], made["v"]), after
 
 
-def convolution_state(width: int, dims: Dims) -> int:
-    """Numbers that these convolutions keep of the tokens before."""
-    return (width - 1) * dims.heads * (2 * dims.head_size + dims.values)
+def near(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B T N H"],
+    v: Float[jax.Array, "B T N K"],
+    width: int,
+    asked: Asked,
+    before: State | None,
+) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N T"], State]:
+    """Softmax attention to the last `width` tokens, the logarithms of its sums, and the keys and values carried on."""
+    size, tokens = min(width, asked.length) - 1, asked.tokens_q
+    parts = {"k": k, "v": v, "valid": there(tokens, len(q))}
+    joined = {name: with_before(x, held(before, name), size) for name, x in parts.items()}
+    rows = columns = tokens
+    if before is not None:
+        k, v, valid = (joined[name][0] for name in parts)
+        columns = sequential(k.shape[1], valid=valid)
+        rows = columns.cut(size, k.shape[1])
+    mask = Causal() & SlidingWindow(width)
+    mixed, stats = kernels.attention(q, k, v, mask=mask, tokens=(rows, columns), stats=("lse",))
+    assert stats.lse is not None
+    return mixed, stats.lse, {name: after for name, (_, after) in joined.items()}
 
 
 def opened(mixed: Float[jax.Array, "B T N K"], gate: Float[jax.Array, "B T N*K"]) -> Float[jax.Array, "B T N K"]:

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Float
-from positionbias.masks.base import Mask
+from positionbias.arrays import Float, Tree
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import Recurrent, gate_matrix, normed, only_valid, opened, product, rotated
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member
-from positionbias.tokens import Tokens
 
 
 @member("operators", "retention")
@@ -36,26 +35,24 @@ class Retention(Recurrent):
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         return {"open": product(x, params["gate"])} if self.gated else {}
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        state: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        q, k = rotated(position, q, k, asked.tokens_q, asked.tokens_q)
         decay = jnp.broadcast_to(jnp.log(paces(q.shape[2])), q.shape[:3])
-        mixed, _ = kernels.linear_attention(q * q.shape[-1] ** -0.5, only_valid(k, tokens_k), v, log_decay=decay)
+        mixed, state = kernels.linear_attention(
+            q * q.shape[-1] ** -0.5, only_valid(k, asked.tokens_q), v, log_decay=decay, initial_state=state
+        )
         mixed = normed(mixed)
-        return only_valid(opened(mixed, params["open"]) if self.gated else mixed, tokens_q)
-
-    def state_size(self, dims: Dims) -> int:
-        return dims.heads * dims.head_size * dims.values
+        return only_valid(opened(mixed, params["open"]) if self.gated else mixed, asked.tokens_q), state
 
 
 def paces(heads: int) -> Float[np.ndarray, "N"]:

@@ -36,6 +36,7 @@ class Reversed(ScoreOperator):
     patterns = frozenset({"noncausal_self"})
     any_mask = False
     step = Operator.step  # shares are over all rows
+    whole = "a share tells of all who receive, so that every row changes with each that comes"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         made = {}

@@ -39,6 +39,7 @@ class Routing(Choosing):
 
     any_mask = False
     step = Operator.step  # the mean query of a region is not kept
+    whole = "regions are chosen by the mean queries of other rows, which are not kept"
 
     def __post_init__(self) -> None:
         for name in ("region", "top"):

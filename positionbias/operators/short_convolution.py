@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Mapped
+from positionbias.arrays import Bool, Float, Mapped, Tree
 from positionbias.masks.base import Mask
+from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
@@ -43,36 +44,35 @@ class ShortConvolution(Operator):
         return made
 
     def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
-        found = back_to(x, tokens, mask, params["kernel"])
-        if not self.gated:
-            return found
-        return found * (x @ params["map"].astype(x.dtype)) * own(tokens, mask)[..., None].astype(x.dtype)
+        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
+
+    def advance_stream(
+        self, x: jax.Array, asked: Asked, params: Parameters, site: SiteFunction, state: Tree
+    ) -> tuple[jax.Array, Tree]:
+        found, state = back_to(x, asked, params["kernel"], state)
+        if self.gated:
+            found = found * (x @ params["map"].astype(x.dtype)) * asked.sees_back(0)[..., None].astype(x.dtype)
+        return found, state
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         near = within(allowed, self.width)
         return by_own(near) if self.gated else near
 
-    def state_size(self, dims: Dims) -> int:
-        return (self.width - 1) * dims.width
-
 
 def back_to(
-    x: Float[jax.Array, "B T D"], tokens: Tokens, mask: Mask, kernel: Float[jax.Array, "W D"]
-) -> Float[jax.Array, "B T D"]:
-    """The convolution by a kernel of W tokens, of what each may see."""
-    bound, kernel = mask.bind(tokens, tokens), kernel.astype(x.dtype)
+    x: Float[jax.Array, "B T D"],
+    asked: Asked,
+    kernel: Float[jax.Array, "W D"],
+    before: Float[jax.Array, "B W-1 D"] | None,
+) -> tuple[Float[jax.Array, "B T D"], Float[jax.Array, "B W-1 D"]]:
+    """The convolution by a kernel of W tokens, of what each may see, and the tokens that the next rows may."""
+    kernel, size = kernel.astype(x.dtype), min(len(kernel), asked.length) - 1
+    joined, after = with_before(x, before, size)
     found = jnp.zeros_like(x)
-    for lag in range(min(len(kernel), x.shape[1])):
-        front, back = tokens.cut(lag, tokens.length), tokens.cut(0, tokens.length - lag)
-        seen = jnp.asarray(bound.allowed(front, back) & front.valid & back.valid)
-        moved = x[:, : x.shape[1] - lag] * seen[..., None].astype(x.dtype)
-        found = found + kernel[lag] * jnp.pad(moved, ((0, 0), (lag, 0), (0, 0)))
-    return found
-
-
-def own(tokens: Tokens, mask: Mask) -> Bool[jax.Array, "... T"]:
-    """Whether each token may see itself."""
-    return jnp.asarray(mask.bind(tokens, tokens).allowed(tokens, tokens) & tokens.valid)
+    for lag in range(size + 1):
+        moved = joined[:, size - lag : size - lag + x.shape[1]]
+        found = found + kernel[lag] * (moved * asked.sees_back(lag)[..., None].astype(x.dtype))
+    return found, after
 
 
 def by_own(visible: Bool[Mapped, "... T T"]) -> Bool[Mapped, "... T T"]:

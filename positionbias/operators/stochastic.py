@@ -60,6 +60,7 @@ class GatedStochastic(ByKernel):
     impl: str | None = None
 
     patterns = frozenset({"noncausal_self", "causal_self"})
+    whole = "its gates are made of the stream, and a step is given queries, keys and values alone"
 
     def __post_init__(self) -> None:
         super().__post_init__()

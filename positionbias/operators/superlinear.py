@@ -40,6 +40,7 @@ class Superlinear(Choosing):
     scaled: bool = True
 
     patterns = frozenset({"causal_self"})
+    whole = "it searches by queries of its own, made of the stream"
 
     def __post_init__(self) -> None:
         require(self.inside >= 1, "inside", self.inside, "a whole number from 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,17 @@ import numpy as np
 
 from positionbias import kernels
 from positionbias.arrays import Bool, Float
-from positionbias.masks.base import Mask
-from positionbias.masks.order import Causal, SlidingWindow
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.neural_memory import Memory, network_memory
+from positionbias.operators.neural_memory import Carried, Memory, Weight, begins, learned, network_memory
 from positionbias.operators.recurrent import (
     Recurrent,
+    State,
     all_convolved,
     convolution_matrices,
-    convolution_state,
+    held,
     in_chunks,
+    near,
     normed,
     only_valid,
     product,
@@ -32,9 +33,8 @@ from positionbias.operators.recurrent import (
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
-from positionbias.tokens import Tokens
 
-State = tuple[jax.Array, jax.Array] | tuple[Memory, Memory]
+Held = tuple[jax.Array, jax.Array] | tuple[Memory, Memory]  # a memory and its momentum
 RATES = ("rate", "momentum", "forget")
 
 
@@ -101,43 +101,96 @@ class Titans(Recurrent):
             for name in RATES
         }
 
-    def __call__(
+    def advance(
         self,
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
+        asked: Asked,
         position: Placed,
         params: Parameters,
         site: SiteFunction,
-    ) -> jax.Array:
+        state: State | None,
+    ) -> tuple[jax.Array, State]:
+        tokens, after = asked.tokens_q, State()
         rates = tuple(site(name, params[f"made_{name}"]) for name in RATES)
-        made = all_convolved(jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v), tokens_k, params)
-        asked, key, value = (x.astype(jnp.float32) for x in made)
-        asked, key = unit(asked), unit(key)
-        near_q, near_k = rotated(position, q, k, tokens_q, tokens_k)
+        swished = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
+        made, after["convolved"] = all_convolved(*swished, asked, params, held(state, "convolved"))
+        searched, key, value = (x.astype(jnp.float32) for x in made)
+        searched, key = unit(searched), unit(key)
+        near_q, near_k = rotated(position, q, k, tokens, tokens)
+        before = held(state, "memory")
         if self.form == "mac":
-            mixed = self._as_context(asked, near_q, near_k, v, rates, tokens_k, params)
-        else:
-            far, _ = self._read(asked, key, value, rates, there(tokens_k, len(q)), self._start(len(q), params))
-            if self.form == "mag":
-                near = self._near(near_q, near_k, v, tokens_q, tokens_k, params)
-                opened = jax.nn.sigmoid(normed(far) * params["scale_far"].astype(jnp.float32))
-                mixed = normed(near.astype(jnp.float32)) * params["scale_near"].astype(jnp.float32) * opened
+            arrays = searched, near_q, near_k, v
+            if state is None:
+                mixed, after["memory"] = self._segments(arrays, rates, asked, params)
             else:
-                q, k, v = (_each_head(far, params[f"again_{name}"]).astype(v.dtype) for name in "qkv")
-                q, k = rotated(position, q, k, tokens_q, tokens_k)
-                mixed = self._near(q, k, v, tokens_q, tokens_k, params)
-        return only_valid(mixed.astype(v.dtype), tokens_q)
+                mixed, after["memory"] = self._segments_by_row(arrays, rates, asked, params, before)
+            return only_valid(mixed.astype(v.dtype), tokens), after
+        far, after["memory"] = self._recalled(searched, key, value, rates, asked, params, before)
+        if self.form == "mag":
+            close, after["near"] = self._near(near_q, near_k, v, asked, params, held(state, "near"))
+            opened = jax.nn.sigmoid(normed(far) * params["scale_far"].astype(jnp.float32))
+            mixed = normed(close.astype(jnp.float32)) * params["scale_near"].astype(jnp.float32) * opened
+        else:
+            q, k, v = (_each_head(far, params[f"again_{name}"]).astype(v.dtype) for name in "qkv")
+            q, k = rotated(position, q, k, tokens, tokens)
+            mixed, after["near"] = self._near(q, k, v, asked, params, held(state, "near"))
+        return only_valid(mixed.astype(v.dtype), tokens), after
 
-    def _start(self, batch: int, params: Parameters) -> State:
+    def _recalled(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rates: tuple[jax.Array, ...],
+        asked: Asked,
+        params: Parameters,
+        before: Carried[Any] | None,
+    ) -> tuple[Float[jax.Array, "B T N K"], Carried[Any]]:
+        """What the memory answers, having learned each token first, and what it carries on."""
+        valid = there(asked.tokens_q, len(q))
+        if before is None:
+            return self._read_on(q, k, v, rates, valid, self._start(len(q), params))
+        assert asked.rows is not None
+
+        def one(carried: Carried[Any], row: tuple[jax.Array, ...]) -> tuple[Carried[Any], jax.Array]:
+            place, valid, q, k, v, *rates = row
+            carried = learned(begins(carried, place, self.chunk), k, v, tuple(rates), valid)
+            return carried, carried.memory.read(q)
+
+        rows = tuple(jnp.moveaxis(x, 1, 0) for x in (asked.rows, valid, q, k, v, *rates))
+        carried, found = jax.lax.scan(one, before, rows)
+        return jnp.moveaxis(found, 0, 1), carried
+
+    def _read_on(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rates: tuple[jax.Array, ...],
+        valid: Bool[jax.Array, "B T"],
+        start: Held,
+    ) -> tuple[Float[jax.Array, "B T N K"], Carried[Any]]:
+        """All rows of a sequence at once, and what is carried on: what no row more asks for is not made."""
+        found, memories = self._read(q, k, v, rates, valid, start)
+        whole = q.shape[1] // self.chunk * self.chunk
+        begun = start
+        if whole:
+            q, k, v, valid, *rest = (x[:, :whole] for x in (q, k, v, valid, *rates))
+            _, begun = self._read(q, k, v, tuple(rest), valid, start)
+        return found, self._carried(*memories, begun[0])
+
+    def _carried(self, *memories: Any) -> Carried[Any]:
+        """The memory, its momentum and that which the chunk began with, as they learn a row."""
+        return Carried(*(Weight(x) if self.memory == "linear" else x for x in memories))
+
+    def _start(self, batch: int, params: Parameters) -> Held:
         """The memory and the momentum before the first token."""
         names = ("start",) if self.memory == "linear" else ("start_first", "start_second")
-        held = [jnp.broadcast_to(params[x].astype(jnp.float32), (batch, *params[x].shape)) for x in names]
-        still = [jnp.zeros_like(x) for x in held]
-        return (held[0], still[0]) if self.memory == "linear" else (Memory(*held), Memory(*still))
+        begun = [jnp.broadcast_to(params[x].astype(jnp.float32), (batch, *params[x].shape)) for x in names]
+        still = [jnp.zeros_like(x) for x in begun]
+        return (begun[0], still[0]) if self.memory == "linear" else (Memory(*begun), Memory(*still))
 
     def _read(
         self,
@@ -146,80 +199,136 @@ class Titans(Recurrent):
         v: jax.Array,
         rates: tuple[jax.Array, ...],
         valid: Bool[jax.Array, "B T"],
-        state: State,
-    ) -> tuple[Float[jax.Array, "B T N K"], State]:
+        state: Held,
+    ) -> tuple[Float[jax.Array, "B T N K"], Held]:
         """What the memory answers, having learned each token first."""
         if self.memory == "linear":
             return kernels.linear_memory(q, k, v, *rates, valid=valid, initial_state=state, chunk=self.chunk)  # type: ignore[arg-type]
         rate, momentum, forget = rates
         return network_memory(q, k, v, rate, momentum, forget, valid, state, self.chunk)  # type: ignore[arg-type]
 
-    def _asked(self, q: jax.Array, state: State) -> Float[jax.Array, "B T N K"]:
+    def _asked(self, q: jax.Array, state: tuple[Any, ...]) -> Float[jax.Array, "B T N K"]:
         """What a memory answers without learning."""
         if self.memory == "linear":
             return jnp.einsum("BTNH,BNHK->BTNK", q, state[0])
-        held: Memory = state[0]  # type: ignore[assignment]
-        return Memory(*(x[:, None] for x in held)).read(q)
+        return Memory(*(x[:, None] for x in state[0])).read(q)
 
     def _near(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, tokens_q: Tokens, tokens_k: Tokens, params: Parameters
-    ) -> Float[jax.Array, "B T N K"]:
-        """Softmax attention to the window and the persistent tokens."""
-        near = Causal() & SlidingWindow(self.window)
-        mixed, stats = kernels.attention(q, k, v, mask=near, tokens=(tokens_q, tokens_k), stats=("lse",))
+        self, q: jax.Array, k: jax.Array, v: jax.Array, asked: Asked, params: Parameters, before: State | None
+    ) -> tuple[Float[jax.Array, "B T N K"], State]:
+        """Softmax attention to the window and the persistent tokens, and the keys and values carried on."""
+        mixed, sums, after = near(q, k, v, self.window, asked, before)
         if not self.persistent:
-            return mixed  # type: ignore[no-any-return]
+            return mixed, after
         names = ("persistent_key", "persistent_value")
         always = [jnp.broadcast_to(params[x].astype(q.dtype), (len(q), *params[x].shape)) for x in names]
         more, more_stats = kernels.attention(q, *always, stats=("lse",))
-        return kernels.merge((mixed, stats.lse), (more, more_stats.lse))[0]
+        return kernels.merge((mixed, sums), (more, more_stats.lse))[0], after
 
-    def _as_context(
+    def _segments(
         self,
-        asked: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        arrays: tuple[jax.Array, ...],
         rates: tuple[jax.Array, ...],
-        tokens: Tokens,
+        asked: Asked,
         params: Parameters,
-    ) -> Float[jax.Array, "B T N K"]:
-        """Segment after segment."""
-        always_k, always_v = jnp.zeros((0, *q.shape[2:])), jnp.zeros((0, *v.shape[2:]))
-        if self.persistent:
-            always_k, always_v = (params[f"persistent_{x}"].astype(jnp.float32) for x in ("key", "value"))
+    ) -> tuple[Float[jax.Array, "B T N K"], State]:
+        """Segment after segment, of what is searched for, queries, keys and values; and what is carried on."""
         causal = jnp.tril(jnp.ones((self.chunk, self.chunk), bool))
 
-        def one(state: State, part: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
-            asked, q, k, v, valid, *rates = part
-            held = self._asked(asked, state)
-            held_k, held_v = (_each_head(held, params[f"again_{name}"]) for name in "kv")
-            scores = [jnp.einsum("BTNH,PNH->BNTP", q, always_k)]
-            scores += [jnp.einsum("BTNH,BSNH->BNTS", q, x) for x in (held_k, k)]
-            seen = causal & (valid > 0)[:, None, None]
-            free = jnp.ones(scores[0].shape, bool)
-            allowed = [free, *(jnp.broadcast_to(seen, x.shape) for x in scores[1:])]
-            weights = masked_softmax(
-                jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5, jnp.concatenate(allowed, axis=-1)
-            )
-            ends = np.cumsum([x.shape[-1] for x in scores])[:-1]
-            by_always, by_held, by_own = jnp.split(weights, ends, axis=-1)
-            mixed = jnp.einsum("BNTP,PNK->BTNK", by_always, always_v)
-            mixed += jnp.einsum("BNTS,BSNK->BTNK", by_held, held_v) + jnp.einsum("BNTS,BSNK->BTNK", by_own, v)
+        def one(state: Held, part: tuple[jax.Array, ...]) -> tuple[Held, jax.Array]:
+            searched, q, k, v, valid, *rates = part
+            found = self._asked(searched, state)
+            mixed = self._attended(q, *self._keys_values(found, params), k, v, causal & (valid > 0)[:, None], params)
             q, k, v = (_each_head(mixed, params[f"again_{name}"]) for name in "qkv")
             answer, state = self._read(unit(q), unit(k), v, tuple(rates), valid > 0, state)
             return state, mixed * jax.nn.sigmoid(answer)
 
-        parts = tuple(in_chunks(x, self.chunk) for x in (asked, q, k, v, there(tokens, len(q)), *rates))
-        _, found = jax.lax.scan(one, self._start(len(q), params), parts)
-        return rejoined(found, q.shape[1])
+        valid = there(asked.tokens_q, len(arrays[0]))
+        parts = tuple(in_chunks(x, self.chunk) for x in (*arrays, valid, *rates))
+        (memory, speed), found = jax.lax.scan(one, start := self._start(len(valid), params), parts)
+        whole = valid.shape[1] // self.chunk
+        begun, _ = jax.lax.scan(one, start, tuple(x[:whole] for x in parts))  # what no row more asks for is not made
+        return rejoined(found, valid.shape[1]), self._in_segment(
+            arrays, valid, asked, params, (memory, speed, begun[0])
+        )
 
-    def state_size(self, dims: Dims) -> int:
-        size, hidden = dims.head_size, self.expansion * dims.head_size
-        memory = size * dims.values if self.memory == "linear" else hidden * (size + dims.values)
-        near = self.chunk if self.form == "mac" else self.window
-        held = dims.heads * (2 * memory + min(near, dims.length) * (size + dims.values))
-        return held + convolution_state(self.convolution, dims)
+    def _in_segment(
+        self,
+        arrays: tuple[jax.Array, ...],
+        valid: Bool[jax.Array, "B T"],
+        asked: Asked,
+        params: Parameters,
+        memories: tuple[Any, ...],
+    ) -> State:
+        """What is carried on by a segment that may not be whole."""
+        size, whole = min(self.chunk, asked.length), valid.shape[1] // self.chunk * self.chunk
+        searched, _, k, v = (x[:, whole:].astype(jnp.float32) for x in arrays)
+        held_k, held_v = self._keys_values(self._asked(searched, memories[2:]), params)
+        parts = {"k": k, "v": v, "held_k": held_k, "held_v": held_v, "valid": valid[:, whole:]}
+        rows = {
+            name: jnp.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)) for name, x in parts.items()
+        }
+        return {"carried": self._carried(*memories), "rows": rows}
+
+    def _segments_by_row(
+        self,
+        arrays: tuple[jax.Array, ...],
+        rates: tuple[jax.Array, ...],
+        asked: Asked,
+        params: Parameters,
+        before: State,
+    ) -> tuple[Float[jax.Array, "B T N K"], State]:
+        """The same, a row after another."""
+        assert asked.rows is not None
+
+        def one(state: State, row: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
+            place, valid, searched, q, k, v, *rates = row
+            slot = place % self.chunk
+            carried = begins(state["carried"], place, self.chunk)
+            held_k, held_v = self._keys_values(carried.begun.read(searched)[:, None], params)
+            new = {"k": k, "v": v, "held_k": held_k[:, 0], "held_v": held_v[:, 0], "valid": valid}
+            rows = {name: x.at[jnp.arange(len(x)), slot].set(new[name]) for name, x in state["rows"].items()}
+            rows["valid"] = rows["valid"] & (jnp.arange(rows["valid"].shape[1]) <= slot[:, None])
+            parts = rows["held_k"], rows["held_v"], rows["k"], rows["v"]
+            mixed = self._attended(q[:, None], *parts, rows["valid"][:, None], params)
+            q, k, v = (_each_head(mixed, params[f"again_{name}"])[:, 0] for name in "qkv")
+            carried = learned(carried, unit(k), v, tuple(rates), valid)
+            answer = carried.memory.read(unit(q))
+            return {"carried": carried, "rows": rows}, mixed[:, 0] * jax.nn.sigmoid(answer)
+
+        parts = (asked.rows, there(asked.tokens_q, len(arrays[0])), *(x.astype(jnp.float32) for x in arrays), *rates)
+        after, found = jax.lax.scan(one, before, tuple(jnp.moveaxis(x, 1, 0) for x in parts))
+        return jnp.moveaxis(found, 0, 1), after
+
+    def _keys_values(self, found: Float[jax.Array, "B T N K"], params: Parameters) -> tuple[jax.Array, jax.Array]:
+        """Of what the memory gave."""
+        return _each_head(found, params["again_k"]), _each_head(found, params["again_v"])
+
+    def _attended(
+        self,
+        q: Float[jax.Array, "B T N H"],
+        held_k: Float[jax.Array, "B S N H"],
+        held_v: Float[jax.Array, "B S N K"],
+        k: Float[jax.Array, "B S N H"],
+        v: Float[jax.Array, "B S N K"],
+        seen: Bool[jax.Array, "B T S"],
+        params: Parameters,
+    ) -> Float[jax.Array, "B T N K"]:
+        """Softmax attention to the persistent tokens, to what the memory gave and to the tokens themselves."""
+        always_k, always_v = jnp.zeros((0, *q.shape[2:])), jnp.zeros((0, *v.shape[2:]))
+        if self.persistent:
+            always_k, always_v = (params[f"persistent_{x}"].astype(jnp.float32) for x in ("key", "value"))
+        scores = [jnp.einsum("BTNH,PNH->BNTP", q, always_k)]
+        scores += [jnp.einsum("BTNH,BSNH->BNTS", q, x) for x in (held_k, k)]
+        free = jnp.ones(scores[0].shape, bool)
+        allowed = [free, *(jnp.broadcast_to(seen[:, None], x.shape) for x in scores[1:])]
+        weights = masked_softmax(
+            jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5, jnp.concatenate(allowed, axis=-1)
+        )
+        ends = np.cumsum([x.shape[-1] for x in scores])[:-1]
+        by_always, by_held, by_own = jnp.split(weights, ends, axis=-1)
+        mixed = jnp.einsum("BNTP,PNK->BTNK", by_always, always_v)
+        return mixed + jnp.einsum("BNTS,BSNK->BTNK", by_held, held_v) + jnp.einsum("BNTS,BSNK->BTNK", by_own, v)
 
 
 def _each_head(x: Float[jax.Array, "B T N K"], matrix: Float[jax.Array, "N K H"]) -> Float[jax.Array, "B T N H"]:

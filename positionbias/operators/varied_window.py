@@ -41,6 +41,7 @@ class VariedWindow(Operator):
     any_mask = False
     uses_bias = False
     has_pattern = True
+    whole = "keys are sampled by what all tokens of a window hold"
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, "a whole number from 1")

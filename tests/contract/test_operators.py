@@ -1,5 +1,7 @@
 """The operator protocol, over every registered operator: those that mix values and those that mix the stream."""
 
+import dataclasses
+import math
 import typing
 
 import jax
@@ -10,6 +12,7 @@ from toys import Reads
 
 from positionbias import spec
 from positionbias.models.sites import Sites
+from positionbias.operators.asked import Asked
 from positionbias.operators.base import Pattern
 from positionbias.positions.base import Dims, Placed
 from positionbias.tokens import sequential
@@ -242,10 +245,23 @@ def check_pattern(operator):
 
 
 def check_state_size(operator):
-    """A whole number that does not shrink with length."""
+    """A whole number that does not shrink with length, and of a state the numbers of what is carried on."""
     sizes = [operator.state_size(Dims(width=8, heads=2, head_size=4, length=n)) for n in (1, 16)]
     assert all(type(n) is int and n >= 0 for n in sizes)
     assert sizes[0] <= sizes[1]
+    if operator.carries:
+        rows = Rows(operator)
+        state = jax.eval_shape(lambda: rows.advance(rows.drawn(0), rows.tokens(0), jnp.arange(LONG), None)[1])
+        count = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state))
+        assert count == operator.state_size(dataclasses.replace(DIMS, length=LONG - 1))
+
+
+def check_read_once(operator):
+    """It reads each row once, by its keys and values or by a state, or says why it cannot."""
+    causal = "causal_self" in operator.patterns
+    assert (operator.steps or operator.carries) == (operator.whole == "")
+    assert causal or not operator.carries
+    assert operator.whole == "" or operator.whole[0].islower()
 
 
 def check_step(operator):
@@ -266,6 +282,90 @@ def check_step(operator):
             np.testing.assert_allclose(found, whole[:, rows], rtol=1e-5, atol=1e-5)
 
 
+LONG, CONTEXT = 23, 5  # rows of a sequence that is read by a state, and how many of them are the context
+VALID = (
+    np.ones((BATCH, LONG), bool),
+    np.arange(LONG) >= np.array([[0], [4]]),  # padded in front
+    np.random.default_rng(3).random((BATCH, LONG)) > 0.25,
+)
+
+
+class Rows:
+    """An operator on a sequence of LONG rows under a mask: on all at once, or on the next few by its state."""
+
+    def __init__(self, operator, masks="causal"):
+        self.operator, self.mask = operator, spec.build("masks", masks, "mask")
+        self.position = Placed(spec.build("positions", "rope" if operator.uses_rotation else "none", "position"))
+        self.params = {name: x / 2 for name, x in made(operator, DIMS).items()}  # or memories that learn run away
+        self.whole = hasty_jit(self.called)
+        self.begin = hasty_jit(lambda *given: self.advance(*given, None))
+        self.go_on = hasty_jit(self.advance)
+
+    def drawn(self, seed, dtype=jnp.float32):
+        """The stream, queries, keys and values."""
+        draw = np.random.default_rng(seed)
+        sizes = {"x": (HEADS * SIZE,), "q": (HEADS, SIZE), "k": (HEADS, SIZE), "v": (HEADS, OUT)}
+        return {name: jnp.asarray(draw.normal(0, 0.5, (BATCH, LONG, *size)), dtype) for name, size in sizes.items()}
+
+    def tokens(self, seed):
+        """[B, S], with a context and frames, and padding."""
+        tokens = sequential(LONG, frame=np.arange(LONG) // 3).told_context(CONTEXT)
+        return jax.tree.map(lambda x: np.broadcast_to(x, (BATCH, LONG)), tokens)._replace(
+            valid=VALID[seed % len(VALID)]
+        )
+
+    def called(self, arrays, tokens):
+        """All rows at once."""
+        x, q, k, v = (arrays[name] for name in "xqkv")
+        if self.operator.reads == "stream":
+            return self.operator.mix(x, tokens, self.mask, self.params, Sites())
+        params = self.params | self.operator.projected(x, x, self.params)
+        return self.operator(q, k, v, tokens, tokens, self.mask, self.position, params, Sites())
+
+    def advance(self, arrays, tokens, rows, state):
+        """The next rows, and the state behind them."""
+        asked = Asked.of(jnp.broadcast_to(rows, (BATCH, len(rows))), tokens, self.mask)
+        x, q, k, v = (jnp.take(arrays[name], rows, axis=1) for name in "xqkv")
+        if self.operator.reads == "stream":
+            return self.operator.advance_stream(x, asked, self.params, Sites(), state)
+        params = self.params | self.operator.projected(x, x, self.params)
+        return self.operator.advance(q, k, v, asked, self.position, params, Sites(), state)
+
+    def check(self, seed, sizes):
+        """So many rows after another come out as all at once; whether the draw can show it."""
+        arrays, tokens = self.drawn(seed), self.tokens(seed)
+        whole, found, state, start = self.whole(arrays, tokens), [], None, 0
+        if np.abs(whole).max() > 30:  # over a sum that is next to nothing
+            return False
+        for size in sizes:
+            given = arrays, tokens, jnp.arange(start, start + size)
+            some, state = self.begin(*given) if state is None else self.go_on(*given, state)
+            found, start = [*found, some], start + size
+        assert start == LONG
+        np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, rtol=1e-5, atol=1e-5)
+        return True
+
+
+def check_state(operator):
+    """Row after row by a state, or seven at a time, they come out as all at once: also where some are padding."""
+    if not operator.carries:
+        return
+    first = CONTEXT if "context" in operator.reads_tokens else 1
+    for masks in ["causal"] + ["causal & dilated_window(2, 2)"] * operator.any_mask:
+        rows = Rows(operator, masks)
+        for sizes in ([first] + [1] * (LONG - first), [7, 7, 7, 1, 1]):
+            for padding in range(len(VALID)):
+                draws = range(padding, 60, len(VALID))
+                assert any(rows.check(seed, sizes) for seed in draws), "no draw shows anything"
+    for dtype in (jnp.float32, jnp.bfloat16):
+        given = rows.drawn(0, dtype), rows.tokens(0)
+        some, state = jax.eval_shape(lambda given=given: rows.advance(*given, jnp.arange(7), None))
+        again = jax.eval_shape(lambda state, given=given: rows.advance(*given, jnp.arange(7, 9), state), state)[1]
+        assert some.dtype == dtype
+        assert jax.tree.leaves(again) == jax.tree.leaves(state), "a state keeps its shapes and types"
+        assert jax.tree.structure(again) == jax.tree.structure(state)
+
+
 CHECKS = [
     check_patterns,
     check_shape,
@@ -277,6 +377,8 @@ CHECKS = [
     check_pattern,
     check_state_size,
     check_step,
+    check_read_once,
+    check_state,
 ]
 
 
@@ -308,7 +410,7 @@ def check_stream(operator):
 
 def checks_of(operator):
     """The checks an operator is held to."""
-    return CHECKS if operator.reads == "qkv" else [check_stream, check_state_size]
+    return CHECKS if operator.reads == "qkv" else [check_stream, check_state_size, check_read_once, check_state]
 
 
 def test_protocol(built):

@@ -9,6 +9,8 @@ from test_operators import (
     check_flags,
     check_pattern,
     check_patterns,
+    check_read_once,
+    check_state,
     check_step,
     check_stream,
     check_unseen,
@@ -18,6 +20,8 @@ from test_operators import (
 from toys import ToyConvolution
 
 from positionbias.operators.base import Operator
+from positionbias.operators.retention import Retention
+from positionbias.operators.short_convolution import ShortConvolution
 from positionbias.operators.softmax import Softmax
 
 
@@ -27,6 +31,7 @@ class Average(Operator):
     patterns = frozenset({"causal_self"})
     uses_rotation = False
     uses_bias = False
+    whole = "it is a toy"
 
     def __call__(self, q, k, v, tokens_q, tokens_k, mask, position, params, site):
         weights = jnp.asarray(mask.dense(tokens_q, tokens_k), v.dtype)
@@ -132,9 +137,33 @@ class StepsFromTheFront(Softmax):
         return self(q, k, v, tokens_k.cut(0, tokens_q.length), tokens_k, *more)
 
 
+class SaysNotWhy(Average):
+    """Cannot read each row once, and does not say why."""
+
+    whole = ""
+
+
+class ForgetsTheRowsBefore(Retention):
+    """Begins anew at every call."""
+
+    def advance(self, *given):
+        return super().advance(*given[:-1], None)
+
+
+class CountsCalls(ShortConvolution):
+    """Carries on a number of another shape with every call."""
+
+    def advance_stream(self, x, asked, params, site, state):
+        found, after = super().advance_stream(x, asked, params, site, None if state is None else state[0])
+        return found, (after, jnp.zeros((len(x), 1 if state is None else state[1].shape[1] + 1)))
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
+        (SaysNotWhy, check_read_once),
+        (ForgetsTheRowsBefore, check_state),
+        (CountsCalls, check_state),
         (StepsFromTheFront, check_step),
         (IgnoresTheMask, check_visible),
         (ClaimsMore, check_visible),

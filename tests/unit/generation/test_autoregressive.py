@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from flax import nnx
 
 from positionbias.generation import generate as generating
 from positionbias.generation.base import chooser
@@ -52,6 +53,20 @@ def same(found, atol=1e-4):
         {"model.position": "rope", "objective": "answer_only", "model.residual": "concatenate"},
         {"model.position": "alibi", "model.mask": "[causal & sliding_window(4), causal & dilated_window(3, 2)]"},
         {"model.position": "xpos", "model.assignment": "reversed", "model.operator": "multimodal_softmax(image=0)"},
+        {
+            "model.position": "alibi",
+            "model.operator": "[short_convolution, softmax, short_convolution]",
+            "model.layers": 3,
+        },
+        {"model.position": "none", "model.operator": "[mamba2, titans(chunk=3)]", "model.residual": "concatenate"},
+        {
+            "model.position": "rope",
+            "model.operator": "retention",
+            "model.qk": "merged",
+            "model.ov": "merged",
+            "model.heads": 1,
+        },
+        {"model.position": "rope", "model.operator": "chunk_hybrid(chunk=3)", "model.mask": "block_causal"},
         {**ENCODER, "model.position": "rope"},
         {
             "model.architecture": "encoder_decoder(cross_mask=aligned_cross, encoder_mask=causal, encoder_layers=1)",
@@ -234,6 +249,41 @@ def test_architectures_that_keep_nothing_are_refused_unless_uncached(fresh, arch
     ):
         generate(experiment, weights, PROMPT, 2, cached=True)
     assert generate(experiment, weights, PROMPT, 2).tokens.shape == (3, 12)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            {"model.operator": "fourier"},
+            "the operator fourier.* of layer 0 cannot read each row once: row t weighs row s",
+        ),
+        (
+            {"model.operator": "[softmax, routing]"},
+            "the operator routing.* of layer 1 cannot read each row once: regions",
+        ),
+        ({"model.operator": "combiner"}, "the operator combiner.* cannot read each row once: spans are summed up by"),
+    ],
+    ids=str,
+)
+def test_an_operator_that_cannot_read_each_row_once_says_why(fresh, overrides, said):
+    experiment, weights = fresh({"task": TASK, "model.position": "none", **overrides})
+    with pytest.raises(ConfigError, match=rf"^cached: {said}.*; allowed: cached=False\.$"):
+        generate(experiment, weights, PROMPT, 2, cached=True)
+    assert generate(experiment, weights, PROMPT, 2).tokens.shape == (3, 12)
+
+
+def test_nothing_is_kept_but_a_state_of_one_size(fresh):
+    """What a step hands to the next is no longer for a longer sequence."""
+    experiment, weights = fresh({"task": TASK, "model.operator": "gated_linear_attention"})
+    model = nnx.merge(nnx.graphdef(experiment.abstract), weights["params"], weights["frozen"])
+    sizes = set()
+    for length in (12, 24):
+        tokens = experiment.spread(sequential(length), 1).told_context(9)
+        kept = jax.eval_shape(lambda tokens=tokens: model.step(PROMPT[:1], jnp.arange(10)[None], tokens, 9, None)[1])
+        sizes.add(sum(x.size for x in jax.tree.leaves(kept)))
+    dims = experiment.blueprint.dims
+    assert sizes == {2 * experiment.blueprint.operators[0].state_size(dims)}
 
 
 def test_a_mask_that_looks_ahead_is_read_anew_every_time(fresh):

@@ -136,7 +136,10 @@ def test_as_a_context(memory):
 
 
 def test_what_is_kept():
+    """Memory, momentum, the memory its chunk began with; values before convolutions; a window less its last token."""
     one = setting(f"titans(chunk={CHUNK}, window={WINDOW}, convolution=2)").operator
-    assert one.state_size(DIMS) == N * (2 * H * K + WINDOW * (H + K) + 2 * H + K)
+    near = (WINDOW - 1) * (N * (H + K) + 1)
+    assert one.state_size(DIMS) == N * (3 * H * K + 2 * H + K) + near
     network = setting(f"titans(form='mac', memory='mlp', chunk={CHUNK}, convolution=2, expansion=3)").operator
-    assert network.state_size(DIMS) == N * (2 * 3 * H * (H + K) + CHUNK * (H + K) + 2 * H + K)
+    segment = CHUNK * (N * 2 * (H + K) + 1)  # own keys and values, and those of what the memory gave
+    assert network.state_size(DIMS) == N * (3 * 3 * H * (H + K) + 2 * H + K) + segment
