@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias.arrays import Bool, Float, Int
 from positionbias.masks.base import Mask
-from positionbias.tokens import Tokens
+from positionbias.masks.order import Bidirectional, Causal
+from positionbias.tokens import Tokens, running_most
 
 
 class Asked(NamedTuple):
@@ -44,10 +46,32 @@ class Asked(NamedTuple):
         back = taken(self.tokens, self.rows - lag)
         return self.mask.allowed(self.tokens_q, back) & self.tokens_q.valid & back.valid & (self.rows >= lag)
 
+    def resets(self) -> Bool[jax.Array, "... T"] | None:
+        """Which rows begin a segment: they may not see the row before them, of those that are no padding.
+
+        None where the mask tells that there are none, before anything is computed.
+        """
+        if isinstance(self.mask, Causal | Bidirectional):
+            return None
+        tokens = self.tokens
+        xp = tokens.valid.__array_namespace__()
+        last = running_most(xp.where(tokens.valid, np.arange(self.length), -1))
+        before = xp.concat([last[..., :1] * 0 - 1, last[..., :-1]], axis=-1)
+        back = taken(tokens, before) if before.ndim > 1 else Tokens(*(field[..., before] for field in tokens))
+        found = ~self.mask.allowed(tokens, back) & tokens.valid & (before >= 0)
+        if isinstance(found, np.ndarray) and not found.any():
+            return None
+        found = jnp.asarray(found)
+        if self.rows is None:
+            return found
+        found = jnp.broadcast_to(found, (len(self.rows), self.length))
+        return jnp.take_along_axis(found, self.rows, axis=-1, mode="clip")
+
 
 def taken(tokens: Tokens, rows: Int[jax.Array, "B T"]) -> Tokens:
     """The tokens, [B, T], of these rows of [B, S]."""
-    return Tokens(*(jnp.take_along_axis(jnp.asarray(field), rows, axis=-1, mode="clip") for field in tokens))
+    spread = (jnp.broadcast_to(field, (len(rows), tokens.length)) for field in tokens)
+    return Tokens(*(jnp.take_along_axis(field, rows, axis=-1, mode="clip") for field in spread))
 
 
 def with_before(

@@ -37,6 +37,9 @@ class Operator:
     uses_products: ClassVar[bool] = False  # honours a scheme's `products`
     any_mask: ClassVar[bool] = True  # honours every mask; False for those that see all keys, or all up to their own
     whole: ClassVar[str] = ""  # why it is called on all rows whenever one is added, if it has no way to read each once
+    endless: ClassVar[str] = (
+        ""  # why what it carries from row to row is not cleared where a segment begins, if it is not
+    )
     has_pattern: ClassVar[bool] = False  # returns a [B, N, T, S] pattern that can be recorded and edited
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:

@@ -77,6 +77,7 @@ class Based(Recurrent):
             only_valid(short_k, tokens),
             v.astype(jnp.float32),
             initial_state=held(state, "memory"),
+            resets=asked.resets(),
             normalise=True,
         )
         mixed = mixed.astype(v.dtype)

@@ -48,6 +48,7 @@ class ChunkHybrid(Operator):
 
     patterns = frozenset({"causal_self"})
     any_mask = False
+    endless = "its chunks are counted from the first token stored"
     uses_bias = False
 
     def __post_init__(self) -> None:

@@ -78,7 +78,13 @@ class _Delta(Recurrent):
         strength = site("strength", only_valid(params["write"], tokens))
         q, k = rotated(position, unit(q), unit(k), tokens, tokens)
         mixed, memory = kernels.delta_rule(
-            q * q.shape[-1] ** -0.5, k, v, strength, log_decay=decay, initial_state=held(state, "memory")
+            q * q.shape[-1] ** -0.5,
+            k,
+            v,
+            strength,
+            log_decay=decay,
+            initial_state=held(state, "memory"),
+            resets=asked.resets(),
         )
         mixed = only_valid(opened(normed(mixed), params["open"]) if self.decays else normed(mixed), tokens)
         return mixed, {"convolved": convolved, "memory": memory}

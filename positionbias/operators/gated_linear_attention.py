@@ -61,7 +61,12 @@ class GatedLinearAttention(Recurrent):
         q, k = rotated(position, q, k, tokens, tokens)
         decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens)
         mixed, state = kernels.linear_attention(
-            q * q.shape[-1] ** -0.5, only_valid(k, tokens), v, log_decay=decay, initial_state=state
+            q * q.shape[-1] ** -0.5,
+            only_valid(k, tokens),
+            v,
+            log_decay=decay,
+            initial_state=state,
+            resets=asked.resets(),
         )
         return only_valid(opened(normed(mixed), params["open"]), tokens), state
 

@@ -56,9 +56,19 @@ class GatedSlot(Recurrent):
         decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens)
         written = -jnp.expm1(decay)  # 1 - a, and 0 for a token that is none
         scores, slots_k = kernels.linear_attention(
-            q * q.shape[-1] ** -0.5, k, written, value_log_decay=decay, initial_state=held(state, "k")
+            q * q.shape[-1] ** -0.5,
+            k,
+            written,
+            value_log_decay=decay,
+            initial_state=held(state, "k"),
+            resets=asked.resets(),
         )
         mixed, slots_v = kernels.linear_attention(
-            jax.nn.softmax(scores, axis=-1), written, values, log_decay=decay, initial_state=held(state, "v")
+            jax.nn.softmax(scores, axis=-1),
+            written,
+            values,
+            log_decay=decay,
+            initial_state=held(state, "v"),
+            resets=asked.resets(),
         )
         return only_valid(normed(mixed).astype(v.dtype), tokens), {"k": slots_k, "v": slots_v}

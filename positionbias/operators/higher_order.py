@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from positionbias import kernels
 from positionbias.arrays import Float, Tree
-from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.linear_attention import unordered
@@ -60,7 +59,7 @@ class _HigherOrder(Recurrent):
             values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
 
         def one(name: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            mixed, after[name] = self._linear(q, k, v, asked.mask, held(state, name))
+            mixed, after[name] = self._linear(q, k, v, asked, held(state, name))
             return mixed
 
         mixed = self._nested(q, k, only_valid(values, tokens), one)
@@ -71,12 +70,12 @@ class _HigherOrder(Recurrent):
         return only_valid(normed(mixed) if self.norm == "rms" else mixed, tokens), after
 
     def _linear(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, state: jax.Array | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, asked: Asked, state: jax.Array | None
     ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
-        if sees_all(mask):
+        if sees_all(asked.mask):
             return unordered(q, k, v, normalise=False)
         log_decay = None if self.decay == 1 else jnp.full(q.shape[:3], math.log(self.decay), jnp.float32)
-        return kernels.linear_attention(q, k, v, log_decay=log_decay, initial_state=state)
+        return kernels.linear_attention(q, k, v, log_decay=log_decay, initial_state=state, resets=asked.resets())
 
 
 @member("operators", "hla2")

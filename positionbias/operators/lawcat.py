@@ -75,7 +75,7 @@ class LAWCAT(Recurrent):
         made, after = {}, {}
         for name, x in zip("qk", rotated(position, q, k, tokens, tokens), strict=True):
             kernel, before = params[f"convolution_{name}"], held(state, name)
-            x, after[name] = convolved(only_valid(x, tokens), kernel, before, asked.length)
+            x, after[name] = convolved(only_valid(x, tokens), kernel, before, asked)
             made[name] = self._features(x, params)
         decay = only_valid(site("log_decay", by_head(params["log_decay"], q.shape[2])), tokens)
         mixed, memory = kernels.linear_attention(
@@ -84,6 +84,7 @@ class LAWCAT(Recurrent):
             v.astype(jnp.float32),
             log_decay=decay,
             initial_state=held(state, "memory"),
+            resets=asked.resets(),
             normalise=True,
         )
         return only_valid(mixed.astype(v.dtype), tokens), {**after, "memory": memory}

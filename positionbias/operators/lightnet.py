@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Float, Tree
+from positionbias.arrays import Bool, Float, Tree
 from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
@@ -22,6 +22,8 @@ from positionbias.operators.recurrent import (
     only_valid,
     product,
     rotated,
+    running,
+    runs,
     sees_all,
     there,
 )
@@ -122,12 +124,8 @@ class LightNet(Recurrent):
             memory = jnp.einsum("BSNH,BSNK->BNHK", self._turned(weights, tokens), values)
             mixed = jnp.einsum("BTNH,BNHK->BTNK", self._turned(q, tokens_q), memory)
         else:
-            total = jax.lax.cumlogsumexp(k, axis=1)
-            begun = total[:, :1]
-            if state is not None:
-                begun = state["total"][:, None]
-                total = jnp.logaddexp(begun, total)
-            before = jnp.concatenate([begun, total[:, :-1]], axis=1)
+            resets = asked.resets()
+            total, before = _totals(k, resets, held(state, "total"))
             log_decay = jnp.where(valid, jnp.maximum(before - total, FORGETS), 0.0)
             weights = jnp.where(valid, jnp.exp(k - total), 0.0)
             if self.lrpe:
@@ -138,6 +136,7 @@ class LightNet(Recurrent):
                 values,
                 log_decay=log_decay,
                 initial_state=held(state, "memory"),
+                resets=resets,
             )
         mixed = normed(mixed) * by_head(params["open"], q.shape[2])
         return only_valid(mixed.astype(v.dtype), tokens_q), {"memory": memory, "total": total[:, -1]}
@@ -152,3 +151,18 @@ class LightNet(Recurrent):
         angle = places * (10000.0 ** (-(channel % share) / share)).astype(np.float32)
         angle = (angle if angle.ndim == 3 else angle[None])[:, :, None]
         return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)
+
+
+def _totals(
+    k: Float[jax.Array, "B T N H"], resets: Bool[jax.Array, "... T"] | None, begun: Float[jax.Array, "B N H"] | None
+) -> tuple[Float[jax.Array, "B T N H"], Float[jax.Array, "B T N H"]]:
+    """log sum_j e^(k_j) up to each row and up to the one before it; the same two where there is none in its segment."""
+    total = jax.lax.cumlogsumexp(k, axis=1) if resets is None else running(jnp.logaddexp, k, resets)
+    if begun is None:
+        begun = total[:, 0]
+    elif resets is None:
+        total = jnp.logaddexp(begun[:, None], total)
+    else:
+        total = jnp.where(runs(resets, 0)[..., None, None] == 0, jnp.logaddexp(begun[:, None], total), total)
+    before = jnp.concatenate([begun[:, None], total[:, :-1]], axis=1)
+    return total, before if resets is None else jnp.where(resets[..., None, None], total, before)

@@ -74,7 +74,7 @@ class LinearAttention(Recurrent):
             mixed, state = unordered(q, k, v, self._divides)
         else:
             mixed, state = kernels.linear_attention(
-                q, k, v.astype(jnp.float32), initial_state=state, normalise=self._divides
+                q, k, v.astype(jnp.float32), initial_state=state, resets=asked.resets(), normalise=self._divides
             )
         return only_valid(mixed.astype(v.dtype), asked.tokens_q), state
 

@@ -80,6 +80,7 @@ class Mamba2(Recurrent):
             v.astype(jnp.float32),
             log_decay=site("log_decay", decay),
             initial_state=held(state, "memory"),
+            resets=asked.resets(),
         )
         mixed = mixed + params["skip"].astype(jnp.float32)[:, None] * v.astype(jnp.float32)
         mixed = normed(mixed * by_head(jax.nn.silu(params["open"]), q.shape[2]))

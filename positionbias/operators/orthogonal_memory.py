@@ -11,7 +11,18 @@ import jax.numpy as jnp
 from positionbias.arrays import Bool, Float
 from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.recurrent import Recurrent, State, by_head, held, only_valid, sees_all, there
+from positionbias.operators.recurrent import (
+    Recurrent,
+    State,
+    by_head,
+    held,
+    like,
+    only_valid,
+    running,
+    runs,
+    sees_all,
+    there,
+)
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
@@ -65,9 +76,8 @@ class OrthogonalMemory(Recurrent):
         if sees_all(asked.mask):
             total = tuple(jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape) for x in total)
         else:
-            total = tuple(jnp.cumsum(x, axis=1) for x in total)
-            if state is not None:
-                total = tuple(x + y[:, None] for x, y in zip(total, state["total"], strict=True))
+            begun = held(state, "total") or (None, None)
+            total = tuple(_sums(x, asked, before) for x, before in zip(total, begun, strict=True))
         mean = total[0] / jnp.maximum(total[1], 1)[..., None]
         far = jnp.einsum("BTNH,NHR->BTNR", q, basis) * mean
         near, nearby, seen, kept = self._window(q, token, asked, params["by_distance"], held(state, "window"))
@@ -99,8 +109,27 @@ class OrthogonalMemory(Recurrent):
         length, size = token.shape[1], min(self.window, asked.length) - 1
         parts = token, there(asked.tokens_q, len(token))
         both = [with_before(x, y, size) for x, y in zip(parts, before or (None, None), strict=True)]
-        nearby, seen = (
-            jnp.stack([x[:, size - lag : size - lag + length] for lag in range(size + 1)], axis=2) for x, _ in both
-        )
+
+        def back(x: jax.Array, axis: int = 1) -> jax.Array:
+            places = range(size, -1, -1)
+            return jnp.stack([jax.lax.slice_in_dim(x, at, at + length, axis=axis) for at in places], axis=axis + 1)
+
+        nearby, seen = back(both[0][0]), back(both[1][0])
+        carried, resets = both[1][1], asked.resets()
+        if resets is not None:
+            run = runs(resets, size)
+            seen = seen & (back(run, run.ndim - 1) == run[..., size:, None])
+            carried = carried & (run[..., length:] == run[..., -1:])
         scores = jnp.einsum("BTNH,BTWNH->BTNW", q, nearby) + by_distance.astype(jnp.float32)[:, : size + 1]
-        return scores, nearby, jnp.broadcast_to(seen[:, :, None], scores.shape), (both[0][1], both[1][1])
+        return scores, nearby, jnp.broadcast_to(seen[:, :, None], scores.shape), (both[0][1], carried)
+
+
+def _sums(
+    x: Float[jax.Array, "B T ..."], asked: Asked, before: Float[jax.Array, "B ..."] | None
+) -> Float[jax.Array, "B T ..."]:
+    """Of all rows up to each, of its segment."""
+    resets = asked.resets()
+    found = jnp.cumsum(x, axis=1) if resets is None else running(jnp.add, x, resets)
+    if before is None:
+        return found
+    return found + (before[:, None] if resets is None else before[:, None] * like(runs(resets, 0) == 0, x))

@@ -34,6 +34,7 @@ class PrefixLinearAttention(Recurrent):
 
     reads_tokens = frozenset({"context"})
     patterns = frozenset({"causal_self", "noncausal_self"})
+    endless = "the context is one, and every token reads it whole"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Bool, Float, Mapped, Tree
+from positionbias.arrays import Bool, Float, Int, Mapped, Tree
 from positionbias.masks.base import Mask
+from positionbias.masks.groups import Segments
 from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
 from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
-from positionbias.tokens import Tokens, sequential
+from positionbias.tokens import Tokens, running_most, sequential
 
 State = dict[str, Tree]  # what an operator carries on, by name
 
@@ -21,7 +25,9 @@ class Recurrent(Operator):
     """Mixes values by a state that is carried from token to token in the order of storage.
 
     What is seen is told by order alone: all tokens up to a token's own or, where the operator has the pattern and the
-    mask is `bidirectional`, all of them. A mask that hides more is refused. The call is `advance` on all rows at once.
+    mask is `bidirectional`, all of them. Where the mask cuts the sequence into segments, none of which sees another,
+    what is carried is cleared as one begins, unless the operator is `endless`. Any other mask that hides more is
+    refused. The call is `advance` on all rows at once.
     """
 
     patterns = frozenset({"causal_self"})
@@ -49,11 +55,23 @@ class Recurrent(Operator):
         rows, columns = tokens_q.rows(), tokens_k.columns()
         there = rows.valid & columns.valid
         everything = (allowed | ~there).all(axis=(-2, -1))[..., None, None]
-        return there & ((columns.index <= rows.index) | (everything & self._sees_all))
+        before = columns.index <= rows.index
+        if not self.endless and allowed.shape[-2] == allowed.shape[-1]:
+            segment = _segments(allowed)
+            before = before & (segment[..., :, None] == segment[..., None, :])
+        return there & (before | (everything & self._sees_all))
 
     @property
     def _sees_all(self) -> bool:
         return "noncausal_self" in self.patterns
+
+
+def _segments(allowed: Bool[Mapped, "... T T"]) -> Int[Mapped, "... T"]:
+    """Which segment each row is in, counted: one begins where no row from there on sees any before it."""
+    size = allowed.shape[-1]
+    places = np.arange(size)
+    first = (allowed * (places - size)).min(axis=-1) + size  # that each row sees; S where it sees none
+    return (-running_most(-first[..., ::-1])[..., ::-1] >= places).cumsum(axis=-1)
 
 
 def sees_all(mask: Mask) -> bool:
@@ -124,22 +142,57 @@ def held(state: State | None, name: str) -> Tree:
     return None if state is None else state[name]
 
 
+def runs(resets: Bool[jax.Array, "... T"], size: int) -> Int[jax.Array, "... W+T"]:
+    """Which segment each row is in, and the `size` before: 0 is what was carried on, until a row is reset."""
+    counted = jnp.cumsum(resets, axis=-1)
+    return jnp.pad(counted, [(0, 0)] * (counted.ndim - 1) + [(size, 0)])
+
+
+def like(chosen: Bool[jax.Array, "... T"], x: Float[jax.Array, "B T ..."]) -> Float[jax.Array, "... T ..."]:
+    """1 where chosen, else 0, to be multiplied by x."""
+    return chosen.reshape(*chosen.shape, *(1,) * (x.ndim - 2)).astype(x.dtype)
+
+
+def running(
+    join: Callable[[jax.Array, jax.Array], jax.Array],
+    x: Float[jax.Array, "B T ..."],
+    resets: Bool[jax.Array, "... T"],
+) -> Float[jax.Array, "B T ..."]:
+    """All up to each row, joined, from where its segment begins."""
+
+    def one(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        (begun, before), (fresh, now) = left, right
+        chosen = fresh.reshape(*fresh.shape, *(1,) * (x.ndim - 2))
+        return begun | fresh, jnp.where(chosen, now, join(before, now))
+
+    resets = jnp.broadcast_to(resets, x.shape[:2])
+    return jax.lax.associative_scan(one, (resets, x), axis=1)[1]
+
+
 def convolved(
     x: Float[jax.Array, "B T N H"],
     kernel: Float[jax.Array, "W N*H"],
     before: Float[jax.Array, "B W-1 N H"] | None,
-    length: int,
+    asked: Asked,
 ) -> tuple[Float[jax.Array, "B T N H"], Float[jax.Array, "B W-1 N H"]]:
     """Each feature by a weighted sum of its last W values in the order of storage; kernel[0] is that of the token.
 
-    Also the last values, which the next rows read; of a sequence of `length` no more than that.
+    Of values of its own segment, that is. Also the last values, which the next rows read; of a sequence of fewer tokens
+    than W no more than those.
     """
     taps = kernel.astype(x.dtype).reshape(len(kernel), *x.shape[2:])
-    size = min(len(kernel), length) - 1
+    size, length, resets = min(len(kernel), asked.length) - 1, x.shape[1], asked.resets()
     joined, after = with_before(x, before, size)
     found = x * taps[0]
     for lag in range(1, size + 1):
-        found = found + joined[:, size - lag : size - lag + x.shape[1]] * taps[lag]
+        moved = joined[:, size - lag : size - lag + length]
+        if resets is not None:
+            run = runs(resets, size)
+            moved = moved * like(run[..., size - lag : size - lag + length] == run[..., size:], x)
+        found = found + moved * taps[lag]
+    if resets is not None:
+        run = runs(resets, size)
+        after = after * like(run[..., length:] == run[..., -1:], x)
     return found, after
 
 
@@ -161,7 +214,7 @@ def all_convolved(
     made, after = {}, {}
     for name, x in (("q", q), ("k", k), ("v", v)):
         kernel, x = params[f"convolution_{name}"], only_valid(x, asked.tokens_q)
-        made[name], after[name] = convolved(x, kernel, held(before, name), asked.length)
+        made[name], after[name] = convolved(x, kernel, held(before, name), asked)
     return (made["q"], made["k"], made["v"]), after
 
 
@@ -174,18 +227,24 @@ def near(
     before: State | None,
 ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N T"], State]:
     """Softmax attention to the last `width` tokens, the logarithms of its sums, and the keys and values carried on."""
-    size, tokens = min(width, asked.length) - 1, asked.tokens_q
+    size, length, tokens, resets = min(width, asked.length) - 1, q.shape[1], asked.tokens_q, asked.resets()
     parts = {"k": k, "v": v, "valid": there(tokens, len(q))}
     joined = {name: with_before(x, held(before, name), size) for name, x in parts.items()}
-    rows = columns = tokens
-    if before is not None:
+    after = {name: last for name, (_, last) in joined.items()}
+    mask: Mask = Causal() & SlidingWindow(width)
+    segment = jnp.zeros(size + length, jnp.int32)
+    if resets is not None:
+        mask, segment = mask & Segments(), runs(resets, size)
+        after["valid"] = after["valid"] & (segment[..., length:] == segment[..., -1:])
+    if before is None:
+        rows = columns = tokens._replace(segment=segment[..., size:])
+    else:
         k, v, valid = (joined[name][0] for name in parts)
-        columns = sequential(k.shape[1], valid=valid)
-        rows = columns.cut(size, k.shape[1])
-    mask = Causal() & SlidingWindow(width)
+        columns = sequential(size + length, valid=valid, segment=segment)
+        rows = columns.cut(size, size + length)
     mixed, stats = kernels.attention(q, k, v, mask=mask, tokens=(rows, columns), stats=("lse",))
     assert stats.lse is not None
-    return mixed, stats.lse, {name: after for name, (_, after) in joined.items()}
+    return mixed, stats.lse, after
 
 
 def opened(mixed: Float[jax.Array, "B T N K"], gate: Float[jax.Array, "B T N*K"]) -> Float[jax.Array, "B T N K"]:

@@ -49,7 +49,12 @@ class Retention(Recurrent):
         q, k = rotated(position, q, k, asked.tokens_q, asked.tokens_q)
         decay = jnp.broadcast_to(jnp.log(paces(q.shape[2])), q.shape[:3])
         mixed, state = kernels.linear_attention(
-            q * q.shape[-1] ** -0.5, only_valid(k, asked.tokens_q), v, log_decay=decay, initial_state=state
+            q * q.shape[-1] ** -0.5,
+            only_valid(k, asked.tokens_q),
+            v,
+            log_decay=decay,
+            initial_state=state,
+            resets=asked.resets(),
         )
         mixed = normed(mixed)
         return only_valid(opened(mixed, params["open"]) if self.gated else mixed, asked.tokens_q), state

@@ -69,6 +69,8 @@ class Titans(Recurrent):
     convolution: int = 4
     expansion: int = 2
 
+    endless = "its chunks are counted from the first token stored"
+
     def __post_init__(self) -> None:
         for name in ("chunk", "window", "convolution", "expansion"):
             require(1 <= getattr(self, name) <= 65536, name, getattr(self, name), "a whole number from 1 to 65536")

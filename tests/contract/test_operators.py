@@ -1,6 +1,7 @@
 """The operator protocol, over every registered operator: those that mix values and those that mix the stream."""
 
 import dataclasses
+import functools
 import math
 import typing
 
@@ -283,6 +284,8 @@ def check_step(operator):
 
 
 LONG, CONTEXT = 23, 5  # rows of a sequence that is read by a state, and how many of them are the context
+PACKED = (9, 1, 13), (13, 1, 9)  # how long the segments of each sequence are
+SEGMENT = np.stack([np.repeat(np.arange(3), lengths) for lengths in PACKED])
 VALID = (
     np.ones((BATCH, LONG), bool),
     np.arange(LONG) >= np.array([[0], [4]]),  # padded in front
@@ -308,18 +311,18 @@ class Rows:
         return {name: jnp.asarray(draw.normal(0, 0.5, (BATCH, LONG, *size)), dtype) for name, size in sizes.items()}
 
     def tokens(self, seed):
-        """[B, S], with a context and frames, and padding."""
+        """[B, S], with a context, frames and segments, and padding."""
         tokens = sequential(LONG, frame=np.arange(LONG) // 3).told_context(CONTEXT)
-        return jax.tree.map(lambda x: np.broadcast_to(x, (BATCH, LONG)), tokens)._replace(
-            valid=VALID[seed % len(VALID)]
-        )
+        tokens = jax.tree.map(lambda x: np.broadcast_to(x, (BATCH, LONG)), tokens)
+        return tokens._replace(segment=SEGMENT, valid=VALID[seed % len(VALID)])
 
-    def called(self, arrays, tokens):
+    def called(self, arrays, tokens, params=None):
         """All rows at once."""
+        params = self.params if params is None else params
         x, q, k, v = (arrays[name] for name in "xqkv")
         if self.operator.reads == "stream":
-            return self.operator.mix(x, tokens, self.mask, self.params, Sites())
-        params = self.params | self.operator.projected(x, x, self.params)
+            return self.operator.mix(x, tokens, self.mask, params, Sites())
+        params = params | self.operator.projected(x, x, params)
         return self.operator(q, k, v, tokens, tokens, self.mask, self.position, params, Sites())
 
     def advance(self, arrays, tokens, rows, state):
@@ -351,9 +354,17 @@ def check_state(operator):
     if not operator.carries:
         return
     first = CONTEXT if "context" in operator.reads_tokens else 1
-    for masks in ["causal"] + ["causal & dilated_window(2, 2)"] * operator.any_mask:
+    one, several = [first] + [1] * (LONG - first), [7, 7, 7, 1, 1]
+    more = (
+        {"causal & dilated_window(2, 2)"}
+        if operator.any_mask
+        else {"causal & segments"}
+        if not operator.endless
+        else ()
+    )
+    for masks, all_sizes in {"causal": (one, several), **dict.fromkeys(more, (several,))}.items():
         rows = Rows(operator, masks)
-        for sizes in ([first] + [1] * (LONG - first), [7, 7, 7, 1, 1]):
+        for sizes in all_sizes:
             for padding in range(len(VALID)):
                 draws = range(padding, 60, len(VALID))
                 assert any(rows.check(seed, sizes) for seed in draws), "no draw shows anything"
@@ -364,6 +375,52 @@ def check_state(operator):
         assert some.dtype == dtype
         assert jax.tree.leaves(again) == jax.tree.leaves(state), "a state keeps its shapes and types"
         assert jax.tree.structure(again) == jax.tree.structure(state)
+
+
+def check_segments(operator):
+    """Segments packed into one sequence come out as each does alone, and so do gradients; or it says why not."""
+    if not operator.carries:
+        return
+    packed, alone = Rows(operator, "causal & segments"), Rows(operator, "causal")
+    tokens = packed.tokens(0)
+    allowed = packed.mask.dense(tokens, tokens)
+    visible = np.asarray(operator.visible(tokens, tokens, allowed))
+    np.testing.assert_array_equal(jax.jit(operator.visible)(tokens, tokens, allowed), visible)
+    if operator.endless:
+        assert (visible & ~allowed).any(), "a mask of segments is not refused"
+        assert operator.endless[0].islower()
+        return
+    assert not (visible & ~allowed).any(), "a segment sees another"
+    assert operator.any_mask or (visible == allowed).all()
+
+    def parts(rows, arrays, params, tokens, slopes):
+        def weighed(arrays, params):
+            found = rows.called(arrays, tokens, params)
+            return jnp.sum(found * slopes), found
+
+        return jax.grad(weighed, argnums=(0, 1), has_aux=True)(arrays, params)
+
+    arrays = packed.drawn(0)
+    slopes = np.cos(np.arange(BATCH * LONG)).reshape(BATCH, LONG, *[1] * (1 if operator.reads == "stream" else 2))
+    gradients, found = hasty_jit(functools.partial(parts, packed))(arrays, packed.params, tokens, slopes)
+    apart, of_params, rows = hasty_jit(functools.partial(parts, alone)), [], np.arange(LONG)
+    for i in range(BATCH):
+        for segment in range(3):
+            here = rows[SEGMENT[i] == segment]
+            its = jax.tree.map(lambda x, i=i, here=here: x[i : i + 1, here], (arrays, tokens, slopes))
+            given = its[0], alone.params, its[1]._replace(index=np.arange(len(here))[None]), its[2]
+            (by_array, by_param), known = apart(*given)
+            np.testing.assert_allclose(found[i, here], known[0], rtol=1e-5, atol=1e-5)
+            for name, x in by_array.items():
+                close(gradients[0][name][i, here], x[0], gradients[0][name])
+            of_params.append(by_param)
+    for name, x in gradients[1].items():
+        close(x, sum(one[name] for one in of_params), x)
+
+
+def close(found, known, whole):
+    """A gradient, within what float32 leaves of the largest."""
+    np.testing.assert_allclose(found, known, rtol=0, atol=1e-5 * max(1.0, np.abs(whole).max()))
 
 
 CHECKS = [
@@ -379,6 +436,7 @@ CHECKS = [
     check_step,
     check_read_once,
     check_state,
+    check_segments,
 ]
 
 
@@ -410,7 +468,11 @@ def check_stream(operator):
 
 def checks_of(operator):
     """The checks an operator is held to."""
-    return CHECKS if operator.reads == "qkv" else [check_stream, check_state_size, check_read_once, check_state]
+    return (
+        CHECKS
+        if operator.reads == "qkv"
+        else [check_stream, check_state_size, check_read_once, check_state, check_segments]
+    )
 
 
 def test_protocol(built):

@@ -10,6 +10,7 @@ from test_operators import (
     check_pattern,
     check_patterns,
     check_read_once,
+    check_segments,
     check_state,
     check_step,
     check_stream,
@@ -19,6 +20,7 @@ from test_operators import (
 )
 from toys import ToyConvolution
 
+from positionbias.masks.order import Causal
 from positionbias.operators.base import Operator
 from positionbias.operators.retention import Retention
 from positionbias.operators.short_convolution import ShortConvolution
@@ -150,6 +152,22 @@ class ForgetsTheRowsBefore(Retention):
         return super().advance(*given[:-1], None)
 
 
+class NeverCleared(Retention):
+    """Carries on what it holds into the next segment."""
+
+    def advance(self, q, k, v, asked, *more):
+        return super().advance(q, k, v, asked._replace(mask=Causal()), *more)
+
+
+class EndlessInSecret(Retention):
+    """Tells that it is cleared where it is not: a mask of segments would not be refused."""
+
+    endless = "it is a toy"
+
+    def visible(self, tokens_q, tokens_k, allowed):
+        return allowed
+
+
 class CountsCalls(ShortConvolution):
     """Carries on a number of another shape with every call."""
 
@@ -164,6 +182,8 @@ class CountsCalls(ShortConvolution):
         (SaysNotWhy, check_read_once),
         (ForgetsTheRowsBefore, check_state),
         (CountsCalls, check_state),
+        (NeverCleared, check_segments),
+        (EndlessInSecret, check_segments),
         (StepsFromTheFront, check_step),
         (IgnoresTheMask, check_visible),
         (ClaimsMore, check_visible),

@@ -13,6 +13,7 @@ from positionbias.errors import ConfigError
 from positionbias.kernels.delta_recurrence import chunk as algebra
 from positionbias.kernels.delta_recurrence.ladder import choose
 from positionbias.kernels.delta_recurrence.problem import Problem, state_dtype
+from positionbias.kernels.given import checked_steps
 
 
 def delta_rule(
@@ -23,6 +24,7 @@ def delta_rule(
     *,
     log_decay: Float[jax.Array, "B T N"] | None = None,
     initial_state: Float[jax.Array, "B N H K"] | None = None,
+    resets: Bool[Mapped, "... T"] | None = None,
     chunk: int | None = None,
     impl: str | None = None,
 ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
@@ -35,6 +37,8 @@ def delta_rule(
 
     log_decay: at most 0, -infinity included; None for 0. Without it this is the delta rule of Schlag et al. (2021).
     initial_state: 0 unless told.
+    resets: where True, [T] or [B, T], S is 0 before the step: a sequence begins there. The same as a log_decay of
+        -infinity, whose own gradient is 0.
     chunk: steps that are computed at once, for speed alone.
     impl: a driver by name; None for the one that is chosen for the platform. All have gradients backwards only.
 
@@ -42,7 +46,7 @@ def delta_rule(
     Raises ConfigError for what does not fit together, and with the reason where the driver named cannot do it.
     """
     gates = {"strength": strength} | ({} if log_decay is None else {"log_decay": log_decay})
-    problem = posed_delta(q, k, v, gates, initial_state, chunk)
+    problem = posed_delta(q, k, v, gates, initial_state, resets, chunk)
     o, states = choose(problem, impl).driver.run(problem)
     return o, states[0]
 
@@ -81,10 +85,20 @@ def linear_memory(
 
 
 def posed_delta(
-    q: jax.Array, k: jax.Array, v: jax.Array, gates: dict[str, jax.Array], initial_state: Any, chunk: int | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gates: dict[str, jax.Array],
+    initial_state: Any,
+    resets: Any,
+    chunk: int | None,
 ) -> Problem:
     """The problem that a call of `delta_rule` poses, checked."""
     _check(q, k, v, gates)
+    fresh = checked_steps("resets", resets, q)
+    if fresh is not None:
+        gates = gates | {"log_decay": jnp.where(fresh[..., None], -jnp.inf, gates.get("log_decay", 0.0))}
+        gates["log_decay"] = jnp.broadcast_to(gates["log_decay"], q.shape[:3])
     _check_chunk(chunk, optional=True)
     states = () if initial_state is None else (initial_state,)
     return Problem(algebra.delta, q, k, v, _together(q, gates.values()), _states(q, v, states, 1), chunk)
@@ -96,11 +110,11 @@ def posed_memory(
     """The problem that a call of `linear_memory` poses, checked."""
     _check(q, k, v, gates)
     _check_chunk(chunk, optional=False)
-    _check_valid(valid, q)
+    told = checked_steps("valid", valid, q)
     if initial_state is not None and not (isinstance(initial_state, tuple | list) and len(initial_state) == 2):
         raise ConfigError("initial_state is no pair; allowed: (memory, momentum), each [B, N, H, K].")
-    seen = jnp.ones(q.shape[:3], bool) if valid is None else jnp.asarray(valid)[..., None]
-    together = _together(q, [*gates.values(), jnp.broadcast_to(seen, q.shape[:3])])
+    seen = jnp.ones(q.shape[:2], bool) if told is None else told
+    together = _together(q, [*gates.values(), jnp.broadcast_to(seen[..., None], q.shape[:3])])
     return Problem(algebra.memory, q, k, v, together, _states(q, v, initial_state or (), 2), chunk)
 
 
@@ -134,15 +148,6 @@ def _check(q: Any, k: Any, v: Any, gates: dict[str, Any]) -> None:
         if np.shape(gate) != shapes["q"][:3] or not jnp.issubdtype(jnp.result_type(gate), jnp.floating):
             kind = f"{jnp.result_type(gate)} {list(np.shape(gate))}"
             raise ConfigError(f"{name} is {kind}; allowed: floating numbers [B, T, N] = {list(shapes['q'][:3])}.")
-
-
-def _check_valid(valid: Any, q: Any) -> None:
-    if valid is None:
-        return
-    array = isinstance(valid, jax.Array | np.ndarray)
-    if not array or valid.dtype != np.dtype(bool) or valid.shape not in (q.shape[:2], q.shape[1:2]):
-        kind = f"{valid.dtype} {list(valid.shape)}" if array else f"a {type(valid).__name__}"
-        raise ConfigError(f"valid is {kind}; allowed: booleans [T] or [B, T] for q {list(q.shape)}.")
 
 
 def _check_chunk(chunk: Any, optional: bool) -> None:

@@ -9,20 +9,23 @@ import jax.numpy as jnp
 
 
 def delta_rule_reference(
-    q: Any, k: Any, v: Any, strength: Any, log_decay: Any = None, initial_state: Any = None
+    q: Any, k: Any, v: Any, strength: Any, log_decay: Any = None, initial_state: Any = None, resets: Any = None
 ) -> tuple[jax.Array, jax.Array]:
     """Outputs [B, T, N, K] and the last state [B, N, H, K]; arguments as those of `delta_rule`."""
     log_decay = jnp.zeros_like(strength) if log_decay is None else log_decay
     state = _zeros(k, v) if initial_state is None else jnp.asarray(initial_state, jnp.float64)
 
     def step(s: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
-        q, k, v, strength, log_decay = now
+        (q, k, v, strength, log_decay), fresh = now
+        s = jnp.where(fresh[:, None, None, None], 0.0, s)
         s = jnp.exp(log_decay)[..., None, None] * s
         error = v - jnp.einsum("BNH,BNHK->BNK", k, s)
         s = s + jnp.einsum("BN,BNH,BNK->BNHK", strength, k, error)
         return s, jnp.einsum("BNH,BNHK->BNK", q, s)
 
-    state, o = jax.lax.scan(step, state, _steps(q, k, v, strength, log_decay))
+    fresh = jnp.zeros(q.shape[:2], bool) if resets is None else jnp.broadcast_to(resets, q.shape[:2])
+    steps = _steps(q, k, v, strength, log_decay), jnp.moveaxis(fresh, 1, 0)
+    state, o = jax.lax.scan(step, state, steps)
     return jnp.moveaxis(o, 0, 1), state
 
 

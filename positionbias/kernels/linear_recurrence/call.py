@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Float
+from positionbias.arrays import Bool, Float, Mapped
 from positionbias.errors import ConfigError
 from positionbias.kernels.drivers import Choice
+from positionbias.kernels.given import checked_steps
 from positionbias.kernels.linear_recurrence.ladder import choose
 from positionbias.kernels.linear_recurrence.problem import Problem, sum_dtype
 
@@ -27,6 +28,7 @@ def linear_attention(
     inclusive: bool = True,
     reverse: bool = False,
     normalise: bool = False,
+    resets: Bool[Mapped, "... T"] | None = None,
     chunk: int | None = None,
     impl: str | None = None,
 ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
@@ -45,13 +47,14 @@ def linear_attention(
     reverse: from the last step to the first, so that the initial state comes after the last.
     normalise: o_t is divided by q_t . z_t, where z_t is the sum of keys under the decays of keys; where that is 0, so
         is o_t. The last column of states is z.
+    resets: where True, [T] or [B, T], S_{t-1} is 0, whatever the decays: a sequence begins there.
     chunk: steps at a time, a power of two; None for what is fast.
     impl: a driver by name; None for the one that is chosen for the platform, which `linear_choice` tells. All but
         'xla_quadratic' have gradients backwards only.
 
     Raises ConfigError for what does not fit together, and with the reason where the driver named cannot do it.
     """
-    problem = posed(q, k, v, log_decay, value_log_decay, initial_state, inclusive, reverse, normalise, chunk)
+    problem = posed(q, k, v, log_decay, value_log_decay, initial_state, inclusive, reverse, normalise, resets, chunk)
     o, state = choose(problem, impl).driver.run(problem)
     if not normalise:
         return o, state
@@ -80,6 +83,7 @@ def posed(
     inclusive: bool = True,
     reverse: bool = False,
     normalise: bool = False,
+    resets: Bool[Mapped, "... T"] | None = None,
     chunk: int | None = None,
 ) -> Problem:
     """The problem that a call poses, checked; what normalises is a last column of values that are 1."""
@@ -90,6 +94,7 @@ def posed(
     whole = isinstance(chunk, int) and not isinstance(chunk, bool)
     if chunk is not None and not (whole and chunk >= 1 and chunk & (chunk - 1) == 0):
         raise ConfigError(f"chunk = {chunk!r} is not allowed; allowed: powers of two, or None to choose one.")
+    fresh = checked_steps("resets", resets, q)
     dtype = sum_dtype(q.dtype)
     if normalise:
         v = jnp.concatenate([v.astype(dtype), jnp.ones((*v.shape[:-1], 1), dtype)], axis=-1)
@@ -105,7 +110,7 @@ def posed(
         )
     if log_decay is not None and log_decay.ndim == 3:
         log_decay = log_decay[..., None]
-    return Problem(q, k, v, log_decay, value_log_decay, initial_state, inclusive, reverse, chunk)
+    return Problem(q, k, v, log_decay, value_log_decay, initial_state, inclusive, reverse, chunk, fresh)
 
 
 def _check_arrays(q: Any, k: Any, v: Any, log_decay: Any, value_log_decay: Any) -> None:

@@ -24,13 +24,14 @@ from positionbias.kernels.linear_recurrence.decays import Halves, Spans, between
 
 
 class Chunk(NamedTuple):
-    """Arrays of C steps; logarithms of decays, None for 0."""
+    """Arrays of C steps; logarithms of decays, None for 0; `keeps` is 0 where the state is cleared first, else 1."""
 
     q: Float[jax.Array, "... C H"]
     k: Float[jax.Array, "... C H"]
     v: Float[jax.Array, "... C K"]
     log_decay: Float[jax.Array, "... C 1|H"] | None
     value_log_decay: Float[jax.Array, "... C K"] | None
+    keeps: Float[jax.Array, "... C 1"] | None = None
 
 
 class Gradients(NamedTuple):
@@ -48,8 +49,7 @@ def forward(
     chunk: Chunk, state: Float[jax.Array, "... H K"], inclusive: bool, base: int
 ) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
     """Outputs and the state after the chunk; C is a power of two, and `base` another, 1 for decays by channel."""
-    steps = chunk.q.shape[-2]
-    keys, values = spans(chunk.log_decay, steps, inclusive), spans(chunk.value_log_decay, steps, inclusive)
+    keys, values = _spans(chunk, inclusive)
     o = _of_earlier(chunk, state, keys, values, base)
     if inclusive:
         o = o + _dot(chunk.q, chunk.k) * chunk.v
@@ -83,8 +83,7 @@ def backward(
     less q dq and plus k dk of those steps, and for a value channel less o do and plus v dv. What a step reads of its
     own key is the same in both, and is left out of them.
     """
-    steps = chunk.q.shape[-2]
-    keys, values = spans(chunk.log_decay, steps, inclusive), spans(chunk.value_log_decay, steps, inclusive)
+    keys, values = _spans(chunk, inclusive)
     far = times(do, values.since)
     dq = times(far @ _t(state), keys.since)
     dk = times(times(chunk.v, values.until) @ _t(dstate), keys.until)
@@ -109,19 +108,35 @@ def backward(
         begin, read, written = jnp.sum(state * dfirst, axis=-1)[..., None, :], chunk.q * dq, chunk.k * dk
         if chunk.log_decay.shape[-1] == 1:
             begin, read, written = (jnp.sum(x, axis=-1, keepdims=True) for x in (begin, read, written))
-        dlog = _of_decay(begin, read, written, inclusive)
+        dlog = _of_decay(begin, read, written, inclusive, chunk.keeps)
     if chunk.value_log_decay is not None:
         o = _of_earlier(chunk, state, keys, values, base)
-        dvalue_log = _of_decay(jnp.sum(state * dfirst, axis=-2)[..., None, :], o * do, chunk.v * dv, inclusive)
+        begin = jnp.sum(state * dfirst, axis=-2)[..., None, :]
+        dvalue_log = _of_decay(begin, o * do, chunk.v * dv, inclusive, chunk.keeps)
     if inclusive:
         dscore = _dot(do, chunk.v)
         dq, dk, dv = dq + dscore * chunk.k, dk + dscore * chunk.q, dv + _dot(chunk.q, chunk.k) * do
     return Gradients(dq, dk, dv, dlog, dvalue_log, dfirst)
 
 
-def _of_decay(begin: jax.Array, read: jax.Array, written: jax.Array, inclusive: bool) -> jax.Array:
-    """What the docstring of `backward` says: a query reads after its own decay if `inclusive`, else before."""
+def _spans(chunk: Chunk, inclusive: bool) -> tuple[Spans, Spans]:
+    """Those of keys, which clear the state too, and of values."""
+    steps = chunk.q.shape[-2]
+    keys = spans(chunk.log_decay, steps, inclusive, chunk.keeps)
+    return keys, spans(chunk.value_log_decay, steps, inclusive)
+
+
+def _of_decay(
+    begin: jax.Array, read: jax.Array, written: jax.Array, inclusive: bool, keeps: jax.Array | None
+) -> jax.Array:
+    """What the docstring of `backward` says: a query reads after its own decay if `inclusive`, else before.
+
+    Of what was before the state was cleared the sum would be 0 but for rounding, and is left out.
+    """
     earlier = jnp.asarray(np.tri(read.shape[-2], k=-1), read.dtype)
+    if keeps is not None:
+        run = jnp.cumsum(1 - keeps, axis=-2)
+        earlier, begin = earlier * (run == _t(run)), begin * (run == 0)
     found = begin + earlier @ (written - read)
     return found if inclusive else found - read
 
@@ -183,11 +198,14 @@ def at_once(
     chunk: Chunk, state: Float[jax.Array, "... H K"], inclusive: bool
 ) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
     """Outputs and the state after it of a chunk of any length, with no decay by channel: all pairs in one block."""
-    steps, log_decay = chunk.q.shape[-2], chunk.log_decay
+    steps, log_decay, keeps = chunk.q.shape[-2], chunk.log_decay, chunk.keeps
     longer = 1 << max(steps - 1, 0).bit_length()
+    more = [(0, longer - steps), (0, 0)]
     if log_decay is not None:
-        log_decay = jnp.pad(log_decay, [(0, 0)] * (log_decay.ndim - 2) + [(0, longer - steps), (0, 0)])
-    keys = spans(log_decay, longer, inclusive)
+        log_decay = jnp.pad(log_decay, [(0, 0)] * (log_decay.ndim - 2) + more)
+    if keeps is not None:
+        keeps = jnp.pad(keeps, [(0, 0)] * (keeps.ndim - 2) + more, constant_values=1)
+    keys = spans(log_decay, longer, inclusive, keeps)
     scale = between(keys.halves, chunk.v.dtype)[..., 0, :steps, :steps]
     since, until = (None if x is None else x[..., :steps, :] for x in (keys.since, keys.until))
     o = times(chunk.q, since) @ state + (chunk.q @ _t(chunk.k) * scale) @ chunk.v

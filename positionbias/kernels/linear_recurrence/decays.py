@@ -39,14 +39,24 @@ def times(x: jax.Array, factor: jax.Array | None) -> jax.Array:
     return x if factor is None else x * factor
 
 
-def spans(log_decay: Float[jax.Array, "... C X"] | None, steps: int, inclusive: bool) -> Spans:
-    """Products of the decays of C steps, a power of two; a query is after its own decay if `inclusive`, else before."""
-    if log_decay is None:
+def spans(
+    log_decay: Float[jax.Array, "... C X"] | None,
+    steps: int,
+    inclusive: bool,
+    keeps: Float[jax.Array, "... C 1"] | None = None,
+) -> Spans:
+    """Products of the decays of C steps, a power of two; a query is after its own decay if `inclusive`, else before.
+
+    Where `keeps` is 0, and not 1, so is the decay, and a query is after that in any case.
+    """
+    if log_decay is None and keeps is None:
         return Spans((Halves(None, None),) * (steps.bit_length() - 1), None, None, None)
-    lead, width = log_decay.shape[:-2], log_decay.shape[-1]
-    whole = jnp.exp(log_decay)[..., None, :]
+    decay = keeps if log_decay is None else times(jnp.exp(log_decay), keeps)
+    assert decay is not None
+    lead, width = decay.shape[:-2], decay.shape[-1]
+    whole = decay[..., None, :]
     until = jnp.ones_like(whole)
-    since = whole if inclusive else until
+    since = whole if inclusive else times(until, None if keeps is None else keeps[..., None, :])
     found = []
     n = 1
     while n < steps:
@@ -59,7 +69,9 @@ def spans(log_decay: Float[jax.Array, "... C X"] | None, steps: int, inclusive: 
         until = jnp.concatenate([half(until, 0) * half(whole, 1), half(until, 1)], axis=-2)
         whole = half(whole, 0) * half(whole, 1)
         n *= 2
-    kept = jnp.exp(jnp.sum(log_decay, axis=-2, keepdims=True))
+    kept = None if keeps is None else jnp.min(keeps, axis=-2, keepdims=True)
+    if log_decay is not None:
+        kept = times(jnp.exp(jnp.sum(log_decay, axis=-2, keepdims=True)), kept)
     return Spans(tuple(found), since[..., 0, :, :], until[..., 0, :, :], kept)
 
 

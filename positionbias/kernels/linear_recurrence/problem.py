@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Float
+from positionbias.arrays import Bool, Float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """S_t = diag(e^log_decay_t) S_{t-1} diag(e^value_log_decay_t) + k_t v_t^T, and o_t = q_t S_t, or q_t S_{t-1}."""
+    """S_t = diag(e^log_decay_t) S_{t-1} diag(e^value_log_decay_t) + k_t v_t^T, and o_t = q_t S_t, or q_t S_{t-1}.
+
+    S_{t-1} is 0 where `resets`; a driver that does not clear it has to refuse them.
+    """
 
     q: Float[jax.Array, "B T N H"]
     k: Float[jax.Array, "B T N H"]
@@ -24,12 +27,18 @@ class Problem:
     inclusive: bool
     reverse: bool
     chunk: int | None  # steps at a time; None for what the driver thinks best
+    resets: Bool[jax.Array, "B T"] | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
         """B, T, N, H, K."""
         batch, steps, heads, size = self.q.shape
         return (batch, steps, heads, size, self.v.shape[-1])
+
+    @property
+    def keeps(self) -> Float[jax.Array, "B T 1 1"] | None:
+        """0 where the state before a step is cleared, else 1; None for 1."""
+        return None if self.resets is None else 1 - self.resets[..., None, None].astype(self.sum_dtype)
 
     @property
     def sum_dtype(self) -> Any:

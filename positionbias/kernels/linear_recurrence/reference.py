@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Float
+from positionbias.arrays import Bool, Float
 
 
 def recurrence_reference(
@@ -18,6 +18,7 @@ def recurrence_reference(
     inclusive: bool = True,
     reverse: bool = False,
     normalise: bool = False,
+    resets: Bool[jax.Array, "B T"] | None = None,
 ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
     """Outputs, and the state after the last step; with `normalise` the sum of keys is its last column."""
     q, k, v = (jnp.asarray(x, jnp.float64) for x in (q, k, v))
@@ -26,17 +27,19 @@ def recurrence_reference(
     b = jnp.ones_like(v) if value_log_decay is None else jnp.exp(jnp.asarray(value_log_decay, jnp.float64))
     if normalise:
         v, b = (jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1) for x in (v, b))
-    batch, _, heads, features = q.shape
+    batch, length, heads, features = q.shape
+    fresh = jnp.zeros((batch, length), bool) if resets is None else jnp.asarray(resets)
     first = jnp.zeros((batch, heads, features, v.shape[-1]), jnp.float64)
     if initial_state is not None:
         first = jnp.asarray(initial_state, jnp.float64)
 
     def step(before: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        q, k, v, a, b = now
+        q, k, v, a, b, fresh = now
+        before = jnp.where(fresh[:, None, None, None], 0.0, before)
         after = a[..., :, None] * before * b[..., None, :] + k[..., :, None] * v[..., None, :]
         return after, jnp.einsum("BNH,BNHK->BNK", q, after if inclusive else before)
 
-    steps = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, a, b))
+    steps = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, a, b, fresh))
     state, o = jax.lax.scan(step, first, steps, reverse=reverse)
     o = jnp.moveaxis(o, 0, 1)
     if normalise:

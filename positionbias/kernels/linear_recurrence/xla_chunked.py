@@ -42,10 +42,13 @@ def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Ar
     steps = min(longest, power_from(length))
     base = 1 if problem.by_channel else min(BASE, steps)
     arrays = _Arrays(problem.q, problem.k, problem.v, problem.log_decay, problem.value_log_decay)
+    keeps = problem.keeps
     more = -length % steps  # steps that keep the state as it is: their keys are 0, and so are the logarithms
     if more:
-        arrays = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]), arrays)
-    o, state = _run(_How(steps, base, problem.inclusive, problem.reverse), arrays, problem.initial_state)
+        behind = [(0, 0), (0, more), (0, 0), (0, 0)]
+        arrays = jax.tree.map(lambda x: jnp.pad(x, behind), arrays)
+        keeps = None if keeps is None else jnp.pad(keeps, behind, constant_values=1)
+    o, state = _run(_How(steps, base, problem.inclusive, problem.reverse), arrays, keeps, problem.initial_state)
     return o[:, :length] if more else o, state
 
 
@@ -55,33 +58,37 @@ def power_from(length: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(how: _How, arrays: _Arrays, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _forward(how, arrays, state)[:2]
+def _run(how: _How, arrays: _Arrays, keeps: jax.Array | None, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _forward(how, arrays, keeps, state)[:2]
 
 
-def _forward(how: _How, arrays: _Arrays, state: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _forward(
+    how: _How, arrays: _Arrays, keeps: jax.Array | None, state: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Outputs, the last state, and the states before each chunk, in the order that they are taken in."""
 
     def step(before: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         state, o = before
-        part, later = one.forward(_chunk(how, arrays, index, state.dtype), state, how.inclusive, how.base)
+        part, later = one.forward(_chunk(how, arrays, keeps, index, state.dtype), state, how.inclusive, how.base)
         return (later, _written(how, o, part, index)), state
 
     (state, o), states = jax.lax.scan(step, (state, jnp.zeros_like(arrays.v)), _order(how, arrays))
     return o, state, states
 
 
-def _run_forward(how: _How, arrays: _Arrays, state: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    o, last, states = _forward(how, arrays, state)
-    return (o, last), (arrays, states)
+def _run_forward(
+    how: _How, arrays: _Arrays, keeps: jax.Array | None, state: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    o, last, states = _forward(how, arrays, keeps, state)
+    return (o, last), (arrays, keeps, states)
 
 
-def _run_backward(how: _How, kept: Any, slopes: tuple[jax.Array, jax.Array]) -> tuple[_Arrays, jax.Array]:
-    (arrays, states), (do, dstate) = kept, slopes
+def _run_backward(how: _How, kept: Any, slopes: tuple[jax.Array, jax.Array]) -> tuple[_Arrays, None, jax.Array]:
+    (arrays, keeps, states), (do, dstate) = kept, slopes
 
     def step(after: tuple[jax.Array, _Arrays], at: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         (dstate, found), (index, state) = after, at
-        chunk, near = _chunk(how, arrays, index, state.dtype), _part(how, do, index, state.dtype)
+        chunk, near = _chunk(how, arrays, keeps, index, state.dtype), _part(how, do, index, state.dtype)
         *parts, dstate = one.backward(chunk, state, near, dstate, how.inclusive, how.base)
         there = [x for x in parts if x is not None]
         written = (_written(how, x, part, index) for x, part in zip(jax.tree.leaves(found), there, strict=True))
@@ -89,7 +96,7 @@ def _run_backward(how: _How, kept: Any, slopes: tuple[jax.Array, jax.Array]) -> 
 
     begin = dstate, jax.tree.map(jnp.zeros_like, arrays)
     (dstate, found), _ = jax.lax.scan(step, begin, (_order(how, arrays), states), reverse=True)
-    return found, dstate
+    return found, None, dstate
 
 
 _run.defvjp(_run_forward, _run_backward)
@@ -101,8 +108,9 @@ def _order(how: _How, arrays: _Arrays) -> jax.Array:
     return indices[::-1] if how.reverse else indices
 
 
-def _chunk(how: _How, arrays: _Arrays, index: jax.Array, dtype: Any) -> one.Chunk:
-    return one.Chunk(*(None if x is None else _part(how, x, index, dtype) for x in arrays))  # type: ignore[arg-type]
+def _chunk(how: _How, arrays: _Arrays, keeps: jax.Array | None, index: jax.Array, dtype: Any) -> one.Chunk:
+    parts = (None if x is None else _part(how, x, index, dtype) for x in (*arrays, keeps))
+    return one.Chunk(*parts)  # type: ignore[arg-type]
 
 
 def _part(how: _How, x: jax.Array, index: jax.Array, dtype: Any) -> jax.Array:

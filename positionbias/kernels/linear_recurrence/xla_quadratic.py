@@ -27,6 +27,7 @@ def quadratic(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Float[jax.
 
     q, k, v = (taken(x).astype(dtype) for x in (problem.q, problem.k, problem.v))
     log_decay = None if problem.log_decay is None else taken(problem.log_decay).astype(dtype)
-    o, state = one.at_once(one.Chunk(q, k, v, log_decay, None), problem.initial_state, problem.inclusive)
+    keeps = None if problem.keeps is None else taken(problem.keeps)
+    o, state = one.at_once(one.Chunk(q, k, v, log_decay, None, keeps), problem.initial_state, problem.inclusive)
     o = jnp.flip(o, axis=2) if problem.reverse else o
     return jnp.moveaxis(o, 2, 1).astype(problem.v.dtype), state

@@ -54,7 +54,7 @@ def same(found, atol=1e-4):
         {"model.position": "alibi", "model.mask": "[causal & sliding_window(4), causal & dilated_window(3, 2)]"},
         {"model.position": "xpos", "model.assignment": "reversed", "model.operator": "multimodal_softmax(image=0)"},
         {
-            "model.position": "alibi",
+            "model.position": "none",
             "model.operator": "[short_convolution, softmax, short_convolution]",
             "model.layers": 3,
         },
@@ -147,6 +147,7 @@ def test_prompts_of_several_lengths_are_padded_in_front(fresh):
         {"model.assignment": "per_segment"},
         {"model.assignment": "shared"},
         {"model.mask": "causal & segments"},
+        {"model.mask": "causal & segments", "model.operator": "[gated_delta, lightnet]"},
         {"model.mask": "causal & window_with_sinks(2, 1)"},
         {"model.operator": "multimodal_softmax(image=0)"},
     ],
@@ -190,10 +191,19 @@ def test_rows_are_counted_as_they_were_trained_whatever_the_condition(fresh):
         generate(experiment, weights, prompt, 6, condition=shifted)
 
 
-@pytest.mark.parametrize("architecture", ["decoder_only", "encoder_decoder"])
-def test_tokens_of_every_prompt_are_taken_as_they_are(both, fresh, architecture):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.architecture": "decoder_only"},
+        {"model.architecture": "encoder_decoder"},
+        {"model.operator": "[based(window=4), softmax]"},
+        {"model.operator": "[lawcat, retention]"},
+    ],
+    ids=str,
+)
+def test_tokens_of_every_prompt_are_taken_as_they_are(both, fresh, overrides):
     """Positions that were drawn, a segment each, and padding within."""
-    overrides = {"task": TASK, "model.architecture": architecture, "model.position": "rope"}
+    overrides = {"task": TASK, "model.position": "rope", **overrides}
     more = {"model.assignment": "randomized(longest=40)", "model.mask": "causal & segments"}
     spread = {name: np.broadcast_to(field, (3, 15)) for name, field in sequential(15)._asdict().items()}
     drawn = np.sort(np.random.default_rng(1).permuted(np.tile(np.arange(40), (3, 1)), axis=-1)[:, :15], axis=-1)

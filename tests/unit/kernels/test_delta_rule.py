@@ -13,10 +13,10 @@ from positionbias.kernels import delta_rule
 from positionbias.kernels.delta_recurrence.reference import delta_rule_reference
 
 
-def check(params, chunk=None, tolerance=TOLERANCE["float32"]):
-    known = by_formula(delta_rule_reference, params)
+def check(params, chunk=None, tolerance=TOLERANCE["float32"], **more):
+    known = by_formula(functools.partial(delta_rule_reference, **more), params)
     for impl in drivers():
-        found = with_gradients(functools.partial(delta_rule, chunk=chunk, impl=impl), params)
+        found = with_gradients(functools.partial(delta_rule, chunk=chunk, impl=impl, **more), params)
         assert found[0][0].dtype == params["v"].dtype
         assert found[0][1].dtype == np.float32
         agree(found, known, tolerance)
@@ -41,6 +41,14 @@ def test_chunks(chunk):
 @pytest.mark.parametrize("without", [["log_decay"], ["initial_state"], ["log_decay", "initial_state"]], ids=str)
 def test_what_may_be_left_out(without):
     check({name: x for name, x in whole(37).items() if name not in without})
+
+
+@pytest.mark.parametrize("without", [[], ["log_decay"], ["initial_state"]], ids=str)
+@pytest.mark.parametrize("where", [[0], [5, 15, 16, 17], [1, 36]], ids=str)
+def test_a_state_is_cleared_before_a_step(where, without):
+    resets = np.zeros((2, 37), bool)
+    resets[0, where] = resets[1, [w // 2 for w in where]] = True
+    check({name: x for name, x in whole(37).items() if name not in without}, resets=resets)
 
 
 def test_bfloat16():

@@ -29,6 +29,8 @@ SHAPES = drawn(6, "key and value")
             r"initial_state is \[2, 2, 6, 4\] of float16; allowed: .* of float32",
         ),
         ({"inclusive": 1}, "inclusive = 1 is not allowed; allowed: True or False"),
+        ({"resets": np.zeros((2, 5), bool)}, r"resets is bool \[2, 5\]; allowed: booleans \[T\] or \[B, T\] for q"),
+        ({"resets": np.zeros(6)}, r"resets is float64 \[6\]; allowed: booleans"),
         ({"chunk": 48}, "chunk = 48 is not allowed; allowed: powers of two, or None"),
         ({"chunk": 0}, "chunk = 0 is not allowed; allowed: powers of two"),
         ({"impl": "xla_chunk"}, "impl: unknown driver 'xla_chunk', did you mean 'xla_chunked'"),

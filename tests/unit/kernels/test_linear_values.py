@@ -1,8 +1,11 @@
 """Every driver of the recurrence against its steps in float64: outputs, the last state, and all gradients."""
 
+import jax
 import numpy as np
 import pytest
 from recurrence_oracle import GATES, TOLERANCE, agree, by_driver, by_steps, check, drawn
+
+from positionbias.kernels import linear_attention
 
 OPTIONS = {
     "exclusive": {"inclusive": False},
@@ -23,6 +26,35 @@ def test_all_is_what_steps_give(gates, length):
 def test_options_do_what_they_say(gates, options):
     told = OPTIONS[options]
     check(drawn(65, gates, normalise=told.get("normalise", False)), **told)
+
+
+RESETS = np.zeros((2, 65), bool)
+RESETS[0, [5, 31, 32, 33, 64]] = RESETS[1, [0, 1, 47]] = True  # at both ends, side by side, and about where chunks meet
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=str)
+@pytest.mark.parametrize("gates", GATES)
+def test_a_state_is_cleared_before_a_step(gates, options):
+    told = drawn(65, gates, normalise=options.get("normalise", False))
+    check(told, chunks=(None, 16), resets=RESETS, **options)
+
+
+@pytest.mark.parametrize("impl", ["xla_quadratic", "xla_chunked"])
+def test_nothing_of_what_is_cleared_is_left_by_rounding(impl):
+    """Not a bit, in neither outputs nor gradients, however large it was."""
+    told = drawn(60, "scalar", state=False, decay=1e-3)
+    late = np.arange(60) >= 40
+    slopes = late.astype(np.float32)[None, :, None, None]
+
+    def weighed(told):
+        return (linear_attention(**told, resets=np.arange(60) == 40, impl=impl)[0] * slopes).sum()
+
+    large = {name: np.where(late.reshape(-1, *[1] * (x.ndim - 2)), x, 1e4 * x) for name, x in told.items()}
+    found, same = (jax.jit(jax.grad(weighed))(one) for one in (told, large))
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, same[name])
+        assert (np.asarray(x)[:, :40] == 0).all()
+        assert np.asarray(x)[:, 41:].all()
 
 
 @pytest.mark.parametrize("gates", ["none", "scalar", "key and value"])

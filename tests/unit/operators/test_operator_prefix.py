@@ -65,4 +65,5 @@ def test_based_adds_exact_attention_in_a_window(window, convolution):
 
 def test_based_counts_what_it_keeps():
     one = setting("based(features=5, window=3, convolution=2)").operator
-    assert one.state_size(DIMS) == N * ((1 + 5 + 15) * (K + 1) + 3 * (H + K) + 2 * H + K)
+    window = 2 * (N * (H + K) + 1)  # of the two tokens before the next, and whether they are there
+    assert one.state_size(DIMS) == N * ((1 + 5 + 15) * (K + 1) + 2 * H + K) + window
