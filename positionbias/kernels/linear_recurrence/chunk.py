@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float
-from positionbias.kernels.linear_recurrence.decays import Halves, Spans, between, spans, times
+from positionbias.kernels.linear_recurrence.decays import Halves, Spans, between, kept, spans, times
 
 
 class Chunk(NamedTuple):
@@ -143,7 +143,7 @@ def _of_decay(
 
 def _kept(state: jax.Array, keys: Spans, values: Spans) -> jax.Array:
     """What the decays of all steps leave of it."""
-    return times(times(state, None if keys.whole is None else _t(keys.whole)), values.whole)
+    return kept(kept(state, None if keys.total is None else _t(keys.total)), values.total)
 
 
 def _parts(keys: Spans, values: Spans, base: int) -> Iterator[tuple[int, Halves, Halves]]:

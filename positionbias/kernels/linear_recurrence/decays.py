@@ -3,8 +3,8 @@
 What lies between a key and a query is a product of decays. It is split where the two lie in different halves of a
 block of 2 n steps, n = 1, 2, 4 and so on: until the end of the first half, and since the beginning of the second.
 Both factors are at most 1 and as precise as their last bits, however far the decays go, as e^G e^-G of sums G is not.
-What a chunk leaves of a state is e to the sum of logarithms: a decay near 1 is rounded by up to 2^-25, and where
-thousands of them are the same, that would add up.
+A number just below 1 is rounded by up to 2^-25, which adds up where many are the same. So the product over a half is e
+to the sum of its logarithms, and what a chunk leaves of a state is not made of such a number (`kept`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float
+
+NEAR, TERMS = -0.5, 16  # so many terms of the series of e^x are exact to 64 bits from there to 0
 
 
 class Halves(NamedTuple):
@@ -31,12 +33,23 @@ class Spans(NamedTuple):
     halves: tuple[Halves, ...]  # for n = 1, 2, 4 up to half of the chunk
     since: Float[jax.Array, "... C X"] | None  # from the beginning of the chunk to the query
     until: Float[jax.Array, "... C X"] | None  # from after the key to the end of the chunk
-    whole: Float[jax.Array, "... 1 X"] | None
+    total: Float[jax.Array, "... 1 X"] | None  # the logarithm of that over the whole chunk; None for 0
 
 
 def times(x: jax.Array, factor: jax.Array | None) -> jax.Array:
     """The product, where None is 1."""
     return x if factor is None else x * factor
+
+
+def kept(x: jax.Array, total: jax.Array | None) -> jax.Array:
+    """The product with e^total, where None is 0: near 1 it is x less a small part, as precise as that part is."""
+    if total is None:
+        return x
+    near = jnp.maximum(total, NEAR)
+    more = jnp.zeros_like(near)  # e^near - 1, by its series: kernels for TPU have no expm1
+    for n in range(TERMS, 0, -1):
+        more = near / n * (1 + more)
+    return jnp.where(total > NEAR, x + x * more, x * jnp.exp(total))
 
 
 def spans(
@@ -51,10 +64,12 @@ def spans(
     """
     if log_decay is None and keeps is None:
         return Spans((Halves(None, None),) * (steps.bit_length() - 1), None, None, None)
-    decay = keeps if log_decay is None else times(jnp.exp(log_decay), keeps)
-    assert decay is not None
-    lead, width = decay.shape[:-2], decay.shape[-1]
-    whole = decay[..., None, :]
+    if keeps is not None:
+        log_decay = jnp.where(keeps == 0, -jnp.inf, jnp.zeros_like(keeps) if log_decay is None else log_decay)
+    assert log_decay is not None
+    lead, width = log_decay.shape[:-2], log_decay.shape[-1]
+    total = log_decay[..., None, :]
+    whole = jnp.exp(total)
     until = jnp.ones_like(whole)
     since = whole if inclusive else times(until, None if keeps is None else keeps[..., None, :])
     found = []
@@ -67,12 +82,10 @@ def spans(
         found.append(Halves(half(since, 1), half(until, 0)))
         since = jnp.concatenate([half(since, 0), half(since, 1) * half(whole, 0)], axis=-2)
         until = jnp.concatenate([half(until, 0) * half(whole, 1), half(until, 1)], axis=-2)
-        whole = half(whole, 0) * half(whole, 1)
+        total = half(total, 0) + half(total, 1)
+        whole = jnp.exp(total)
         n *= 2
-    kept = None if keeps is None else jnp.min(keeps, axis=-2, keepdims=True)
-    if log_decay is not None:
-        kept = times(jnp.exp(jnp.sum(log_decay, axis=-2, keepdims=True)), kept)
-    return Spans(tuple(found), since[..., 0, :, :], until[..., 0, :, :], kept)
+    return Spans(tuple(found), since[..., 0, :, :], until[..., 0, :, :], total[..., 0, :, :])
 
 
 def between(halves: tuple[Halves, ...], dtype: jnp.dtype) -> Float[jax.Array, "... blocks b b"]:
