@@ -55,6 +55,8 @@ class Case:
     gradient: bool = True
     replicas: bool = False
 
+    drivers = ("mosaic_tpu", "mosaic_gpu", "xla_dense", "xla_chunked")
+
     def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
         """Of all arguments: q, k, v and what the case reads more."""
         groups = GROUPS if self.grouped else HEADS

@@ -1,4 +1,4 @@
-"""Compiles every driver of softmax attention for chips that are not there, and prints what came of it.
+"""Compiles every driver of a kernel for chips that are not there, and prints what came of it.
 
     python -m positionbias.kernels.compile_targets [--target v5e,h200] [--driver mosaic_tpu] [--case dropout]
 
@@ -27,11 +27,16 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from positionbias.kernels.compile_cases import CASES, Case
+from positionbias.kernels.compile_cases import CASES as ATTENTIONS
+from positionbias.kernels.compile_cases import Case
+from positionbias.kernels.recurrence_cases import RECURRENCES, Recurrence
 
 WHEELS = ("jax", "libtpu", "jax-cuda13-pjrt")
 XLA = ("xla_dense", "xla_chunked")
-XLA_CASES = ("gradient", "all statistics", "rule on scores")  # what XLA compiles has no tiles to go wrong in
+# What XLA compiles has no tiles to go wrong in.
+XLA_CASES = ("gradient", "all statistics", "rule on scores", "recurrence of key channels")
+AnyCase = Case | Recurrence
+CASES: Sequence[AnyCase] = (*ATTENTIONS, *RECURRENCES)
 PATIENCE = 300  # seconds for one program; the search for layouts of a GPU kernel can go on for ever
 # What the compiler must know of an H200, in the format of XLA.
 H200 = """
@@ -156,7 +161,7 @@ def mesh_of(target: Target) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(found.devices[:1]), ("chip",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def compiled(case: Case, target: Target, mesh: jax.sharding.Mesh, driver: str, dtype: str, head: int) -> Found:
+def compiled(case: AnyCase, target: Target, mesh: jax.sharding.Mesh, driver: str, dtype: str, head: int) -> Found:
     """Compile one program."""
     there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = case.shapes(dtype, head)
@@ -239,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[tuple[str, str, str], list[Found]] = {}
     bad = 0
     for driver in drivers:
-        for case in (x for x in CASES if x.name in cases and (driver not in XLA or x.name in XLA_CASES)):
+        there = (x for x in CASES if x.name in cases and driver in x.drivers)
+        for case in (x for x in there if driver not in XLA or x.name in XLA_CASES):
             for target in (x for x in targets if driver in x.drivers):
                 results = found.setdefault((driver, case.name, target.name), [])
                 many = driver not in XLA

@@ -40,8 +40,9 @@ def linear_attention(
     by 1 / sqrt(H). A step that is to leave no trace has k = 0 and decays of logarithm 0. Gradients reach q, k, v, both
     decays and the initial state, from outputs and from the last state, which one call hands to the next.
 
-    log_decay: of keys, at most 0, which is not checked: one a head and step, or one a channel; None for no decay.
-    value_log_decay: of values, at most 0: one a channel; None for no decay.
+    log_decay: of keys, at most 0, -infinity included, which is not checked: one a head and step, or one a channel; None
+        for no decay.
+    value_log_decay: of values, likewise: one a channel; None for no decay.
     initial_state: of 32-bit numbers, or 64-bit ones if q is; [B, N, H, K + 1] with `normalise`; None for 0.
     inclusive: o_t = q_t S_t; without, o_t = q_t S_{t-1}, the state before this step's decay.
     reverse: from the last step to the first, so that the initial state comes after the last.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 from positionbias.kernels import drivers
 from positionbias.kernels.drivers import Choice, Driver, always
-from positionbias.kernels.linear_recurrence import xla_chunked, xla_quadratic
+from positionbias.kernels.linear_recurrence import mosaic_tpu, xla_chunked, xla_quadratic
 from positionbias.kernels.linear_recurrence.problem import Problem
 
-LONG = 128  # steps from which chunks are faster
+LONG = 64  # steps from which chunks are faster
 
 XLA_QUADRATIC = Driver("xla_quadratic", xla_quadratic.quadratic, xla_quadratic.unsupported_reason)
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
-DRIVERS = {driver.name: driver for driver in (XLA_QUADRATIC, XLA_CHUNKED)}
+MOSAIC_TPU = Driver("mosaic_tpu", mosaic_tpu.run, mosaic_tpu.unsupported_reason)
+MOSAIC_TPU_INTERPRET = Driver(
+    "mosaic_tpu_interpret",
+    functools.partial(mosaic_tpu.run, interpret=True),
+    mosaic_tpu.interpret_unsupported_reason,
+)
+DRIVERS = {driver.name: driver for driver in (XLA_QUADRATIC, XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET)}
 
 
 def _short(problem: Problem, platform: str) -> str | None:
@@ -19,11 +27,15 @@ def _short(problem: Problem, platform: str) -> str | None:
         return f"of {problem.sizes[1]} steps, chunks are faster and smaller"
     if problem.chunk is not None:
         return "chunk is told"
-    return xla_quadratic.unsupported_reason(problem, platform)
+    if problem.log_decay is not None or problem.value_log_decay is not None:
+        return "with decays, chunks are faster backwards"
+    return None
 
 
 def ladder(problem: Problem, platform: str) -> list[tuple[Driver, str | None]]:
     """The drivers of a platform in the order they are tried, and why each cannot or should not; the last can."""
+    if platform == "tpu":
+        return [(MOSAIC_TPU, mosaic_tpu.unsupported_reason(problem, platform)), (XLA_CHUNKED, None)]
     return [(XLA_QUADRATIC, _short(problem, platform)), (XLA_CHUNKED, None)]
 
 

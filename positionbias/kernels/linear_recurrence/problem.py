@@ -56,3 +56,8 @@ class Problem:
 def sum_dtype(dtype: Any) -> Any:
     """Of states and sums, for queries of a type."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def power_from(length: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << max(length - 1, 0).bit_length()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from positionbias.arrays import Float
 from positionbias.kernels.linear_recurrence import chunk as one
-from positionbias.kernels.linear_recurrence.problem import Problem
+from positionbias.kernels.linear_recurrence.problem import Problem, power_from
 
 SHORTEST, LONGEST = 32, 128  # chunks; between them as many steps as a head has features
 BASE = 32  # steps of a block whose pairs a matrix holds
@@ -50,11 +50,6 @@ def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Ar
         keeps = None if keeps is None else jnp.pad(keeps, behind, constant_values=1)
     o, state = _run(_How(steps, base, problem.inclusive, problem.reverse), arrays, keeps, problem.initial_state)
     return o[:, :length] if more else o, state
-
-
-def power_from(length: int) -> int:
-    """The least power of two that is no less."""
-    return 1 << max(length - 1, 0).bit_length()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -45,3 +45,21 @@ def test_what_does_not_fit_is_told(told, why):
 def test_an_unknown_platform_is_told():
     with pytest.raises(ConfigError, match="platform: unknown platform 'tpus', did you mean 'tpu'"):
         linear_choice(**SHAPES, platform="tpus")
+
+
+@pytest.mark.parametrize(
+    ("told", "options", "why"),
+    [
+        ({}, {}, None),
+        ({}, {"chunk": 4}, "chunk = 4 is less than 8 steps"),
+        ({"size": 2000, "values": 2000}, {}, "chunks of 8 steps with keys of 2000 and values of 2000 need about"),
+    ],
+)
+def test_why_a_tpu_cannot_is_told(told, options, why):
+    passed = dict(linear_choice(**drawn(6, **told), **options, platform="tpu").passed_over)
+    assert (why is None and not passed) or passed["mosaic_tpu"].startswith(why)
+
+
+def test_a_driver_for_another_chip_is_told():
+    with pytest.raises(ConfigError, match="impl = 'mosaic_tpu' cannot do this: the platform is cpu"):
+        linear_attention(**SHAPES, impl="mosaic_tpu")

@@ -110,9 +110,11 @@ def test_memory_grows_as_steps(gates):
 
 
 def test_choice_tells_the_driver_and_why_not_another():
-    short, long, gated = drawn(40), drawn(300), drawn(40, "key")
+    short, long, gated = drawn(40), drawn(300), drawn(40, "scalar")
     assert linear_choice(**short).driver.name == "xla_quadratic"
     assert linear_choice(**long).passed_over == (("xla_quadratic", "of 300 steps, chunks are faster and smaller"),)
     found = linear_choice(**gated, platform="cpu")
     assert found.driver.name == "xla_chunked"
-    assert "log_decay is one of each channel" in dict(found.passed_over)["xla_quadratic"]
+    assert found.passed_over == (("xla_quadratic", "with decays, chunks are faster backwards"),)
+    assert linear_choice(**short, chunk=16).passed_over == (("xla_quadratic", "chunk is told"),)
+    assert linear_choice(**gated, platform="tpu").driver.name == "mosaic_tpu"

@@ -7,7 +7,7 @@ import pytest
 from jax import export, lax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from positionbias.kernels import compile_cases
+from positionbias.kernels import compile_cases, recurrence_cases
 from positionbias.kernels.rules import ELEMENTWISE
 from positionbias.kernels.softmax_attention import mosaic_tpu
 from positionbias.kernels.softmax_attention.call import posed
@@ -73,6 +73,12 @@ def test_cases_are_lowered(case):
     module = lowered(case.function("mosaic_tpu", "tpu"), *shapes)
     # Forwards a kernel, and one more if asked for what keys receive; backwards two.
     assert module.count("stablehlo.custom_call @tpu_custom_call") >= (3 if case.gradient else 1)
+
+
+@pytest.mark.parametrize("case", recurrence_cases.RECURRENCES, ids=lambda case: case.name)
+def test_recurrences_are_lowered(case):
+    module = lowered(case.function("mosaic_tpu", "tpu"), *case.shapes(jnp.bfloat16, 16))
+    assert module.count("stablehlo.custom_call @tpu_custom_call") == 1 + case.gradient
 
 
 def test_all_that_a_rule_may_say_is_lowered_or_told():

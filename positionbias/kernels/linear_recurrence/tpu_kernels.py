@@ -1,0 +1,156 @@
+"""The kernels for TPU: a grid step is a chunk of one head, and the state stays in vector memory between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from positionbias.arrays import Float
+from positionbias.kernels.linear_recurrence import tpu_tile
+from positionbias.kernels.softmax_attention.tpu_grid import shaped
+
+Refs = dict[str, Any]
+STATES = ("state", "last", "dlast", "dfirst")  # names of arrays that are one state a head
+
+
+class How(NamedTuple):
+    """What is known before the program runs."""
+
+    steps: int  # of a chunk
+    inclusive: bool
+    interpret: Any
+
+
+class Arrays(NamedTuple):
+    """By heads, and padded to whole chunks."""
+
+    q: Float[jax.Array, "B N T H"]
+    k: Float[jax.Array, "B N T H"]
+    v: Float[jax.Array, "B N T K"]
+    log_decay: Float[jax.Array, "B N T 1|H"] | None
+    value_log_decay: Float[jax.Array, "B N T K"] | None
+
+
+def forward(
+    how: How, arrays: Arrays, state: Float[jax.Array, "B N H K"], keep: bool
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Outputs, the last state, and the states before each chunk [B, N, T / C, H, K] if they are to be kept."""
+    batch, heads, length, size = arrays.q.shape
+    width = arrays.v.shape[3]
+    last = length // how.steps - 1
+    outputs = {"o": shaped(batch, heads, length, width, dtype=arrays.v.dtype), "last": shaped(*state.shape)}
+    if keep:
+        outputs["states"] = shaped(batch, heads, last + 1, size, width)
+
+    def body(refs: Refs, at: Any) -> None:
+        @pl.when(at == 0)
+        def _() -> None:
+            refs["sum"][...] = refs["state"][...]
+
+        before = refs["sum"][...]
+        if keep:
+            refs["states"][...] = before
+        o, after = tpu_tile.forward(_tile(refs, how.inclusive), before)
+        refs["o"][...] = o.astype(refs["o"].dtype)
+        refs["sum"][...] = after
+
+        @pl.when(at == last)
+        def _() -> None:
+            refs["last"][...] = after
+
+    found = _call(how, _there(arrays) | {"state": state}, outputs, body, state.shape[2:], lambda at: at)
+    return found["o"], found["last"], found.get("states")
+
+
+def backward(
+    how: How, arrays: Arrays, states: jax.Array, do: jax.Array, dlast: jax.Array
+) -> tuple[Arrays, Float[jax.Array, "B N H K"]]:
+    """Gradients of the arrays and of the first state, chunks from the last to the first."""
+    last = arrays.q.shape[2] // how.steps - 1
+    there = _there(arrays)
+    outputs = {f"d{name}": shaped(*x.shape, dtype=x.dtype) for name, x in there.items()}
+    outputs["dfirst"] = shaped(*dlast.shape)
+
+    def body(refs: Refs, at: Any) -> None:
+        @pl.when(at == 0)
+        def _() -> None:
+            refs["sum"][...] = refs["dlast"][...]
+
+        tile, state, do = _tile(refs, how.inclusive), refs["states"][...], refs["do"][...].astype(jnp.float32)
+        dq, dk, dv, dfirst = tpu_tile.backward(tile, state, do, refs["sum"][...])
+        found: dict[str, jax.Array] = {}
+        overlap = state * dfirst
+        if "log_decay" in there:
+            read, written = tile.q * dq, tile.k * dk
+            if there["log_decay"].shape[3] == 1:
+                read, written = (jnp.sum(x, axis=1, keepdims=True) for x in (read, written))
+                begin = jnp.sum(jnp.sum(overlap, axis=1, keepdims=True), axis=0, keepdims=True)
+            else:
+                begin = tpu_tile.row_sums(overlap)
+            found["log_decay"] = tpu_tile.of_decay(begin, read, written, how.inclusive)
+        if "value_log_decay" in there:
+            begin, read = jnp.sum(overlap, axis=0, keepdims=True), do * tpu_tile.of_earlier(tile, state)
+            found["value_log_decay"] = tpu_tile.of_decay(begin, read, tile.v * dv, how.inclusive)
+        if how.inclusive:
+            dq, dk, dv = (x + more for x, more in zip((dq, dk, dv), tpu_tile.own(tile, do), strict=True))
+        for name, x in (found | {"q": dq, "k": dk, "v": dv}).items():
+            refs[f"d{name}"][...] = x.astype(refs[f"d{name}"].dtype)
+        refs["sum"][...] = dfirst
+
+        @pl.when(at == last)
+        def _() -> None:
+            refs["dfirst"][...] = dfirst
+
+    read = there | {"states": states, "do": do, "dlast": dlast}
+    found = _call(how, read, outputs, body, dlast.shape[2:], lambda at: last - at)
+    return Arrays(*(found.get(f"d{name}") for name in Arrays._fields)), found["dfirst"]  # type: ignore[arg-type]
+
+
+def _there(arrays: Arrays) -> dict[str, jax.Array]:
+    return {name: x for name, x in arrays._asdict().items() if x is not None}
+
+
+def _tile(refs: Refs, inclusive: bool) -> tpu_tile.Tile:
+    q, k, v, *decays = (refs[name][...].astype(jnp.float32) if name in refs else None for name in Arrays._fields)
+    return tpu_tile.made(q, k, v, decays[0], decays[1], inclusive)
+
+
+def _call(
+    how: How,
+    read: dict[str, jax.Array],
+    outputs: dict[str, jax.ShapeDtypeStruct],
+    body: Callable[[Refs, Any], None],
+    state: tuple[int, ...],
+    chunk: Callable[[Any], Any],
+) -> dict[str, jax.Array]:
+    """Run `body(refs, at)` for each chunk of each head, in the order of `chunk(at)`; refs has `sum`, a state, too."""
+
+    def spec(name: str, x: Any) -> pl.BlockSpec:
+        """The state of [B, N, T / C, H, K], all of [B, N, H, K], or a chunk of [B, N, T, X]."""
+        if name == "states":
+            return pl.BlockSpec((None, None, None, *state), lambda b, n, at: (b, n, chunk(at), 0, 0))
+        if name in STATES:
+            return pl.BlockSpec((None, None, *state), lambda b, n, at: (b, n, 0, 0))
+        return pl.BlockSpec((None, None, how.steps, x.shape[3]), lambda b, n, at: (b, n, chunk(at), 0))
+
+    batch, heads, length, _ = read["q"].shape
+
+    def kernel(*refs: Any) -> None:
+        body(dict(zip([*read, *outputs, "sum"], refs, strict=True)), pl.program_id(2))
+
+    found = pl.pallas_call(
+        kernel,
+        grid=(batch, heads, length // how.steps),
+        in_specs=[spec(name, x) for name, x in read.items()],
+        out_specs=[spec(name, x) for name, x in outputs.items()],
+        out_shape=list(outputs.values()),
+        scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        interpret=how.interpret,
+    )(*read.values())
+    return dict(zip(outputs, found, strict=True))
