@@ -1,21 +1,17 @@
-"""The kernels for TPU: a grid step is a chunk of one head, and the state stays in vector memory between them."""
+"""The kernels for TPU, forwards and backwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from positionbias.arrays import Float
 from positionbias.kernels.linear_recurrence import tpu_tile
 from positionbias.kernels.softmax_attention.tpu_grid import shaped
-
-Refs = dict[str, Any]
-STATES = ("state", "last", "dlast", "dfirst")  # names of arrays that are one state a head
+from positionbias.kernels.tpu_chunks import Blocks, Refs, by_chunks
 
 
 class How(NamedTuple):
@@ -43,9 +39,8 @@ def forward(
     batch, heads, length, size = arrays.q.shape
     width = arrays.v.shape[3]
     last = length // how.steps - 1
-    outputs = {"o": shaped(batch, heads, length, width, dtype=arrays.v.dtype), "last": shaped(*state.shape)}
-    if keep:
-        outputs["states"] = shaped(batch, heads, last + 1, size, width)
+    o = shaped(batch, heads, length, width, dtype=arrays.v.dtype)
+    states = {"states": shaped(batch, heads, last + 1, size, width)} if keep else {}
 
     def body(refs: Refs, at: Any) -> None:
         @pl.when(at == 0)
@@ -63,7 +58,9 @@ def forward(
         def _() -> None:
             refs["last"][...] = after
 
-    found = _call(how, _there(arrays) | {"state": state}, outputs, body, state.shape[2:], lambda at: at)
+    read = Blocks(_there(arrays), {}, {"state": state})
+    write = Blocks({"o": o}, states, {"last": shaped(*state.shape)})
+    found = by_chunks(how.steps, read, write, {"sum": state.shape[2:]}, body, lambda at: at, how.interpret)
     return found["o"], found["last"], found.get("states")
 
 
@@ -73,8 +70,6 @@ def backward(
     """Gradients of the arrays and of the first state, chunks from the last to the first."""
     last = arrays.q.shape[2] // how.steps - 1
     there = _there(arrays)
-    outputs = {f"d{name}": shaped(*x.shape, dtype=x.dtype) for name, x in there.items()}
-    outputs["dfirst"] = shaped(*dlast.shape)
 
     def body(refs: Refs, at: Any) -> None:
         @pl.when(at == 0)
@@ -106,8 +101,10 @@ def backward(
         def _() -> None:
             refs["dfirst"][...] = dfirst
 
-    read = there | {"states": states, "do": do, "dlast": dlast}
-    found = _call(how, read, outputs, body, dlast.shape[2:], lambda at: last - at)
+    read = Blocks(there | {"do": do}, {"states": states}, {"dlast": dlast})
+    outputs = {f"d{name}": shaped(*x.shape, dtype=x.dtype) for name, x in there.items()}
+    write = Blocks(outputs, {}, {"dfirst": shaped(*dlast.shape)})
+    found = by_chunks(how.steps, read, write, {"sum": dlast.shape[2:]}, body, lambda at: last - at, how.interpret)
     return Arrays(*(found.get(f"d{name}") for name in Arrays._fields)), found["dfirst"]  # type: ignore[arg-type]
 
 
@@ -118,39 +115,3 @@ def _there(arrays: Arrays) -> dict[str, jax.Array]:
 def _tile(refs: Refs, inclusive: bool) -> tpu_tile.Tile:
     q, k, v, *decays = (refs[name][...].astype(jnp.float32) if name in refs else None for name in Arrays._fields)
     return tpu_tile.made(q, k, v, decays[0], decays[1], inclusive)
-
-
-def _call(
-    how: How,
-    read: dict[str, jax.Array],
-    outputs: dict[str, jax.ShapeDtypeStruct],
-    body: Callable[[Refs, Any], None],
-    state: tuple[int, ...],
-    chunk: Callable[[Any], Any],
-) -> dict[str, jax.Array]:
-    """Run `body(refs, at)` for each chunk of each head, in the order of `chunk(at)`; refs has `sum`, a state, too."""
-
-    def spec(name: str, x: Any) -> pl.BlockSpec:
-        """The state of [B, N, T / C, H, K], all of [B, N, H, K], or a chunk of [B, N, T, X]."""
-        if name == "states":
-            return pl.BlockSpec((None, None, None, *state), lambda b, n, at: (b, n, chunk(at), 0, 0))
-        if name in STATES:
-            return pl.BlockSpec((None, None, *state), lambda b, n, at: (b, n, 0, 0))
-        return pl.BlockSpec((None, None, how.steps, x.shape[3]), lambda b, n, at: (b, n, chunk(at), 0))
-
-    batch, heads, length, _ = read["q"].shape
-
-    def kernel(*refs: Any) -> None:
-        body(dict(zip([*read, *outputs, "sum"], refs, strict=True)), pl.program_id(2))
-
-    found = pl.pallas_call(
-        kernel,
-        grid=(batch, heads, length // how.steps),
-        in_specs=[spec(name, x) for name, x in read.items()],
-        out_specs=[spec(name, x) for name, x in outputs.items()],
-        out_shape=list(outputs.values()),
-        scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        interpret=how.interpret,
-    )(*read.values())
-    return dict(zip(outputs, found, strict=True))

@@ -1,0 +1,71 @@
+"""What recurrences share on a TPU: a grid step is a chunk of one head, and states stay in vector memory between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+Refs = dict[str, Any]
+Named = Mapping[str, Any]  # arrays, or shapes and types of arrays
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks:
+    """What kernels read or write, by name: what is of each step, of each chunk, and of each head."""
+
+    steps: Named  # [B, N, T, *]
+    chunks: Named  # [B, N, T / C, H, K]
+    heads: Named  # [B, N, H, K]
+
+    @property
+    def all(self) -> dict[str, Any]:
+        """In the order that a kernel has them."""
+        return {**self.steps, **self.chunks, **self.heads}
+
+    def specs(self, size: int, chunk: Callable[[Any], Any]) -> list[pl.BlockSpec]:
+        """Where a grid step finds them: that of chunk number `chunk(at)` of `size` steps."""
+        lead = (None, None)
+        found = [pl.BlockSpec((*lead, size, x.shape[3]), lambda b, n, i: (b, n, chunk(i), 0)) for x in _of(self.steps)]
+        found += [
+            pl.BlockSpec((*lead, None, *x.shape[3:]), lambda b, n, i: (b, n, chunk(i), 0, 0)) for x in _of(self.chunks)
+        ]
+        return [*found, *(pl.BlockSpec((*lead, *x.shape[2:]), lambda b, n, i: (b, n, 0, 0)) for x in _of(self.heads))]
+
+
+def _of(named: Named) -> list[Any]:
+    return list(named.values())
+
+
+def by_chunks(
+    size: int,
+    read: Blocks,
+    write: Blocks,
+    sums: Mapping[str, tuple[int, ...]],
+    body: Callable[[Refs, Any], None],
+    chunk: Callable[[Any], Any],
+    interpret: Any,
+) -> dict[str, jax.Array]:
+    """Run `body(refs, at)` for the chunks of each head, in the order of `chunk(at)`; `sums` stay between them."""
+    first = _of(read.steps)[0]
+    names = [*read.all, *write.all, *sums]
+
+    def kernel(*refs: Any) -> None:
+        body(dict(zip(names, refs, strict=True)), pl.program_id(2))
+
+    found = pl.pallas_call(
+        kernel,
+        grid=(*first.shape[:2], first.shape[2] // size),
+        in_specs=read.specs(size, chunk),
+        out_specs=write.specs(size, chunk),
+        out_shape=_of(write.all),
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums.values()],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        interpret=interpret,
+    )(*_of(read.all))
+    return dict(zip(write.all, found, strict=True))
