@@ -29,13 +29,13 @@ import numpy as np
 
 from positionbias.kernels.compile_cases import CASES as ATTENTIONS
 from positionbias.kernels.compile_cases import Case
-from positionbias.kernels.recurrence_cases import RECURRENCES, Recurrence
+from positionbias.kernels.recurrence_cases import RECURRENCES, Corrected, Recurrence
 
 WHEELS = ("jax", "libtpu", "jax-cuda13-pjrt")
 XLA = ("xla_dense", "xla_chunked")
 # What XLA compiles has no tiles to go wrong in.
-XLA_CASES = ("gradient", "all statistics", "rule on scores", "recurrence of key channels")
-AnyCase = Case | Recurrence
+XLA_CASES = ("gradient", "all statistics", "rule on scores", "recurrence of key channels", "delta rule")
+AnyCase = Case | Recurrence | Corrected
 CASES: Sequence[AnyCase] = (*ATTENTIONS, *RECURRENCES)
 PATIENCE = 300  # seconds for one program; the search for layouts of a GPU kernel can go on for ever
 # What the compiler must know of an H200, in the format of XLA.

@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.kernels.compile_cases import BATCH, HEADS, REPLICAS, ROWS, RefusedError
+from positionbias.kernels.delta_recurrence import ladder as delta
+from positionbias.kernels.delta_recurrence.call import posed_delta, posed_memory
+from positionbias.kernels.drivers import Driver
 from positionbias.kernels.linear_recurrence.call import posed
 from positionbias.kernels.linear_recurrence.ladder import DRIVERS
+
+CHUNK = 20  # steps of a memory's chunk, no whole number of tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +46,7 @@ class Recurrence:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array, state: jax.Array, *decays: jax.Array) -> jax.Array:
             told = dict(zip(names, decays, strict=True))
             asked = posed(q, k, v, initial_state=state, **told, **self.options)  # type: ignore[arg-type]
-            why = DRIVERS[driver].unsupported_reason(asked, platform)
-            if why is not None:
-                raise RefusedError(why)
-            o, last = DRIVERS[driver].run(asked)
+            o, last = _run(DRIVERS[driver], asked, platform)
             return jnp.sum(o.astype(jnp.float32)) + jnp.sum(jnp.square(last))
 
         def whole(*arrays: jax.Array) -> jax.Array:
@@ -53,7 +55,53 @@ class Recurrence:
         return jax.value_and_grad(whole, tuple(range(4 + len(names)))) if self.gradient else whole
 
 
-RECURRENCES: Sequence[Recurrence] = (
+@dataclasses.dataclass(frozen=True)
+class Corrected:
+    """One corrected recurrence of 300 steps, from states: with `memory` that of `linear_memory`."""
+
+    name: str
+    gates: Sequence[str]
+    memory: bool = False
+    gradient: bool = True
+    replicas: bool = False
+
+    drivers = ("mosaic_tpu", "xla_chunked")
+
+    def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
+        """Of q, k, v, the states, and the gates."""
+        steps = (BATCH, ROWS, HEADS)
+        found: list[tuple[tuple[int, ...], Any]] = [((*steps, head), dtype)] * 3
+        found += [((BATCH, HEADS, head, head), jnp.float32)] * (1 + self.memory)
+        found += [(steps, jnp.float32) for _ in self.gates]
+        return [((REPLICAS, *shape), kind) for shape, kind in found] if self.replicas else found
+
+    def function(self, driver: str, platform: str) -> Callable[..., Any]:
+        """A loss of outputs and states, or its value and gradients."""
+        count = 1 + self.memory
+
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array, *more: jax.Array) -> jax.Array:
+            states, gates = more[:count], dict(zip(self.gates, more[count:], strict=True))
+            if self.memory:
+                asked = posed_memory(q, k, v, gates, None, states, CHUNK)
+            else:
+                asked = posed_delta(q, k, v, gates, states[0], None)
+            o, last = _run(delta.DRIVERS[driver], asked, platform)
+            return jnp.sum(o.astype(jnp.float32)) + sum(jnp.sum(jnp.square(x)) for x in last)
+
+        def whole(*arrays: jax.Array) -> jax.Array:
+            return jnp.sum(jax.vmap(loss)(*arrays)) if self.replicas else loss(*arrays)
+
+        return jax.value_and_grad(whole, tuple(range(3 + count + len(self.gates)))) if self.gradient else whole
+
+
+def _run(driver: Driver, asked: Any, platform: str) -> Any:
+    why = driver.unsupported_reason(asked, platform)
+    if why is not None:
+        raise RefusedError(why)
+    return driver.run(asked)
+
+
+RECURRENCES: Sequence[Recurrence | Corrected] = (
     Recurrence("recurrence forward", ("head",), gradient=False),
     Recurrence("recurrence reversed", options={"reverse": True, "inclusive": False}),
     Recurrence("recurrence", ("head",)),
@@ -61,4 +109,9 @@ RECURRENCES: Sequence[Recurrence] = (
     Recurrence("recurrence of value channels", ("head", "value"), {"inclusive": False}),
     Recurrence("recurrence normalised", ("key", "value"), {"normalise": True}),
     Recurrence("recurrence replicas", ("head",), replicas=True),
+    Corrected("delta rule forward", ("strength", "log_decay"), gradient=False),
+    Corrected("delta rule", ("strength",)),
+    Corrected("delta rule with decays", ("strength", "log_decay")),
+    Corrected("linear memory", ("rate", "momentum", "forget"), memory=True),
+    Corrected("delta rule replicas", ("strength", "log_decay"), replicas=True),
 )

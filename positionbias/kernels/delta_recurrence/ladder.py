@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 from positionbias.kernels import drivers
-from positionbias.kernels.delta_recurrence import xla_chunked
+from positionbias.kernels.delta_recurrence import mosaic_tpu, xla_chunked
 from positionbias.kernels.delta_recurrence.problem import Problem
 from positionbias.kernels.drivers import Choice, Driver, always
 
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
-DRIVERS = {XLA_CHUNKED.name: XLA_CHUNKED}
+MOSAIC_TPU = Driver("mosaic_tpu", mosaic_tpu.run, mosaic_tpu.unsupported_reason)
+MOSAIC_TPU_INTERPRET = Driver(
+    "mosaic_tpu_interpret",
+    functools.partial(mosaic_tpu.run, interpret=True),
+    mosaic_tpu.interpret_unsupported_reason,
+)
+DRIVERS = {driver.name: driver for driver in (XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET)}
 
 
 def ladder(problem: Problem, platform: str) -> list[tuple[Driver, str | None]]:
     """The drivers of a platform in the order they are tried, and why each cannot or should not; the last can."""
+    if platform == "tpu":
+        return [(MOSAIC_TPU, mosaic_tpu.unsupported_reason(problem, platform)), (XLA_CHUNKED, None)]
     return [(XLA_CHUNKED, None)]
 
 
