@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
             },
             # the training loop
             "train": {
-                "steps": 1000,  # optimizer steps
+                "steps": 1000,  # optimizer steps; with 0 models are measured and kept as they are drawn
                 "batch_size": 64,  # sequences a step and replica
                 "replicas": 4,  # independently seeded models trained side by side
                 # hyperparameters that differ between replicas: learning_rate, weight_decay or seed

@@ -66,7 +66,8 @@ def conclude(workdir: pathlib.Path) -> None:
     from positionbias.reporting.report import write_report
 
     summary = read_summary(workdir / "summary.json")
-    initial = summary.get("steps") == 0  # a run stopped early: its table would tell nothing of training
+    # Of a run stopped early: its table would tell nothing of training.
+    initial = summary.get("steps") == 0 and summary["of"] != 0
     if summary and not initial:
         say(table(summary))
     try:

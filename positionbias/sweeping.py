@@ -191,7 +191,7 @@ def _told(line: dict[str, Any], workdir: pathlib.Path) -> str:
         summary = read_summary(workdir / "summary.json")
     except ConfigError as error:
         return f"{text}: {error}"
-    if line["status"] == "finished" and summary:
+    if line["status"] == "finished" and summary and summary["of"] != 0:  # accuracy of what has no training says nothing
         mean, low, high = (summary["accuracy"][bound] for bound in ("mean", "low", "high"))
         band = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
         text += f": accuracy {mean:.4f}{band}" if mean is not None else ""

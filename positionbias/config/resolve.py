@@ -269,15 +269,16 @@ def _check_steps(config: schema.Config) -> None:
         "evaluation.every": config.evaluation.every,
         "checkpoint.every": checkpoint.every,
     }
+    trained = train.steps > 0  # else no cadence and no warm-up has a step to fall on, whatever it is
     for field, every in cadences.items():
-        if every is not None and every > train.steps:
+        if every is not None and every > train.steps and trained:
             raise ConfigError(f"{field} = {every} is more than train.steps = {train.steps}; allowed: at most that.")
     if checkpoint.keep_every is not None and (checkpoint.every is None or checkpoint.keep_every % checkpoint.every):
         raise ConfigError(
             f"checkpoint.keep_every = {checkpoint.keep_every} does not fit checkpoint.every = {checkpoint.every};"
             " allowed: a multiple of the steps between checkpoints."
         )
-    if config.optimizer.warmup_steps >= train.steps:
+    if config.optimizer.warmup_steps >= train.steps and trained:
         raise ConfigError(
             f"optimizer.warmup_steps = {config.optimizer.warmup_steps} leaves nothing of train.steps = {train.steps};"
             " allowed: fewer than that."

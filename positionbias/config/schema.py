@@ -122,7 +122,7 @@ class Optimizer:
 class Train:
     """The training loop."""
 
-    steps: int = between(1, MOST_STEPS, 1000, "optimizer steps")
+    steps: int = between(0, MOST_STEPS, 1000, "optimizer steps; with 0 models are measured and kept as they are drawn")
     batch_size: int = between(1, MOST_SEQUENCES, 64, "sequences a step and replica")
     replicas: int = between(1, 4096, 4, "independently seeded models trained side by side")
     vary: dict[str, Any] = plain(

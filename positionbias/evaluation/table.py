@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from positionbias.evaluation.rows import LOSS
-from positionbias.evaluation.statistics import SOLVED_WITHIN
+from positionbias.evaluation.statistics import INDICES, SOLVED_WITHIN
 
 ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
 LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
@@ -17,8 +17,11 @@ def table(summary: Mapping[str, Any]) -> str:
     """An evaluation as aligned text.
 
     When it was measured, accuracy and loss by query and by evidence position in the first condition, a line for every
-    condition, order gap and number that theory predicts, each replica's accuracy, what is paired, and remarks.
+    condition, order gap and number that theory predicts, each replica's accuracy, what is paired, and remarks. Of a run
+    that has no training, the influence by input position.
     """
+    if untrained(summary):
+        return "\n".join([f"evaluated {when(summary)}", *_influence(summary)])
     accuracy = summary["accuracy"]
     labels = summary.get("axes", {})
     lines: list[str] = [f"evaluated {when(summary)}"] if summary["steps"] is not None else []
@@ -68,6 +71,17 @@ def when(summary: Mapping[str, Any]) -> str:
     return f"at step {summary['steps']}" + (f" of {summary['of']}" if summary["of"] is not None else "")
 
 
+def untrained(summary: Mapping[str, Any]) -> bool:
+    """Whether it is of a run of 0 steps, of which only the influence says something."""
+    return bool(summary["steps"] == 0 == summary["of"])
+
+
+def even_shares(summary: Mapping[str, Any], name: str) -> dict[str, float | None]:
+    """An index of the influence in even shares, of which each of the T input positions would have one: times T."""
+    size, found = len(summary["influence"]), summary["indices"]["influence"][name]
+    return {bound: None if found[bound] is None else found[bound] * size for bound in ("mean", "low", "high")}
+
+
 def stored_told(stored: Mapping[str, Any]) -> str:
     """`N stored items of FOLDER`."""
     return f"{stored['items']} stored items of {stored['folder']}"
@@ -107,7 +121,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
 
 def _curve(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     theory = summary["theory"].get(axis)
-    rows, every = _thinned(summary, axis)
+    rows, every = _thinned(summary, f"by_{axis}_position")
     partly = 0 < summary["ceiling"]["known"] < 1
     header = ["at", "mean", "interval", "ceiling", *(["known"] if partly else []), "baseline"]
     header += ["theory"] if theory is not None else []
@@ -199,7 +213,7 @@ def _where(summary: Mapping[str, Any]) -> str:
 
 
 def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
-    rows, every = _thinned(summary, axis)
+    rows, every = _thinned(summary, f"by_{axis}_position")
     body = [[str(row["position"]), *_cells(row[LOSS], row[LOSS]["floor"])] for row in rows]
     foot = ["all", *_cells(summary[LOSS], summary[LOSS]["floor"])]
     rules = [f"{name} {number(value)}" for name, value in summary[LOSS]["rules"].items()]
@@ -207,9 +221,21 @@ def _losses(label: str, summary: Mapping[str, Any], axis: str) -> list[str]:
     return [title, *_aligned([["at", "mean", "interval", "floor"], *body, foot])]
 
 
-def _thinned(summary: Mapping[str, Any], axis: str) -> tuple[list[Mapping[str, Any]], str]:
+def _influence(summary: Mapping[str, Any]) -> list[str]:
+    """The shares of the input positions, and their indices."""
+    rows, every = _thinned(summary, "influence")
+    size = len(summary["influence"])
+    body = [[str(row["position"]), *_cells(row)] for row in rows]
+    lines = [f"share of influence by input position{_where(summary)}{every}; even would be {1 / size:.3f}"]
+    lines += [*_aligned([["at", "mean", "interval"], *body]), ""]
+    told = [[name.replace("_", " "), *_signed(even_shares(summary, name))] for name in INDICES]
+    lines += _aligned(_named([["in even shares", "mean", "interval"], *told]))
+    return [*lines, f"intervals: 95 % Student t over {len(summary['accuracy']['replicas'])} replicas"]
+
+
+def _thinned(summary: Mapping[str, Any], curve: str) -> tuple[list[Mapping[str, Any]], str]:
     """The rows of a curve that a terminal shows, and how the title says so."""
-    rows = summary[f"by_{axis}_position"]
+    rows = summary[curve]
     step = -(-len(rows) // LONGEST_TABLE)
     shown = sorted({*range(0, len(rows), step), len(rows) - 1})
     return [rows[i] for i in shown], f", one in {step} shown" if step > 1 else ""

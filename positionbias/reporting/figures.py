@@ -48,6 +48,9 @@ STYLE = {
 WIDTH, HEIGHT = 5.4, 3.5  # inches: small enough that letters are still read when a phone shrinks the figure
 LONGEST_LABEL = 52  # letters of a legend's entry
 FEW = 40  # positions; markers on more would be a smear
+PANELS = 4  # side by side
+LONGEST_TITLE = 34  # letters above a panel
+LEAST_SHARE = 1e-3  # of an even share of influence: what has less is not drawn
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -60,11 +63,15 @@ class Arm:
     rows: Rows
     mark: str = ""  # told whole, behind the label
 
+    def within(self, letters: int) -> str:
+        """A label of so many letters at most, with the mark."""
+        room = letters - len(self.mark)
+        return (self.label if len(self.label) <= room else f"{self.label[: room - 1]}…") + self.mark
+
     @property
     def short(self) -> str:
         """A label that fits into the figure's width, with the mark."""
-        room = LONGEST_LABEL - len(self.mark)
-        return (self.label if len(self.label) <= room else f"{self.label[: room - 1]}…") + self.mark
+        return self.within(LONGEST_LABEL)
 
 
 def _matplotlib() -> Any:
@@ -77,18 +84,23 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _draw(name: str, label: str, paint: Any, height: float = HEIGHT) -> str:
-    """Paint onto fresh axes and return inline SVG whose ids all start with `name`, unique on a page."""
+def _draw(
+    name: str, label: str, paint: Any, height: float = HEIGHT, width: float = WIDTH, panels: tuple[int, int] = (1, 1)
+) -> str:
+    """Paint onto fresh axes and return inline SVG whose ids all start with `name`, unique on a page.
+
+    `paint` gets the axes, an array of rows and columns of them where there are several `panels`.
+    """
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(*panels, sharey=True)
         paint(axes)
-        handles, labels = axes.get_legend_handles_labels()
+        handles, labels = axes.get_legend_handles_labels() if panels == (1, 1) else ((), ())
         if handles:
             widest = max(map(len, labels))
             columns = next(n for n, fits in ((4, 9), (3, 16), (2, 28), (1, LONGEST_LABEL)) if widest <= fits)
@@ -292,3 +304,38 @@ def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
         _finish(axes, xlabel, "accuracy")
 
     return _draw(name, f"accuracy by {xlabel}, one curve an arm", paint, HEIGHT + 0.2 * max(0, len(compared) - 3))
+
+
+def influences(name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows]) -> str:
+    """The influence by input position of a sweep's arms, a panel each, in shares of which every position has one if
+    all matter alike; `at_init` has the curves before training by the arm's label.
+
+    The scale is logarithmic and ends at a thousandth of such a share.
+    """
+    lines = -(-len(compared) // PANELS)
+
+    def paint(axes: Any) -> None:
+        panels = np.ravel(axes)
+        for panel, arm in zip(panels, compared, strict=False):
+            panel.axhline(1, linestyle="--", color=GREY, linewidth=1)
+            for rows, color, line in ((arm.rows, BLUE, "-"), (at_init.get(arm.label, ()), SKY, "-.")):
+                _curve(panel, _even_shares(rows), color, "", marker=".", line=line)
+            panel.set_title(arm.within(LONGEST_TITLE), fontsize=9)
+            panel.set_xlim(-0.03 * len(arm.rows), 1.03 * len(arm.rows) - 1)  # also where only few points are drawn
+            panel.set_yscale("log")
+            _plain(panel.yaxis)
+            _finish(panel, "", "")
+        panels[0].set_ylim(bottom=max(LEAST_SHARE, panels[0].get_ylim()[0]))
+        for panel in panels[len(compared) :]:
+            panel.set_visible(False)
+        panels[0].figure.supxlabel("input position", fontsize="medium")
+        panels[0].figure.supylabel("influence, in even shares", fontsize="medium")
+
+    label = "influence by input position, one panel an arm"
+    return _draw(name, label, paint, 0.8 + 1.5 * lines, 2 * WIDTH, (lines, PANELS))
+
+
+def _even_shares(rows: Rows) -> Rows:
+    """Rows of the influence times their number; none where a logarithmic axis has no place for it."""
+    bounds = ("mean", "low", "high")
+    return [{**row, **{at: len(rows) * row[at] if (row[at] or 0) > 0 else None for at in bounds}} for row in rows]

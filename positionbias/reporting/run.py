@@ -15,6 +15,7 @@ from positionbias.evaluation.table import (
     rules_told,
     solved_count,
     spelt,
+    untrained,
     when,
 )
 from positionbias.reporting import figures
@@ -87,6 +88,9 @@ def _notes(run: Run) -> list[str]:
         notes.append(f"{told}: what follows is what it has left so far.")
     if not summary:
         notes.append("There is no evaluation yet, so nothing can be said about positions.")
+        return notes
+    if untrained(summary):
+        notes.append("This run has no training: all of it is measured on models as they are drawn.")
         return notes
     if summary.get("steps") == 0:
         notes.append("The only evaluation so far is the one before training.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
-from positionbias.evaluation.table import remarks, solved_count, when
+from positionbias.evaluation.table import even_shares, remarks, solved_count, untrained, when
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run, Sweep
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
@@ -21,29 +21,27 @@ MOST_ARMS = 14  # curves one figure can hold and still be read
 def sweep_page(sweep: Sweep) -> str:
     """The whole document for a sweep, whatever part of it is done."""
     measured = {name: run for name, run in sweep.cells.items() if run.summary and not _initial(run)}
+    trained = any(not untrained(run.summary) for run in measured.values())  # else accuracy says nothing
     title = str(sweep.plan.get("name") or next((r.settings.get("name") for r in measured.values()), sweep.path.name))
     finished = sum(sweep.status(name) == "finished" for name in sweep.cells)
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="under">sweep · {finished} of {len(sweep.cells)} cells finished</p>',
-        f'<p class="verdict">{escape(_verdict(measured))}</p>' if measured else "",
-        *(note(text) for text in _notes(sweep, measured)),
+        f'<p class="verdict">{escape(_verdict(measured))}</p>' if trained else "",
+        *(note(text) for text in _notes(sweep, measured, trained)),
     ]
-    if measured:
-        body += [
-            "<h2>Arms side by side</h2>",
-            side_by_side(_figures(sweep, measured)),
-            "<h2>Numbers</h2>",
-            *_tables(measured),
-        ]
+    if trained:
+        body += ["<h2>Arms side by side</h2>", side_by_side(_figures(sweep, measured))]
+        body += ["<h2>Numbers</h2>", *_tables(measured)]
+    body += _influence(measured)
     body += _unfinished(sweep, measured)
     body += ["<h2>Plan</h2>", _plan(sweep)]
     return page(f"{title}: sweep", body)
 
 
 def _initial(run: Run) -> bool:
-    """Whether only the evaluation at initialisation is there, which says nothing of training."""
-    return run.summary.get("steps") == 0
+    """Whether only the evaluation at initialisation is there, which says nothing of the training that is to come."""
+    return run.summary.get("steps") == 0 and not untrained(run.summary)
 
 
 def _mark(run: Run) -> str:
@@ -59,7 +57,7 @@ def _verdict(measured: Mapping[str, Run]) -> str:
     return f"Mean accuracy, highest first: {'; '.join(parts)}{more}."
 
 
-def _notes(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
+def _notes(sweep: Sweep, measured: Mapping[str, Run], trained: bool) -> list[str]:
     notes = []
     failed = [name for name in sweep.cells if sweep.status(name) == "failed"]
     if failed:
@@ -67,6 +65,8 @@ def _notes(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     if not measured:
         but = " but at initialisation" if any(_initial(run) for run in sweep.cells.values()) else ""
         notes.append(f"No cell has been evaluated yet{but}, so there is nothing to compare.")
+    if measured and not trained:
+        return [*notes, "Nothing here was trained: models are measured as they are drawn."]
     if len(measured) > MOST_ARMS:
         notes.append(f"The figures show the first {MOST_ARMS} arms; the table has all {len(measured)}.")
     for name, run in measured.items():
@@ -102,14 +102,12 @@ def _by_state_size(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
 
 def _figures(sweep: Sweep, measured: Mapping[str, Run]) -> list[str]:
     shown = dict(list(measured.items())[:MOST_ARMS])
-    counts = sorted({len(run.summary["accuracy"]["replicas"]) for run in shown.values()})
-    bands = band(counts[0]) if len(counts) == 1 else f"Bands: 95 % Student t over {counts[0]} to {counts[-1]} replicas."
     found = _by_state_size(sweep, measured)
     for axis in ("query", "evidence"):
         what = _axis(shown, axis)
         compared = [figures.Arm(name, run.summary[f"by_{axis}_position"], _mark(run)) for name, run in shown.items()]
         svg = figures.arms(f"arms-{axis}", what, compared)
-        found.append(figure(svg, f"Accuracy by {what}. Dashed in an arm's colour: its own ceiling. {bands}"))
+        found.append(figure(svg, f"Accuracy by {what}. Dashed in an arm's colour: its own ceiling. {_bands(shown)}"))
     return found
 
 
@@ -141,6 +139,40 @@ def _tables(measured: Mapping[str, Run]) -> list[str]:
         caption = f"Indices of accuracy by {_axis(measured, axis)}."
         parts.append(grid(["arm", *(i.replace("_", " ") for i in INDICES)], rows, caption, raw=1))
     return parts
+
+
+def _influence(measured: Mapping[str, Run]) -> list[str]:
+    """What the arms' answers depend on, by input position."""
+    shown = {name: run for name, run in measured.items() if run.summary["influence"]}
+    if not shown:
+        return []
+    compared = [figures.Arm(name, run.summary["influence"], _mark(run)) for name, run in shown.items()]
+    before = {
+        name: run.summary["at_init"].get("influence", []) for name, run in shown.items() if run.summary["steps"] != 0
+    }
+    svg = figures.influences("arms-influence", compared, before)
+    told = "Blue: as measured; light blue: before training" if before else "Blue: before training, as models are drawn"
+    caption = (
+        "How much each input position moves the state at the query that gives each item's last answer: mean squared"
+        " gradient, in shares of which each position has one if all matter alike (dashed). Below a thousandth nothing"
+        f" is drawn. {told}. {_bands(shown)}"
+    )
+    body = [
+        [_link(name, run), *(between(even_shares(run.summary, i), True) for i in INDICES)]
+        for name, run in shown.items()
+    ]
+    table = grid(
+        ["arm", *(i.replace("_", " ") for i in INDICES)],
+        body,
+        "Indices of the influence, in the same shares. Mean and 95 % interval over replicas.",
+        raw=1,
+    )
+    return ["<h2>Influence by input position</h2>", figure(svg, caption), table]
+
+
+def _bands(shown: Mapping[str, Run]) -> str:
+    counts = sorted({len(run.summary["accuracy"]["replicas"]) for run in shown.values()})
+    return band(counts[0]) if len(counts) == 1 else f"Bands: 95 % Student t over {counts[0]} to {counts[-1]} replicas."
 
 
 def _axis(measured: Mapping[str, Run], axis: str) -> str:

@@ -13,7 +13,7 @@
 6. SIGINT and SIGTERM end the run after the dispatch in flight, with a checkpoint and no evaluation but that of the last
    step, and give it its exit code whenever they arrive. A number that is not finite ends it without a checkpoint, and
    names the steps and the replica.
-7. The step is compiled once, ahead of time.
+7. The step is compiled once, ahead of time. A run of 0 steps has none: its fresh state is saved and evaluated.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ class _Run:
         step, steps = self.step, self.config.train.steps
         save, evaluate = self.config.checkpoint.every, self.config.evaluation.every
         due = {
-            "save": step > 0 and (step == steps or (save is not None and step % save == 0)),
-            "evaluate": step > 0 and (step == steps or (evaluate is not None and step % evaluate == 0)),
+            "save": step == steps or (step > 0 and save is not None and step % save == 0),
+            "evaluate": step == steps or (step > 0 and evaluate is not None and step % evaluate == 0),
         }
         return {name: True for name, holds in due.items() if holds}
 
@@ -243,7 +243,7 @@ class _Run:
         due = due and self.step not in self.evaluated
         if (initial or due) and 0 not in self.evaluated:
             self._evaluate(compiled.unpack(compiled.fresh()), 0)
-        if due:
+        if due and self.step > 0:
             self._evaluate(compiled.unpack(state), self.step)
 
     def _take(self, metrics: Tree, stop: int) -> bool:

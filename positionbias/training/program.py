@@ -133,7 +133,10 @@ class Program:
         return jax.eval_shape(jax.vmap(self.fresh), self.replicas())
 
     def compile(self) -> Compiled:
-        """Compile both functions ahead of time, side by side: a compiled call cannot compile again."""
+        """Compile both functions ahead of time, side by side: a compiled call cannot compile again.
+
+        Where nothing is trained there is no step to compile.
+        """
         layout, own = self.auto.layout, self.replicas()
         replicas, corpus = layout.place(own), shared_corpus(self.experiment.task, layout)
         packing = Packing(jax.eval_shape(self.fresh, jax.tree.map(lambda x: x[0], own)))
@@ -151,6 +154,8 @@ class Program:
         with concurrent.futures.ThreadPoolExecutor(1) as aside:
             lowered = jax.jit(layout.over(fresh)).lower(replicas)
             first = aside.submit(lowered.compile)
+            if self.experiment.config.train.steps == 0:
+                return Compiled(self, replicas, corpus, packing, first.result(), None)
             sharding = replicas["learning_rate"].sharding
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info)
             start = jax.ShapeDtypeStruct((), np.int32)

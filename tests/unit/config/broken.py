@@ -206,6 +206,7 @@ def _combinations() -> Iterator[Broken]:
         ({"model.width": 64, "model.heads": 5}, "model.heads"),
         ({"model.width": 7}, "model.heads"),
         ({"train.steps": 10}, "train.log_every"),
+        ({"train.steps": -1}, "train.steps"),
         ({"train.log_every": 41}, "train.log_every"),
         ({"evaluation.every": 41}, "evaluation.every"),
         ({"checkpoint.every": 50}, "checkpoint.every"),

@@ -230,3 +230,8 @@ def test_resolving_leaves_what_was_given_alone():
     before = json.dumps(BASE)
     resolve(BASE)
     assert json.dumps(BASE) == before
+
+
+def test_where_nothing_is_trained_no_cadence_and_no_warm_up_is_too_long():
+    fields = {"train.steps": 0, "optimizer.warmup_steps": 5, "evaluation.every": 10, "checkpoint.every": 10}
+    assert resolve(put(fields)).train.steps == 0

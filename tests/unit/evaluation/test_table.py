@@ -165,3 +165,19 @@ def test_conditions_on_the_same_items_are_told_apart():
         "kept minus shuffled: +1.000 [+1.000, +1.000]",
         "reversed minus shuffled: +0.500 [-5.853, +6.853]",
     ]
+
+
+def test_of_a_run_without_training_the_influence_is_told():
+    rows = fabricate()
+    rows["influence"] = np.array([[[0.5, 0.25, 0.25]], [[0.4, 0.3, 0.3]], [[0.6, 0.2, 0.2]]])
+    lines = table(strict(summarise(rows, rows, steps=0, of=0))).splitlines()
+    assert lines[:3] == [
+        "evaluated before training",
+        "share of influence by input position; even would be 0.333",
+        "at   mean        interval",
+    ]
+    assert lines[3].split() == ["0", "0.500", "[0.252,", "0.748]"]
+    assert lines[6] == ""
+    assert lines[8].split() == ["primacy", "+0.750", "[-0.368,", "+1.868]"], "three times 0.25 [-0.123, 0.623]"
+    assert lines[-1] == "intervals: 95 % Student t over 3 replicas"
+    assert not any("accuracy" in line for line in lines)

@@ -362,6 +362,8 @@ def test_an_evaluation_before_training_is_not_drawn_twice(tmp_path):
     text = read(edit(folder, lambda s: s.update(steps=0))).text
     assert "The only evaluation so far is the one before training." in text
     assert "light blue" not in text
+    text = read(edit(folder, lambda s: s.update(of=0))).text
+    assert "This run has no training: all of it is measured on models as they are drawn." in text
 
 
 def test_missing_ceilings_and_curves_do_not_break_the_page(tmp_path):
@@ -403,7 +405,7 @@ def test_numbers_have_three_decimals_and_no_negative_zero(value, signed, text):
 
 def test_a_sweep_lays_its_arms_side_by_side(sweep_folder):
     page = Reader((sweep_folder / "report.html").read_text())
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3
     assert "3 of 5 cells finished" in page.text
     assert re.search(
         r"Mean accuracy, highest first: bidirectional 0\.99\d .*; causal 0\.5\d\d .*; half<b> 0\.", page.text
@@ -428,6 +430,41 @@ def test_cells_of_a_curve_are_joined_over_the_size_of_their_state(tmp_path):
     assert page.tags.count("svg") == 3
     assert "Mean accuracy over the numbers that all layers keep" in page.text
     assert re.search(r"delta-2048 0\.\d.* 2,048 delta-128 0\.\d.* 128 softmax-2048", page.text)
+
+
+def test_the_influence_of_every_arm_has_a_panel_and_indices(sweep_folder):
+    text = (sweep_folder / "report.html").read_text()
+    svg = re.findall(r"<svg.*?</svg>", text, re.DOTALL)[2]
+    for arm in ("causal", "bidirectional", "half&lt;b&gt;"):
+        assert svg.count(f"<!-- {arm} -->") == 1
+    page = Reader(text)
+    assert "Blue: as measured; light blue: before training." in page.text
+    influence = json.loads((sweep_folder / "cells" / "causal" / "summary.json").read_text())
+    primacy = len(influence["influence"]) * influence["indices"]["influence"]["primacy"]["mean"]
+    told = page.text.partition("Indices of the influence, in the same shares.")[2]
+    assert f"causal {number(primacy, True)} [" in told
+
+
+def test_of_a_sweep_that_trains_nothing_the_influence_is_told_alone(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    for arm in ("causal", "bidirectional", "half<b>"):
+        edit(folder / "cells" / arm, lambda s: s.update(steps=0, of=0, collinear=True))
+    page = read(folder)
+    assert page.tags.count("svg") == 1
+    assert "Nothing here was trained: models are measured as they are drawn." in page.text
+    assert "Blue: before training, as models are drawn." in page.text
+    assert "ccuracy" not in page.text
+    edit(folder / "cells" / "causal", lambda s: s.update(steps=600, of=600))
+    assert read(folder).tags.count("svg") == 3, "accuracy of some is worth a comparison"
+
+
+def test_what_has_no_influence_has_no_place_on_a_logarithmic_axis():
+    rows = [{"position": i, "mean": mean, "low": low, "high": mean} for i, (mean, low) in enumerate([(0, 0), (1, -1)])]
+    assert figures._even_shares(rows) == [
+        {"position": 0, "mean": None, "low": None, "high": None},
+        {"position": 1, "mean": 2, "low": None, "high": 2},
+    ]
+    assert "influence" in figures.influences("x", [figures.Arm("arm", rows)], {})
 
 
 def test_a_sweep_links_to_the_report_of_every_measured_cell(sweep_folder):
@@ -507,7 +544,7 @@ def test_a_cell_that_was_only_measured_at_initialisation_is_not_compared(tmp_pat
     assert "minus bidirectional" in page.text
     assert "causal stopped – stopped at step 20; only the evaluation at initialisation is there" in page.text
     captions = re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.DOTALL)
-    assert len(captions) == 2
+    assert len(captions) == 3
     assert not any("<!-- causal -->" in svg for svg in captions)
 
 
@@ -517,8 +554,8 @@ def test_a_cell_measured_before_its_training_ended_is_marked(tmp_path):
     edit(folder / "cells" / "bidirectional", lambda s: s.update(of=600))
     page = Reader(write_report(folder).read_text(encoding="utf-8"))
     assert re.search(r"first: bidirectional 0\.99.*; causal \(at step 340 of 600\) 0\.5", page.text)
-    assert page.text.count("causal (at step 340 of 600) ") == 4, "in the verdict and in three tables"
-    assert (folder / "report.html").read_text().count("<!-- causal (at step 340 of 600) -->") == 2
+    assert page.text.count("causal (at step 340 of 600) ") == 5, "in the verdict and in four tables"
+    assert (folder / "report.html").read_text().count("<!-- causal (at step 340 of 600) -->") == 3
     assert "at step 600" not in page.text
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
+from positionbias.config.build import build
 from positionbias.evaluation.rows import read_rows
 from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
-from positionbias.training import checkpoint, loop, run_folder
+from positionbias.training import auto, checkpoint, loop, run_folder
 from positionbias.training.loop import train
 from positionbias.training.program import Compiled, Program
 from positionbias.training.run_folder import FolderInUse
@@ -500,3 +501,27 @@ def test_a_run_killed_before_it_said_finished_ends_with_the_last_summary(config,
 def damage_rows(workdir, step):
     path = workdir / "evals" / f"{step:06d}.npz"
     path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_a_run_of_no_steps_keeps_and_measures_the_models_as_they_are_drawn(config, reference, tiny, tmp_path):
+    fresh, folder = tiny({"train.steps": 0}), tmp_path / "run"
+    assert run(fresh, folder) == loop.Outcome("finished", 0, 0)
+    plain, metrics, rows, summary = left(folder, 0)
+    assert (metrics, list(rows)) == ([], ["000000.npz"])
+    assert_same(rows["000000.npz"], reference[2]["000000.npz"])
+    assert (summary["steps"], summary["of"]) == (0, 0)
+    assert summary["influence"] == summary["at_init"]["influence"] == reference[3]["at_init"]["influence"]
+    drawn = Program(build(fresh), auto.resolve(build(fresh), "cpu", 2)).compile()
+    assert_same(plain, checkpoint.to_plain(jax.device_get(drawn.unpack(drawn.fresh()))))
+    said = []
+    assert run(fresh, folder, say=said.append).status == "finished"
+    assert said == [f"{folder} holds this run, finished at step 0"]
+
+
+def test_a_run_of_no_steps_that_was_killed_is_gone_on_with(tiny, tmp_path):
+    run(tiny({"train.steps": 0}), tmp_path / "run")
+    before = left(tmp_path / "run", 0)
+    unfinish(tmp_path / "run")
+    damage_rows(tmp_path / "run", 0)
+    assert run(tiny({"train.steps": 0}), tmp_path / "run").status == "finished"
+    assert_same(left(tmp_path / "run", 0), before)
