@@ -6,8 +6,10 @@ import re
 import pytest
 
 from positionbias import spec
+from positionbias.config.build import build
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
+from positionbias.config.sweeps import cells
 from positionbias.training.loop import train
 
 CONFIGS_FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -58,3 +60,13 @@ def test_the_readme_names_every_study():
     text = (CONFIGS_FOLDER.parent / "README.md").read_text(encoding="utf-8")
     studies = {path.parent.name for path in CONFIGS if path.parent != CONFIGS_FOLDER}
     assert {study for study in studies if f"`{study}/" not in text and f"configs/{study}/" not in text} == set()
+
+
+def test_the_signatures_are_of_every_operator_and_can_be_built():
+    path = str(CONFIGS_FOLDER / "signature" / "operators.py")
+    named = set()
+    for sweep in ("default", "null", "depth"):
+        for cell in cells(path, sweep):
+            assert build(cell.config).config.train.steps == 0
+            named.add(cell.config.model.operator.partition("(")[0])
+    assert named == set(spec.names("operators"))

@@ -142,3 +142,19 @@ def test_a_price_on_uneven_attention_removes_the_bias_of_the_mask(root, tmp_path
     assert gaps["price_3"]["low"] < 0 < gaps["price_3"]["high"]
     assert gaps["price_3"]["high"] < gaps["price_0"]["low"]
     assert min(found["price_3"]["accuracy"]["replicas"]) >= 0.57
+
+
+@pytest.mark.slow
+def test_the_mask_favours_the_front_of_deep_models_and_decay_the_end_of_shallow_ones(root, tmp_path):
+    study = str(root / "configs" / "signature" / "operators.py")
+    wanted = {"attention_free", "softmax", "gated_linear_attention", "softmax_causal", "softmax_bidirectional"}
+    chosen = [cell for sweep in ("default", "depth") for cell in cells(study, sweep) if cell.name in wanted]
+    assert {cell.name for cell in chosen} == wanted
+    primacy = {}
+    for cell in chosen:
+        found = summary(cell.config, tmp_path / cell.name)
+        primacy[cell.name] = len(found["influence"]) * found["indices"]["influence"]["primacy"]["mean"]
+    for name in ("attention_free", "softmax", "softmax_bidirectional"):
+        assert abs(primacy[name]) < 0.05, primacy
+    assert primacy["gated_linear_attention"] < -0.1
+    assert primacy["softmax_causal"] > 3
