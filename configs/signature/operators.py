@@ -27,8 +27,8 @@ Measured over eight replicas was a primacy of
                  associative_memory, neighborhood and short_convolution see no further than their 3, 8 and 3 tokens
     products     +0.275 [+0.255, +0.295] hla3, +0.043 [+0.021, +0.064] ahla, -0.124 [-0.137, -0.112] hla2: early tokens
                  enter more, or fewer, of the products that they sum
-    patterns     power, stochastic, gated_stochastic and superlinear see what they choose; shared_prompt its own segment,
-                 here the last token
+    patterns     power, stochastic, gated_stochastic and superlinear see what they choose, shared_prompt its own
+                 segment, here the last token
 
 Under the bidirectional mask the primacy of hla3, ahla and hla2 is gone (0.01, 0.00 and 0.00, intervals that hold 0), as
 it comes from the causal order; of all that mix every pair none is further from 0 than 0.02. The mask makes the front

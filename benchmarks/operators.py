@@ -1,0 +1,326 @@
+"""How time, memory, work and state of every operator grow with the length.
+
+    python benchmarks/operators.py [--minutes 9] [--operators softmax gated_delta ...] [--lengths 1024 4096 ...]
+
+The operator of one causal layer alone, on queries, keys and values of 4 heads of 16 and a stream of 64 features,
+forwards and with the gradients of all that it reads (`train`). The programs of an operator are timed in turn, round
+after round, and told are the shortest by the clock, and of the processor (`processor`), which others on the machine
+disturb less. A slope is that of a straight line through the logarithms, 1 where something grows as T and 2 where it
+grows as T^2; `steepest` is the greatest between two neighbouring lengths. Longer lengths are left out, with the reason,
+where those before say that a run would take more than `--seconds`, or the compiler that it needs more than 4 GiB; once
+the minutes are over, so is the rest. Operators by recurrences come first: their goal is a slope of time of at most
+1.05.
+
+Beside the times stand the memory of temporary arrays as the compiler tells it (`memory`, bytes); the multiplications
+and additions of matrix products, 2 for each pair of numbers multiplied, those inside loops as often as they run
+(`products`; a branch counts as the longest of its kind); what XLA counts (`xla_flops`), which is everything, but every
+loop once; and the numbers that the operator says it keeps to go on (`state`). The matrices around an operator, the
+same for all that read queries, keys and values, are in none of it.
+
+What the declared state is held against is measured too, of one head of 4 after 12 tokens: the rank of the derivatives
+of the next 64 outputs by all that was read before (`rank`), the numbers that make a difference later, as far as these
+outputs tell them apart at all and by more than 1e-5 of the largest. No state may be smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import record
+from jax.extend.core import jaxprs_in_params
+
+from positionbias import compatibility, runtime, spec
+from positionbias.arrays import Tree
+from positionbias.models.sites import Sites
+from positionbias.operators.base import Operator
+from positionbias.operators.recurrent import Recurrent
+from positionbias.positions.base import Dims, Placed
+from positionbias.tokens import Tokens, sequential
+
+GOAL = 1.05  # slope of the time of recurrences
+SLOPES = ("milliseconds", "processor", "memory", "products", "state")
+LENGTHS = (1024, 2048, 4096, 16384, 65536)
+MODES = ("forward", "train")
+HEADS, SIZE = 4, 16
+MOST_MEMORY = 4 << 30  # bytes of temporary arrays
+PAST, FUTURE = 12, 64  # tokens by which a state is measured
+SMALLEST = 1e-5  # of the largest singular value: what float32 still tells
+FIRST = 3  # calls by which the length of one is judged
+LEAST = 0.02  # seconds that are timed at once: short programs are called so many times
+MOST_CALLS = 50
+
+
+def operators() -> dict[str, Operator]:
+    """Every operator of causal self attention, those by recurrences first."""
+    found = {}
+    for name in spec.names("operators"):
+        told = [compatibility.ARGUMENTS[name]] if name in compatibility.ARGUMENTS else []
+        if "causal" in spec.arguments(spec.load_member("operators", name, "--operators")):
+            told.append("causal=True")
+        one = spec.build("operators", f"{name}({', '.join(told)})", "--operators")
+        if "causal_self" in one.patterns:
+            found[name] = one
+    return dict(sorted(found.items(), key=lambda item: not isinstance(item[1], Recurrent)))
+
+
+def dims_of(length: int) -> Dims:
+    """The sizes of the layer."""
+    return Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=length)
+
+
+def problem(operator: Operator, length: int, mode: str) -> tuple[Callable[[Tree], Any], Tree]:
+    """A function of the arrays that an operator reads, and the arrays: the stream, queries, keys, values, parameters.
+
+    The first half of the tokens are the context, which few operators ask for.
+    """
+    tokens = sequential(length, context=(np.arange(length) < length // 2).astype(np.int32))
+
+    def forward(arrays: Tree) -> jax.Array:
+        return mixed(operator, tokens, arrays)
+
+    def loss(arrays: Tree) -> jax.Array:
+        return jnp.mean(jnp.square(forward(arrays)))
+
+    return (forward if mode == "forward" else jax.grad(loss)), drawn(operator, dims_of(length))
+
+
+def drawn(operator: Operator, dims: Dims) -> Tree:
+    """Random arrays of what the operator reads."""
+    keys = iter(jax.random.split(jax.random.key(0), 64))
+    shape = (1, dims.length, dims.heads, dims.head_size)
+    arrays: dict[str, Any] = {"x": jax.random.normal(next(keys), (1, dims.length, dims.width))}
+    if operator.reads == "qkv":
+        arrays |= {name: jax.random.normal(next(keys), shape) for name in ("q", "k", "v")}
+    arrays["params"] = {
+        name: jax.random.normal(next(keys), matrix.shape) / math.sqrt(matrix.shape[0])
+        for name, matrix in operator.parameters(dims).items()
+    }
+    return arrays
+
+
+def mixed(operator: Operator, tokens: Tokens, arrays: Tree) -> jax.Array:
+    """What the operator makes, with what it makes of the stream first."""
+    mask, position = spec.build("masks", "causal", "mask"), Placed(spec.build("positions", "none", "position"))
+    x, params = arrays["x"], arrays["params"]
+    if operator.reads == "stream":
+        return operator.mix(x, tokens, mask, params, Sites())
+    params = params | operator.projected(x, x, params)
+    return operator(arrays["q"], arrays["k"], arrays["v"], tokens, tokens, mask, position, params, Sites())
+
+
+def products(jaxpr: Any) -> float:
+    """Multiplications and additions of the matrix products and convolutions of a program, loops in full.
+
+    nan where a loop does not say how often it runs.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        inner = [products(one) for one in jaxprs_in_params(params)]
+        if name == "dot_general":
+            shape, ((contracted, _), _) = equation.invars[0].aval.shape, params["dimension_numbers"]
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            channels = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) / channels
+        elif name == "scan":
+            total += params["length"] * sum(inner)
+        elif name == "while":
+            total += math.nan if sum(inner) else 0.0
+        elif name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner)
+    return total
+
+
+def rank(operator: Operator) -> dict[str, Any]:
+    """The rank of what later outputs show of the past, and the state that is declared after as many tokens."""
+    dims = Dims(width=4, heads=1, head_size=4, length=PAST + FUTURE)
+    context = np.arange(dims.length) < PAST
+    tokens, arrays = sequential(dims.length, context=context.astype(np.int32)), drawn(operator, dims)
+    rows = {name: value for name, value in arrays.items() if name != "params"}
+
+    def later(past: dict[str, jax.Array]) -> jax.Array:
+        read = {name: jnp.concatenate([past[name], rows[name][:, PAST:]], axis=1) for name in rows}
+        return mixed(operator, tokens, {**read, "params": arrays["params"]})[:, PAST:].reshape(-1)
+
+    found = jax.jit(jax.jacrev(later))({name: value[:, :PAST] for name, value in rows.items()})
+    parts = [np.asarray(part, np.float64).reshape(len(part), -1) for part in found.values()]
+    sizes = np.linalg.svd(np.concatenate(parts, axis=1), compute_uv=False)
+    kept = operator.state_size(dataclasses.replace(dims, length=PAST))
+    return {"tokens": PAST, "declared": kept, "rank": int((sizes > SMALLEST * sizes[0]).sum())}
+
+
+def slope(lengths: Sequence[int], values: Sequence[float | None]) -> float | None:
+    """Of the line through the logarithms; None where there is no line, or nothing at some length."""
+    if len(values) < 2 or not all(value and value > 0 for value in values):
+        return None
+    return float(np.polyfit(np.log(lengths), np.log(np.asarray(values, np.float64)), 1)[0])
+
+
+class Measured:
+    """The programs of one operator in one mode, length after length."""
+
+    def __init__(self, name: str, operator: Operator, mode: str, given: argparse.Namespace) -> None:
+        self.name, self.operator, self.mode, self.given = name, operator, mode, given
+        self.rows: list[dict[str, Any]] = []
+        self.programs: list[tuple[Any, Tree, int]] = []  # compiled, its arrays, how often it is called at once
+        self.left_out: dict[int, str] = {}
+
+    def prepare(self, over: Callable[[], bool]) -> None:
+        """Compile what can be run in time."""
+        for length in self.given.lengths:
+            reason = "the minutes are over" if over() else self._too_long(length)
+            reason = reason or self._compile(length)
+            if reason:
+                later = [one for one in self.given.lengths if one >= length]
+                self.left_out = dict.fromkeys(later, reason)
+                return
+
+    def _too_long(self, length: int) -> str:
+        if not self.rows:
+            return ""
+        first = [(row["length"], row["first"]) for row in self.rows[-2:]]
+        growth = 1.0  # of a first length nothing is known
+        if len(first) == 2:
+            (before, earlier), (last, later) = first
+            growth = min(
+                max(math.log(later / earlier, last / before), 1.0), 2.0
+            )  # one of the two may have been unlucky
+        seconds = first[-1][1] * (length / first[-1][0]) ** growth
+        return f"{length} tokens would take about {seconds:.0f} s a run" if seconds > self.given.seconds else ""
+
+    def _compile(self, length: int) -> str:
+        function, arrays = problem(self.operator, length, self.mode)
+        started = time.perf_counter()
+        traced = jax.jit(function).trace(arrays)
+        compiled = traced.lower().compile()
+        seconds = time.perf_counter() - started
+        memory = int(compiled.memory_analysis().temp_size_in_bytes)
+        if memory > MOST_MEMORY:
+            return f"{length} tokens take {memory / 2**30:.1f} GiB"
+        row = {
+            "length": length,
+            "seconds_to_compile": round(seconds, 2),
+            "memory": memory,
+            "products": products(traced.jaxpr.jaxpr),
+            "xla_flops": compiled.cost_analysis().get("flops"),
+            "state": self.operator.state_size(dims_of(length)),
+        }
+        jax.block_until_ready(compiled(arrays))
+        row["first"] = min(timed(compiled, arrays, 1)[0] for _ in range(FIRST))
+        self.rows.append(row)
+        self.programs.append((compiled, arrays, max(1, min(MOST_CALLS, round(LEAST / row["first"])))))
+        return ""
+
+    def round(self) -> None:
+        """Time every length once."""
+        for row, (compiled, arrays, calls) in zip(self.rows, self.programs, strict=True):
+            row.setdefault("times", []).append(timed(compiled, arrays, calls))
+
+    def result(self) -> dict[str, Any]:
+        """What is written of it."""
+        for row in self.rows:
+            clock, processor = zip(*row.pop("times"), strict=True)
+            row |= {"milliseconds": 1e3 * min(clock), "processor": 1e3 * min(processor), "rounds": len(clock)}
+            del row["first"]
+            row["products"] = None if math.isnan(row["products"]) else row["products"]
+        lengths = [row["length"] for row in self.rows]
+        columns = {name: [row[name] for row in self.rows] for name in SLOPES}
+        pairs = itertools.pairwise(zip(lengths, columns["milliseconds"], strict=True))
+        found = {f"slope_of_{name}": slope(lengths, column) for name, column in columns.items()}
+        steepest = [slope((a[0], b[0]), (a[1], b[1])) for a, b in pairs]
+        recurrent = isinstance(self.operator, Recurrent)
+        return {
+            "operator": spec.canonical(self.operator),
+            "recurrent": recurrent,
+            "mode": self.mode,
+            **found,
+            "steepest": max((one for one in steepest if one is not None), default=None),
+            "lengths": self.rows,
+            "left_out": {str(length): reason for length, reason in self.left_out.items()},
+        }
+
+
+def timed(compiled: Any, arrays: Tree, calls: int) -> tuple[float, float]:
+    """Seconds of one of so many calls by the clock, and of the processor."""
+    busy, started = time.process_time(), time.perf_counter()
+    for _ in range(calls):
+        made = compiled(arrays)
+    jax.block_until_ready(made)
+    return (time.perf_counter() - started) / calls, (time.process_time() - busy) / calls
+
+
+def show(found: dict[str, Any]) -> str:
+    """A line of the table."""
+    rows = found["lengths"]
+    if not rows:
+        return f"{found['operator']:<38} {found['mode']:<8} {next(iter(found['left_out'].values()))}"
+    first, last = rows[0], rows[-1]
+    slopes = [found[f"slope_of_{name}"] for name in SLOPES]
+    told = "".join(f"{'-' if one is None else f'{one:.2f}':>9}" for one in (slopes[0], found["steepest"], *slopes[1:]))
+    return (
+        f"{found['operator']:<38} {found['mode']:<8}{last['length']:>6}{first['milliseconds']:>10.2f}"
+        f"{last['milliseconds']:>10.1f}{told}{last['memory'] / 2**20:>9.0f}{last['state']:>10}"
+    )
+
+
+def main() -> None:
+    """Measure, print and record."""
+    runtime.configure()
+    known = operators()
+    parser = argparse.ArgumentParser(description="How the cost of operators grows with the length.")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
+    parser.add_argument("--seconds", type=float, default=1.0, help="the longest run that is begun")
+    parser.add_argument("--operators", nargs="+", choices=list(known), default=list(known))
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
+    given = parser.parse_args()
+    given.lengths.sort()
+    stop = time.perf_counter() + 60 * given.minutes
+    print(f"{'operator':<38} {'mode':<8}{'T':>6}{'ms first':>10}{'ms at T':>10}{'slope':>9}{'steepest':>9}", end="")
+    print(f"{'processor':>10}{'memory':>8}{'products':>9}{'state':>9}{'MiB':>9}{'state':>10}")
+    results, states = [], {}
+    for name in given.operators:
+        if time.perf_counter() < stop:
+            states[name] = rank(known[name])
+        measured = [Measured(name, known[name], mode, given) for mode in given.modes]
+        for one in measured:
+            one.prepare(lambda: time.perf_counter() > stop)
+        for _ in range(given.rounds):
+            for one in measured:
+                one.round()
+        for one in measured:
+            results.append(one.result())
+            print(show(results[-1]), flush=True)
+    steep = [
+        f"{one['operator']} {one['mode']} {one['slope_of_milliseconds']:.2f}"
+        for one in results
+        if one["recurrent"] and (one["slope_of_milliseconds"] or 0) > GOAL
+    ]
+    print(f"recurrences with a slope of time above {GOAL}: {', '.join(steep) or 'none'}")
+    print(f"state declared after {PAST} tokens, one head of 4, and the rank of what {FUTURE} later outputs show of it:")
+    print("  " + ", ".join(f"{name} {one['declared']} {one['rank']}" for name, one in states.items()))
+    told = {key: value for key, value in vars(given).items() if key != "folder"}
+    path = record.write(
+        "operators", {"given": told, "goal": GOAL, "operators": results, "states": states}, given.folder
+    )
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
