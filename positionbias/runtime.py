@@ -12,6 +12,19 @@ import pathlib
 from collections.abc import Iterator
 
 CACHE_VARIABLE = "POSITIONBIAS_CACHE"  # folder of the compile cache; "off" turns it off
+FUSION = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def sound_products() -> None:
+    """Have XLA for CPUs fuse nothing into matrix products, before it has started; what XLA_FLAGS say of that stays.
+
+    In jaxlib 0.10.2 to 0.12 a product whose operand is broadcast inside such a fusion reads memory that was never
+    written: `q @ jnp.zeros(...) + jnp.sum(q * k, -1, keepdims=True)` of some megabytes, compiled, is garbage, another
+    in each process. Products alone are still computed by the same library.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if FUSION not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {FUSION}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
 
 
 @contextlib.contextmanager

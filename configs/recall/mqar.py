@@ -1,13 +1,12 @@
 """Multi-query associative recall as published: recall against the state that is kept, for a GPU.
 
     python -m positionbias.sweep --config configs/recall/mqar.py --sweep operator,size,width,rate
-    python -m positionbias.sweep --config configs/recall/mqar.py --sweep operator,width --config.optimizer.learning_rate=1e-3
 
-Arora et al. 2023 ("Zoology", arXiv 2312.04927): a vocabulary of 8,192, half keys and half values; N pairs, then each key
-once more, at delays that are mostly short (`gap_power=0.01`). "size" has its lengths and numbers of pairs, 64 and 4, 128
-and 8, 256 and 16, one training each; "width" and "rate" its widths and learning rates, of which the best counts. Layer
-0 is a gated convolution of 3 tokens, layer 1 the operator, there are no MLPs and no positions. Published are 64 passes
-over 100,000 sequences; here as many sequences are drawn, all of them new.
+Arora et al. 2023 ("Zoology", arXiv 2312.04927): a vocabulary of 8,192, half keys and half values; N pairs, then each
+key once more, at delays that are mostly short (`gap_power=0.01`). "size" has its lengths and numbers of pairs, 64 and
+4, 128 and 8, 256 and 16, one training each; "width" and "rate" its widths and learning rates, of which the best counts.
+Layer 0 is a gated convolution of 3 tokens, layer 1 the operator, there are no MLPs and no positions. Published are 64
+passes over 100,000 sequences; here as many sequences are drawn, all of them new.
 
 What differs from the published data: every pair is asked at a delay of its own choosing, so that slot and delay are
 independent (the published generator asks early pairs early), rows between the asked ones may be asked too, and the

@@ -113,7 +113,7 @@ class _Run:
         self.evaluated: set[int] = set()  # steps whose rows are there
         self.bits_guaranteed = True
         self.metrics, self.interval = MetricsWriter(folder.path / "metrics.jsonl"), Interval()
-        self.theory = theory_of(experiment)
+        self.told: dict[str, Any] = {"theory": theory_of(experiment), "state_size": experiment.state_size}
 
     # -------------------------------------------------------------------------------------------------------- stages
 
@@ -285,15 +285,7 @@ class _Run:
         """Write the summary of the newest evaluation, which that at initialisation made again is not."""
         step, train = max(self.evaluated), self.config.train
         rows, initial = read_rows(self._rows_path(step)), read_rows(self._rows_path(0))
-        summary = summarise(
-            rows,
-            initial,
-            steps=step,
-            of=train.steps,
-            varied=train.vary,
-            theory=self.theory,
-            state_size=self.experiment.state_size,
-        )
+        summary = summarise(rows, initial, steps=step, of=train.steps, varied=train.vary, **self.told)
         write_json(self.folder.path / "summary.json", summary)
 
     def _rows_path(self, step: int) -> pathlib.Path:

@@ -177,4 +177,4 @@ def test_listing_names_imports_no_member():
         "print('masks' in spec.axes(), sorted(m for m in sys.modules if m.startswith(('positionbias.', 'jax.'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
-    assert done.stdout.strip() == "True ['positionbias.errors', 'positionbias.spec']"
+    assert done.stdout.strip() == "True ['positionbias.errors', 'positionbias.runtime', 'positionbias.spec']"
