@@ -1,8 +1,10 @@
-"""`python -m positionbias.kernels.explain --mask causal --length 2048`: which driver computes an attention, and why."""
+"""`python -m positionbias.kernels.explain --mask causal --length 2048`: which driver computes it, and why."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +13,28 @@ import numpy as np
 from positionbias import runtime, spec
 from positionbias.config.cli import Parser, parse_command_line, run_entry
 from positionbias.errors import ConfigError, unknown
+from positionbias.kernels.delta_recurrence import ladder as delta
+from positionbias.kernels.delta_recurrence.call import posed_delta, posed_memory
+from positionbias.kernels.drivers import PLATFORMS, Choice, Driver
+from positionbias.kernels.linear_recurrence import ladder as linear
+from positionbias.kernels.linear_recurrence.call import posed
+from positionbias.kernels.softmax_attention import ladder as attention
 from positionbias.kernels.softmax_attention.block_map import classes
 from positionbias.kernels.softmax_attention.call import choice
-from positionbias.kernels.softmax_attention.ladder import DRIVERS, PLATFORMS, Choice
 from positionbias.masks.base import EMPTY, FULL
 from positionbias.operators.by_kernel import biased
 from positionbias.positions.base import Dims, Placed
 from positionbias.tokens import sequential
 
 PURPOSE = """\
-Print which driver computes an attention, why the others do not, and how many tiles a kernel visits."""
+Print which driver computes an attention or a recurrence, why the others do not, and the tiles an attention visits."""
+KERNELS = {
+    "attention": attention.DRIVERS,
+    "linear_attention": linear.DRIVERS,
+    "delta_rule": delta.DRIVERS,
+    "linear_memory": delta.DRIVERS,
+}
+DECAYS = ("head", "key", "value")
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST = 65536
 
@@ -28,9 +42,12 @@ LONGEST = 65536
 def parser() -> Parser:
     """The flags of this entry."""
     made = Parser("python -m positionbias.kernels.explain", PURPOSE)
+    made.add_argument("--kernel", default="attention", help=f"{', '.join(KERNELS)}; default: attention")
     made.add_argument("--mask", default="causal", help="spec of a mask; default: causal")
     made.add_argument("--position", default="none", help="spec of a position scheme; default: none")
-    made.add_argument("--length", type=int, default=512, help="queries, and keys; default: 512")
+    made.add_argument("--decays", default="", metavar="NAME,NAME", help=f"of linear_attention: {', '.join(DECAYS)}")
+    made.add_argument("--chunk", type=int, help="steps at a time; default: what is fast, or 16 for linear_memory")
+    made.add_argument("--length", type=int, default=512, help="queries and keys, or steps; default: 512")
     made.add_argument("--heads", type=int, default=4, help="query heads; default: 4")
     made.add_argument("--key_heads", type=int, help="key heads, if fewer")
     made.add_argument("--head_size", type=int, default=64, help="features of a head; default: 64")
@@ -47,6 +64,10 @@ def main(argv: list[str]) -> int:
     given, _ = parse_command_line(parser(), argv)
     _check(given)
     runtime.configure()
+    if given.kernel != "attention":
+        found = _recurrence(given)
+        print("\n".join(_drivers(found, KERNELS[given.kernel])))
+        return 0
     mask = spec.build("masks", given.mask, "--mask")
     scheme = spec.build("positions", given.position, "--position")
     dims = Dims(given.heads * given.head_size, given.heads, given.head_size, given.length)
@@ -60,8 +81,7 @@ def main(argv: list[str]) -> int:
     groups = given.key_heads or given.heads
     shapes = [(given.batch_size, given.length, heads, given.head_size) for heads in (given.heads, groups, groups)]
     arrays = [jax.ShapeDtypeStruct(shape, given.dtype) for shape in shapes]
-    stats = tuple(name.strip() for name in given.stats.split(",") if name.strip())
-    told = {"mask": mask, "tokens": (tokens, tokens), "score": score, "aux": aux, "stats": stats}
+    told = {"mask": mask, "tokens": (tokens, tokens), "score": score, "aux": aux, "stats": _names(given.stats)}
     found = choice(*arrays, **told, impl=given.impl, platform=given.platform)
     print("\n".join(described(found)))
     return 0
@@ -70,12 +90,7 @@ def main(argv: list[str]) -> int:
 def described(found: Choice) -> list[str]:
     """The choice in lines: the driver, what every other says, and the tiles."""
     problem = found.problem
-    lines = [f"on {found.platform}: {found.driver.name}"]
-    passed = dict(found.passed_over)
-    for name, driver in DRIVERS.items():
-        if name != found.driver.name:
-            why = passed.get(name) or driver.unsupported_reason(problem, found.platform)
-            lines.append(f"  {name}: {why or 'could do it, if named'}")
+    lines = _drivers(found, attention.DRIVERS)
     if problem.dense_because is not None:
         lines.append(f"{problem.dense_because}: it is computed outside, for all pairs at once")
     tiles = classes(problem, problem.block_sizes)
@@ -88,13 +103,67 @@ def described(found: Choice) -> list[str]:
     return lines
 
 
+def _drivers(found: Choice, drivers: Mapping[str, Driver]) -> list[str]:
+    lines = [f"on {found.platform}: {found.driver.name}"]
+    passed = dict(found.passed_over)
+    for name, driver in drivers.items():
+        if name != found.driver.name:
+            why = passed.get(name) or driver.unsupported_reason(found.problem, found.platform)
+            lines.append(f"  {name}: {why or 'could do it, if named'}")
+    return lines
+
+
+def _recurrence(given: argparse.Namespace) -> Choice:
+    """The choice for a recurrence of such sizes, from no state."""
+    steps = (given.batch_size, given.length, given.heads)
+    wide = jax.ShapeDtypeStruct((*steps, given.head_size), given.dtype)
+    decays = _names(given.decays)
+    found: list[Choice] = []
+
+    def asked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        each, channels = jnp.zeros(steps), jnp.zeros(wide.shape)
+        if given.kernel == "delta_rule":
+            problem: Any = posed_delta(q, k, v, {"strength": each}, None, given.chunk)
+        elif given.kernel == "linear_memory":
+            gates = {"rate": each, "momentum": each, "forget": each}
+            problem = posed_memory(q, k, v, gates, None, None, given.chunk or 16)
+        else:
+            keys = channels if "key" in decays else each if "head" in decays else None
+            problem = posed(q, k, v, keys, channels if "value" in decays else None, chunk=given.chunk)
+        choose = linear.choose if given.kernel == "linear_attention" else delta.choose
+        found.append(choose(problem, given.impl, given.platform))
+        return q
+
+    jax.eval_shape(asked, wide, wide, wide)
+    return found[0]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _check(given: argparse.Namespace) -> None:
+    if given.kernel not in KERNELS:
+        raise unknown("--kernel", "kernel", given.kernel, KERNELS)
+    others: tuple[str, ...] = ("mask", "position", "key_heads", "stats")
+    if given.kernel == "attention":
+        others = ("decays", "chunk")
+    elif given.kernel != "linear_attention":
+        others += ("decays",)
+    for name in others:
+        if getattr(given, name) != parser().get_default(name):
+            raise ConfigError(f"--{name}: {given.kernel} has none; allowed: to leave it out.")
+    for name in _names(given.decays):
+        if name not in DECAYS:
+            raise unknown("--decays", "decay", name, DECAYS)
+    if {"head", "key"} <= set(_names(given.decays)):
+        raise ConfigError("--decays: head and key are both of keys; allowed: one of them.")
     for name, most in (("length", LONGEST), ("heads", 1024), ("head_size", 1024), ("batch_size", 65536)):
         if not 1 <= getattr(given, name) <= most:
             raise ConfigError(f"--{name}: {getattr(given, name)} is not allowed; allowed: 1 to {most}.")
     if given.key_heads is not None and (given.key_heads < 1 or given.heads % given.key_heads):
         raise ConfigError(f"--key_heads: {given.key_heads} is not allowed; allowed: divisors of {given.heads} heads.")
-    for name, options in (("dtype", DTYPES), ("platform", PLATFORMS), ("impl", tuple(DRIVERS))):
+    for name, options in (("dtype", DTYPES), ("platform", PLATFORMS), ("impl", tuple(KERNELS[given.kernel]))):
         told = getattr(given, name)
         if told is not None and told not in options:
             raise unknown(f"--{name}", name, told, options)

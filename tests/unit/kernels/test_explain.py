@@ -40,6 +40,25 @@ def test_a_scheme_with_products_of_its_own_has_no_driver(capsys):
     ]
 
 
+def test_recurrences_have_drivers_of_their_own(capsys):
+    assert told(capsys, "--kernel", "linear_attention", "--platform", "cpu", "--length", "64") == [
+        "on cpu: xla_quadratic",
+        "  xla_chunked: could do it, if named",
+        "  mosaic_tpu: the platform is cpu, and these kernels are for tpu",
+        "  mosaic_tpu_interpret: could do it, if named",
+    ]
+    lines = told(capsys, "--kernel", "linear_attention", "--platform", "tpu", "--decays", "key,value")
+    assert lines[0] == "on tpu: mosaic_tpu"
+    assert lines[1] == (
+        "  xla_quadratic: value_log_decay is one of each channel, and no number for a pair of steps tells what is left"
+    )
+    for kernel in ("delta_rule", "linear_memory"):
+        assert told(capsys, "--kernel", kernel, "--platform", "tpu")[0] == "on tpu: mosaic_tpu"
+        large = told(capsys, "--kernel", kernel, "--platform", "tpu", "--head_size", "1024", "--chunk", "64")
+        assert large[0] == "on tpu: xla_chunked"
+        assert large[1].startswith("  mosaic_tpu: chunks of 64 steps with keys of 1024 and values of 1024 need about ")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -50,6 +69,12 @@ def test_a_scheme_with_products_of_its_own_has_no_driver(capsys):
         (["--dtype", "float8"], "--dtype: unknown dtype 'float8'"),
         (["--stats", "recieved"], "did you mean 'received'"),
         (["--mask", "casual"], "--mask: unknown mask 'casual', did you mean 'causal'"),
+        (["--kernel", "delta"], "--kernel: unknown kernel 'delta', did you mean 'delta_rule'"),
+        (["--kernel", "delta_rule", "--mask", "full"], "--mask: delta_rule has none; allowed: to leave it out."),
+        (["--kernel", "linear_attention", "--decays", "keys"], "--decays: unknown decay 'keys', did you mean 'key'"),
+        (["--kernel", "linear_attention", "--impl", "cudnn"], "--impl: unknown impl 'cudnn'"),
+        (["--kernel", "linear_attention", "--decays", "key,head"], "head and key are both of keys; allowed: one"),
+        (["--chunk", "16"], "--chunk: attention has none; allowed: to leave it out."),
         (["--impl", "cudnn", "--platform", "cpu"], "cannot do this: the platform is cpu"),
     ],
 )
