@@ -42,9 +42,12 @@ def _too_large(problem: Problem) -> str | None:
     *_, size, width = problem.sizes
     steps = _steps(problem)
     keys, values = (-(-n // LANES) * LANES for n in (size, width))
-    rows = steps * (14 * keys + 12 * values)  # inputs and outputs twice, and what is between
+    parts = steps.bit_length() - 1 if problem.by_channel else 0  # each with products of decays
+    of_keys = 14 + 2 * parts * (problem.log_decay is not None)
+    of_values = 12 + 3 * parts * (problem.value_log_decay is not None)
+    rows = steps * (of_keys * keys + of_values * values)  # inputs and outputs twice, and what is between
     states = 16 * -(-size // 8) * 8 * values
-    mebibytes = 4 * (rows + states + 12 * steps * max(steps, LANES)) / (1 << 20)
+    mebibytes = 4 * (rows + states + (12 + parts) * steps * max(steps, LANES)) / (1 << 20)
     if mebibytes > VECTOR_MEMORY >> 20:
         return (
             f"chunks of {steps} steps with keys of {size} and values of {width} need about {mebibytes:.0f} MiB of"

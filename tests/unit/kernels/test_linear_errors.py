@@ -53,10 +53,16 @@ def test_an_unknown_platform_is_told():
         ({}, {}, None),
         ({}, {"chunk": 4}, "chunk = 4 is less than 8 steps"),
         ({"size": 2000, "values": 2000}, {}, "chunks of 8 steps with keys of 2000 and values of 2000 need about"),
+        ({"gates": "key and value", "size": 256, "values": 256}, {"chunk": 8}, None),
+        (
+            {"length": 300, "gates": "key and value", "size": 256, "values": 256},
+            {"chunk": 256},
+            "chunks of 256 steps with keys of 256 and values of 256 need about 26 MiB of vector memory",
+        ),
     ],
 )
 def test_why_a_tpu_cannot_is_told(told, options, why):
-    passed = dict(linear_choice(**drawn(6, **told), **options, platform="tpu").passed_over)
+    passed = dict(linear_choice(**drawn(**{"length": 6, **told}), **options, platform="tpu").passed_over)
     assert (why is None and not passed) or passed["mosaic_tpu"].startswith(why)
 
 
