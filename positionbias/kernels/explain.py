@@ -123,7 +123,7 @@ def _recurrence(given: argparse.Namespace) -> Choice:
     def asked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         each, channels = jnp.zeros(steps), jnp.zeros(wide.shape)
         if given.kernel == "delta_rule":
-            problem: Any = posed_delta(q, k, v, {"strength": each}, None, given.chunk)
+            problem: Any = posed_delta(q, k, v, {"strength": each}, chunk=given.chunk)
         elif given.kernel == "linear_memory":
             gates = {"rate": each, "momentum": each, "forget": each}
             problem = posed_memory(q, k, v, gates, None, None, given.chunk or 16)

@@ -84,7 +84,7 @@ class Corrected:
             if self.memory:
                 asked = posed_memory(q, k, v, gates, None, states, CHUNK)
             else:
-                asked = posed_delta(q, k, v, gates, states[0], None, None)
+                asked = posed_delta(q, k, v, gates, states[0])
             o, last = _run(delta.DRIVERS[driver], asked, platform)
             return jnp.sum(o.astype(jnp.float32)) + sum(jnp.sum(jnp.square(x)) for x in last)
 

@@ -1,4 +1,4 @@
-"""What recurrences share on a TPU: a grid step is a chunk of one head, and states stay in vector memory between."""
+"""What recurrences share on a TPU: a grid step is a chunk of one head, between which states stay in vector memory."""
 
 from __future__ import annotations
 

@@ -89,9 +89,9 @@ def posed_delta(
     k: jax.Array,
     v: jax.Array,
     gates: dict[str, jax.Array],
-    initial_state: Any,
-    resets: Any,
-    chunk: int | None,
+    initial_state: Any = None,
+    resets: Any = None,
+    chunk: int | None = None,
 ) -> Problem:
     """The problem that a call of `delta_rule` poses, checked."""
     _check(q, k, v, gates)

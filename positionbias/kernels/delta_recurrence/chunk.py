@@ -1,7 +1,9 @@
 """The algebra of one chunk of one head, shared by all drivers: matrices of two axes, C rows, in float32 or float64.
 
 Every product of decays comes from the inverse of a unit lower triangular matrix, as the correction does: no number is
-divided by a decay, none is a difference of logarithms, and a decay may be 0.
+divided by a decay, none is a difference of logarithms, and a decay may be 0. A number just below 1 is rounded by up to
+2^-25, which adds up where thousands are the same. So what is more than a half is 1 less the part lost, and that is a
+sum of positive numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Float
+from positionbias.kernels.linear_recurrence.decays import less_one
 
 ROWS = (((1,), (1,)), ((), ()))  # x y'
 COLUMNS = (((0,), (0,)), ((), ()))  # x' y
 PLAIN = (((1,), (0,)), ((), ()))  # x y
+HALF = 0.5
 Gates = Float[jax.Array, "C gates"]  # a column for each number a step
 
 
@@ -29,14 +33,13 @@ def delta(
     "Gated Delta Networks", the WY form of section 3).
     """
     strength = gates[:, :1]
-    a = jnp.exp(gates[:, 1:]) if gates.shape[1] > 1 else jnp.ones_like(strength)
-    decay = solve(-_below(a), _eye(a))
-    from_start = decay[:, :1] * a[:1]
+    log_decay = gates[:, 1:] if gates.shape[1] > 1 else jnp.zeros_like(strength)
+    decay, from_start, lost = _decays(jnp.exp(log_decay), -less_one(log_decay))
     error = strength * (v - from_start * dot(k, state, PLAIN))
-    row, column = _places(a)
+    row, column = _places(strength)
     written = solve(jnp.where(row > column, strength * decay * dot(k, k, ROWS), 0.0), error)
     o = from_start * dot(q, state, PLAIN) + dot(decay * dot(q, k, ROWS), written, PLAIN)
-    return o, (from_start[-1:] * state + dot(_to_end(decay) * k, written, COLUMNS),)
+    return o, (_kept(state, from_start, lost) + dot(_to_end(decay) * k, written, COLUMNS),)
 
 
 def memory(
@@ -54,17 +57,39 @@ def memory(
     that is not valid hands both on, and its momentum is not added to the memory.
     """
     valid = gates[:, 3:]
-    rate, kept, left = gates[:, :1] * valid, 1 + valid * (gates[:, 1:2] - 1), 1 - valid * gates[:, 2:3]
-    in_speed = solve(-_below(kept), _eye(kept))
-    forgotten = solve(-_below(left), jnp.concatenate([_eye(left), valid * in_speed], axis=1))
-    in_memory = forgotten[:, len(kept) :]
-    of_start, of_speed = forgotten[:, :1] * left[:1], in_memory[:, :1] * kept[:1]
+    rate, slowed, forget = gates[:, :1] * valid, valid * (1 - gates[:, 1:2]), valid * gates[:, 2:3]
+    in_speed, since_speed, lost_speed = _decays(1 - slowed, slowed)
+    left, of_start, lost = _decays(1 - forget, forget)
+    in_memory, of_speed = dot(left, valid * in_speed, PLAIN), dot(left, valid * since_speed, PLAIN)
     u = 2 * rate * (v - dot(k, start, PLAIN))
     o = of_start * dot(q, start, PLAIN) + of_speed * dot(q, speed, PLAIN)
     o += dot(in_memory * dot(q, k, ROWS), u, PLAIN)
-    end = of_start[-1:] * start + of_speed[-1:] * speed + dot(_to_end(in_memory) * k, u, COLUMNS)
-    last = in_speed[-1:, :1] * kept[:1]
-    return o, (end, last * speed + dot(_to_end(in_speed) * k, u, COLUMNS))
+    end = _kept(start, of_start, lost) + of_speed[-1:] * speed + dot(_to_end(in_memory) * k, u, COLUMNS)
+    return o, (end, _kept(speed, since_speed, lost_speed) + dot(_to_end(in_speed) * k, u, COLUMNS))
+
+
+def _decays(
+    left: Float[jax.Array, "C 1"], lost: Float[jax.Array, "C 1"]
+) -> tuple[Float[jax.Array, "C C"], Float[jax.Array, "C 1"], Float[jax.Array, "C 1"]]:
+    """Of decays and 1 less each: products after the column's step, products from the first on, and 1 less those.
+
+    What is lost is a sum over steps of what each of them loses, of which later ones leave the product.
+    """
+    row, column = _places(left)
+    after = solve(-jnp.where(row == column + 1, left, 0.0), _eye(left))
+    lost_after, lost_all = dot(after, jnp.where(row > column, lost, 0.0), PLAIN), dot(after, lost, PLAIN)
+    products = jnp.where(row < column, 0.0, _less(lost_after, after))
+    return products, _less(lost_all, after[:, :1] * left[:1]), lost_all
+
+
+def _less(lost: jax.Array, product: jax.Array) -> jax.Array:
+    """1 less what is lost, where the product is not more precise."""
+    return jnp.where(lost < HALF, 1 - lost, product)
+
+
+def _kept(state: jax.Array, from_start: jax.Array, lost: jax.Array) -> jax.Array:
+    """What all steps leave of it."""
+    return jnp.where(lost[-1:] < HALF, state - lost[-1:] * state, from_start[-1:] * state)
 
 
 @jax.custom_vjp
@@ -103,12 +128,6 @@ def _inverse(a: jax.Array) -> jax.Array:
         x = x - (corner if half == 1 else dot(x, dot(corner, x, PLAIN), PLAIN))
         half *= 2
     return x
-
-
-def _below(a: jax.Array) -> jax.Array:
-    """A column as the diagonal below the main one; its first entry is not there."""
-    row, column = _places(a)
-    return jnp.where(row == column + 1, a, 0.0)
 
 
 def _to_end(weights: jax.Array) -> jax.Array:

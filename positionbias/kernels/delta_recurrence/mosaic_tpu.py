@@ -35,9 +35,11 @@ def _too_large(problem: Problem) -> str | None:
     *_, size, width = problem.sizes
     _, steps = _steps(problem)
     keys, values = (-(-n // LANES) * LANES for n in (size, width))
-    rows = steps * (14 * keys + 14 * values + 8 * LANES)  # inputs and outputs twice, and what is between
-    states = 12 * len(problem.states) * -(-size // 8) * 8 * values
-    mebibytes = 4 * (rows + states + 30 * steps * -(-steps // LANES) * LANES) / (1 << 20)
+    count = len(problem.states)
+    rows = steps * (14 * keys + 14 * values + 8 * count * LANES)  # inputs and outputs twice, and what is between
+    states = (8 + 7 * count) * -(-size // 8) * 8 * values
+    squares = (6 + 13 * count) * steps * -(-steps // LANES) * LANES
+    mebibytes = 4 * (rows + states + squares) / (1 << 20)
     if mebibytes > VECTOR_MEMORY >> 20:
         return (
             f"chunks of {steps} steps with keys of {size} and values of {width} need about {mebibytes:.0f} MiB of"

@@ -45,11 +45,20 @@ def kept(x: jax.Array, total: jax.Array | None) -> jax.Array:
     """The product with e^total, where None is 0: near 1 it is x less a small part, as precise as that part is."""
     if total is None:
         return x
-    near = jnp.maximum(total, NEAR)
-    more = jnp.zeros_like(near)  # e^near - 1, by its series: kernels for TPU have no expm1
+    return jnp.where(total > NEAR, x + x * less_one(total), x * jnp.exp(total))
+
+
+@jax.custom_jvp
+def less_one(x: jax.Array) -> jax.Array:
+    """e^x - 1 of x up to 0, near 0 by its series: kernels for TPU have no expm1."""
+    near = jnp.maximum(x, NEAR)
+    found = jnp.zeros_like(near)
     for n in range(TERMS, 0, -1):
-        more = near / n * (1 + more)
-    return jnp.where(total > NEAR, x + x * more, x * jnp.exp(total))
+        found = near / n * (1 + found)
+    return jnp.where(x > NEAR, found, jnp.exp(x) - 1)
+
+
+less_one.defjvps(lambda dx, found, x: dx * jnp.exp(x))
 
 
 def spans(

@@ -47,6 +47,14 @@ def test_bfloat16():
     check(whole(65, "bfloat16"), 16, tolerance=TOLERANCE["bfloat16"])
 
 
+@pytest.mark.parametrize("momentum", [0.5, 1 - 1e-4])
+def test_what_is_forgotten_slowly_is_as_precise_over_many_steps(momentum):
+    # A number just below 1 is rounded by up to 2^-25. Where all of them are the same, that adds up: to 1e-4 here.
+    params = whole(4096)
+    told = {"rate": 1e-3, "momentum": momentum, "forget": 1e-4}
+    check(params | {name: np.full_like(params[name], x) for name, x in told.items()}, 16)
+
+
 def test_ends_of_the_ranges():
     params = whole(65)
     random = np.random.default_rng(6)

@@ -10,6 +10,8 @@ from delta_oracle import TOLERANCE, agree, by_formula, drawn, drivers, gate, sta
 
 from positionbias.errors import ConfigError
 from positionbias.kernels import delta_rule
+from positionbias.kernels.delta_recurrence.call import posed_delta
+from positionbias.kernels.delta_recurrence.ladder import choose
 from positionbias.kernels.delta_recurrence.reference import delta_rule_reference
 
 
@@ -80,6 +82,14 @@ def test_a_decay_to_nothing_is_exact():
     assert all(np.isfinite(x).all() for x in gradients.values())
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.01])
+def test_decays_that_are_one_and_slow_are_as_precise_over_many_steps(strength):
+    # A number just below 1 is rounded by up to 2^-25. Where all decays are the same, that adds up: to 1e-4 here.
+    params = whole(4096)
+    told = {"strength": strength, "log_decay": -1e-4}
+    check(params | {name: np.full_like(params[name], x) for name, x in told.items()}, tolerance=2e-6)
+
+
 @pytest.mark.parametrize("chunk", [16, 64])
 @pytest.mark.parametrize("strength", [1.0, 1.9, 1.999])
 def test_equal_keys_lose_no_more_than_rounded_keys_do(strength, chunk):
@@ -121,6 +131,15 @@ def test_strength_0_is_decay_alone(impl):
 
 
 @pytest.mark.parametrize("impl", drivers())
+def test_what_strong_decays_leave_is_as_precise_at_every_step(impl):
+    params = whole(60)
+    params |= {"strength": np.zeros_like(params["strength"]), "log_decay": np.full_like(params["log_decay"], -0.5)}
+    (known, _), _ = by_formula(delta_rule_reference, params)
+    off = np.abs(delta_rule(**params, impl=impl)[0] - known).max(axis=-1) / np.abs(known).max(axis=-1)
+    assert off.max() < 1e-5
+
+
+@pytest.mark.parametrize("impl", drivers())
 def test_steps_of_strength_0_and_no_decay_leave_the_state_to_the_bit(impl):
     params = whole(20)
     for name in ("strength", "log_decay"):
@@ -154,6 +173,25 @@ def test_vmap(impl):
 @pytest.mark.parametrize(
     ("told", "why"),
     [
+        ({}, None),
+        ({"dtype": jnp.float64}, "q is float64, and these kernels take float32 and bfloat16"),
+        (
+            {"size": 640, "values": 640},
+            "chunks of 8 steps with keys of 640 and values of 640 need about 24 MiB of vector memory",
+        ),
+    ],
+)
+def test_why_a_tpu_cannot_is_told(told, why):
+    with jax.enable_x64(True):
+        params = drawn(6, **told)
+        found = choose(posed_delta(**params, gates={"strength": gate(params, 0, 1)}), None, "tpu")
+    passed = dict(found.passed_over)
+    assert (why is None and found.driver.name == "mosaic_tpu") or passed["mosaic_tpu"].startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
         ({"q": np.ones((2, 6, 2, 8), int)}, r"q, k and v are of .*int.*; allowed: one floating type"),
         (
             {"v": np.ones((2, 5, 2, 6), np.float32)},
@@ -165,6 +203,10 @@ def test_vmap(impl):
         ({"chunk": 0}, "chunk = 0 is not allowed; allowed: a whole number from 1, or None"),
         ({"chunk": True}, "chunk = True is not allowed"),
         ({"impl": "xla_chunk"}, "impl: unknown driver 'xla_chunk', did you mean 'xla_chunked'"),
+        (
+            {"impl": "mosaic_tpu"},
+            "impl = 'mosaic_tpu' cannot do this: the platform is cpu, and these kernels are for tpu",
+        ),
     ],
 )
 def test_what_is_refused(told, why):
