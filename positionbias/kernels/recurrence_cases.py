@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias.kernels.compile_cases import BATCH, HEADS, REPLICAS, ROWS, RefusedError
 from positionbias.kernels.delta_recurrence import ladder as delta
@@ -108,6 +109,7 @@ RECURRENCES: Sequence[Recurrence | Corrected] = (
     Recurrence("recurrence of key channels", ("key",)),
     Recurrence("recurrence of value channels", ("head", "value"), {"inclusive": False}),
     Recurrence("recurrence normalised", ("key", "value"), {"normalise": True}),
+    Recurrence("recurrence cleared", ("head",), {"resets": np.arange(ROWS) % 77 == 5}),
     Recurrence("recurrence replicas", ("head",), replicas=True),
     Corrected("delta rule forward", ("strength", "log_decay"), gradient=False),
     Corrected("delta rule", ("strength",)),

@@ -19,7 +19,7 @@ Named = Mapping[str, Any]  # arrays, or shapes and types of arrays
 class Blocks:
     """What kernels read or write, by name: what is of each step, of each chunk, and of each head."""
 
-    steps: Named  # [B, N, T, *]
+    steps: Named  # [B, N, T, *], or [B, 1, T, *] for all heads
     chunks: Named  # [B, N, T / C, H, K]
     heads: Named  # [B, N, H, K]
 
@@ -31,11 +31,19 @@ class Blocks:
     def specs(self, size: int, chunk: Callable[[Any], Any]) -> list[pl.BlockSpec]:
         """Where a grid step finds them: that of chunk number `chunk(at)` of `size` steps."""
         lead = (None, None)
-        found = [pl.BlockSpec((*lead, size, x.shape[3]), lambda b, n, i: (b, n, chunk(i), 0)) for x in _of(self.steps)]
-        found += [
-            pl.BlockSpec((*lead, None, *x.shape[3:]), lambda b, n, i: (b, n, chunk(i), 0, 0)) for x in _of(self.chunks)
-        ]
-        return [*found, *(pl.BlockSpec((*lead, *x.shape[2:]), lambda b, n, i: (b, n, 0, 0)) for x in _of(self.heads))]
+
+        def of_steps(x: Any) -> pl.BlockSpec:
+            heads = x.shape[1] > 1
+            return pl.BlockSpec((*lead, size, x.shape[3]), lambda b, n, i: (b, n * heads, chunk(i), 0))
+
+        def of_chunk(x: Any) -> pl.BlockSpec:
+            return pl.BlockSpec((*lead, None, *x.shape[3:]), lambda b, n, i: (b, n, chunk(i), 0, 0))
+
+        def of_head(x: Any) -> pl.BlockSpec:
+            return pl.BlockSpec((*lead, *x.shape[2:]), lambda b, n, i: (b, n, 0, 0))
+
+        groups = ((of_steps, self.steps), (of_chunk, self.chunks), (of_head, self.heads))
+        return [spec(x) for spec, named in groups for x in _of(named)]
 
 
 def _of(named: Named) -> list[Any]:

@@ -45,7 +45,9 @@ def _too_large(problem: Problem) -> str | None:
     parts = steps.bit_length() - 1 if problem.by_channel else 0  # each with products of decays
     of_keys = 14 + 2 * parts * (problem.log_decay is not None)
     of_values = 12 + 3 * parts * (problem.value_log_decay is not None)
-    rows = steps * (of_keys * keys + of_values * values)  # inputs and outputs twice, and what is between
+    rows = steps * (
+        of_keys * keys + of_values * values + 4 * LANES * (problem.resets is not None)
+    )  # inputs and outputs twice, and what is between
     states = 16 * -(-size // 8) * 8 * values
     mebibytes = 4 * (rows + states + (12 + parts) * steps * max(steps, LANES)) / (1 << 20)
     if mebibytes > VECTOR_MEMORY >> 20:
@@ -71,7 +73,9 @@ def run(problem: Problem, interpret: Any = False) -> tuple[Float[jax.Array, "B T
         x = jnp.moveaxis(x, 2, 1)
         return jnp.pad(jnp.flip(x, axis=2) if problem.reverse else x, [(0, 0), (0, 0), (0, more), (0, 0)])
 
-    arrays = jax.tree.map(taken, Arrays(problem.q, problem.k, problem.v, problem.log_decay, problem.value_log_decay))
+    resets = None if problem.keeps is None else 1 - problem.keeps
+    told = Arrays(problem.q, problem.k, problem.v, problem.log_decay, problem.value_log_decay, resets)
+    arrays = jax.tree.map(taken, told)
     o, state = _run(How(steps, problem.inclusive, interpret), arrays, problem.initial_state)
     o = o[:, :, :length]
     return jnp.moveaxis(jnp.flip(o, axis=2) if problem.reverse else o, 1, 2), state

@@ -30,6 +30,7 @@ class Arrays(NamedTuple):
     v: Float[jax.Array, "B N T K"]
     log_decay: Float[jax.Array, "B N T 1|H"] | None
     value_log_decay: Float[jax.Array, "B N T K"] | None
+    resets: Float[jax.Array, "B 1 T 1"] | None  # 1 where the state is cleared before the step, else 0
 
 
 def forward(
@@ -87,10 +88,10 @@ def backward(
                 begin = jnp.sum(jnp.sum(overlap, axis=1, keepdims=True), axis=0, keepdims=True)
             else:
                 begin = tpu_tile.row_sums(overlap)
-            found["log_decay"] = tpu_tile.of_decay(begin, read, written, how.inclusive)
+            found["log_decay"] = tpu_tile.of_decay(tile, begin, read, written)
         if "value_log_decay" in there:
             begin, read = jnp.sum(overlap, axis=0, keepdims=True), do * tpu_tile.of_earlier(tile, state)
-            found["value_log_decay"] = tpu_tile.of_decay(begin, read, tile.v * dv, how.inclusive)
+            found["value_log_decay"] = tpu_tile.of_decay(tile, begin, read, tile.v * dv)
         if how.inclusive:
             dq, dk, dv = (x + more for x, more in zip((dq, dk, dv), tpu_tile.own(tile, do), strict=True))
         for name, x in (found | {"q": dq, "k": dk, "v": dv}).items():
@@ -102,7 +103,7 @@ def backward(
             refs["dfirst"][...] = dfirst
 
     read = Blocks(there | {"do": do}, {"states": states}, {"dlast": dlast})
-    outputs = {f"d{name}": shaped(*x.shape, dtype=x.dtype) for name, x in there.items()}
+    outputs = {f"d{name}": shaped(*x.shape, dtype=x.dtype) for name, x in there.items() if name != "resets"}
     write = Blocks(outputs, {}, {"dfirst": shaped(*dlast.shape)})
     found = by_chunks(how.steps, read, write, {"sum": dlast.shape[2:]}, body, lambda at: last - at, how.interpret)
     return Arrays(*(found.get(f"d{name}") for name in Arrays._fields)), found["dfirst"]  # type: ignore[arg-type]
@@ -113,5 +114,7 @@ def _there(arrays: Arrays) -> dict[str, jax.Array]:
 
 
 def _tile(refs: Refs, inclusive: bool) -> tpu_tile.Tile:
-    q, k, v, *decays = (refs[name][...].astype(jnp.float32) if name in refs else None for name in Arrays._fields)
-    return tpu_tile.made(q, k, v, decays[0], decays[1], inclusive)
+    q, k, v, log_decay, value_log_decay, resets = (
+        refs[name][...].astype(jnp.float32) if name in refs else None for name in Arrays._fields
+    )
+    return tpu_tile.made(q, k, v, log_decay, value_log_decay, resets, inclusive)

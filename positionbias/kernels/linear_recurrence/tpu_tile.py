@@ -26,6 +26,14 @@ class Side(NamedTuple):
     until: jax.Array | None  # [C, X], from after the key to an end
 
 
+class Runs(NamedTuple):
+    """Steps between which the state is not cleared, as factors 1, and 0 for all others."""
+
+    same: Float[jax.Array, "C C"]
+    first: Float[jax.Array, "C 1"]  # with the beginning of the chunk
+    last: Float[jax.Array, "C 1"]  # with its end
+
+
 class Part(NamedTuple):
     """Some pairs: their weights are `pairs` times the scores of scaled queries and keys."""
 
@@ -45,11 +53,12 @@ class Tile(NamedTuple):
     total: jax.Array | None  # [H, 1] or [1, 1], the logarithm of that of keys over the whole chunk; None for 0
     value_total: Float[jax.Array, "1 K"] | None
     parts: tuple[Part, ...]
+    runs: Runs | None  # None if nothing is cleared
     inclusive: bool
 
 
-def made(q: Any, k: Any, v: Any, log_decay: Any, value_log_decay: Any, inclusive: bool) -> Tile:
-    """The tile of a chunk; `log_decay` [C, 1] or [C, H]."""
+def made(q: Any, k: Any, v: Any, log_decay: Any, value_log_decay: Any, resets: Any, inclusive: bool) -> Tile:
+    """The tile of a chunk; `log_decay` [C, 1] or [C, H], `resets` [C, 1]."""
     steps = q.shape[0]
     log_decay, value_log_decay = (None if x is None else jnp.maximum(x, LEAST) for x in (log_decay, value_log_decay))
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (steps, steps), axis) for axis in (0, 1))
@@ -77,7 +86,21 @@ def made(q: Any, k: Any, v: Any, log_decay: Any, value_log_decay: Any, inclusive
     elif log_decay is not None:
         total = jnp.sum(log_decay, axis=0, keepdims=True)
     value_total = None if value_log_decay is None else jnp.sum(value_log_decay, axis=0, keepdims=True)
-    return Tile(q, k, v, *whole, total, value_total, tuple(parts), inclusive)
+    runs = None
+    if resets is not None:
+        runs = _runs(resets, row, column)
+        parts = [part._replace(pairs=part.pairs * runs.same) for part in parts]
+        keys = whole[0]
+        whole = Side(times(runs.first, keys.since), times(runs.last, keys.until)), whole[1]
+    return Tile(q, k, v, *whole, total, value_total, tuple(parts), runs, inclusive)
+
+
+def _runs(resets: jax.Array, row: jax.Array, column: jax.Array) -> Runs:
+    """By how often the state was cleared until each step, as a column and as a row."""
+    cleared = _sums(row >= column, resets)
+    beside = jax.lax.dot_general(resets, (row <= column).astype(jnp.float32), COLUMNS, jax.lax.Precision.HIGHEST)
+    ends = (cleared == 0, cleared == cleared[-1:])
+    return Runs((cleared == beside).astype(jnp.float32), *(x.astype(jnp.float32) for x in ends))
 
 
 def _side(log_decay: jax.Array | None, past: jax.Array, ahead: jax.Array) -> Side:
@@ -136,12 +159,15 @@ def own(tile: Tile, do: Float[jax.Array, "C K"]) -> tuple[jax.Array, jax.Array, 
     return dscore * tile.k, dscore * tile.q, _dot(tile.q, tile.k) * do
 
 
-def of_decay(begin: jax.Array, read: jax.Array, written: jax.Array, inclusive: bool) -> jax.Array:
+def of_decay(tile: Tile, begin: jax.Array, read: jax.Array, written: jax.Array) -> jax.Array:
     """The gradient of logarithms of decays [C, X], see `chunk.backward`; `begin` is [1, X]."""
     steps = read.shape[0]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (steps, steps), axis) for axis in (0, 1))
-    found = begin + _sums(row > column, written - read)
-    return found if inclusive else found - read
+    earlier = (row > column).astype(jnp.float32)
+    if tile.runs is not None:
+        earlier, begin = earlier * tile.runs.same, begin * tile.runs.first
+    found = begin + _sums(earlier, written - read)
+    return found if tile.inclusive else found - read
 
 
 def row_sums(x: Float[jax.Array, "H K"]) -> Float[jax.Array, "1 H"]:
@@ -150,7 +176,8 @@ def row_sums(x: Float[jax.Array, "H K"]) -> Float[jax.Array, "1 H"]:
 
 
 def _kept(tile: Tile, state: jax.Array) -> jax.Array:
-    return kept(kept(state, tile.total), tile.value_total)
+    found = kept(kept(state, tile.total), tile.value_total)
+    return found if tile.runs is None else found * tile.runs.first[-1:]
 
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ def test_a_state_is_cleared_before_a_step(gates, options):
     check(told, chunks=(None, 16), resets=RESETS, **options)
 
 
-@pytest.mark.parametrize("impl", ["xla_quadratic", "xla_chunked"])
+@pytest.mark.parametrize("impl", ["xla_quadratic", "xla_chunked", "mosaic_tpu_interpret"])
 def test_nothing_of_what_is_cleared_is_left_by_rounding(impl):
     """Not a bit, in neither outputs nor gradients, however large it was."""
     told = drawn(60, "scalar", state=False, decay=1e-3)

@@ -70,7 +70,7 @@ cases = (
         linear_xla,
     ),
     (
-        lambda q, k, v, state, **gates: posed_delta(q, k, v, gates, state, 16),
+        lambda q, k, v, state, **gates: posed_delta(q, k, v, gates, state, chunk=16),
         arrays | {"state": state, "strength": rate, "log_decay": -forget},
         delta,
         delta_xla,
