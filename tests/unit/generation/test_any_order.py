@@ -125,6 +125,15 @@ def test_padded_prompts_come_out_as_alone(model):
             {},
             r"model\.mask: .* lets row 4 depend on row 5, which is not said before it; .*",
         ),
+        (
+            {
+                "model.mask": "[sliding_window(1)] * 2 + [by_rank(strict=True)] * 2",
+                "model.operator": "[retention] * 2 + [softmax] * 2",
+            },
+            {"cached": True},
+            r"cached: the operator retention.* of layer 0 cannot read each row once: its state takes rows in the order"
+            r" stored; allowed: cached=False\.",
+        ),
     ],
     ids=str,
 )
