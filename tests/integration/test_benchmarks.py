@@ -1,4 +1,5 @@
-"""The benchmark of attention in its smallest form: its JSON can be read, and what is not timed has a reason."""
+"""The benchmarks of attention and operators in their smallest form: JSON that can be read, and reasons for what is not
+timed."""
 
 import json
 import os
@@ -9,11 +10,15 @@ SIZES = ["--lengths", "130", "--other-lengths", "64", "--masks", "random_blocks"
 
 
 def run(root, folder, *more):
-    command = [sys.executable, "benchmarks/attention.py", "--folder", str(folder), *SIZES, *more]
+    return started(root, folder, "attention.py", "attention_cpu.json", *SIZES, *more)
+
+
+def started(root, folder, script, written, *more):
+    command = [sys.executable, f"benchmarks/{script}", "--folder", str(folder), *more]
     env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # which compiles sooner
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((folder / "attention_cpu.json").read_text())
+    return done.stdout, json.loads((folder / written).read_text())
 
 
 def test_attention_is_timed_with_ratios_and_reasons(root, tmp_path):
@@ -40,3 +45,35 @@ def test_attention_stops_when_the_minutes_are_over(root, tmp_path):
     assert found["attentions"] == []
     assert found["left_out"][0] == {"mask": "random_blocks", "length": 130}
     assert "documents 64 (the minutes are over)" in printed
+
+
+def test_the_cost_of_operators_is_told_with_slopes_and_reasons(root, tmp_path):
+    more = ["--operators", "softmax", "retention", "--lengths", "64", "128", "--rounds", "1"]
+    printed, found = started(root, tmp_path, "operators.py", "operators.json", *more)
+    assert {"device", "commit", "date", "versions", "given", "goal"} <= set(found)
+    by_name = {(one["operator"], one["mode"]): one for one in found["operators"]}
+    assert list(by_name) == [(name, mode) for name in ("softmax", "retention") for mode in ("forward", "train")]
+    softmax, retention = by_name["softmax", "forward"], by_name["retention", "forward"]
+    assert [row["products"] for row in softmax["lengths"]] == [4 * n * n * 64 for n in (64, 128)], "q k' and a v"
+    assert abs(softmax["slope_of_products"] - 2) < 1e-9
+    assert (softmax["recurrent"], retention["recurrent"]) == (False, True)
+    assert [row["state"] for row in softmax["lengths"]] == [2 * n * 64 for n in (64, 128)]
+    assert [row["state"] for row in retention["lengths"]] == [4 * 16 * 16] * 2
+    assert all(row["milliseconds"] > 0 and row["memory"] >= 0 for row in softmax["lengths"])
+    assert found["states"] == {
+        "softmax": {"tokens": 12, "declared": 96, "rank": 96},
+        "retention": {"tokens": 12, "declared": 16, "rank": 16},
+    }
+    assert "softmax 96 96, retention 16 16" in printed
+
+
+def test_what_operators_would_take_too_long_for_is_left_out(root, tmp_path):
+    more = ["--operators", "softmax", "--lengths", "64", "128", "--rounds", "1", "--modes", "forward"]
+    _, found = started(root, tmp_path, "operators.py", "operators.json", *more, "--seconds", "0")
+    (one,) = found["operators"]
+    assert [row["length"] for row in one["lengths"]] == [64]
+    assert one["left_out"] == {"128": "128 tokens would take about 0 s a run"}
+    assert one["slope_of_milliseconds"] is None
+    printed, found = started(root, tmp_path, "operators.py", "operators.json", *more, "--minutes", "0")
+    assert found["operators"][0]["left_out"] == dict.fromkeys(("64", "128"), "the minutes are over")
+    assert "softmax                                forward  the minutes are over" in printed
