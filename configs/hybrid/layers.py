@@ -1,16 +1,26 @@
 """Recurrence and attention in one model: which of two layers is which, on recall of every one of eight pairs.
 
     python -m positionbias.sweep --config configs/hybrid/layers.py
-    python -m positionbias.sweep --config configs/hybrid/layers.py --sweep window
 
 A causal model reads eight pairs and then all eight keys in random order, and says the value of each. Its two layers are
-attention with RoPE, recurrences that are told no positions (`gated_delta`), or one of each, in either order. In
-"window" attention sees four tokens, and what it cannot see is left to linear attention with Taylor features (as in
-Based, Arora et al. 2024, arXiv 2402.18668).
+attention with RoPE, recurrences that are told no positions (`gated_delta`), or one of each, in either order. Said
+before it was run, after a pilot of 600 steps and two replicas with another seed: an arm recalls if no replica is below
+0.95 after 800 steps; the order of layers matters if of the two hybrids one recalls, and the interval of the other ends
+below 0.9.
 
-Said before it was run, after a pilot of 600 steps and two replicas with another seed: an arm recalls if no replica is
-below 0.95 after 800 steps; the order of layers matters if of the two hybrids one recalls, and the interval of the other
-ends below 0.9; windows need a memory if the arm "window" ends below 0.5.
+Measured over four replicas, with the step at which the first and the last of them were logged at 0.95 in training:
+
+    attention                  1.000 [1.000, 1.000]   200 to 250
+    recurrence                 0.979 [0.957, 1.001]   400 to 650
+    recurrence_then_attention  1.000 [1.000, 1.000]   250 to 300
+    attention_then_recurrence  0.657 [0.085, 1.230]   650 in two, never in two, which stop at 0.35
+
+So three arms recall, and attention first does not. That the order matters is not shown by what was said: where half of
+the replicas learn, the interval of four leaves nothing out (the pilot's two had 0.28, and 1.00 the other way round).
+Accuracy does not depend on where a pair stands or when it is asked: no index is further from 0 than 0.01.
+
+Hardware and time: 2 CPU cores, 2 to 4 minutes a cell (49, 236, 151 and 206 s of training were measured with other work
+on the machine). Numbers to reach: at least 0.95 for each of the four replicas of the first three.
 """
 
 from __future__ import annotations
@@ -41,22 +51,9 @@ def get_config() -> ConfigDict:
     )
 
 
-WINDOW = "causal & sliding_window(4)"
-LINEAR = "linear_attention(feature='taylor')"
-
-
 def sweep(add: Callable[..., Any]) -> None:
     add({"model.operator": "softmax", "model.position": "rope"}, name="attention")
     add({"model.operator": "gated_delta"}, name="recurrence")
     first, second = "recurrence_then_attention", "attention_then_recurrence"
     add({"model.operator": "[gated_delta, softmax]", "model.position": "[none, rope]"}, name=first)
     add({"model.operator": "[softmax, gated_delta]", "model.position": "[rope, none]"}, name=second)
-
-
-def sweep_window(add: Callable[..., Any]) -> None:
-    add({"model.operator": "softmax", "model.position": "rope", "model.mask": WINDOW}, name="window")
-    add({"model.operator": LINEAR}, name="linear")
-    operators = {"model.operator": f"[softmax, {LINEAR}]", "model.position": "[rope, none]"}
-    add(operators | {"model.mask": f"[{WINDOW}, causal]"}, name="window_then_linear")
-    operators = {"model.operator": f"[{LINEAR}, softmax]", "model.position": "[none, rope]"}
-    add(operators | {"model.mask": f"[causal, {WINDOW}]"}, name="linear_then_window")
