@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -32,6 +33,18 @@ class Choice:
     problem: Any = dataclasses.field(repr=False)
     platform: str
     passed_over: tuple[tuple[str, str], ...]
+
+
+def by_pallas(name: str, module: Any) -> tuple[Driver, Driver]:
+    """The driver that a module's `run` and `unsupported_reason` are, and, `NAME_interpret`, the same in interpret mode.
+
+    Why that cannot do a problem is its `interpret_unsupported_reason`.
+    """
+    interpreted = functools.partial(module.run, interpret=True)
+    return (
+        Driver(name, module.run, module.unsupported_reason),
+        Driver(f"{name}_interpret", interpreted, module.interpret_unsupported_reason),
+    )
 
 
 def always(problem: Any, platform: str) -> None:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from positionbias.kernels.softmax_attention.mosaic_tpu import VECTOR_MEMORY
+
 Refs = dict[str, Any]
 Named = Mapping[str, Any]  # arrays, or shapes and types of arrays
 
@@ -44,6 +46,17 @@ class Blocks:
 
         groups = ((of_steps, self.steps), (of_chunk, self.chunks), (of_head, self.heads))
         return [spec(x) for spec, named in groups for x in _of(named)]
+
+
+def too_large(steps: int, sizes: tuple[int, int], numbers: int) -> str | None:
+    """Why vector memory cannot hold so many numbers of 32 bits, for chunks of `steps`, keys and values of `sizes`."""
+    mebibytes = 4 * numbers / (1 << 20)
+    if mebibytes > VECTOR_MEMORY >> 20:
+        return (
+            f"chunks of {steps} steps with keys of {sizes[0]} and values of {sizes[1]} need about {mebibytes:.0f} MiB"
+            f" of vector memory, of which a kernel gets {VECTOR_MEMORY >> 20}"
+        )
+    return None
 
 
 def _of(named: Named) -> list[Any]:

@@ -131,7 +131,8 @@ class Blueprint:
     def dims(self) -> Dims:
         """The sizes members may ask for."""
         size = self.config.width if self.config.qk == "merged" else self.head_size
-        return Dims(self.config.width, self.config.heads, size, self.length)
+        value_size = self.head_size if self.config.ov == "factorised" else self.config.width
+        return Dims(self.config.width, self.config.heads, size, self.length, value_size)
 
     def create(self, matrix: Matrix, noise: Noise) -> nnx.Variable:
         """A new parameter, started as `model.init` says for its kind, else as the matrix itself does."""

@@ -21,17 +21,15 @@ def state_size(architecture: Architecture, blueprint: Blueprint, tokens: Tokens,
 
     `tokens` are numpy, [T] each, and tell their context.
     """
-    config = blueprint.config
-    if config.residual == "concatenate":
+    if blueprint.config.residual == "concatenate":
         return None
-    value_size = blueprint.head_size if config.ov == "factorised" else config.width
     total = 0
     for _, operator, mask, q, k in architecture.attentions(blueprint, tokens, context_length):
         made = np.asarray(q.index) >= context_length
         if made.any():
             seen = np.asarray(visible(operator, mask, q, k))[made]
             kept = _kept(seen, np.asarray(q.index)[made], np.asarray(k.index), q is k)
-            total += operator.state_size(dataclasses.replace(blueprint.dims, length=kept, value_size=value_size))
+            total += operator.state_size(dataclasses.replace(blueprint.dims, length=kept))
     return total
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Mapped, Tree
-from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.operators.short_convolution import back_to, by_own, within
@@ -46,9 +45,6 @@ class AssociativeMemory(Operator):
             "bank": Matrix((self.slots, dims.width), "memory", dims.width, "fan_in"),
             "gates": Matrix((dims.width, 2 * dims.width), "gate", dims.width, "fan_in"),
         }
-
-    def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
-        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
 
     def advance_stream(
         self, x: jax.Array, asked: Asked, params: Parameters, site: SiteFunction, state: Tree

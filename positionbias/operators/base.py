@@ -67,14 +67,20 @@ class Operator:
         params: Parameters,
         site: SiteFunction,
     ) -> Float[jax.Array, "B T N K"]:
-        """Mix `v` along S (`reads = "qkv"`). `site(name, value)` lets an intermediate be recorded or edited."""
-        raise NotImplementedError
+        """Mix `v` along S (`reads = "qkv"`). `site(name, value)` lets an intermediate be recorded or edited.
+
+        By default `advance` on all rows, for operators that work as self attention alone.
+        """
+        return self.advance(q, k, v, Asked.all(tokens_k, mask), position, params, site, None)[0]
 
     def mix(
         self, x: Float[jax.Array, "B T D"], tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction
     ) -> Float[jax.Array, "B T D"]:
-        """What joins the stream, as wide as the normed stream `x` it is made from (`reads = "stream"`)."""
-        raise NotImplementedError
+        """What joins the stream, as wide as the normed stream `x` it is made from (`reads = "stream"`).
+
+        By default `advance_stream` on all rows.
+        """
+        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
 
     def step(
         self,

@@ -63,20 +63,6 @@ class ChunkHybrid(Operator):
         log_decay = jax.nn.log_sigmoid(product(stream, params["decay"])) / self.slowness
         return {"open": product(x, params["gate"]), "log_decay": log_decay}
 
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
-        position: Placed,
-        params: Parameters,
-        site: SiteFunction,
-    ) -> jax.Array:
-        return self.advance(q, k, v, Asked.all(tokens_k, mask), position, params, site, None)[0]
-
     def advance(
         self,
         q: jax.Array,

@@ -14,7 +14,7 @@ from positionbias.masks.base import Mask
 from positionbias.masks.groups import Segments
 from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
 from positionbias.operators.asked import Asked, with_before
-from positionbias.operators.base import Operator, SiteFunction
+from positionbias.operators.base import Operator
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.tokens import Tokens, running_most, sequential
 
@@ -33,23 +33,6 @@ class Recurrent(Operator):
     patterns = frozenset({"causal_self"})
     any_mask = False
     uses_bias = False
-
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
-        position: Placed,
-        params: Parameters,
-        site: SiteFunction,
-    ) -> jax.Array:
-        return self.advance(q, k, v, Asked.all(tokens_k, mask), position, params, site, None)[0]
-
-    def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
-        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()

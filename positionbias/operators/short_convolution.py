@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Bool, Float, Mapped, Tree
-from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Dims, Matrix, Parameters
@@ -42,9 +41,6 @@ class ShortConvolution(Operator):
         if self.gated:
             made["map"] = Matrix((dims.width, dims.width), "gate", dims.width, "fan_in")
         return made
-
-    def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
-        return self.advance_stream(x, Asked.all(tokens, mask), params, site, None)[0]
 
     def advance_stream(
         self, x: jax.Array, asked: Asked, params: Parameters, site: SiteFunction, state: Tree

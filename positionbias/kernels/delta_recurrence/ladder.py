@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 from positionbias.kernels import drivers
 from positionbias.kernels.delta_recurrence import mosaic_tpu, xla_chunked
 from positionbias.kernels.delta_recurrence.problem import Problem
 from positionbias.kernels.drivers import Choice, Driver, always
 
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
-MOSAIC_TPU = Driver("mosaic_tpu", mosaic_tpu.run, mosaic_tpu.unsupported_reason)
-MOSAIC_TPU_INTERPRET = Driver(
-    "mosaic_tpu_interpret",
-    functools.partial(mosaic_tpu.run, interpret=True),
-    mosaic_tpu.interpret_unsupported_reason,
-)
+MOSAIC_TPU, MOSAIC_TPU_INTERPRET = drivers.by_pallas("mosaic_tpu", mosaic_tpu)
 DRIVERS = {driver.name: driver for driver in (XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET)}
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from positionbias.arrays import Float
 from positionbias.kernels.delta_recurrence.problem import Problem
 from positionbias.kernels.delta_recurrence.tpu_kernels import Arrays, How, States, backward, forward
-from positionbias.kernels.softmax_attention.mosaic_tpu import LANES, SUBLANES, VECTOR_MEMORY
+from positionbias.kernels.softmax_attention.mosaic_tpu import LANES, SUBLANES, unsupported_type
+from positionbias.kernels.tpu_chunks import too_large
 
 CHUNK = 64  # steps, unless told
 
@@ -25,9 +26,7 @@ def unsupported_reason(problem: Problem, platform: str) -> str | None:
 
 def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why they cannot do it even in interpret mode."""
-    if problem.q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"q is {problem.q.dtype}, and these kernels take float32 and bfloat16"
-    return None
+    return unsupported_type(problem)
 
 
 def _too_large(problem: Problem) -> str | None:
@@ -39,13 +38,7 @@ def _too_large(problem: Problem) -> str | None:
     rows = steps * (14 * keys + 14 * values + 8 * count * LANES)  # inputs and outputs twice, and what is between
     states = (8 + 7 * count) * -(-size // 8) * 8 * values
     squares = (6 + 13 * count) * steps * -(-steps // LANES) * LANES
-    mebibytes = 4 * (rows + states + squares) / (1 << 20)
-    if mebibytes > VECTOR_MEMORY >> 20:
-        return (
-            f"chunks of {steps} steps with keys of {size} and values of {width} need about {mebibytes:.0f} MiB of"
-            f" vector memory, of which a kernel gets {VECTOR_MEMORY >> 20}"
-        )
-    return None
+    return too_large(steps, (size, width), rows + states + squares)
 
 
 def _steps(problem: Problem) -> tuple[int, int]:

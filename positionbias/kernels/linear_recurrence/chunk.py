@@ -21,6 +21,7 @@ import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.kernels.linear_recurrence.decays import Halves, Spans, between, kept, spans, times
+from positionbias.kernels.linear_recurrence.problem import power_from
 
 
 class Chunk(NamedTuple):
@@ -199,7 +200,7 @@ def at_once(
 ) -> tuple[Float[jax.Array, "... C K"], Float[jax.Array, "... H K"]]:
     """Outputs and the state after it of a chunk of any length, with no decay by channel: all pairs in one block."""
     steps, log_decay, keeps = chunk.q.shape[-2], chunk.log_decay, chunk.keeps
-    longer = 1 << max(steps - 1, 0).bit_length()
+    longer = power_from(steps)
     more = [(0, longer - steps), (0, 0)]
     if log_decay is not None:
         log_decay = jnp.pad(log_decay, [(0, 0)] * (log_decay.ndim - 2) + more)

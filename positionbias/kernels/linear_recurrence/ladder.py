@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from positionbias.kernels import drivers
 from positionbias.kernels.drivers import Choice, Driver, always
 from positionbias.kernels.linear_recurrence import mosaic_tpu, xla_chunked, xla_quadratic
@@ -13,12 +11,7 @@ LONG = 64  # steps from which chunks are faster
 
 XLA_QUADRATIC = Driver("xla_quadratic", xla_quadratic.quadratic, xla_quadratic.unsupported_reason)
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
-MOSAIC_TPU = Driver("mosaic_tpu", mosaic_tpu.run, mosaic_tpu.unsupported_reason)
-MOSAIC_TPU_INTERPRET = Driver(
-    "mosaic_tpu_interpret",
-    functools.partial(mosaic_tpu.run, interpret=True),
-    mosaic_tpu.interpret_unsupported_reason,
-)
+MOSAIC_TPU, MOSAIC_TPU_INTERPRET = drivers.by_pallas("mosaic_tpu", mosaic_tpu)
 DRIVERS = {driver.name: driver for driver in (XLA_QUADRATIC, XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET)}
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from positionbias.arrays import Float
 from positionbias.kernels.linear_recurrence.problem import Problem, power_from
 from positionbias.kernels.linear_recurrence.tpu_kernels import Arrays, How, backward, forward
-from positionbias.kernels.softmax_attention.mosaic_tpu import LANES, SUBLANES, VECTOR_MEMORY
+from positionbias.kernels.softmax_attention.mosaic_tpu import LANES, SUBLANES, unsupported_type
+from positionbias.kernels.tpu_chunks import too_large
 
 CHUNK = 128  # steps: as many as rows and columns of a product on the chip
 BY_CHANNEL = 32  # with decays by channel, whose gradients are sums over a chunk, and as precise as it is short
@@ -32,9 +33,7 @@ def unsupported_reason(problem: Problem, platform: str) -> str | None:
 
 def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why they cannot do it even in interpret mode."""
-    if problem.q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"q is {problem.q.dtype}, and these kernels take float32 and bfloat16"
-    return None
+    return unsupported_type(problem)
 
 
 def _too_large(problem: Problem) -> str | None:
@@ -49,13 +48,7 @@ def _too_large(problem: Problem) -> str | None:
         of_keys * keys + of_values * values + 4 * LANES * (problem.resets is not None)
     )  # inputs and outputs twice, and what is between
     states = 16 * -(-size // 8) * 8 * values
-    mebibytes = 4 * (rows + states + (12 + parts) * steps * max(steps, LANES)) / (1 << 20)
-    if mebibytes > VECTOR_MEMORY >> 20:
-        return (
-            f"chunks of {steps} steps with keys of {size} and values of {width} need about {mebibytes:.0f} MiB of"
-            f" vector memory, of which a kernel gets {VECTOR_MEMORY >> 20}"
-        )
-    return None
+    return too_large(steps, (size, width), rows + states + (12 + parts) * steps * max(steps, LANES))
 
 
 def _steps(problem: Problem) -> int:
@@ -73,7 +66,7 @@ def run(problem: Problem, interpret: Any = False) -> tuple[Float[jax.Array, "B T
         x = jnp.moveaxis(x, 2, 1)
         return jnp.pad(jnp.flip(x, axis=2) if problem.reverse else x, [(0, 0), (0, 0), (0, more), (0, 0)])
 
-    resets = None if problem.keeps is None else 1 - problem.keeps
+    resets = None if problem.resets is None else problem.resets[..., None, None].astype(problem.sum_dtype)
     told = Arrays(problem.q, problem.k, problem.v, problem.log_decay, problem.value_log_decay, resets)
     arrays = jax.tree.map(taken, told)
     o, state = _run(How(steps, problem.inclusive, interpret), arrays, problem.initial_state)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from positionbias.kernels import drivers
 from positionbias.kernels.drivers import PLATFORMS, Choice, Driver, always, current_platform
 from positionbias.kernels.softmax_attention import cudnn, mosaic_gpu, mosaic_tpu, xla, xla_chunked
@@ -21,19 +19,10 @@ def _short(problem: Problem, platform: str) -> str | None:
 
 XLA_DENSE = Driver("xla_dense", xla.dense, always)
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
-MOSAIC_TPU = Driver("mosaic_tpu", mosaic_tpu.run, mosaic_tpu.unsupported_reason)
-MOSAIC_TPU_INTERPRET = Driver(
-    "mosaic_tpu_interpret",
-    functools.partial(mosaic_tpu.run, interpret=True),
-    mosaic_tpu.interpret_unsupported_reason,
-)
+MOSAIC_TPU, MOSAIC_TPU_INTERPRET = drivers.by_pallas("mosaic_tpu", mosaic_tpu)
 CUDNN = Driver("cudnn", cudnn.run, cudnn.unsupported_reason)
-MOSAIC_GPU = Driver("mosaic_gpu", mosaic_gpu.run, mosaic_gpu.unsupported_reason)  # only where it is named: see there
-MOSAIC_GPU_INTERPRET = Driver(
-    "mosaic_gpu_interpret",
-    functools.partial(mosaic_gpu.run, interpret=True),
-    mosaic_gpu.interpret_unsupported_reason,
-)
+# Only where it is named: see there.
+MOSAIC_GPU, MOSAIC_GPU_INTERPRET = drivers.by_pallas("mosaic_gpu", mosaic_gpu)
 DRIVERS = {
     driver.name: driver
     for driver in (

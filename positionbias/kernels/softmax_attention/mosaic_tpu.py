@@ -40,9 +40,14 @@ def unsupported_reason(problem: Problem, platform: str) -> str | None:
 
 def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why they cannot do it even in interpret mode."""
+    return unsupported_type(problem) or operands.unsupported(problem)
+
+
+def unsupported_type(problem: Any) -> str | None:
+    """Why they cannot take the type of q, which that of k and v is too."""
     if problem.q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"q is {problem.q.dtype}, and these kernels take float32 and bfloat16"
-    return operands.unsupported(problem)
+    return None
 
 
 def _not_there(problem: Problem) -> str | None:
