@@ -427,7 +427,7 @@ def test_cells_of_a_curve_are_joined_over_the_size_of_their_state(tmp_path):
         size = int(cell["name"].rpartition("-")[2])
         fabricate.write_run(tmp_path / "cells" / cell["name"], name=cell["name"], state_size=size)
     page = Reader(write_report(tmp_path).read_text())
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert "Mean accuracy over the numbers that all layers keep" in page.text
     assert re.search(r"delta-2048 0\.\d.* 2,048 delta-128 0\.\d.* 128 softmax-2048", page.text)
 

@@ -323,6 +323,7 @@ from positionbias.config.resolve import stored_hash
 from positionbias.training.run_folder import RunFolder
 folder = RunFolder.claim(sys.argv[1], {"a": 1}, stored_hash({"a": 1}), [])
 folder.update(step=5)
+folder.circumstances()  # until the children are gone that look for the commit: one being started holds the lock too
 print("held", flush=True)
 time.sleep(60)
 """
