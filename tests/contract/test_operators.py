@@ -71,11 +71,16 @@ NONE = spec.build("positions", "none", "position")
 PATTERNS = set(typing.get_args(Pattern))
 
 
+def drawn(seed, shape):
+    """Standard normal, by NumPy: of programs so small, compiling is nearly all the time that a test takes."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def setting(operator, pattern, seed=0):
     """Arrays, tokens and a mask that fit operator and pattern: q, k, v of [B, T|S, N, H|K]."""
     columns = T if pattern.endswith("self") else S
     shapes = [(BATCH, T, HEADS, SIZE), (BATCH, columns, HEADS, SIZE), (BATCH, columns, HEADS, OUT)]
-    arrays = [jax.random.normal(jax.random.key(100 * seed + i), shape) for i, shape in enumerate(shapes)]
+    arrays = [drawn(100 * seed + i, shape) for i, shape in enumerate(shapes)]
     text = "causal" if pattern.startswith("causal") else "bidirectional"
     if operator.any_mask:
         text = f"{text} & sliding_window(width=3)"
@@ -85,10 +90,7 @@ def setting(operator, pattern, seed=0):
 
 def streams(arrays, seed=0):
     """What queries and keys might have been made of."""
-    return [
-        jax.random.normal(jax.random.key(100 * seed + 7 + i), (*x.shape[:2], HEADS * SIZE), x.dtype)
-        for i, x in enumerate(arrays[:2])
-    ]
+    return [drawn(100 * seed + 7 + i, (*x.shape[:2], HEADS * SIZE)).astype(x.dtype) for i, x in enumerate(arrays[:2])]
 
 
 def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=None, given=None):
@@ -100,7 +102,7 @@ def run(operator, arrays, tokens_q, tokens_k, mask, position=NONE, site=None, gi
 def made(operator, dims):
     """Random parameters as the operator declares them."""
     declared = operator.parameters(dims).items()
-    return {name: jax.random.normal(jax.random.key(i), m.shape) for i, (name, m) in enumerate(declared)}
+    return {name: jnp.asarray(drawn(i, m.shape)) for i, (name, m) in enumerate(declared)}
 
 
 def check_patterns(operator):
@@ -114,7 +116,8 @@ def check_shape(operator):
     for pattern in operator.patterns:
         arrays, *rest = setting(operator, pattern)
         for dtype in (jnp.float32, jnp.bfloat16):
-            found = run(operator, [x.astype(dtype) for x in arrays], *rest)
+            given = [x.astype(dtype) for x in arrays]
+            found = jax.eval_shape(lambda *x, rest=rest: run(operator, x, *rest), *given)
             assert found.shape == (BATCH, T, HEADS, OUT)
             assert found.dtype == dtype
 
@@ -181,7 +184,7 @@ def check_unseen(operator):
             for row in range(T):
                 kept = (rows[row], columns[row], columns[row], own[row], columns[row])
                 changed = [
-                    jnp.where(keep.reshape(-1, *[1] * (x.ndim - 2)), x, 5 * y)
+                    np.where(keep.reshape(-1, *[1] * (x.ndim - 2)), x, 5 * y)
                     for keep, x, y in zip(kept, arrays, others, strict=True)
                 ]
                 np.testing.assert_allclose(call(*changed)[:, row], whole[:, row], rtol=1e-5, atol=1e-5)
@@ -195,11 +198,16 @@ def check_empty_rows(operator):
         tokens_q = tokens_q._replace(valid=valid)
         if pattern.endswith("self"):
             tokens_k = tokens_q
-        found, back = jax.vjp(lambda *x, rest=(tokens_q, tokens_k, mask): run(operator, x, *rest), *arrays)
-        assert (np.asarray(found)[:, 2] == 0).all()
-        for x in (found, *back(jnp.ones_like(found))):
+
+        def both(*x, rest=(tokens_q, tokens_k, mask)):
+            found, back = jax.vjp(lambda *y: run(operator, y, *rest), *x)
+            return found, *back(jnp.ones_like(found))
+
+        found, *gradients = map(np.asarray, hasty_jit(both)(*arrays))
+        assert (found[:, 2] == 0).all()
+        for x in (found, *gradients):
             assert np.isfinite(x).all()
-        assert (np.asarray(back(jnp.ones_like(found))[0])[:, 2] == 0).all()
+        assert (gradients[0][:, 2] == 0).all()
 
 
 def check_batched_tokens(operator):
@@ -209,22 +217,28 @@ def check_batched_tokens(operator):
         return
     valid = np.ones((BATCH, T), bool)
     valid[1, 0] = False
-    given = streams(arrays)
-    both = run(operator, arrays, *(t._replace(valid=valid) for t in (tokens_q, tokens_k)), mask, given=given)
-    for row in range(BATCH):
-        own = [t._replace(valid=valid[row]) for t in (tokens_q, tokens_k)]
-        mine = [x[row : row + 1] for x in given]
-        alone = run(operator, [x[row : row + 1] for x in arrays], *own, mask, given=mine)
-        np.testing.assert_allclose(alone[0], both[row], rtol=1e-5, atol=1e-6)
+
+    def called(arrays, given):
+        both = run(operator, arrays, *(t._replace(valid=valid) for t in (tokens_q, tokens_k)), mask, given=given)
+        alone = []
+        for row in range(BATCH):
+            own = [t._replace(valid=valid[row]) for t in (tokens_q, tokens_k)]
+            mine = [x[row : row + 1] for x in given]
+            alone.append(run(operator, [x[row : row + 1] for x in arrays], *own, mask, given=mine)[0])
+        return both, jnp.stack(alone)
+
+    both, alone = hasty_jit(called)(arrays, streams(arrays))
+    np.testing.assert_allclose(alone, both, rtol=1e-5, atol=1e-6)
 
 
 def check_flags(operator):
     """An operator listens to rotations and biases exactly if it says so."""
     for pattern in operator.patterns:
         arrays, *rest = setting(operator, pattern)
-        plain = run(operator, arrays, *rest)
-        for text, listens in (("rope", operator.uses_rotation), ("alibi", operator.uses_bias)):
-            told = run(operator, arrays, *rest, position=spec.build("positions", text, "position"))
+        positions = [spec.build("positions", text, "position") for text in ("none", "rope", "alibi")]
+        called = hasty_jit(lambda x, rest=rest, of=positions: [run(operator, x, *rest, position=one) for one in of])
+        plain, rope, alibi = called(arrays)
+        for text, told, listens in (("rope", rope, operator.uses_rotation), ("alibi", alibi, operator.uses_bias)):
             assert (not np.array_equal(told, plain)) == listens, f"{text} is treated otherwise than the flag says"
 
 
@@ -232,8 +246,14 @@ def check_pattern(operator):
     """The pattern that is read is the one that mixes: zero where masked, and editable."""
     for pattern in operator.patterns:
         arrays, *rest = setting(operator, pattern)
-        kept = {}
-        found = run(operator, arrays, *rest, site=Reads(lambda name, value, kept=kept: kept.setdefault(name, value)))
+
+        def called(x, rest=rest):
+            kept = {}
+            found = run(operator, x, *rest, site=Reads(lambda name, value: kept.setdefault(name, value)))
+            silent = Reads(lambda name, value: value * 0 if name == "pattern" else value)
+            return found, kept, run(operator, x, *rest, site=silent)
+
+        found, kept, silent = hasty_jit(called)(arrays)
         assert ("pattern" in kept) == operator.has_pattern
         if not operator.has_pattern:
             continue
@@ -241,7 +261,6 @@ def check_pattern(operator):
         assert weights.shape == (BATCH, HEADS, T, arrays[1].shape[1])
         assert (weights[:, :, ~rest[2].dense(*rest[:2])] == 0).all()
         np.testing.assert_allclose(np.einsum("BNTS,BSNK->BTNK", weights, arrays[2]), found, rtol=1e-5, atol=1e-5)
-        silent = run(operator, arrays, *rest, site=Reads(lambda name, x: x * 0 if name == "pattern" else x))
         assert (np.asarray(silent) == 0).all()
 
 
@@ -273,18 +292,26 @@ def check_step(operator):
     for pattern in operator.patterns:
         (q, k, v), tokens_q, tokens_k, mask = setting(operator, pattern)
         position = NONE if not operator.uses_rotation else spec.build("positions", "rope", "position")
-        whole = run(operator, (q, k, v), tokens_q, tokens_k, mask, position)
-        for rows in (slice(0, 1), slice(2, 4), slice(T - 1, T)):
-            some = tokens_q.cut(rows.start, rows.stop)
-            unseen = ~np.asarray(mask.dense(some, tokens_k)).any(axis=0)[:, None, None]
-            k_left, v_left = (jnp.where(unseen, 7.0, x) for x in (k, v))
-            told = some, tokens_k, mask.bind(tokens_q, tokens_k), Placed(position), params, Sites()
-            found = operator.step(q[:, rows], k_left, v_left, *told)
-            np.testing.assert_allclose(found, whole[:, rows], rtol=1e-5, atol=1e-5)
+        parts = slice(0, 1), slice(2, 4), slice(T - 1, T)
+
+        def called(q, k, v, rest=(tokens_q, tokens_k, mask, position), parts=parts):
+            tokens_q, tokens_k, mask, position = rest
+            by_step = []
+            for rows in parts:
+                some = tokens_q.cut(rows.start, rows.stop)
+                unseen = ~np.asarray(mask.dense(some, tokens_k)).any(axis=0)[:, None, None]
+                k_left, v_left = (jnp.where(unseen, 7.0, x) for x in (k, v))
+                told = some, tokens_k, mask.bind(tokens_q, tokens_k), Placed(position), params, Sites()
+                by_step.append(operator.step(q[:, rows], k_left, v_left, *told))
+            return run(operator, (q, k, v), tokens_q, tokens_k, mask, position), by_step
+
+        whole, by_step = hasty_jit(called)(q, k, v)
+        for rows, found in zip(parts, by_step, strict=True):
+            np.testing.assert_allclose(found, np.asarray(whole)[:, rows], rtol=1e-5, atol=1e-5)
 
 
 LONG, CONTEXT = 23, 5  # rows of a sequence that is read by a state, and how many of them are the context
-PACKED = (9, 1, 13), (13, 1, 9)  # how long the segments of each sequence are
+PACKED = (11, 1, 11), (11, 11, 1)  # how long the segments of each sequence are
 SEGMENT = np.stack([np.repeat(np.arange(3), lengths) for lengths in PACKED])
 VALID = (
     np.ones((BATCH, LONG), bool),
@@ -299,7 +326,8 @@ class Rows:
     def __init__(self, operator, masks="causal"):
         self.operator, self.mask = operator, spec.build("masks", masks, "mask")
         self.position = Placed(spec.build("positions", "rope" if operator.uses_rotation else "none", "position"))
-        self.params = {name: x / 2 for name, x in made(operator, DIMS).items()}  # or memories that learn run away
+        drawn = made(operator, DIMS).items()
+        self.params = {name: jnp.asarray(np.asarray(x) / 2) for name, x in drawn}  # or memories that learn run away
         self.whole = hasty_jit(self.called)
         self.begin = hasty_jit(lambda *given: self.advance(*given, None))
         self.go_on = hasty_jit(self.advance)
@@ -337,15 +365,15 @@ class Rows:
     def check(self, seed, sizes):
         """So many rows after another come out as all at once; whether the draw can show it."""
         arrays, tokens = self.drawn(seed), self.tokens(seed)
-        whole, found, state, start = self.whole(arrays, tokens), [], None, 0
+        whole, found, state, start = np.asarray(self.whole(arrays, tokens)), [], None, 0
         if np.abs(whole).max() > 30:  # over a sum that is next to nothing
             return False
         for size in sizes:
-            given = arrays, tokens, jnp.arange(start, start + size)
+            given = arrays, tokens, np.arange(start, start + size)
             some, state = self.begin(*given) if state is None else self.go_on(*given, state)
             found, start = [*found, some], start + size
         assert start == LONG
-        np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.concatenate(found, axis=1), whole, rtol=1e-5, atol=1e-5)
         return True
 
 
@@ -403,13 +431,14 @@ def check_segments(operator):
     arrays = packed.drawn(0)
     slopes = np.cos(np.arange(BATCH * LONG)).reshape(BATCH, LONG, *[1] * (1 if operator.reads == "stream" else 2))
     gradients, found = hasty_jit(functools.partial(parts, packed))(arrays, packed.params, tokens, slopes)
+    arrays, gradients, found = jax.tree.map(np.asarray, (arrays, gradients, found))
     apart, of_params, rows = hasty_jit(functools.partial(parts, alone)), [], np.arange(LONG)
     for i in range(BATCH):
         for segment in range(3):
             here = rows[SEGMENT[i] == segment]
             its = jax.tree.map(lambda x, i=i, here=here: x[i : i + 1, here], (arrays, tokens, slopes))
             given = its[0], alone.params, its[1]._replace(index=np.arange(len(here))[None]), its[2]
-            (by_array, by_param), known = apart(*given)
+            (by_array, by_param), known = jax.tree.map(np.asarray, apart(*given))
             np.testing.assert_allclose(found[i, here], known[0], rtol=1e-5, atol=1e-5)
             for name, x in by_array.items():
                 close(gradients[0][name][i, here], x[0], gradients[0][name])
