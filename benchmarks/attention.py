@@ -17,6 +17,7 @@ import argparse
 import concurrent.futures
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import statistics
@@ -32,7 +33,8 @@ import record
 import rivals
 
 from positionbias import kernels, runtime
-from positionbias.errors import ConfigError
+from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.errors import ConfigError, unknown
 from positionbias.kernels.softmax_attention.ladder import DRIVERS
 
 MODES = ("forward", "train", "penalty")
@@ -62,6 +64,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 BATCH = 2  # where the tokens of a batch are not told
+IMPLS = (*DRIVERS, *rivals.RIVALS, rivals.FLEX)
+NAMES = {
+    "impl": IMPLS,
+    "baseline": IMPLS,
+    "masks": tuple(problems.MASKS),
+    "modes": MODES,
+    "dtype": ("bfloat16", "float16", "float32"),
+}
+MOST = {
+    "lengths": 1 << 20,
+    "other_lengths": 1 << 20,
+    "tokens": 1 << 24,
+    "heads": 1024,
+    "head_size": 1024,
+    "rounds": 1000,
+}
 
 
 class Program:
@@ -249,12 +267,16 @@ def show_skipped(rows: list[dict[str, Any]]) -> str:
     return "\n".join(line if len(line) < 240 else f"{line[:236]} ..." for line in lines)
 
 
-def main() -> None:
-    """Measure, print and record."""
+def main(argv: list[str]) -> int:
+    """Measure, print and record; returns the exit code."""
     if rivals.torch_version():
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")  # PyTorch needs the rest
+    given, _ = parse_command_line(_parser(), argv)
+    _check(given)
     runtime.configure()
-    given = _given()
+    for name, value in DEFAULTS["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
     stop = time.perf_counter() + 60 * given.minutes
 
     def over() -> bool:
@@ -291,6 +313,7 @@ def main() -> None:
     print("not timed:", *(f"{one['mask']} {one['length']} (the minutes are over)" for one in left), sep="\n  ")
     print(show_skipped(rows))
     print(f"written: {path}")
+    return 0
 
 
 def _results(given: argparse.Namespace, rows: list[dict[str, Any]], left: list[dict[str, Any]]) -> dict[str, Any]:
@@ -300,29 +323,47 @@ def _results(given: argparse.Namespace, rows: list[dict[str, Any]], left: list[d
     return {"given": told, "libraries": more, "attentions": rows, "left_out": left}
 
 
-def _given() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time and memory of attention.")
+def _parser() -> Parser:
+    made = Parser("python benchmarks/attention.py", "Time and memory of attention.")
     own = [name for name in DRIVERS if ON_REQUEST not in name]
-    everything = [*DRIVERS, *rivals.RIVALS, rivals.FLEX]
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
-    parser.add_argument("--impl", nargs="+", choices=everything, default=[*own, *rivals.RIVALS, rivals.FLEX])
-    parser.add_argument("--baseline", choices=everything)
-    parser.add_argument("--masks", nargs="+", choices=list(problems.MASKS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--lengths", nargs="+", type=int, help="T under the first mask")
-    parser.add_argument("--other-lengths", nargs="+", type=int, help="T under the other masks")
-    parser.add_argument("--tokens", type=int, help=f"in a batch, whatever T; {BATCH} sequences where not told on a CPU")
-    parser.add_argument("--heads", type=int)
-    parser.add_argument("--head-size", type=int, default=64)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
-    given = parser.parse_args()
-    for name, value in DEFAULTS["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    return given
+    made.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
+    made.add_argument("--impl", nargs="+", default=[*own, *rivals.RIVALS, rivals.FLEX], help=", ".join(IMPLS))
+    made.add_argument("--baseline", help="the one of them that times are told as multiples of")
+    made.add_argument("--masks", nargs="+", help=", ".join(problems.MASKS))
+    made.add_argument("--modes", nargs="+", default=list(MODES), help=", ".join(MODES))
+    made.add_argument("--lengths", nargs="+", type=int, help="T under the first mask")
+    made.add_argument("--other-lengths", nargs="+", type=int, help="T under the other masks")
+    made.add_argument("--tokens", type=int, help=f"in a batch, whatever T; {BATCH} sequences where not told on a CPU")
+    made.add_argument("--heads", type=int)
+    made.add_argument("--head-size", type=int, default=64)
+    made.add_argument("--dtype", help=", ".join(NAMES["dtype"]))
+    made.add_argument("--rounds", type=int, default=10)
+    made.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
+    return made
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Raise ConfigError for names that are unknown and numbers that nothing can be timed with."""
+
+    def told(name: str) -> tuple[str, list[Any]]:
+        value = getattr(given, name)
+        return f"--{name.replace('_', '-')}", value if isinstance(value, list) else [] if value is None else [value]
+
+    for name, allowed in NAMES.items():
+        flag, values = told(name)
+        for value in values:
+            if value not in allowed:
+                raise unknown(flag, name.removesuffix("s"), value, allowed)
+    for name, most in MOST.items():
+        flag, values = told(name)
+        for value in values:
+            if not 1 <= value <= most:
+                raise ConfigError(f"{flag}: {value} is not allowed; allowed: 1 to {most}.")
+    if not (math.isfinite(given.minutes) and given.minutes >= 0):
+        raise ConfigError(f"--minutes: {given.minutes} is not allowed; allowed: a number from 0.")
+    if not (given.folder.is_dir() or (given.folder.parent.is_dir() and not given.folder.exists())):
+        raise ConfigError(f"--folder: {given.folder} is no folder; allowed: a folder, or a new name in one.")
 
 
 if __name__ == "__main__":
-    main()
+    run_entry(main)

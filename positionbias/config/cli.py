@@ -150,9 +150,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print with a usage dump."""
         text = " ".join(message.split()).rstrip(".")
-        if found := re.fullmatch(r"argument ([^:]+): invalid int value: (.*)", text):
-            raise ConfigError(f"{found[1]}: {found[2]} is not allowed; allowed: a whole number.")
-        if found := re.fullmatch(r"argument ([^:]+): expected one argument", text):
+        if found := re.fullmatch(r"argument ([^:]+): invalid (int|float) value: (.*)", text):
+            kind = "a whole number" if found[2] == "int" else "a number"
+            raise ConfigError(f"{found[1]}: {found[3]} is not allowed; allowed: {kind}.")
+        if found := re.fullmatch(r"argument ([^:]+): expected (?:at least )?one argument", text):
             raise ConfigError(f"{found[1]}: needs a value; write {found[1]} VALUE.")
         if found := re.fullmatch(r"the following arguments are required: (\w+)", text):
             (what,) = (action.help for action in self._actions if action.dest == found[1])

@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from positionbias.errors import ConfigError
+
 SIZES = ["--lengths", "130", "--other-lengths", "64", "--masks", "random_blocks", "documents", "--rounds", "1"]
 
 
@@ -45,6 +49,40 @@ def test_attention_stops_when_the_minutes_are_over(root, tmp_path):
     assert found["attentions"] == []
     assert found["left_out"][0] == {"mask": "random_blocks", "length": 130}
     assert "documents 64 (the minutes are over)" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lengths", "0"], "--lengths: 0 is not allowed; allowed: 1 to 1048576."),
+        (["--other-lengths", "64", "-3"], "--other-lengths: -3 is not allowed; allowed: 1 to 1048576."),
+        (["--lengths", "many"], "--lengths: 'many' is not allowed; allowed: a whole number."),
+        (["--lengths"], "--lengths: needs a value; write --lengths VALUE."),
+        (["--minutes", "soon"], "--minutes: 'soon' is not allowed; allowed: a number."),
+        (["--minutes", "nan"], "--minutes: nan is not allowed; allowed: a number from 0."),
+        (["--rounds", "0"], "--rounds: 0 is not allowed; allowed: 1 to 1000."),
+        (["--masks", "casual"], "--masks: unknown mask 'casual', did you mean 'causal'?"),
+        (["--impl", "xla_dense", "flex"], "--impl: unknown impl 'flex'"),
+        (["--dtype", "float64"], "--dtype: unknown dtype 'float64', did you mean 'float16'?"),
+        (["--folder", "README.md"], "--folder: README.md is no folder; allowed: a folder, or a new name in one."),
+        (["--tiles", "128"], "command line: unknown flag '--tiles'"),
+    ],
+)
+def test_mistakes_of_the_benchmark_of_attention_are_told_in_a_sentence(flags, words, root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    monkeypatch.chdir(root)
+    import attention
+
+    with pytest.raises(ConfigError) as error:
+        attention.main(flags)
+    assert words in str(error.value)
+
+
+def test_a_mistake_ends_with_the_code_of_one(root):
+    command = [sys.executable, "benchmarks/attention.py", "--lengths", "0"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --lengths: 0 is not allowed; allowed: 1 to 1048576.\n"
 
 
 def test_the_cost_of_operators_is_told_with_slopes_and_reasons(root, tmp_path):
