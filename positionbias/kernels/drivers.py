@@ -88,3 +88,14 @@ def current_platform() -> str:
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+def capability(platform: str) -> float | None:
+    """The compute capability of this machine's GPU, 0 of one that is none of NVIDIA's; None where it is not known."""
+    if platform != "gpu" or jax.default_backend() != "gpu":
+        return None
+    device = jax.devices()[0]
+    if "rocm" in getattr(device.client, "platform_version", "").lower():
+        return 0.0
+    found = getattr(device, "compute_capability", None)
+    return None if found is None else float(found)

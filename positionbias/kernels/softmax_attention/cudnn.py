@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Float
+from positionbias.kernels.drivers import capability
 from positionbias.kernels.softmax_attention.problem import Problem, Stats
 
 LARGEST_HEAD = 128  # which every generation from Ampere on takes
@@ -18,12 +19,11 @@ def unsupported_reason(problem: Problem, platform: str) -> str | None:
     sizes = problem.q.shape[-1], problem.v.shape[-1]
     if platform != "gpu":
         return f"the platform is {platform}, and cuDNN is for gpu"
-    if platform == jax.default_backend():
-        device = jax.devices()[0]
-        if "rocm" in getattr(device.client, "platform_version", "").lower():
-            return "this GPU is none of NVIDIA's"
-        if float(getattr(device, "compute_capability", OLDEST)) < OLDEST:
-            return f"this GPU is of compute capability {device.compute_capability}, and 16 bits want {OLDEST}"
+    found = capability(platform)
+    if found == 0:
+        return "this GPU is none of NVIDIA's"
+    if found is not None and found < OLDEST:
+        return f"this GPU is of compute capability {found}, and 16 bits want {OLDEST}"
     if problem.q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"q is {problem.q.dtype}, and cuDNN takes bfloat16 and float16"
     if problem.plain is None:

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Float
+from positionbias.kernels.drivers import capability
 from positionbias.kernels.rules import ELEMENTWISE
 from positionbias.kernels.softmax_attention import operands
 from positionbias.kernels.softmax_attention.fused import Kernels, attend
 from positionbias.kernels.softmax_attention.problem import Problem, Stats
 
+HOPPER = 9.0  # compute capability: the matrix products of the kernels are in no other generation
 STRIP = 64  # tiles are cut into strips of it
 HEAD = 16  # head sizes are padded to a multiple of it
 # Primitives that Mosaic GPU compiles on tiles, with what their derivatives are made of.
@@ -32,6 +34,9 @@ def unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why the kernels cannot do it on the chip."""
     if platform != "gpu":
         return f"the platform is {platform}, and these kernels are for gpu"
+    found = capability(platform)
+    if found is not None and not HOPPER <= found < HOPPER + 1:
+        return f"this GPU is of another generation than Hopper, whose compute capability is {HOPPER}"
     return interpret_unsupported_reason(problem, platform)
 
 

@@ -1,11 +1,14 @@
-"""What cuDNN is asked; it is not here."""
+"""What cuDNN is asked, and of which GPUs; none is here."""
+
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from positionbias.kernels import attention, choice
-from positionbias.kernels.softmax_attention import cudnn
+from positionbias.kernels.softmax_attention import cudnn, mosaic_gpu
+from positionbias.kernels.softmax_attention.call import posed
 from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
 
 Q = jnp.zeros((2, 8, 4, 64), jnp.bfloat16)
@@ -45,3 +48,24 @@ def test_other_types_and_head_sizes_go_to_another():
 def test_on_this_machine_it_is_refused():
     with pytest.raises(ValueError, match="the platform is cpu"):
         attention(Q, Q, Q, impl="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("version", "compute_capability", "cudnn_says", "hopper"),
+    [
+        ("CUDA 13000", "7.5", "this GPU is of compute capability 7.5, and 16 bits want 8.0", False),
+        ("CUDA 13000", "8.6", None, False),
+        ("CUDA 13000", "9.0", None, True),
+        ("CUDA 13000", "10.0", None, False),
+        ("ROCm 70000", "gfx942", "this GPU is none of NVIDIA's", False),
+    ],
+)
+def test_a_gpu_of_another_generation_is_told(version, compute_capability, cudnn_says, hopper, monkeypatch):
+    client = types.SimpleNamespace(platform_version=version)
+    there = types.SimpleNamespace(client=client, compute_capability=compute_capability)
+    problem = posed(Q, Q, Q, block_sizes=(64, 64))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [there])
+    assert cudnn.unsupported_reason(problem, "gpu") == cudnn_says
+    told = mosaic_gpu.unsupported_reason(problem, "gpu") or ""
+    assert told.startswith("this GPU is of another generation than Hopper") != hopper
