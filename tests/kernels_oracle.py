@@ -13,9 +13,10 @@ import numpy as np
 from haste import hasty_jit
 
 from positionbias.kernels import PerHead, PerKey, PerQuery, Relative, Scalar, attention
+from positionbias.kernels.drivers import current_platform
 from positionbias.kernels.softmax_attention import xla_chunked
 from positionbias.kernels.softmax_attention.call import posed
-from positionbias.kernels.softmax_attention.ladder import DRIVERS, current_platform
+from positionbias.kernels.softmax_attention.ladder import DRIVERS
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN
 from positionbias.kernels.softmax_attention.reference import attention_reference
 from positionbias.kernels.softmax_attention.tiles import kept

@@ -22,6 +22,8 @@ from positionbias.kernels.softmax_attention.block_map import classes, walk
 from positionbias.kernels.softmax_attention.operands import Packs, Place, packed, padded
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN, Problem, Stats
 
+ROWWISE = ("lse", "offset", "entropy", "mean_position")  # what backward kernels read of each row, of `Cotangents`
+
 
 class Arrays(NamedTuple):
     """What a kernel reads, padded: T and S are multiples of the tile."""
@@ -224,6 +226,16 @@ def _gradient(plan: Plan, kernels: Kernels, arrays: Arrays, walks: Walks, out: O
 def told(value: Any) -> jax.Array | None:
     """A cotangent, or None for one that is zero."""
     return None if value is None or isinstance(value, jax.custom_derivatives.SymbolicZero) else value
+
+
+def placed(changes: list[tuple[int, jax.Array]], pack: jax.Array | None, axis: int) -> jax.Array | None:
+    """Changes of some operands by their places, [B, N, L] each, as those of the pack, along whose `axis` they lie."""
+    if pack is None or not changes:
+        return None
+    by_place = dict(changes)
+    nothing = jnp.zeros_like(changes[0][1])
+    count = pack.shape[min(axis, pack.ndim - 1)]  # a pack of scalars has no axis L
+    return jnp.stack([by_place.get(i, nothing) for i in range(count)], axis=axis)
 
 
 def _shared(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from positionbias.kernels.softmax_attention.fused import Arrays, Cotangents, Plan, Walks
+from positionbias.kernels.softmax_attention.fused import ROWWISE, Arrays, Cotangents, Plan, Walks, placed
 from positionbias.kernels.softmax_attention.gpu_grid import (
     NARROWEST,
     STRIP,
@@ -28,15 +28,13 @@ from positionbias.kernels.softmax_attention.gpu_grid import (
 )
 from positionbias.kernels.softmax_attention.tiles import slopes, weights
 
-TOLD = ("lse", "offset", "entropy", "mean_position")  # what the kernels read of each row
-
 
 class _Given:
     """The cotangents, as the inputs of a kernel, and what they are in a tile."""
 
     def __init__(self, grid: Grid, given: Cotangents) -> None:
         self.grid, self.mass = grid, given.block_mass is not None
-        self.names = [name for name in TOLD if getattr(given, name) is not None]
+        self.names = [name for name in ROWWISE if getattr(given, name) is not None]
         self.inputs = {}
         if self.names:
             self.inputs["given"] = Input(jnp.stack([getattr(given, name) for name in self.names], axis=2), 0)
@@ -45,7 +43,7 @@ class _Given:
         self.whole = {} if given.block_mass is None else {"mass": given.block_mass}
 
     def of_row(self, here: Visit, name: str) -> jax.Array | None:
-        """One of `TOLD`."""
+        """One of `ROWWISE`."""
         if name not in self.names:
             return None
         return along(self.grid, here, "given", 0, self.names.index(name))
@@ -122,7 +120,7 @@ def rows(interpret: Any, plan: Plan, arrays: Arrays, walks: Walks, given: Cotang
     more = {"v": Input(arrays.v, 1, True), "do": Input(given.o, 0, True), **told.inputs}
     found = call("attention_rows", grid, more, outputs, start, step, finish, told.whole)
     changes = {
-        group: _placed([(at.at, found[f"operand_{i}"]) for i, at in enumerate(moved) if at.group == group], pack, 3)
+        group: placed([(at.at, found[f"operand_{i}"]) for i, at in enumerate(moved) if at.group == group], pack, 3)
         for group, pack in (("rows", arrays.packs.rows_real), ("scalars", arrays.packs.scalars_real))
     }
     return found["dq"], gathered, changes["rows"], changes["scalars"]
@@ -188,14 +186,4 @@ def columns(interpret: Any, plan: Plan, arrays: Arrays, walks: Walks, given: Cot
     found = call("attention_columns", grid, more, outputs, start, step, finish, told.whole)
     dk, dv = (found[name].reshape(batch, groups, heads // groups, length, -1).sum(axis=2) for name in ("dk", "dv"))
     changes = [(place.at, found[f"operand_{i}"]) for i, place in enumerate(moved)]
-    return dk, dv, _placed(changes, arrays.packs.columns_real, 2)
-
-
-def _placed(changes: list[tuple[int, jax.Array]], pack: jax.Array | None, axis: int) -> jax.Array | None:
-    """Changes of some operands, [B, N, L] each, as those of the pack, whose operands lie along `axis`."""
-    if pack is None or not changes:
-        return None
-    by_place = dict(changes)
-    nothing = jnp.zeros_like(changes[0][1])
-    count = pack.shape[axis] if pack.ndim == 4 else pack.shape[-1]
-    return jnp.stack([by_place.get(i, nothing) for i in range(count)], axis=axis)
+    return dk, dv, placed(changes, arrays.packs.columns_real, 2)

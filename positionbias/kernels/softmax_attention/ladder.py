@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from positionbias.kernels import drivers
-from positionbias.kernels.drivers import PLATFORMS, Choice, Driver, always, current_platform
+from positionbias.kernels.drivers import Choice, Driver, always
 from positionbias.kernels.softmax_attention import cudnn, mosaic_gpu, mosaic_tpu, xla, xla_chunked
 from positionbias.kernels.softmax_attention.problem import Problem
 
-__all__ = ["DRIVERS", "PLATFORMS", "Choice", "check_impl", "choose", "current_platform", "ladder"]
+__all__ = ["DRIVERS", "Choice", "check_impl", "choose", "ladder"]
 
 LONG = 512  # queries from which a CPU takes chunks
 

@@ -85,11 +85,11 @@ def packed(problem: Problem, blocks: tuple[int, int], tiles: tuple[int, int]) ->
         if not operands:
             return None
         lead = [max(x.shape[axis] for x in operands) for axis in (0, 1)]
-        spread = [jnp.broadcast_to(x, (*lead, *x.shape[2:])) for x in operands]
+        alike = [jnp.broadcast_to(x, (*lead, *x.shape[2:])) for x in operands]
         if group == "scalars":
-            return jnp.stack([x[:, :, 0, 0] for x in spread], axis=-1)
+            return jnp.stack([x[:, :, 0, 0] for x in alike], axis=-1)
         axis = 2 if group == "rows" else 3
-        return jnp.concatenate([padded(x, axis, sizes[axis]) for x in spread], axis=5 - axis)
+        return jnp.concatenate([padded(x, axis, sizes[axis]) for x in alike], axis=5 - axis)
 
     dense = tuple(padded(padded(x, 2, rows), 3, columns) for x in groups.get(("dense", False), []))
     length = problem.sizes[1:3]

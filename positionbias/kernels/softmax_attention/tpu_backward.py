@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from positionbias.kernels.softmax_attention.fused import Arrays, Cotangents, Plan, Walks
+from positionbias.kernels.softmax_attention.fused import ROWWISE, Arrays, Cotangents, Plan, Walks, placed
 from positionbias.kernels.softmax_attention.tiles import slopes, weights
 from positionbias.kernels.softmax_attention.tpu_grid import (
     COLUMNS,
@@ -26,13 +26,11 @@ from positionbias.kernels.softmax_attention.tpu_grid import (
     visit_tile,
 )
 
-TOLD = ("lse", "offset", "entropy", "mean_position")  # what both kernels read of each row, in lanes
-
 
 def read_back(grid: Grid, given: Cotangents) -> tuple[list[str], dict[str, Any]]:
     """What the backward kernels read beside the tile: names of the lanes of `given`, and arrays with their blocks."""
     arrays = grid.arrays
-    names = [name for name in TOLD if getattr(given, name) is not None]
+    names = [name for name in ROWWISE if getattr(given, name) is not None]
     read: dict[str, Any] = {"v": (arrays.v, grid.keys(arrays.v)), "do": (given.o, grid.rows(given.o))}
     if names:
         told = jnp.stack([getattr(given, name) for name in names], axis=-1)
@@ -119,7 +117,7 @@ def rows(interpret: Any, plan: Plan, arrays: Arrays, walks: Walks, given: Cotang
     found = call(grid, body, read, outputs, scratch, interpret)
     gathered = found["told"][..., len(moved)] if given.gathers else None
     changes = {
-        group: _placed([(at.at, found["told"][..., i]) for i, at in enumerate(moved) if at.group == group], pack)
+        group: placed([(at.at, found["told"][..., i]) for i, at in enumerate(moved) if at.group == group], pack, 3)
         for group, pack in (("rows", arrays.packs.rows_real), ("scalars", arrays.packs.scalars_real))
     }
     return found["dq"], gathered, changes["rows"], changes["scalars"]
@@ -180,14 +178,4 @@ def columns(interpret: Any, plan: Plan, arrays: Arrays, walks: Walks, given: Cot
 
     found = call(grid, body, read, outputs, scratch, interpret)
     told = [(place.at, found["told"][:, :, i]) for i, place in enumerate(moved)]
-    change = _placed(told, None if arrays.packs.columns_real is None else jnp.moveaxis(arrays.packs.columns_real, 2, 3))
-    return found["dk"], found["dv"], None if change is None else jnp.moveaxis(change, 3, 2)
-
-
-def _placed(changes: list[tuple[int, jax.Array]], pack: jax.Array | None) -> jax.Array | None:
-    """Changes of some operands, [B, N, T] each, as those of the pack, whose last axis they are in: [B, N, T, R]."""
-    if pack is None or not changes:
-        return None
-    by_place = dict(changes)
-    nothing = jnp.zeros_like(changes[0][1])
-    return jnp.stack([by_place.get(i, nothing) for i in range(pack.shape[-1])], axis=-1)
+    return found["dk"], found["dv"], placed(told, arrays.packs.columns_real, 2)

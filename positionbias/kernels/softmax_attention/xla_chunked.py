@@ -19,7 +19,7 @@ import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.kernels.differences import by_difference
-from positionbias.kernels.softmax_attention.block_map import EMPTY, classes, known
+from positionbias.kernels.softmax_attention.block_map import classes, known
 from positionbias.kernels.softmax_attention.fused import told
 from positionbias.kernels.softmax_attention.problem import Problem, Stats
 from positionbias.kernels.softmax_attention.tiles import finite, slopes, weights
@@ -34,6 +34,7 @@ from positionbias.kernels.softmax_attention.xla import (
     scored,
     spread_out,
 )
+from positionbias.masks.base import EMPTY
 
 CHUNK = 128  # rows at a time
 # Above so many keys, half as many rows, so that a tenth of the memory of all rows is enough. Where no keys are left out
