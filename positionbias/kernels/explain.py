@@ -73,6 +73,11 @@ def main(argv: list[str]) -> int:
     dims = Dims(given.heads * given.head_size, given.heads, given.head_size, given.length)
     scheme.check(dims)
     if scheme.multiplies:
+        if given.impl is not None:
+            raise ConfigError(
+                f"--impl: {given.impl!r} reads products of queries and keys, and {spec.canonical(scheme)} has its own;"
+                " allowed: to leave it out."
+            )
         print(f"{spec.canonical(scheme)} has products of its own: the formula is computed as it stands, by no driver")
         return 0
     params = {name: jnp.zeros(matrix.shape) for name, matrix in scheme.layer_parameters(dims).items()}
@@ -126,7 +131,7 @@ def _recurrence(given: argparse.Namespace) -> Choice:
             problem: Any = posed_delta(q, k, v, {"strength": each}, chunk=given.chunk)
         elif given.kernel == "linear_memory":
             gates = {"rate": each, "momentum": each, "forget": each}
-            problem = posed_memory(q, k, v, gates, None, None, given.chunk or 16)
+            problem = posed_memory(q, k, v, gates, None, None, 16 if given.chunk is None else given.chunk)
         else:
             keys = channels if "key" in decays else each if "head" in decays else None
             problem = posed(q, k, v, keys, channels if "value" in decays else None, chunk=given.chunk)

@@ -75,6 +75,8 @@ def test_recurrences_have_drivers_of_their_own(capsys):
         (["--kernel", "linear_attention", "--impl", "cudnn"], "--impl: unknown impl 'cudnn'"),
         (["--kernel", "linear_attention", "--decays", "key,head"], "head and key are both of keys; allowed: one"),
         (["--chunk", "16"], "--chunk: attention has none; allowed: to leave it out."),
+        (["--kernel", "linear_memory", "--chunk", "0"], "chunk = 0 is not allowed; allowed: a whole number from 1."),
+        (["--position", "mirrored_rope", "--impl", "xla_dense"], "--impl: 'xla_dense' reads products of queries and"),
         (["--impl", "cudnn", "--platform", "cpu"], "cannot do this: the platform is cpu"),
     ],
 )
