@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Install if need be and compile every attention kernel for TPUs and an H200, none of which must be there.
-# Arguments go to positionbias.kernels.compile_targets, such as --target v5e. Needs Python 3.12 or later, about 2 GB on
-# disk for .venv-targets, and ten minutes for all.
+# Install if need be and compile every driver of attention and of recurrences for TPUs and an H200, none of which must be
+# there. Arguments go to positionbias.kernels.compile_targets, such as --target v5e. Needs Python 3.12 or later, about
+# 2 GB on disk for .venv-targets, and about half an hour for all on two cores.
 set -euo pipefail
 # shellcheck source=scripts/environment.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
