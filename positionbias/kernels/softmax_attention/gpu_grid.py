@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu
 from positionbias.kernels.differences import diagonal
 from positionbias.kernels.softmax_attention.fused import Arrays, Plan
 from positionbias.kernels.softmax_attention.operands import Place
-from positionbias.kernels.softmax_attention.tiles import kept
+from positionbias.kernels.softmax_attention.tiles import finite, kept
 
 plgpu: Any = mosaic_gpu  # untyped: it differs from release to release of jax
 STRIP = 64  # rows of a warpgroup's matrix product
@@ -236,8 +236,8 @@ class Tile:
 
     @property
     def seen(self) -> jax.Array:
-        """The scores, 0 where not allowed."""
-        return self.s if self.allowed is None else jnp.where(self.allowed, self.s, 0.0)
+        """The scores, finite, and 0 where not allowed."""
+        return finite(self.s, self.allowed)
 
 
 def made(grid: Grid, here: Visit, back_to: tuple[str, ...] = ()) -> Tile:

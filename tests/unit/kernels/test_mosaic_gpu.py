@@ -182,6 +182,18 @@ def test_dropout():
 
 
 @needs_mosaic_gpu
+def test_a_score_of_minus_infinity_is_as_good_as_a_mask():
+    i, j = _index(65, 65)
+    _compare(
+        _inputs(n=1),
+        np.ones((65, 65), bool),
+        lambda s: jnp.where(i >= j, s, -jnp.inf),
+        stats=("entropy",),
+        aux={"score": lambda s, b, h, q, k: jnp.where(q >= k, s, -jnp.inf), "kinds": ()},
+    )
+
+
+@needs_mosaic_gpu
 def test_weights_that_are_not_normalised():
     i, j = _index(65, 65)
     _compare(
