@@ -1,4 +1,4 @@
-"""What a call of attention refuses, and in which words."""
+"""Arguments of a kind that a call of attention does not take, and rules that cannot be run, each in a sentence."""
 
 import jax
 import jax.numpy as jnp
