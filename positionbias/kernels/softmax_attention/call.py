@@ -1,4 +1,4 @@
-"""The call that users and operators make: checks, rules, and the choice of a driver."""
+"""The call that users and operators make: its rules traced, and the choice of a driver."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Float, Mapped
-from positionbias.errors import ConfigError, nearest, unknown
+from positionbias.errors import ConfigError, nearest
 from positionbias.kernels.aux import AUX_KINDS, Aux
 from positionbias.kernels.rules import Argument, Rule, split
+from positionbias.kernels.softmax_attention.given import (
+    are_arrays,
+    check_arrays,
+    check_dropout,
+    check_scale,
+    check_stats,
+    check_tokens,
+    is_whole,
+    kind_of,
+)
 from positionbias.kernels.softmax_attention.ladder import Choice, choose
-from positionbias.kernels.softmax_attention.problem import STATS, Dropout, Problem, Stat
+from positionbias.kernels.softmax_attention.problem import Dropout, Problem, Stat
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.tokens import Tokens, sequential
@@ -25,8 +35,6 @@ from positionbias.tokens import Tokens, sequential
 MaskFunction = Callable[..., Mapped]
 ScoreFunction = Callable[..., Mapped]
 INDICES = ("s", "b", "h", "q", "k")  # of the arguments that a rule is called with
-MOST_DROPPED = 0.999
-DTYPES = ("bfloat16", "float16", "float32", "float64")  # of q, k and v
 BLOCK = 128  # queries and keys of a tile, unless told
 
 
@@ -99,7 +107,7 @@ def merge(
     ConfigError for pairs of other shapes.
     """
     for given in (first, second):
-        shapes = [np.shape(x) for x in given] if _are_arrays(given) else []
+        shapes = [np.shape(x) for x in given] if are_arrays(given) else []
         if len(shapes) != 2 or len(shapes[0]) != 4 or shapes[1] != (shapes[0][0], shapes[0][2], shapes[0][1]):
             told = ", ".join(str(list(shape)) for shape in shapes) or "what are no two arrays"
             raise ConfigError(f"merge is given {told}; allowed: outputs [B, T, N, K] and stats.lse [B, N, T], twice.")
@@ -128,27 +136,27 @@ def posed(
     block_sizes: tuple[int, int] | None = None,
 ) -> Problem:
     """The problem that a call poses, checked."""
-    _check_arrays(q, k, v, key_bias)
+    check_arrays(q, k, v, key_bias)
     # Of numpy as jax has it: without 64 bits, float64 would be told to drivers that never see it.
     q, k, v = (jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in (q, k, v))
     sizes = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     blocks = (BLOCK, BLOCK) if block_sizes is None else block_sizes
-    good = isinstance(blocks, tuple | list) and len(blocks) == 2 and all(_is_whole(n) and n >= 1 for n in blocks)
+    good = isinstance(blocks, tuple | list) and len(blocks) == 2 and all(is_whole(n) and n >= 1 for n in blocks)
     if not good:
         raise ConfigError(f"block_sizes = {block_sizes} is not allowed; allowed: two whole numbers from 1.")
     if not isinstance(normalise, bool | np.bool_):
         raise ConfigError(f"normalise = {normalise!r} is not allowed; allowed: True, False.")
-    _check_stats(stats, normalise)
-    _check_dropout(dropout)
-    _check_scale(scale)
+    check_stats(stats, normalise)
+    check_dropout(dropout)
+    check_scale(scale)
     for name, function in (("mask", mask), ("score", score)):
         if not isinstance(function, Mask) and function is not None and not _is_rule(function):
             kinds = "None, a Mask or a function" if name == "mask" else "None or a function"
-            raise ConfigError(f"{name} is {_kind(function)}; allowed: {kinds}.")
+            raise ConfigError(f"{name} is {kind_of(function)}; allowed: {kinds}.")
     if tokens is not None:
-        _check_tokens(tokens, mask)
+        check_tokens(tokens, mask)
     if aux is not None and not isinstance(aux, Mapping):
-        raise ConfigError(f"aux is {_kind(aux)}; allowed: a mapping of names to {', '.join(_aux_kinds())}.")
+        raise ConfigError(f"aux is {kind_of(aux)}; allowed: a mapping of names to {', '.join(_aux_kinds())}.")
     arguments = _Arguments(sizes, {} if aux is None else aux, (mask, score))
     allowed, tiles, plain = None, None, "none" if mask is None else None
     if isinstance(mask, Mask):
@@ -265,7 +273,7 @@ class _Arguments:
 def _returned(name: str, found: Any, kinds: Any, allowed: str) -> jax.Array:
     """What a rule returns, as an array of one of these kinds."""
     if not isinstance(found, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-        raise ConfigError(f"{name} returns {_kind(found)}; allowed: one array of {allowed}.")
+        raise ConfigError(f"{name} returns {kind_of(found)}; allowed: one array of {allowed}.")
     array = jnp.asarray(found)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (kinds if isinstance(kinds, tuple) else (kinds,))):
         raise ConfigError(f"{name} returns {array.dtype}; allowed: {allowed}.")
@@ -302,95 +310,5 @@ def _is_rule(function: Any) -> bool:
     return callable(function) and not isinstance(function, type)
 
 
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
 def _aux_kinds() -> list[str]:
     return [kind.__name__ for kind in AUX_KINDS]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is one real number that is known."""
-    if isinstance(value, jax.core.Tracer) or np.ndim(value) or not np.isrealobj(value):
-        return False
-    return np.issubdtype(np.asarray(value).dtype, np.number)
-
-
-def _are_arrays(values: Any) -> bool:
-    """Whether it is a sequence of arrays, or of what stands for them where only a driver is chosen."""
-    kinds = jax.Array | np.ndarray | jax.ShapeDtypeStruct
-    return isinstance(values, tuple | list) and all(isinstance(value, kinds) for value in values)
-
-
-def _check_scale(scale: Any) -> None:
-    if isinstance(scale, jax.core.Tracer):
-        raise ConfigError("scale is traced; allowed: a number that is known, and a factor in score for any other.")
-    if scale is not None and not (_is_number(scale) and np.isfinite(scale)):
-        raise ConfigError(f"scale = {scale!r} is not allowed; allowed: a number, or None for 1 / sqrt(H).")
-
-
-def _check_arrays(q: Any, k: Any, v: Any, key_bias: Any) -> None:
-    for name, value in (("q", q), ("k", k), ("v", v)):
-        if not _are_arrays([value]):
-            raise ConfigError(f"{name} is {_kind(value)}; allowed: an array.")
-    if not isinstance(key_bias, jax.Array | np.ndarray | None):
-        raise ConfigError(f"key_bias is {_kind(key_bias)}; allowed: an array, or None.")
-    shapes = {"q": np.shape(q), "k": np.shape(k), "v": np.shape(v)}
-    told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    kinds = {str(jnp.result_type(x)) for x in (q, k, v)}
-    if len(kinds) > 1 or not kinds <= set(DTYPES):
-        raise ConfigError(
-            f"q, k and v are of {sorted(kinds)}; allowed: one floating type for all three, of {', '.join(DTYPES)}."
-        )
-    allowed = "allowed: q [B, T, N, H], k [B, S, G, H], v [B, S, G, K], N a multiple of G, none of them 0."
-    if any(len(shape) != 4 or 0 in shape for shape in shapes.values()):
-        raise ConfigError(f"{told} are not allowed; {allowed}")
-    (b, _, n, h), (b2, s, g, h2), (b3, s2, g2, _) = shapes["q"], shapes["k"], shapes["v"]
-    if not (b == b2 == b3 and h == h2 and s == s2 and g == g2 and n % g == 0):
-        raise ConfigError(f"{told} do not fit together; {allowed}")
-    if key_bias is not None and np.shape(key_bias) != (b, g, s):
-        raise ConfigError(f"key_bias has shape {list(np.shape(key_bias))}; allowed: [B, G, S] = {[b, g, s]}.")
-    if key_bias is not None and not any(jnp.issubdtype(key_bias.dtype, kind) for kind in (jnp.integer, jnp.floating)):
-        raise ConfigError(f"key_bias is of {key_bias.dtype}; allowed: real numbers.")
-
-
-def _check_tokens(tokens: Any, mask: Any) -> None:
-    if not isinstance(mask, Mask):
-        raise ConfigError("tokens are what a Mask reads, and mask is none; allowed: a Mask, or aux for a function.")
-    sides = (tokens,) if isinstance(tokens, Tokens) or not isinstance(tokens, tuple | list) else tokens
-    if len(sides) != 2 or not all(isinstance(side, Tokens) for side in sides):
-        told = ", ".join(type(side).__name__ for side in sides)
-        raise ConfigError(f"tokens are ({told}); allowed: (Tokens, Tokens), those of the queries and of the keys.")
-
-
-def _check_stats(stats: Sequence[str], normalise: bool) -> None:
-    if not isinstance(stats, Sequence):
-        raise ConfigError(f"stats = {stats!r} is not allowed; allowed: a list of names, such as ['lse'].")
-    if isinstance(stats, str):
-        raise ConfigError(f"stats = {stats!r} is text; allowed: a list of names, such as [{stats!r}].")
-    for name in stats:
-        if name not in STATS:
-            raise unknown("stats", "statistic", name, STATS)
-    rowwise = [name for name in stats if name not in ("received", "block_mass")]
-    if rowwise and not normalise:
-        raise ConfigError(f"stats: {rowwise[0]!r} needs normalised weights; allowed without: 'received', 'block_mass'.")
-
-
-def _check_dropout(dropout: Any) -> None:
-    if dropout is None:
-        return
-    good = isinstance(dropout, tuple | list) and len(dropout) == 2 and _is_number(dropout[0])
-    if not good or not 0 <= dropout[0] <= MOST_DROPPED:
-        raise ConfigError(
-            f"dropout = {dropout!r} is not allowed; allowed: (rate, seed), a rate from 0 to {MOST_DROPPED}."
-        )
-    seed = dropout[1]
-    whole = _are_arrays([seed]) and np.shape(seed) == () and jnp.issubdtype(seed.dtype, jnp.integer)
-    if not whole and not (_is_whole(seed) and -(2**31) <= seed < 2**31):
-        told = f"{seed.dtype}{list(seed.shape)}" if _are_arrays([seed]) else repr(seed)
-        raise ConfigError(f"dropout has the seed {told}; allowed: a whole number of 32 bits, jax.random.bits(key) say.")
