@@ -11,7 +11,6 @@ compiled, or a kernel keeps registers in memory.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import faulthandler
@@ -27,6 +26,8 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.errors import unknown
 from positionbias.kernels.compile_cases import CASES as ATTENTIONS
 from positionbias.kernels.compile_cases import Case
 from positionbias.kernels.recurrence_cases import RECURRENCES, Corrected, Recurrence
@@ -218,28 +219,28 @@ def table(found: dict[tuple[str, str, str], list[Found]], targets: Sequence[Targ
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _chosen(text: str | None, names: Sequence[str], what: str, parser: argparse.ArgumentParser) -> list[str]:
+def _chosen(text: str | None, names: Sequence[str], what: str) -> list[str]:
     if text is None:
         return list(names)
     asked = [name.strip() for name in text.split(",")]
     for name in asked:
         if name not in names:
-            parser.error(f"--{what} {name!r} is unknown; allowed: {', '.join(names)}")
+            raise unknown(f"--{what}", what, name, names)
     return asked
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compile what the command line asks for, all of it unless told."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
+def main(argv: list[str]) -> int:
+    """Compile what the command line asks for, all of it unless told; returns the exit code."""
+    parser = Parser("python -m positionbias.kernels.compile_targets", str(__doc__).split("\n\n")[0])
     parser.add_argument("--target", help="chips, by commas: " + ", ".join(x.name for x in TARGETS))
     parser.add_argument("--driver", help="drivers, by commas; those that the chips have")
     parser.add_argument("--case", help="cases, by commas: " + ", ".join(case.name for case in CASES))
-    told = parser.parse_args(argv)
-    names = _chosen(told.target, [target.name for target in TARGETS], "target", parser)
+    told, _ = parse_command_line(parser, argv)
+    names = _chosen(told.target, [target.name for target in TARGETS], "target")
     targets = [target for target in TARGETS if target.name in names]
     known = list(dict.fromkeys(driver for target in targets for driver in target.drivers))
-    drivers = _chosen(told.driver, known, "driver", parser)
-    cases = _chosen(told.case, [case.name for case in CASES], "case", parser)
+    drivers = _chosen(told.driver, known, "driver")
+    cases = _chosen(told.case, [case.name for case in CASES], "case")
     meshes = {target.name: mesh_of(target) for target in targets}
     found: dict[tuple[str, str, str], list[Found]] = {}
     bad = 0
@@ -265,4 +266,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_entry(main)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from positionbias.errors import ConfigError
 from positionbias.kernels import compile_targets
 from positionbias.kernels.compile_targets import Found
 from positionbias.kernels.softmax_attention.ladder import DRIVERS
@@ -67,11 +68,19 @@ def test_every_driver_that_is_there_for_a_chip_is_compiled():
     assert meant == {name for name in DRIVERS if not name.endswith("_interpret")} - {"cudnn"}
 
 
-@pytest.mark.parametrize("option", ["target", "driver", "case"])
-def test_an_unknown_name_is_told(option, capsys):
-    with pytest.raises(SystemExit):
-        compile_targets.main([f"--{option}", "nothing"])
-    assert f"--{option} 'nothing' is unknown; allowed: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--target", "v5e,h20"], "--target: unknown target 'h20', did you mean 'h200'?"),
+        (["--target", "v5e", "--driver", "mosaic_gpu"], "--driver: unknown driver 'mosaic_gpu', did you mean 'mosaic_"),
+        (["--case", "forwards"], "--case: unknown case 'forwards', did you mean 'forward'?"),
+        (["--cases", "forward"], "command line: unknown flag '--cases', did you mean '--case'?"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(flags, words):
+    with pytest.raises(ConfigError) as error:
+        compile_targets.main(flags)
+    assert words in str(error.value)
 
 
 def test_what_xla_does_on_this_machine_is_compiled_and_a_refusal_is_told():
