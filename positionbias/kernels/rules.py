@@ -131,12 +131,18 @@ def split(
             f"{name} hands what it is given to numpy, or indexes a numpy array with it; allowed: jax arrays, such as"
             " jnp.asarray(table)[q]."
         ) from error
-    except ValueError as error:  # jax has no class of its own for it, and numpy none at all
-        if "truth value of an array" not in str(error).lower():
+    except (jax.errors.TracerBoolConversionError, ValueError) as error:
+        # Of arrays of several numbers jax has no class of its own for it, and numpy none at all.
+        if isinstance(error, ValueError) and "truth value of an array" not in str(error).lower():
             raise
         raise ConfigError(
             f"{name} asks whether an array is true, as `and`, `or`, `not`, `if` and chained comparisons do; allowed:"
             " &, |, ~, one comparison at a time, and jnp.where."
+        ) from error
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+        raise ConfigError(
+            f"{name} makes a number of Python of what it is given, as `int`, `float`, `range`, `math` and indices of"
+            " lists do; allowed: jax arrays, such as jnp.asarray(table)[h]."
         ) from error
     flat = Flat(closed, pairs[1:])
     if len(flat.results) != 1 or not _fits(flat.shape(flat.results[0]), pairs):

@@ -66,6 +66,15 @@ def test_what_does_not_fit_is_told_in_a_sentence(told, why):
         ({"mask": lambda b, h, q, k: (k <= q, q)}, "mask returns a tuple; allowed: one array of booleans"),
         ({"mask": lambda b, h, q, k: q - 3 < k <= q}, "mask asks whether an array is true.*chained.*allowed: &"),
         ({"score": lambda s, b, h, q, k: s if k <= q else -s}, "score asks whether an array is true.*allowed: &"),
+        ({"mask": lambda b, h, q, k: k <= q if b == 0 else k >= q}, "mask asks whether an array is true.*`if`"),
+        (
+            {"score": lambda s, b, h, q, k: s * float(b)},
+            "score makes a number of Python .*`float`.*allowed: jax arrays",
+        ),
+        (
+            {"score": lambda s, b, h, q, k: s * [1.0, 2.0][b]},
+            "score makes a number of Python .* lists do; allowed: jax",
+        ),
         ({"score": lambda s, b, h, q, k: None}, "score returns a NoneType; allowed: one array of real numbers"),
         ({"score": lambda s, b, h, q, k: k <= q}, "score returns bool; allowed: real numbers"),
         ({"score": lambda s, b, h, q, k: s * 1j}, "score returns complex64; allowed: real numbers"),
