@@ -28,6 +28,9 @@ class Aux:
         kind = type(self).__name__
         if not isinstance(self.array, jax.Array | np.ndarray | np.generic | bool | int | float):
             raise ConfigError(f"aux[{name!r}], {kind}, holds a {type(self.array).__name__}; allowed: an array.")
+        if not isinstance(self.array, jax.Array) and np.asarray(self.array).dtype.kind in "OSUMm":
+            held = np.asarray(self.array).dtype  # objects, text or times
+            raise ConfigError(f"aux[{name!r}], {kind}, holds an array of {held}; allowed: one of numbers or booleans.")
         shape = np.shape(self.array)
         found = next((word for word in self.letters if shape == tuple(told[letter] for letter in word)), None)
         if found is None:

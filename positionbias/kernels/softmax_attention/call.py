@@ -224,6 +224,8 @@ class _Arguments:
         self.indices = [Argument(b, True), Argument(h[:, None, None]), Argument(q[:, None]), Argument(k[None])]
         self.aux = {}
         for name, value in aux.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"aux has the name {name!r}; allowed: text, as parameters are named.")
             if name in INDICES:
                 raise ConfigError(
                     f"aux[{name!r}] has the name of an index; allowed: names other than {', '.join(INDICES)}."
@@ -307,7 +309,14 @@ def _takes(function: Any, name: str) -> bool:
 
 
 def _is_rule(function: Any) -> bool:
-    return callable(function) and not isinstance(function, type)
+    """Whether it is a function that tells its parameters, as some of Python's own do not."""
+    if not callable(function) or isinstance(function, type):
+        return False
+    try:
+        inspect.signature(function)
+    except ValueError:
+        return False
+    return True
 
 
 def _aux_kinds() -> list[str]:

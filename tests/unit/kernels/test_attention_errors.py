@@ -18,6 +18,7 @@ TABLE = np.arange(6)
     [
         ({"mask": np.ones((6, 6), bool)}, "mask is a ndarray; allowed: None, a Mask or a function"),
         ({"mask": "causal"}, "mask is a str; allowed: None, a Mask or a function"),
+        ({"mask": max}, "mask is a builtin_function_or_method; allowed: None, a Mask or a function"),
         ({"mask": Causal}, "mask is the class Causal; allowed: None, a Mask or a function"),
         ({"score": np.ones((6, 6))}, "score is a ndarray; allowed: None or a function"),
         ({"mask": lambda b, h, q, k: TABLE[q] == TABLE[k]}, r"mask hands .* to numpy.*allowed: jax arrays"),
@@ -40,6 +41,11 @@ TABLE = np.arange(6)
         (
             {"dropout": (0.1, jax.random.key(0))},
             r"dropout has the seed key<fry>\[\]; allowed: .* jax.random.bits\(key\)",
+        ),
+        ({"aux": {3: Scalar(1.0)}}, "aux has the name 3; allowed: text"),
+        (
+            {"score": lambda s, b, h, q, k, x: s + x, "aux": {"x": PerHead(np.array(["a", "b"]))}},
+            r"aux\['x'\], PerHead, holds an array of <U1; allowed: one of numbers or booleans",
         ),
         ({"aux": [1]}, "aux is a list; allowed: a mapping of names to PerQuery, PerKey, PerHead, Scalar, Relative"),
         ({"impl": ["xla_dense"]}, r"impl: unknown driver \['xla_dense'\].*allowed: cudnn"),
