@@ -1,14 +1,32 @@
-"""Shared by all tests: two virtual devices, a compile cache, and small runs."""
+"""Shared by all tests: two virtual devices, programs compiled in haste, a compile cache, and small runs."""
 
 from __future__ import annotations
 
+import functools
+import os
 import pathlib
 
+import jax
 import pytest
 
 from positionbias import runtime
 
 runtime.configure(cpu_devices=2)
+
+# Slower code from the same program, in half the time: tests run most of theirs once or twice. jax 0.10 also has simpler
+# kernels, which later ones have not.
+HASTE = {"xla_backend_optimization_level": (0, 3)}  # here, and as users have it
+if jax.__version_info__ < (0, 11):
+    HASTE["xla_cpu_use_fusion_emitters"] = (False, True)
+
+
+def pytest_configure(config):
+    """Before XLA starts, which reads its flags once; commands that tests start compile in haste too."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = " ".join(f"--{name}={str(here).lower()}" for name, (here, _) in HASTE.items())
+    if config.option.markexpr != "accelerator" and flags not in given:  # workers have those of who started them
+        os.environ["XLA_FLAGS"] = f"{given} {flags}"
+
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -20,14 +38,18 @@ def root() -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def in_haste():
-    """The package's own programs are compiled in haste too: for modules where no bit depends on how."""
-    import jax
-    from haste import hasty_jit
-
+def as_users():
+    """The package's own programs are compiled as users have them: for modules that compare bits, or train for long."""
+    options = {name: theirs for name, (_, theirs) in HASTE.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", hasty_jit)
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
         yield
+
+
+@pytest.fixture
+def commands_as_users(monkeypatch):
+    """So are those of commands."""
+    monkeypatch.setenv("XLA_FLAGS", "")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from flax import nnx
 from haste import hasty_jit
 from test_operators import EXAMPLES as OPERATORS
@@ -11,8 +10,6 @@ from positionbias import spec
 from positionbias.config.build import build
 from positionbias.generation.generate import generate
 from positionbias.models.parameters import Frozen
-
-pytestmark = pytest.mark.usefixtures("in_haste")
 
 AXIS, EXAMPLES = "operators", {name: texts[-1:] for name, texts in OPERATORS.items()}
 PROMPT = np.random.default_rng(0).integers(0, 14, (3, 10))

@@ -13,8 +13,6 @@ from positionbias.replicas import Layout
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 AXIS = "objectives"
 EXAMPLES = {
     "next_token": ["next_token", "next_token(others=0.5)"],

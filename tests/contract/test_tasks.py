@@ -339,7 +339,6 @@ def test_is_documented(built):
     assert type(built).__doc__.strip().splitlines()[0].endswith(".")
 
 
-@pytest.mark.usefixtures("in_haste")
 @pytest.mark.parametrize("name", spec.names(AXIS))
 def test_the_docstring_shows_a_sample(name):
     assert shown(name), "write: One sample of `NAME(...)`: and what positionbias.tasks.show draws"

@@ -1,11 +1,14 @@
 """The first lines of the quickstart's metrics, as numbers."""
 
 import numpy as np
+import pytest
 
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
 from positionbias.training.loop import train
 from positionbias.training.writers import read_metrics
+
+pytestmark = pytest.mark.usefixtures("as_users")
 
 LOSS = {
     20: [2.834551, 2.858956, 2.863660, 2.857006],

@@ -2,7 +2,6 @@
 timed."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -19,8 +18,7 @@ def run(root, folder, *more):
 
 def started(root, folder, script, written, *more):
     command = [sys.executable, f"benchmarks/{script}", "--folder", str(folder), *more]
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # which compiles sooner
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / written).read_text())
 

@@ -47,6 +47,7 @@ def run(module, *arguments, cwd, **options):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options)
 
 
+@pytest.mark.usefixtures("commands_as_users")
 def test_train_evaluate_report_and_load(config, tmp_path):
     trained = run("train", "--config", config, "--workdir", "run", "--config.train.steps=8", cwd=tmp_path)
     assert (trained.returncode, trained.stderr) == (0, "")
@@ -151,6 +152,7 @@ positionbias.train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.usefixtures("commands_as_users")
 def test_a_run_killed_in_a_save_goes_on_from_the_last_whole_step_to_the_same_bits(config, tmp_path):
     arguments = ["--config", str(config), "--workdir"]
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_SAVE, *arguments, "killed"], cwd=tmp_path, check=False)

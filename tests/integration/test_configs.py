@@ -34,7 +34,6 @@ def name(path):
     return "-".join(path.relative_to(CONFIGS_FOLDER).parts).removesuffix(".py")
 
 
-@pytest.mark.usefixtures("in_haste")
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_config_trains(path, tmp_path):
     config = resolve(load_config(str(path), list(SHRUNK.items())))

@@ -8,7 +8,7 @@ import positionbias
 from positionbias.spec import ConfigError
 from positionbias.training.loop import train
 
-pytestmark = [pytest.mark.usefixtures("in_haste", "no_influence")]
+pytestmark = [pytest.mark.usefixtures("no_influence")]
 
 RUNS = {
     "next_token": {"model.mask": "causal"},

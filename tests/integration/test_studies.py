@@ -11,6 +11,8 @@ from positionbias.config.resolve import resolve
 from positionbias.config.sweeps import cells
 from positionbias.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("as_users")
+
 CEILING = 0.58984375  # of the causal reader: (n+1)/2n + (n-1)/2n * 1/16 with n = 8
 
 

@@ -27,7 +27,6 @@ def blocks(root):
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.usefixtures("in_haste")
 def test_the_readmes_config_trains_and_its_lines_look_into_the_run(blocks, tmp_path, monkeypatch, capsys):
     config, look, _ = blocks
     monkeypatch.chdir(tmp_path)

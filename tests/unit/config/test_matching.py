@@ -1,8 +1,6 @@
 """Configs of equal size, by trained parameters and by FLOPs."""
 
-import jax
 import pytest
-from haste import hasty_jit
 
 from positionbias import match
 from positionbias.config.build import build
@@ -13,11 +11,6 @@ from positionbias.spec import ConfigError
 
 RAW = {"name": "small", "task": "inverse_permutation(n=3, alphabet=5)", "model": {"layers": 1, "width": 16, "heads": 2}}
 BARE = {"model.norm": "none", "model.mlp": False, "model.position": "none"}
-
-
-@pytest.fixture(autouse=True)
-def in_haste_alone(monkeypatch):
-    monkeypatch.setattr(jax, "jit", hasty_jit)
 
 
 def counted(width, **changes):

@@ -13,7 +13,7 @@ from positionbias.replicas import Layout, replica_keys
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
-pytestmark = pytest.mark.usefixtures("in_haste", "no_influence")
+pytestmark = pytest.mark.usefixtures("no_influence")
 
 TASK = {"task": "associative_recall(pairs=3, keys=4, values=8)", "model.position": "sinusoidal", "model.heads": 2}
 

@@ -16,8 +16,6 @@ from positionbias.replicas import Layout, replica_keys
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 
 def fresh(config):
     experiment = build(config)

@@ -21,8 +21,6 @@ from positionbias.tokens import joined
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 RECALL = AssociativeRecall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)
 TRAIN = RECALL.conditions()[0]
 

@@ -21,7 +21,7 @@ from positionbias.spec import ConfigError
 from positionbias.tasks.base import item_keys
 from positionbias.tokens import sequential
 
-pytestmark = pytest.mark.usefixtures("in_haste", "no_influence")
+pytestmark = pytest.mark.usefixtures("no_influence")
 
 RECALL = {"task": "associative_recall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)", "model.heads": 2}
 LAYERS = {

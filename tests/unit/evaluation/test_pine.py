@@ -26,8 +26,6 @@ from positionbias.positions.rotary import RoPE
 from positionbias.spec import ConfigError
 from positionbias.tokens import sequential
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 TASK = "associative_recall(pairs=4, keys=4, values=4, delays=2, shift=0)"
 LENGTHS = {1: 4, 2: 6, 3: 3, 4: 5}
 PREFIX, SUFFIX = 3, 4

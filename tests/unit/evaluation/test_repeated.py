@@ -20,7 +20,7 @@ from positionbias.spec import ConfigError
 from positionbias.tasks.base import item_keys
 from positionbias.tokens import sequential
 
-pytestmark = pytest.mark.usefixtures("in_haste", "no_influence")
+pytestmark = pytest.mark.usefixtures("no_influence")
 
 RECALL = {"task": "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=0)", "model.position": "rope"}
 

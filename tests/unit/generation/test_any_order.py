@@ -9,8 +9,6 @@ from positionbias.generation.generate import _merged, generate
 from positionbias.models.sites import Sites
 from positionbias.spec import ConfigError
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 MODEL = {
     "task": "reversal(pairs=6, both=3, begin=True)",  # a vocabulary of 15, whose answers stand in inputs
     "objective": "random_order",

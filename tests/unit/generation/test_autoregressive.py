@@ -14,8 +14,6 @@ from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch
 from positionbias.tokens import sequential
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 TASK = "reversal_in_context(pairs=3, names=6)"  # 11 rows, of which 9 are the context, and a vocabulary of 14
 PROMPT = np.random.default_rng(0).integers(0, 14, (3, 10))
 ENCODER = {"task": TASK, "model.architecture": "encoder_decoder"}

@@ -12,8 +12,6 @@ from positionbias.generation.diffusion import decode, log_likelihood, schedule
 from positionbias.generation.generate import generate, likelihood
 from positionbias.spec import ConfigError
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 MASK = 4  # of a toy of four tokens
 MODEL = {
     "task": "reversal_in_context(pairs=3, names=6)",  # a vocabulary of 14, so that the mask token is 14

@@ -15,8 +15,6 @@ from positionbias.tokens import sequential
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 T, LAYERS = 9, 4
 ROLE = np.array([1, 1, 2, 2, 2, 0, 0, 0, 0])  # modality, question, answer
 TOKENS = sequential(

@@ -27,8 +27,6 @@ from positionbias.training.auto import Auto
 from positionbias.training.loop import train
 from positionbias.training.program import Program, fetch
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):

@@ -17,8 +17,6 @@ from positionbias.tokens import UNTOLD
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 TASK = "associative_recall(pairs=3, keys=3, values=4, delays=2, shift=2)"
 
 

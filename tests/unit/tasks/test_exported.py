@@ -10,8 +10,6 @@ from positionbias import spec
 from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 TASK = "associative_recall(pairs=3, keys=3, values=4, delays=2, shift=2)"
 
 

@@ -22,6 +22,8 @@ from positionbias.training.program import Compiled, Program
 from positionbias.training.run_folder import FolderInUse
 from positionbias.training.writers import read_metrics
 
+pytestmark = pytest.mark.usefixtures("as_users")
+
 
 def quiet(line):
     return None

@@ -9,6 +9,8 @@ from positionbias.replicas import Layout
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program, fetch
 
+pytestmark = pytest.mark.usefixtures("as_users")
+
 
 def advance(config, auto, dispatches=1):
     compiled = Program(build(config), auto).compile()
