@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from positionbias.config.build import build
 from positionbias.config.cli import apply_overrides
 from positionbias.config.resolve import resolve
 from positionbias.list import entries
+from positionbias.operators.base import Operator, Pattern
 from positionbias.spec import ConfigError
 
 AXES = ("masks", "positions", "assignments", "operators", "architectures", "objectives")
@@ -66,6 +69,10 @@ BASE: dict[str, Any] = {
 VECTORS: dict[str, Any] = {"task": "inverse_permutation_matrix(d=3)", "model.inputs": "vector"}
 # Where masks meet architectures, a task whose inputs hold no answers, as leaks are told where masks meet objectives.
 NO_ANSWERS = "associative_recall(pairs=4, keys=8, values=8, delays=1)"
+PATTERNS = (
+    "The four of CAB (Zhang et al., ICML 2023): a query reads all keys or those up to its place, of its own sequence or"
+    " another. `tests/contract/test_operator_patterns.py` runs every + and has all else refused with its reason."
+)
 # What a member needs beside itself, unless the pair says it.
 WITH: dict[tuple[str, str], dict[str, str]] = {
     ("objectives", "bidirectional_causal"): {"masks": "switch(causal, bidirectional & ~masked_keys)"},
@@ -127,20 +134,32 @@ def _in_general(told: str, members: tuple[str, ...]) -> str:
 
 def matrix(rows: str, columns: str) -> Matrix:
     """Every pair of two axes."""
-    notes: list[str] = []
-    cells: dict[tuple[str, str], int | None] = {}
-    for row in spec.names(rows):
-        for column in spec.names(columns):
-            told = refusal(rows, row, columns, column)
-            if told is not None and told not in notes:
-                notes.append(told)
-            cells[row, column] = None if told is None else notes.index(told) + 1
-    return Matrix(tuple(spec.names(rows)), tuple(spec.names(columns)), cells, tuple(notes))
+    named = tuple(spec.names(rows)), tuple(spec.names(columns))
+    return _noted(*named, {pair: refusal(rows, pair[0], columns, pair[1]) for pair in itertools.product(*named)})
+
+
+def _noted(rows: tuple[str, ...], columns: tuple[str, ...], told: Mapping[tuple[str, str], str | None]) -> Matrix:
+    """A matrix of refusals, each with its note once."""
+    notes = tuple(dict.fromkeys(why for why in told.values() if why is not None))
+    cells = {pair: None if why is None else notes.index(why) + 1 for pair, why in told.items()}
+    return Matrix(rows, columns, cells, notes)
+
+
+def patterns() -> Matrix:
+    """Every operator and each of the four patterns, as its declaration has them; the notes are its reasons."""
+    names, four = tuple(spec.names("operators")), typing.get_args(Pattern)
+    told = {}
+    for name in names:
+        operator: Operator = spec.build("operators", example("operators", name), "model.operator")
+        for pattern in four:
+            told[name, pattern] = None if pattern in operator.patterns else f"{operator.lacking(pattern)}."
+    return _noted(names, four, told)
 
 
 def page() -> str:
     """What BUILD.md says of members: a table an axis, and the matrices."""
     parts = [f"### {axis.capitalize()}\n\n{members_table(axis)}" for axis in AXES]
+    parts.append(f"### Operators and patterns\n\n{PATTERNS}\n\n{table(patterns())}")
     for rows, columns in PAIRS:
         parts.append(f"### {rows.capitalize()} and {columns}\n\n{matrix_table(rows, columns)}")
     return "\n\n".join(parts)
@@ -162,6 +181,11 @@ def matrix_table(rows: str, columns: str) -> str:
         return (
             f"Every one of the {len(found.rows)} {rows} is built with every one of the {len(found.columns)} {columns}."
         )
+    return table(found)
+
+
+def table(found: Matrix) -> str:
+    """A matrix in Markdown, with its notes."""
     lines = ["| | " + " | ".join(f"`{name}`" for name in found.columns) + " |", "|---" * (len(found.columns) + 1) + "|"]
     for row in found.rows:
         cells = [found.cells[row, column] for column in found.columns]

@@ -23,7 +23,7 @@ from positionbias.models.base import Architecture, Model, initialise, visible
 from positionbias.models.parameters import Blueprint
 from positionbias.models.state import state_size
 from positionbias.objectives.base import Objective
-from positionbias.operators.base import Operator
+from positionbias.operators.base import Operator, Pattern
 from positionbias.positions.base import Placed, PositionScheme
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
@@ -274,12 +274,7 @@ def _check_attention(experiment: Experiment) -> None:
     """Every operator can take its mask's pattern, and lets nothing through that the mask forbids."""
     for _, name, operator, mask, q, k in _attentions(experiment):
         allowed = np.asarray(mask.dense(q, k))
-        kind = _pattern(operator, mask, q, k, allowed)
-        if kind not in operator.patterns:
-            raise ConfigError(
-                f"model.operator: {spec.canonical(operator)} does not work as {kind.replace('_', ' ')} attention,"
-                f" which {name} needs; allowed: {', '.join(sorted(operator.patterns))}."
-            )
+        check_pattern(operator, _pattern(operator, mask, q, k, allowed), name)
         beyond = np.argwhere(np.asarray(visible(operator, mask, q, k)) & ~allowed)
         if len(beyond):
             i, j = beyond[0]
@@ -288,6 +283,15 @@ def _check_attention(experiment: Experiment) -> None:
                 f"model.operator: {spec.canonical(operator)} lets position {j} influence position {i} in {name},"
                 f" which the mask {spec.canonical(mask)} forbids{why}; allowed: a mask that contains what it mixes."
             )
+
+
+def check_pattern(operator: Operator, pattern: Pattern, name: str) -> None:
+    """Raise ConfigError where the operator does not work as the pattern that the attention `name` has."""
+    if pattern not in operator.patterns:
+        raise ConfigError(
+            f"model.operator: {spec.canonical(operator)} does not work as {pattern.replace('_', ' ')} attention, which"
+            f" {name} needs, as {operator.lacking(pattern)}; allowed: {', '.join(sorted(operator.patterns))}."
+        )
 
 
 def _check_modes(experiment: Experiment) -> None:
@@ -312,10 +316,12 @@ def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operat
             yield condition, *attention
 
 
-def _pattern(operator: Operator, mask: Mask, q: Any, k: Any, allowed: np.ndarray) -> str:
+def _pattern(operator: Operator, mask: Mask, q: Any, k: Any, allowed: np.ndarray) -> Pattern:
     causal = not np.any(allowed & ~np.asarray(Causal().dense(q, k)))
     same = q.length == k.length and np.array_equal(q.index, k.index)
-    return f"{'causal' if causal else 'noncausal'}_{'self' if same else 'cross'}"
+    if same:
+        return "causal_self" if causal else "noncausal_self"
+    return "causal_cross" if causal else "noncausal_cross"
 
 
 def _layouts(experiment: Experiment, condition: Condition) -> Iterator[Tokens]:

@@ -155,7 +155,9 @@ def check_kept(
 
 def _unread(operator: Operator, crosses: bool, stored: bool) -> str | None:
     """Why an operator has to be called on all rows; None if it need not."""
-    if operator.carries and not crosses:
+    if crosses:
+        return None  # a row reads what an encoder read, and no other row
+    if operator.carries:
         return None if stored else "its state takes rows in the order stored"
     return None if operator.steps else operator.whole
 

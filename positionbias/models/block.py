@@ -129,6 +129,13 @@ class Attention(nnx.Module):
         """Some rows `x` of a sequence, with its keys and values kept; see `Operator.step`."""
         return self._mixed(self.operator.step, self._queries(x), kept.key, kept.value, tokens_q, tokens_k, mask, site)
 
+    def ask(self, x: jax.Array, tokens_q: Tokens, asked: Crossed, site: Scoped) -> jax.Array:
+        """Some rows `x` of a decoder, of what was read of another sequence: no row of a call reads another of them."""
+        stream, tokens_k, mask, kept = asked
+        more = self.operator.projected(x, stream, values(self.own))
+        given = self._queries(x), kept.key, kept.value, tokens_q, tokens_k, mask, site
+        return self._mixed(self.operator, *given, more)
+
     def advance(self, x: jax.Array, asked: Asked, state: Tree, site: Scoped) -> tuple[jax.Array, Tree]:
         """The next rows `x` of a sequence, by what the operator holds of those before; see `Operator.advance`."""
         q, (k, v), own = self._queries(x), self.keys_values(x), values(self.own)
@@ -288,9 +295,7 @@ class Block(nnx.Module):
         if crossed is not None:
             assert self.cross is not None
             assert self.norm_cross is not None
-            tokens_k, mask, encoded = crossed
-            normed = self.norm_cross(x)
-            x = self._join(x, self.cross.step(normed, asked.tokens_q, tokens_k, mask, encoded, site.under("cross")))
+            x = self._join(x, self.cross.ask(self.norm_cross(x), asked.tokens_q, crossed, site.under("cross")))
         return self._fed(x, site), kept
 
     def _fed(self, x: jax.Array, site: Scoped) -> jax.Array:
@@ -302,7 +307,8 @@ class Block(nnx.Module):
 
 
 Held = Kept | Tree  # a layer's keys and values of the rows read so far, or the state that its operator made of them
-Crossed = tuple[Tokens, Mask, Kept]  # of an encoder: its tokens, the mask on them, and a layer's keys and values of it
+# Of an encoder: what it gives, its tokens, the mask on them, and a layer's keys and values of it.
+Crossed = tuple[jax.Array, Tokens, Mask, Kept]
 
 
 class Stack(nnx.Module):

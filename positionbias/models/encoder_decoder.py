@@ -50,13 +50,14 @@ class EncoderDecoderModel(Model):
         if kept is None:
             encoded = self.encoder(x[:, :context_length], context, self.masks_encoder, site.under("encoder"))
             crosses = [block.cross for block in self.decoder.blocks if block.cross is not None]
-            kept = None, tuple(Kept(*cross.keys_values(encoded)) for cross in crosses)
+            kept = None, (encoded, tuple(Kept(*cross.keys_values(encoded)) for cross in crosses))
             x, rows = x[:, context_length:], rows[:, context_length:]
-        own, encoded_kept = kept
+        own, read = kept
+        encoded, kept_by_layer = read
         mask = self.mask_cross.bind(rest, context)
-        crossed = tuple((context, mask, one) for one in encoded_kept)
+        crossed = tuple((encoded, context, mask, one) for one in kept_by_layer)
         x, own = self.decoder.step(x, rows - context_length, rest, self.masks, own, site, crossed)
-        return self.readout(x, self.embedding), (own, encoded_kept)
+        return self.readout(x, self.embedding), (own, read)
 
 
 @member("architectures", "encoder_decoder")

@@ -30,7 +30,7 @@ class AssociativeMemory(Operator):
     width: int = 3
 
     reads = "stream"
-    patterns = frozenset({"causal_self"})
+    patterns = frozenset({"causal_self", "noncausal_self"})
     uses_rotation = False
     uses_bias = False
 

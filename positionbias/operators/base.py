@@ -10,6 +10,7 @@ of one size stands for all rows read so far; an operator with neither says why (
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -23,6 +24,18 @@ from positionbias.positions.base import Dims, Matrix, Parameters, Placed, Positi
 from positionbias.tokens import Tokens, sequential
 
 Pattern = Literal["noncausal_self", "causal_self", "noncausal_cross", "causal_cross"]
+Reasons = Mapping[Pattern, str]
+
+
+def reasons(noncausal_self: str = "", causal_self: str = "", cross: str = "") -> Reasons:
+    """Why an operator does not work as these; `cross` is why it takes no keys of another sequence."""
+    told: Reasons = {
+        "noncausal_self": noncausal_self,
+        "causal_self": causal_self,
+        "noncausal_cross": cross,
+        "causal_cross": cross,
+    }
+    return {pattern: why for pattern, why in told.items() if why}
 
 
 class Operator:
@@ -32,6 +45,7 @@ class Operator:
     reads: ClassVar[Literal["qkv", "stream"]] = "qkv"
     reads_tokens: ClassVar[frozenset[str]] = frozenset()  # fields of tokens that matter to it, beside index and valid
     patterns: ClassVar[frozenset[Pattern]] = frozenset()
+    lacks: ClassVar[Reasons] = {}  # why each of the four that is not among its patterns is not; see `lacking`
     uses_rotation: ClassVar[bool] = True  # honours a scheme's `rotate`; False where the stream is read
     uses_bias: ClassVar[bool] = True  # honours a scheme's `bias`; False where the stream is read
     uses_products: ClassVar[bool] = False  # honours a scheme's `products`
@@ -41,6 +55,12 @@ class Operator:
         ""  # why what it carries from row to row is not cleared where a segment begins, if it is not
     )
     has_pattern: ClassVar[bool] = False  # returns a [B, N, T, S] pattern that can be recorded and edited
+
+    def lacking(self, pattern: Pattern) -> str:
+        """Why it does not work as this pattern, the end of the sentence that refuses it."""
+        if self.reads == "stream" and pattern.endswith("cross"):
+            return "it reads one stream, and keys of another sequence are made of a second"
+        return self.lacks[pattern]
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         """The operator's own parameters, by name, a set a layer; `dims.width` is that of the layer's input."""

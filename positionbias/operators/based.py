@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.arrays import Tree
+from positionbias.arrays import Float, Tree
+from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
-from positionbias.operators.base import SiteFunction
-from positionbias.operators.linear_attention import features
+from positionbias.operators.base import Pattern, SiteFunction
+from positionbias.operators.linear_attention import features, of_another, unordered
 from positionbias.operators.recurrent import (
     Recurrent,
     State,
@@ -19,11 +20,14 @@ from positionbias.operators.recurrent import (
     convolution_matrices,
     held,
     near,
+    of_one_sequence,
     only_valid,
     rotated,
+    sees_all,
 )
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
+from positionbias.tokens import Tokens
 
 
 @member("operators", "based")
@@ -34,7 +38,9 @@ class Based(Recurrent):
     Arora et al. 2024 (arXiv 2402.18668, sections 3.1 and 3.2): s = q . k / sqrt(`features`) of queries and keys mapped
     to `features` entries a head. The paper has the two attentions and gated convolutions in layers of their own, which
     `[short_convolution(gated=True), based(window=0, convolution=0), ...]` gives; in one layer (ours) their outputs are
-    added, and with `convolution` queries, keys and values first pass a causal convolution of so many tokens.
+    added, and with `convolution` queries, keys and values first pass a causal convolution of so many tokens. Window and
+    convolution look back from a place in one sequence; without both it is linear attention, to all keys or those of
+    another sequence too.
     """
 
     features: int = 16
@@ -46,12 +52,39 @@ class Based(Recurrent):
         require(0 <= self.window <= 65536, "window", self.window, "a whole number from 0 to 65536")
         require(0 <= self.convolution <= 65536, "convolution", self.convolution, "a whole number from 0 to 65536")
 
+    @property
+    def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
+        if self.window or self.convolution:
+            return frozenset({"causal_self"})
+        return frozenset({"causal_self", "noncausal_self", "causal_cross", "noncausal_cross"})
+
+    def lacking(self, pattern: Pattern) -> str:
+        return "its window and its convolution look back from a place in one sequence (window=0, convolution=0)"
+
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         maps = {
             name: Matrix((dims.heads, dims.head_size, self.features), "feature", dims.head_size, "fan_in")
             for name in ("map_q", "map_k")
         }
         return maps | (convolution_matrices(self.convolution, dims) if self.convolution else {})
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        if of_one_sequence(tokens_q, tokens_k):
+            return super().__call__(q, k, v, tokens_q, tokens_k, mask, position, params, site)
+        q, k = self._features(*rotated(position, q, k, tokens_q, tokens_k), tokens_k, params)
+        mixed = of_another(q, k, v, tokens_q, tokens_k, mask, normalise=True)
+        return only_valid(mixed.astype(v.dtype), tokens_q)
 
     def advance(
         self,
@@ -68,20 +101,29 @@ class Based(Recurrent):
         if self.convolution:
             (q, k, v), after["convolved"] = all_convolved(q, k, v, asked, params, held(state, "convolved"))
         q, k = rotated(position, q, k, tokens, tokens)
-        short_q, short_k = (
-            features(jnp.einsum("BTNH,NHF->BTNF", x, params[f"map_{name}"].astype(x.dtype)), "taylor")
-            for name, x in (("q", q), ("k", k))
-        )
-        mixed, after["memory"] = kernels.linear_attention(
-            short_q,
-            only_valid(short_k, tokens),
-            v.astype(jnp.float32),
-            initial_state=held(state, "memory"),
-            resets=asked.resets(),
-            normalise=True,
-        )
+        short_q, short_k = self._features(q, k, tokens, params)
+        if sees_all(asked.mask):
+            mixed, after["memory"] = unordered(short_q, short_k, v, normalise=True)
+        else:
+            mixed, after["memory"] = kernels.linear_attention(
+                short_q,
+                short_k,
+                v.astype(jnp.float32),
+                initial_state=held(state, "memory"),
+                resets=asked.resets(),
+                normalise=True,
+            )
         mixed = mixed.astype(v.dtype)
         if self.window:
             exact, _, after["near"] = near(q, k, v, self.window, asked, held(state, "near"))
             mixed = mixed + exact
         return only_valid(mixed, tokens), after
+
+    def _features(
+        self, q: jax.Array, k: jax.Array, tokens_k: Tokens, params: Parameters
+    ) -> tuple[Float[jax.Array, "B T N F"], Float[jax.Array, "B S N F"]]:
+        q, k = (
+            features(jnp.einsum("BTNH,NHF->BTNF", x, params[f"map_{name}"].astype(x.dtype)), "taylor")
+            for name, x in (("q", q), ("k", k))
+        )
+        return q, only_valid(k, tokens_k)

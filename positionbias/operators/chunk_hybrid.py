@@ -12,7 +12,7 @@ from positionbias import kernels
 from positionbias.arrays import Bool, Float, Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked, taken, with_before
-from positionbias.operators.base import Operator, SiteFunction
+from positionbias.operators.base import Operator, SiteFunction, reasons
 from positionbias.operators.recurrent import (
     State,
     gate_matrix,
@@ -47,6 +47,10 @@ class ChunkHybrid(Operator):
     slowness: float = 16.0
 
     patterns = frozenset({"causal_self"})
+    lacks = reasons(
+        noncausal_self="its state holds the chunks before, and none behind",
+        cross="a chunk is of the queries and keys of the same tokens",
+    )
     any_mask = False
     endless = "its chunks are counted from the first token stored"
     uses_bias = False

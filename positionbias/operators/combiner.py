@@ -63,6 +63,13 @@ class Combiner(Operator):
     def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
         return frozenset({"causal_self"}) if self.causal else frozenset({"noncausal_self"})
 
+    def lacking(self, pattern: Pattern) -> str:
+        if pattern.endswith("cross"):
+            return "spans are summed up by the queries of their own tokens"
+        if self.form == "logsparse":
+            return "logsparse has no form for it"
+        return f"it has its {'' if self.causal else 'non'}causal form (causal={not self.causal} is the other)"
+
     def __call__(
         self,
         q: jax.Array,

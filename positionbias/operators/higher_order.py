@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from positionbias import kernels
 from positionbias.arrays import Float, Tree
 from positionbias.operators.asked import Asked
-from positionbias.operators.base import SiteFunction
+from positionbias.operators.base import SiteFunction, reasons
 from positionbias.operators.linear_attention import unordered
 from positionbias.operators.recurrent import Recurrent, held, normed, only_valid, rotated, sees_all
 from positionbias.positions.base import Parameters, Placed
@@ -31,6 +31,7 @@ class _HigherOrder(Recurrent):
     norm: Norm = "rms"
 
     patterns = frozenset({"causal_self", "noncausal_self"})
+    lacks = reasons(cross="a query and a key of the same token are multiplied")
 
     def __post_init__(self) -> None:
         require(0 < self.decay <= 1, "decay", self.decay, "a number above 0 and at most 1")

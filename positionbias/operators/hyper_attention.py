@@ -55,8 +55,12 @@ class HyperAttention(Operator):
 
     @property
     def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
-        """That of the form: cross attention would tell rows of a decoder of one another."""
         return frozenset({"causal_self" if self.causal else "noncausal_self"})
+
+    def lacking(self, pattern: Pattern) -> str:
+        if pattern.endswith("cross"):
+            return "queries are sorted among themselves, so that rows of a decoder would tell of one another"
+        return f"it has its {'' if self.causal else 'non'}causal form (causal={not self.causal} is the other)"
 
     def __call__(
         self,

@@ -16,9 +16,11 @@ from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import (
     Recurrent,
     State,
+    across,
     by_head,
     held,
     normed,
+    of_one_sequence,
     only_valid,
     product,
     rotated,
@@ -44,14 +46,14 @@ class LightNet(Recurrent):
     the sigmoid of a gate made of the stream by `rank` features. With `lrpe` (its MD-LRPE), names of fields of the
     tokens, silu(q) and the weights of keys are turned by angles of these, an equal share of the channels each, cosines
     and sines side by side so that each channel keeps its own decay; the position scheme's own rotation is of k itself
-    and of silu(q). Its MD-TPE, a recurrence over the embeddings, is left out: it mixes tokens before the first layer,
-    where no mask is asked.
+    and of silu(q). Its MD-TPE, a recurrence over the embeddings, is the operator `md_tpe` of a layer in front. Of
+    another sequence, whose keys sum up as they are stored, queries read all or those up to their own place.
     """
 
     rank: int = 16
     lrpe: tuple[str, ...] = ()
 
-    patterns = frozenset({"causal_self", "noncausal_self", "noncausal_cross"})
+    patterns = frozenset({"causal_self", "noncausal_self", "causal_cross", "noncausal_cross"})
 
     def __post_init__(self) -> None:
         require(1 <= self.rank <= 65536, "rank", self.rank, "a whole number from 1 to 65536")
@@ -111,7 +113,7 @@ class LightNet(Recurrent):
         params: Parameters,
         state: State | None,
     ) -> tuple[jax.Array, State]:
-        """Keys and values are of the rows asked; queries, where every key is seen, of any sequence."""
+        """Keys and values are of the rows asked; queries, of these too or of another sequence."""
         tokens = asked.tokens_q
         q, k = rotated(position, jax.nn.silu(q), k, tokens_q, tokens)
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
@@ -130,14 +132,14 @@ class LightNet(Recurrent):
             weights = jnp.where(valid, jnp.exp(k - total), 0.0)
             if self.lrpe:
                 log_decay = jnp.concatenate([log_decay, log_decay], axis=-1)
-            mixed, memory = kernels.linear_attention(
-                self._turned(q, tokens_q),
-                self._turned(weights, tokens),
-                values,
-                log_decay=log_decay,
-                initial_state=held(state, "memory"),
-                resets=resets,
-            )
+            turned = self._turned(q, tokens_q), self._turned(weights, tokens)
+            if of_one_sequence(tokens_q, tokens):
+                memory = held(state, "memory")
+                mixed, memory = kernels.linear_attention(
+                    *turned, values, log_decay=log_decay, initial_state=memory, resets=resets
+                )
+            else:
+                mixed, memory = across(*turned, values, tokens_q, tokens, log_decay), None
         mixed = normed(mixed) * by_head(params["open"], q.shape[2])
         return only_valid(mixed.astype(v.dtype), tokens_q), {"memory": memory, "total": total[:, -1]}
 

@@ -15,7 +15,7 @@ from positionbias.arrays import Float, Tree
 from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.recurrent import Recurrent, only_valid, rotated, sees_all
+from positionbias.operators.recurrent import Recurrent, across, of_one_sequence, only_valid, rotated, sees_all
 from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member
 from positionbias.tokens import Tokens
@@ -28,17 +28,17 @@ Feature = Literal["elu", "relu", "taylor", "exp", "identity"]
 class LinearAttention(Recurrent):
     """o_i = sum_j f(q_i) . f(k_j) v_j / sum_j f(q_i) . f(k_j), f a feature map (Katharopoulos et al. 2020).
 
-    arXiv 2006.16236, equations 5 and 9; causal, or over all keys. `feature`: `elu` is elu(x) + 1 (the paper's), `relu`
-    is max(x, 0), `exp` is e^x, `taylor` makes f(q) . f(k) = 1 + s + s^2 / 2 of s = q . k / sqrt(H) (Based, Arora et al.
-    2024, arXiv 2402.18668), and `identity` is x / H^(1/4), which is not normalised, since its sums may be 0. With
-    `normalise=False` no other is either. Queries and keys are turned by the position scheme before f. A row whose
-    features have no key's in common is 0.
+    arXiv 2006.16236, equations 5 and 9; causal, or over all keys, of its own sequence or another. `feature`: `elu` is
+    elu(x) + 1 (the paper's), `relu` is max(x, 0), `exp` is e^x, `taylor` makes f(q) . f(k) = 1 + s + s^2 / 2 of s =
+    q . k / sqrt(H) (Based, Arora et al. 2024, arXiv 2402.18668), and `identity` is x / H^(1/4), which is not
+    normalised, since its sums may be 0. With `normalise=False` no other is either. Queries and keys are turned by the
+    position scheme before f. A row whose features have no key's in common is 0.
     """
 
     feature: Feature = "elu"
     normalise: bool = True
 
-    patterns = frozenset({"causal_self", "noncausal_self", "noncausal_cross"})
+    patterns = frozenset({"causal_self", "noncausal_self", "causal_cross", "noncausal_cross"})
 
     def __call__(
         self,
@@ -52,10 +52,10 @@ class LinearAttention(Recurrent):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        if not sees_all(mask):
+        if of_one_sequence(tokens_q, tokens_k):
             return super().__call__(q, k, v, tokens_q, tokens_k, mask, position, params, site)
         q, k = self._features(q, k, tokens_q, tokens_k, position)
-        mixed, _ = unordered(q, k, v, self._divides)
+        mixed = of_another(q, k, v, tokens_q, tokens_k, mask, self._divides)
         return only_valid(mixed.astype(v.dtype), tokens_q)
 
     def advance(
@@ -105,6 +105,21 @@ def features(x: Float[jax.Array, "... H"], feature: Feature) -> Float[jax.Array,
     row, column = np.triu_indices(size)
     squares = x[..., row] * x[..., column] * np.where(row == column, math.sqrt(0.5), 1.0).astype(np.float32)
     return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares], axis=-1)
+
+
+def of_another(
+    q: Float[jax.Array, "B T N F"],
+    k: Float[jax.Array, "B S N F"],
+    v: Float[jax.Array, "B S N K"],
+    tokens_q: Tokens,
+    tokens_k: Tokens,
+    mask: Mask,
+    normalise: bool,
+) -> Float[jax.Array, "B T N K"]:
+    """Every query against the keys of another sequence: all, or those stored up to it."""
+    if sees_all(mask):
+        return unordered(q, k, v, normalise)[0]
+    return across(q, k, v.astype(jnp.float32), tokens_q, tokens_k, normalise=normalise)
 
 
 def unordered(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float, Int, Mapped
-from positionbias.operators.base import ScoreOperator, SiteFunction
+from positionbias.operators.base import ScoreOperator, SiteFunction, reasons
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
@@ -34,6 +34,7 @@ class Lookahead(ScoreOperator):
     scaled: bool = True
 
     patterns = frozenset({"noncausal_self", "causal_self"})
+    lacks = reasons(cross="it looks ahead of a query's own place, and another sequence has none for it")
 
     def __post_init__(self) -> None:
         require(self.most >= 1, "most", self.most, "a whole number from 1")

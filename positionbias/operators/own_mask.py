@@ -6,7 +6,7 @@ import jax
 
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
-from positionbias.operators.base import SiteFunction
+from positionbias.operators.base import SiteFunction, reasons
 from positionbias.operators.by_kernel import ByKernel
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Parameters, Placed
@@ -17,6 +17,7 @@ class OwnMask(ByKernel):
     """Softmax where both the layer's mask and `own` let a query see a key; one sequence with itself."""
 
     patterns = frozenset({"noncausal_self", "causal_self"})
+    lacks = reasons(cross="its mask is laid around each query's own place, and another sequence has none for it")
 
     @property
     def own(self) -> Mask:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.arrays import Bool, Mapped, Tree
+from positionbias.arrays import Bool, Float, Mapped, Tree
+from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.linear_attention import Feature, features
-from positionbias.operators.recurrent import Recurrent, by_head, only_valid, rotated
+from positionbias.operators.recurrent import Recurrent, across, by_head, of_one_sequence, only_valid, rotated
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member
 from positionbias.tokens import Tokens
@@ -27,13 +28,14 @@ class PrefixLinearAttention(Recurrent):
     tokens of the context keys k' and values v' by matrices of their own, o_t is the sum over j <= t of f(q_t) . f(k_j)
     v_j and over the context of f(q_t) . f(k'_j) v'_j, divided by both sums of weights. A token of the context sees the
     rest of it too, so that the mask has to be `context_bidirectional` or wider, and a loss on inputs of the context
-    would read them. Without a context it is `linear_attention`.
+    would read them. Without a context it is `linear_attention`. Across sequences both sums are over that of the keys,
+    which is the context whole where an encoder reads it.
     """
 
     feature: Feature = "taylor"
 
     reads_tokens = frozenset({"context"})
-    patterns = frozenset({"causal_self", "noncausal_self"})
+    patterns = frozenset({"causal_self", "noncausal_self", "causal_cross", "noncausal_cross"})
     endless = "the context is one, and every token reads it whole"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
@@ -46,6 +48,25 @@ class PrefixLinearAttention(Recurrent):
         names = {"keys_of_context": "context_key", "values_of_context": "context_value"}
         return {name: stream @ params[matrix].astype(stream.dtype) for name, matrix in names.items()}
 
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        if of_one_sequence(tokens_q, tokens_k):
+            return super().__call__(q, k, v, tokens_q, tokens_k, mask, position, params, site)
+        state = self._of_context(tokens_k, position, params, k.shape[2])
+        q, k = self._features(q, k, tokens_q, tokens_k, position)
+        mixed = across(q, k, v.astype(jnp.float32), tokens_q, tokens_k, state=state, normalise=self._divides)
+        return only_valid(mixed.astype(v.dtype), tokens_q)
+
     def advance(
         self,
         q: jax.Array,
@@ -57,20 +78,30 @@ class PrefixLinearAttention(Recurrent):
         site: SiteFunction,
         state: Tree,
     ) -> tuple[jax.Array, Tree]:
-        tokens, divides = asked.tokens_q, self.feature != "identity"
-        q, k = rotated(position, q, k, tokens, tokens)
-        q, k = features(q, self.feature), only_valid(features(k, self.feature), tokens)
+        tokens = asked.tokens_q
+        q, k = self._features(q, k, tokens, tokens, position)
         if state is None:  # the first rows hold the whole context
             state = self._of_context(tokens, position, params, q.shape[2])
-        mixed, state = kernels.linear_attention(q, k, v.astype(jnp.float32), initial_state=state, normalise=divides)
+        values = v.astype(jnp.float32)
+        mixed, state = kernels.linear_attention(q, k, values, initial_state=state, normalise=self._divides)
         return only_valid(mixed.astype(v.dtype), tokens), state
+
+    @property
+    def _divides(self) -> bool:
+        return self.feature != "identity"
+
+    def _features(
+        self, q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens, position: Placed
+    ) -> tuple[Float[jax.Array, "B T N F"], Float[jax.Array, "B S N F"]]:
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        return features(q, self.feature), only_valid(features(k, self.feature), tokens_k)
 
     def _of_context(self, tokens: Tokens, position: Placed, params: Parameters, heads: int) -> jax.Array:
         """The state that the context's own keys and values make."""
         theirs = features(position.rotate(by_head(params["keys_of_context"], heads), tokens, "key"), self.feature)
         inside = tokens._replace(valid=jnp.asarray(tokens.valid) & (jnp.asarray(tokens.context) > 0))
         values = by_head(params["values_of_context"], heads).astype(jnp.float32)
-        if self.feature != "identity":
+        if self._divides:
             values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
         return jnp.einsum("BSNF,BSNK->BNFK", only_valid(theirs, inside), values)
 

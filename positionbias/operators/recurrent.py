@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from positionbias.masks.base import Mask
 from positionbias.masks.groups import Segments
 from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
 from positionbias.operators.asked import Asked, with_before
-from positionbias.operators.base import Operator
+from positionbias.operators.base import Operator, reasons
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.tokens import Tokens, running_most, sequential
 
@@ -27,10 +28,15 @@ class Recurrent(Operator):
     What is seen is told by order alone: all tokens up to a token's own or, where the operator has the pattern and the
     mask is `bidirectional`, all of them. Where the mask cuts the sequence into segments, none of which sees another,
     what is carried is cleared as one begins, unless the operator is `endless`. Any other mask that hides more is
-    refused. The call is `advance` on all rows at once.
+    refused. The call is `advance` on all rows at once. Of another sequence a query reads the keys that are stored up to
+    it (`across`), or all of them.
     """
 
     patterns = frozenset({"causal_self"})
+    lacks = reasons(
+        noncausal_self="what it carries goes from each token to those behind it alone",
+        cross="what it carries goes from token to token of one sequence",
+    )
     any_mask = False
     uses_bias = False
 
@@ -41,7 +47,8 @@ class Recurrent(Operator):
         before = columns.index <= rows.index
         if not self.endless and allowed.shape[-2] == allowed.shape[-1]:
             segment = _segments(allowed)
-            before = before & (segment[..., :, None] == segment[..., None, :])
+            other = (tokens_q.index != tokens_k.index).any(axis=-1)[..., None, None]  # keys of another sequence
+            before = before & (other | (segment[..., :, None] == segment[..., None, :]))
         return there & (before | (everything & self._sees_all))
 
     @property
@@ -60,6 +67,72 @@ def _segments(allowed: Bool[Mapped, "... T T"]) -> Int[Mapped, "... T"]:
 def sees_all(mask: Mask) -> bool:
     """Whether the mask lets every token see every other."""
     return isinstance(mask, Bidirectional)
+
+
+def of_one_sequence(tokens_q: Tokens, tokens_k: Tokens) -> bool:
+    """Whether queries and keys are of the same sequence; of traced tokens, whether they are the same arrays."""
+    q, k = tokens_q.index, tokens_k.index
+    return q is k or (isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and np.array_equal(q, k))
+
+
+class _Interleaved(NamedTuple):
+    """The rows of two sequences in the order in which they are stored, a key before the query of its own place."""
+
+    order: Int[jax.Array, "B S+T"]  # which row stands where: of the keys, 0 to S - 1, or, from S on, of the queries
+    keys: int  # S
+
+    @classmethod
+    def of(cls, tokens_q: Tokens, tokens_k: Tokens, batch: int) -> _Interleaved:
+        stored = [
+            jnp.broadcast_to(jnp.asarray(tokens.index) * 2 + later, (batch, tokens.length))
+            for tokens, later in ((tokens_k, 0), (tokens_q, 1))
+        ]
+        return cls(jnp.argsort(jnp.concatenate(stored, axis=-1), axis=-1), tokens_k.length)
+
+    def of_keys(self, x: Float[jax.Array, "B S ..."]) -> Float[jax.Array, "B S+T ..."]:
+        """What is of the keys, and zeros for the queries."""
+        return self._filled(x, (0, self.order.shape[-1] - self.keys))
+
+    def of_queries(self, x: Float[jax.Array, "B T ..."]) -> Float[jax.Array, "B S+T ..."]:
+        """What is of the queries, and zeros for the keys."""
+        return self._filled(x, (self.keys, 0))
+
+    def asked(self, x: Float[jax.Array, "B S+T ..."]) -> Float[jax.Array, "B T ..."]:
+        """What comes out for the queries, in their own order."""
+        return _taken(x, jnp.argsort(self.order, axis=-1)[:, self.keys :])
+
+    def _filled(self, x: jax.Array, room: tuple[int, int]) -> jax.Array:
+        return _taken(jnp.pad(x, [(0, 0), room] + [(0, 0)] * (x.ndim - 2)), self.order)
+
+
+def _taken(x: Float[jax.Array, "B T ..."], rows: Int[jax.Array, "B R"]) -> Float[jax.Array, "B R ..."]:
+    return jnp.take_along_axis(x, rows.reshape(*rows.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def across(
+    q: Float[jax.Array, "B T N H"],
+    k: Float[jax.Array, "B S N H"],
+    v: Float[jax.Array, "B S N K"],
+    tokens_q: Tokens,
+    tokens_k: Tokens,
+    log_decay: Float[jax.Array, "B S N H"] | None = None,
+    state: Float[jax.Array, "B N H K"] | None = None,
+    normalise: bool = False,
+) -> Float[jax.Array, "B T N K"]:
+    """What each query reads of the keys of another sequence that are stored up to its own place.
+
+    One recurrence over both in the order stored, in which a query writes nothing and no state decays at it.
+    """
+    rows = _Interleaved.of(tokens_q, tokens_k, len(q))
+    mixed, _ = kernels.linear_attention(
+        rows.of_queries(q),
+        rows.of_keys(k),
+        rows.of_keys(v),
+        log_decay=None if log_decay is None else rows.of_keys(log_decay),
+        initial_state=state,
+        normalise=normalise,
+    )
+    return rows.asked(mixed)
 
 
 def rotated(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Mapped
-from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.operators.base import Operator, ScoreOperator, SiteFunction, reasons
 from positionbias.operators.choosing import all_pairs
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
@@ -34,6 +34,10 @@ class Reversed(ScoreOperator):
     scaled: bool = True
 
     patterns = frozenset({"noncausal_self"})
+    lacks = reasons(
+        causal_self="a share tells of all who receive, later ones too",
+        cross="a share tells of all who receive, so that rows of a decoder would tell of one another",
+    )
     any_mask = False
     step = Operator.step  # shares are over all rows
     whole = "a share tells of all who receive, so that every row changes with each that comes"

@@ -49,6 +49,11 @@ class Routing(Choosing):
     def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
         return frozenset({"causal_self"}) if self.causal else frozenset({"noncausal_self"})
 
+    def lacking(self, pattern: Pattern) -> str:
+        if pattern.endswith("cross"):
+            return "a region is of the mean of its queries, so that rows of a decoder would tell of one another"
+        return f"it has its {'' if self.causal else 'non'}causal form (causal={not self.causal} is the other)"
+
     def pattern(
         self,
         found: jax.Array,

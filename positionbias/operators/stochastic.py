@@ -59,7 +59,7 @@ class GatedStochastic(ByKernel):
     scaled: bool = True
     impl: str | None = None
 
-    patterns = frozenset({"noncausal_self", "causal_self"})
+    patterns, lacks = OwnMask.patterns, OwnMask.lacks
     whole = "its gates are made of the stream, and a step is given queries, keys and values alone"
 
     def __post_init__(self) -> None:

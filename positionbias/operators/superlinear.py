@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Int, Mapped
-from positionbias.operators.base import scores
+from positionbias.operators.base import reasons, scores
 from positionbias.operators.choosing import Choosing, all_pairs
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
@@ -40,6 +40,10 @@ class Superlinear(Choosing):
     scaled: bool = True
 
     patterns = frozenset({"causal_self"})
+    lacks = reasons(
+        noncausal_self="it searches among what comes before a query",
+        cross="its window and its anchors are counted back from a query's own place",
+    )
     whole = "it searches by queries of its own, made of the stream"
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from positionbias.arrays import Float, Mapped
 from positionbias.masks.base import Mask
-from positionbias.operators.base import Operator, SiteFunction
+from positionbias.operators.base import Operator, SiteFunction, reasons
 from positionbias.operators.choosing import all_pairs
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
@@ -38,6 +38,10 @@ class VariedWindow(Operator):
     scaled: bool = True
 
     patterns = frozenset({"noncausal_self"})
+    lacks = reasons(
+        causal_self="a window is placed by the mean of all its tokens, later ones too",
+        cross="a window is of the queries and keys of the same tokens",
+    )
     any_mask = False
     uses_bias = False
     has_pattern = True

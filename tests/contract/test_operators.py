@@ -28,7 +28,8 @@ EXAMPLES = {
     "retention": ["retention", "retention(gated=False)"],
     "hla2": ["hla2", "hla2(norm='none', decay=0.9)", "hla2(norm='ratio')"],
     "lightnet": ["lightnet", "lightnet(lrpe=('position', 'frame'))"],
-    "based": ["based", "based(features=2, window=2, convolution=0)"],
+    "based": ["based", "based(features=2, window=0, convolution=0)", "based(features=2, window=2, convolution=0)"],
+    "md_tpe": ["md_tpe", "md_tpe(axes=('role', 'segment'))"],
     "short_convolution": ["short_convolution", "short_convolution(width=2, gated=True)"],
     "titans": [
         "titans(chunk=3, window=2, persistent=2)",
