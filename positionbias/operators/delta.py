@@ -109,8 +109,8 @@ class Delta(_Delta):
 class GatedDelta(_Delta):
     """The delta rule on a state that decays by a_t first (Gated DeltaNet, Yang et al. 2024, arXiv 2412.06464).
 
-    Equation 10 and section 3.4: as `delta`, with a_t = exp(-d_t r), d_t = softplus(w . x_t + b), started as those of
-    `mamba2`, and the output through the swish of a gate made of the stream.
+    Equation 10 and section 3.4 (8 and 3.3 in the first version): as `delta`, with a_t = exp(-d_t r), d_t = softplus(w .
+    x_t + b), started as those of `mamba2`, and the output through the swish of a gate made of the stream.
     """
 
     decays = True

@@ -21,9 +21,10 @@ from positionbias.spec import member, require
 class GatedSlot(Recurrent):
     """o_t = softmax(q_t K~_t') V~_t over `slots`, K~_t = diag(a_t) K~_(t-1) + (1 - a_t) k_t', V~ likewise (GSA).
 
-    Zhang et al. 2024 (arXiv 2409.07146, equations 9 to 12): a_t = sigmoid(W x_t)^(1 / `slowness`), one a slot and head;
-    queries pass a swish, so do keys, values; the output of each head is taken over its root mean square. Two gated
-    recurrences with a softmax between. ABC (Peng et al. 2022) is the same with a running mean in place of the decay.
+    Zhang et al. 2024 (arXiv 2409.07146; the gated slots, and their form as two passes of GLA): a_t = sigmoid(W x_t)^(1
+    / `slowness`), one a slot and head; queries pass a swish, so do keys, values; the output of each head is taken over
+    its root mean square. Two gated recurrences with a softmax between. ABC (Peng et al. 2022) is the same with a
+    running mean in place of the decay.
     """
 
     slots: int = 16

@@ -85,8 +85,8 @@ def network_memory(
     """Outputs M_t(q_t), and the weights and the momentum after the last step.
 
     S_t = momentum_t S_(t-1) - rate_t grad |M(k_t) - v_t|^2, M_t = (1 - forget_t) M_(t-1) + S_t (Titans, Behrouz et al.
-    2024, equations 8 to 14), the gradient that of the memory which the chunk of `chunk` steps begins with. A step that
-    is not `valid` hands both on as they are. All in float32.
+    2024, equations 13 and 14), the gradient that of the memory which the chunk of `chunk` steps begins with (16 and
+    18). A step that is not `valid` hands both on as they are. All in float32.
     """
 
     def one_chunk(state: tuple[Memory, Memory], part: tuple[jax.Array, ...]) -> tuple[tuple[Memory, Memory], jax.Array]:

@@ -43,11 +43,11 @@ RATES = ("rate", "momentum", "forget")
 class Titans(Recurrent):
     """A memory M trained on |M(k_t) - v_t|^2 with momentum and forgetting while it reads (Behrouz et al. 2024).
 
-    arXiv 2501.00663, sections 3 and 4. S_t = eta_t S_(t-1) - theta_t grad, M_t = (1 - alpha_t) M_(t-1) + S_t, the
-    gradient at the memory that a chunk of `chunk` tokens begins with; theta, eta and alpha are sigmoids of linear maps
-    of the token, a head. Queries, keys and values of the memory pass a SiLU and a causal convolution of `convolution`
-    tokens, queries and keys are of length 1 then. `memory` is a matrix (`linear`) or a network with one hidden layer of
-    `expansion` times the head size (`mlp`); both start from trained weights. `form`:
+    arXiv 2501.00663, sections 3 and 4; equations 12 to 16 and 18. S_t = eta_t S_(t-1) - theta_t grad, M_t = (1 -
+    alpha_t) M_(t-1) + S_t, the gradient at the memory that a chunk of `chunk` tokens begins with; theta, eta and alpha
+    are sigmoids of linear maps of the token, a head. Queries, keys and values of the memory pass a SiLU and a causal
+    convolution of `convolution` tokens, queries and keys are of length 1 then. `memory` is a matrix (`linear`) or a
+    network with one hidden layer of `expansion` times the head size (`mlp`); both start from trained weights. `form`:
 
     mag: the product of softmax attention to the last `window` tokens and `persistent` trained ones, and of the sigmoid
         of the memory, each over its root mean square and times trained weights.

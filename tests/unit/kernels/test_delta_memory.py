@@ -8,7 +8,7 @@ import pytest
 from delta_oracle import TOLERANCE, agree, by_formula, drawn, drivers, gate, state, with_gradients
 
 from positionbias.errors import ConfigError
-from positionbias.kernels import delta_rule, linear_memory
+from positionbias.kernels import delta_rule, linear_attention, linear_memory
 from positionbias.kernels.delta_recurrence.reference import linear_memory_reference
 
 
@@ -112,6 +112,15 @@ def test_without_momentum_a_chunk_of_1_is_the_gated_delta_rule(impl):
     rows = {"q": params["q"], "k": params["k"], "v": params["v"] * left[..., None]}
     wanted = delta_rule(**rows, strength=strength, log_decay=np.log(left), initial_state=start, impl=impl)
     agree((o, last), wanted, 4e-6)
+
+
+@pytest.mark.parametrize("impl", drivers())
+def test_one_chunk_without_a_memory_before_it_is_a_recurrence_that_corrects_nothing(impl):
+    params = whole(40)
+    rows = {name: params[name] for name in ("q", "k", "v", "rate", "forget")}
+    o, (last, _) = linear_memory(**rows, momentum=np.zeros_like(params["rate"]), chunk=40, impl=impl)
+    keys = params["k"] * 2 * params["rate"][..., None]
+    agree((o, last), linear_attention(params["q"], keys, params["v"], log_decay=np.log(1 - params["forget"])), 4e-6)
 
 
 @pytest.mark.parametrize("impl", drivers())

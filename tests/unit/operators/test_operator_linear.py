@@ -23,6 +23,7 @@ from operators_oracle import (
     softplus,
 )
 
+from positionbias import kernels
 from positionbias.operators.lightnet import LightNet
 
 FEATURES = {
@@ -205,6 +206,23 @@ def test_gated_slot_reads_slots_by_softmax():
         weights = softmax(np.einsum("bnh,bnsh->bns", q[:, t], slots["k"]) / 2)
         found.append(np.einsum("bns,bnsk->bnk", weights, slots["v"]))
     close(one.run(), normed(np.stack(found, axis=1)))
+
+
+def test_bounded_memory_is_two_recurrences_whose_gates_are_quotients_of_sums():
+    """ABC: each slot holds the mean of keys and of values, weighted by exponentials of how much each token writes."""
+    one, slots = setting("linear_attention"), 5
+    written = np.random.default_rng(1).normal(size=(2, T, N, slots)).astype(np.float32)
+    weights, known = np.exp(written.astype(np.float64)), []
+    for t in range(T):
+        share = weights[:, : t + 1] / weights[:, : t + 1].sum(axis=1, keepdims=True)
+        keys, values = (np.einsum("bsnr,bsnk->bnrk", share, x[:, : t + 1]) for x in (one.k, one.v))
+        known.append(np.einsum("bnr,bnrk->bnk", softmax(np.einsum("bnh,bnrh->bnr", one.q[:, t], keys)), values))
+    total = np.logaddexp.accumulate(written, axis=1)
+    decay = np.concatenate([total[:, :1], total[:, :-1]], axis=1) - total
+    now = np.exp(written - total)
+    scores, _ = kernels.linear_attention(one.q, one.k, now, value_log_decay=decay)
+    found, _ = kernels.linear_attention(softmax(np.asarray(scores)), now, one.v, log_decay=decay)
+    close(found, np.stack(known, axis=1))
 
 
 @pytest.mark.parametrize("name", ["delta", "gated_delta"])

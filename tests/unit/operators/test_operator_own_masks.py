@@ -77,6 +77,12 @@ def test_a_mask_that_reaches_everywhere_leaves_dense_softmax(text, layer):
     np.testing.assert_allclose(found, mixed(Softmax(), arrays(), sequential(T), masked(layer)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sinks", [1, 3, 12])
+def test_a_window_over_everything_leaves_dense_softmax_whatever_the_sinks(sinks):
+    found = mixed(Softmax(), arrays(), sequential(T), masked(f"causal & window_with_sinks(12, {sinks})"))
+    np.testing.assert_allclose(found, mixed(Softmax(), arrays(), sequential(T), masked("causal")), rtol=1e-5, atol=1e-6)
+
+
 def test_powers_of_two_by_hand():
     tokens = sequential(6)
     seen = operator("power").visible(tokens, tokens, masked("causal").dense(tokens, tokens))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from operators_oracle import DIMS, H, K, N, T, close, convolved, heads, lower, mixed, products, setting
+from operators_oracle import DIMS, H, K, N, T, close, convolved, heads, lower, mixed, products, recurrence, setting
 
 
 def taylor(q, k):
@@ -27,6 +27,19 @@ def test_the_context_is_read_by_every_token_through_keys_of_its_own(context):
 
 def test_without_a_context_it_is_linear_attention():
     close(setting("prefix_linear_attention").run(), setting("linear_attention(feature='taylor')").run(), 1e-6)
+
+
+def test_without_a_context_it_is_based_without_window_and_convolution():
+    based = setting(f"based(features={H}, window=0, convolution=0)")
+    based.params.update({f"map_{name}": np.broadcast_to(np.eye(H, dtype=np.float32), (N, H, H)) for name in "qk"})
+    close(setting("prefix_linear_attention").run(), based.run(), 1e-6)
+
+
+def test_the_context_is_a_state_to_begin_with():
+    one = setting("prefix_linear_attention(feature='identity')", context=(np.arange(T) < 4).astype(np.int32))
+    theirs = heads(one.x @ one.context_key)[:, :4], heads(one.x @ one.context_value)[:, :4]
+    begun = np.einsum("bsnh,bsnk->bnhk", *theirs)
+    close(one.run(), recurrence(one.q / 2, one.k, one.v, state=begun))
 
 
 def test_a_feature_that_is_not_divided():

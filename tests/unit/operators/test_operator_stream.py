@@ -9,6 +9,7 @@ from positionbias import spec
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.operators.softmax import Softmax
+from positionbias.positions.base import Dims
 from positionbias.tokens import sequential
 
 
@@ -146,3 +147,66 @@ def test_orthogonal_memory_tells_apart_no_tokens_behind_the_window_but_by_their_
 def test_orthogonal_memory_has_no_more_slots_than_a_head_has_features():
     with pytest.raises(ConfigError, match="slots = 5 is not allowed; allowed: at most the head size, 4"):
         spec.build("operators", "orthogonal_memory(slots=5)", "operator").parameters(DIMS)
+
+
+def tpe(text, tokens, x, **params):
+    operator, mask = spec.build("operators", text, "operator"), spec.build("masks", "causal", "mask")
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+    return np.asarray(operator.mix(jnp.asarray(x, jnp.float32), tokens, mask, params, Sites()))
+
+
+def test_md_tpe_of_one_feature_a_head():
+    """Decays of a half and of a third: of each head's sum its sign is left, over its root mean square."""
+    given = {"query": [[[2.0], [-1.0]]], "key": [[[1.0], [1.0]]], "decay": [[0.0, -np.log(2)]]}
+    found = tpe("md_tpe", sequential(3), [[[4, 1], [-3, 1], [0, -1]]], output=[np.eye(2)], **given)
+    # Sums 4, -1, -1/2 and 1, 4/3, -5/9; times 2 and -1.
+    np.testing.assert_allclose(found, [[[1, -1], [-1, -1], [-1, 1]]], rtol=1e-4)
+
+
+def test_md_tpe_along_rows_and_columns():
+    """Six tokens in two rows of three: along each axis a sum of those before on the line, and a matrix an axis."""
+    frame, scale = np.divmod(np.arange(6), 3)
+    draw = np.random.default_rng(0)
+    shapes = {"query": (2, 2, 2), "key": (2, 2, 2), "decay": (2, 2), "output": (2, 4, 4)}
+    params = {name: draw.normal(size=shape) for name, shape in shapes.items()}
+    x = draw.normal(size=(1, 6, 4))
+    known = np.zeros((6, 4))
+    for axis, (along, other) in enumerate([(frame, scale), (scale, frame)]):
+        for t in range(6):
+            made = np.zeros((2, 2))
+            for s in range(t + 1):
+                if other[s] == other[t]:
+                    decay = (1 / (1 + np.exp(-params["decay"][axis]))) ** (along[t] - along[s])
+                    made += (decay * (params["query"] * params["key"]).sum(axis=-1)[axis])[:, None] * x[0, s].reshape(
+                        2, 2
+                    )
+            made /= np.sqrt((made**2).mean(axis=-1, keepdims=True) + 1e-6)
+            known[t] += made.ravel() @ params["output"][axis]
+    tokens = sequential(6, frame=frame.astype(np.int32), scale=scale.astype(np.int32))
+    found = tpe("md_tpe(axes=('frame', 'scale'))", tokens, x, **params)
+    np.testing.assert_allclose(found[0], known, rtol=1e-4, atol=1e-5)
+    operator = spec.build("operators", "md_tpe(axes=('frame', 'scale'))", "operator")
+    seen = operator.visible(tokens, tokens, np.ones((6, 6), bool))
+    assert seen[4].tolist() == [False, True, False, True, True, False]
+    assert operator.whole
+    assert operator.reads_tokens == {"frame", "scale"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        ((), "one or more different names among context,"),
+        (("position", "position"), "one or more different names"),
+        (("row",), "one or more different names"),
+    ],
+)
+def test_md_tpe_of_no_axes(axes, told):
+    with pytest.raises(ConfigError, match=told):
+        spec.build("operators", f"md_tpe(axes={axes})", "operator")
+
+
+def test_md_tpe_needs_features_that_heads_share():
+    with pytest.raises(
+        ConfigError, match=r"^md_tpe needs a stream whose features 3 heads share evenly, got 8; allowed"
+    ):
+        spec.build("operators", "md_tpe", "operator").parameters(Dims(width=8, heads=3, head_size=2, length=4))
