@@ -59,7 +59,7 @@ class Based(Recurrent):
         return frozenset({"causal_self", "noncausal_self", "causal_cross", "noncausal_cross"})
 
     def lacking(self, pattern: Pattern) -> str:
-        return "its window and its convolution look back from a place in one sequence (window=0, convolution=0)"
+        return "its window and its convolution, unless both are 0, look back from a place in one sequence"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         maps = {

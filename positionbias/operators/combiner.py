@@ -68,7 +68,7 @@ class Combiner(Operator):
             return "spans are summed up by the queries of their own tokens"
         if self.form == "logsparse":
             return "logsparse has no form for it"
-        return f"it has its {'' if self.causal else 'non'}causal form (causal={not self.causal} is the other)"
+        return f"it is its {'' if self.causal else 'non'}causal form, and causal={not self.causal} the other"
 
     def __call__(
         self,

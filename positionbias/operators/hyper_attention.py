@@ -60,7 +60,7 @@ class HyperAttention(Operator):
     def lacking(self, pattern: Pattern) -> str:
         if pattern.endswith("cross"):
             return "queries are sorted among themselves, so that rows of a decoder would tell of one another"
-        return f"it has its {'' if self.causal else 'non'}causal form (causal={not self.causal} is the other)"
+        return f"it is its {'' if self.causal else 'non'}causal form, and causal={not self.causal} the other"
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from positionbias import kernels
 from positionbias.arrays import Bool, Float, Int, Mapped, Tree
 from positionbias.operators.asked import Asked
-from positionbias.operators.base import SiteFunction, reasons
+from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import Recurrent, by_head, held, normed, only_valid, runs
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import ConfigError, member, require
@@ -38,7 +38,6 @@ class MDTPE(Recurrent):
 
     reads = "stream"
     uses_rotation = False
-    lacks = reasons("its sums go from each token to those behind it alone")
 
     def __post_init__(self) -> None:
         known = set(Tokens._fields) - {"valid"}

@@ -26,8 +26,9 @@ class Routing(Choosing):
     first stored: means are of all heads side by side, choices are the same for all heads and have no gradient. It is
     `causal=False`. The causal form is ours, as a region's mean query tells of tokens to come: a query always sees its
     own region up to itself, which counts as one of the `top`, and of the earlier ones those that the mean query of the
-    region before it chooses. Means are of queries and keys before rotation, of tokens that are no padding. Left out are
-    the convolution on values, and routing weights that multiply keys and values.
+    region before it chooses. Means are of queries and keys before rotation, of tokens that are no padding. Scores are
+    over sqrt(H), where released code has the features of all heads. Left out are the convolution on values, and routing
+    weights that multiply keys and values.
 
     As means are of whole regions, masks may hide nothing but padding and, in the causal form, what is stored later.
     """
@@ -52,7 +53,7 @@ class Routing(Choosing):
     def lacking(self, pattern: Pattern) -> str:
         if pattern.endswith("cross"):
             return "a region is of the mean of its queries, so that rows of a decoder would tell of one another"
-        return f"it has its {'' if self.causal else 'non'}causal form (causal={not self.causal} is the other)"
+        return f"it is its {'' if self.causal else 'non'}causal form, and causal={not self.causal} the other"
 
     def pattern(
         self,
