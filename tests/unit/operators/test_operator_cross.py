@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from operators_oracle import DIMS, B, D, H, K, N, close, heads, mixed, normed, products, sigmoid, silu
+from test_operator_training import gradients
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -163,3 +164,20 @@ def test_what_has_no_such_form_says_why(tiny):
         build(tiny(SPLIT | wanted))
     pattern: Pattern = "causal_cross"
     assert spec.build("operators", "fourier", "o").lacking(pattern).startswith("it reads one stream")
+
+
+@pytest.mark.parametrize(
+    "operator", ["linear_attention", "lightnet", "prefix_linear_attention", "based(window=0, convolution=0)"]
+)
+@pytest.mark.parametrize("cross", ["bidirectional", "causal"])
+def test_it_learns_across_sequences(tiny, operator, cross):
+    """Every parameter of cross attention matters to the loss."""
+    architecture = f"encoder_decoder(encoder_mask=context_bidirectional, cross_mask={cross})"
+    wanted = {"model.operator": operator, "model.architecture": architecture, "model.layers": 1}
+    found, slopes = gradients(tiny(SPLIT | wanted))
+    assert np.isfinite(found)
+    crossing = {path: slope for path, slope in slopes.items() if "/cross/" in path}
+    assert len(crossing) >= 4
+    for path, slope in crossing.items():
+        assert np.isfinite(slope).all(), path
+        assert np.abs(slope).max() > 0, path
