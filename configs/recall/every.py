@@ -12,7 +12,8 @@ Rules that were fixed before the run, one recipe for all:
     reach     mean within 0.05 of the ceiling, and so at least 0.95 for what sees all, for all but the blind
     near      at distances whose ceiling is above 0.95, mean at least 0.95, for all but the blind: short_convolution and
               associative_memory see 5 tokens in all, so that the rule above says nothing of them
-    blind     attention_free and fourier, whose weights read no content: mean at most the order-free baseline + 0.05
+    blind     attention_free, fourier and md_tpe, whose weights read no content: mean at most the order-free baseline +
+              0.05
 
 Hardware and time: 2 CPU cores, a cell for every operator, of four replicas; to be measured. Numbers to reach: 0.05
 below the ceiling, and the rule of the blind.

@@ -5,15 +5,16 @@ import typing
 
 import numpy as np
 import pytest
+from haste import hasty_jit
+from test_operators import DIMS, made, setting, streams
 from test_operators import EXAMPLES as OPERATORS
-from test_operators import HEADS, SIZE, made, setting, streams
 
 from positionbias import compatibility, spec
 from positionbias.config.build import check_pattern
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Pattern
-from positionbias.positions.base import Dims, Placed
+from positionbias.positions.base import Placed
 
 AXIS, EXAMPLES = "operators", OPERATORS
 FOUR = typing.get_args(Pattern)
@@ -30,11 +31,14 @@ PLACED = {
 
 def call(operator, arrays, tokens_q, tokens_k, mask, given):
     """One operator of either kind on these arrays and streams."""
-    params = made(operator, Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=8, value_size=3))
-    if operator.reads == "stream":
-        return operator.mix(given[0], tokens_q, mask, params, Sites())
-    params |= operator.projected(*given, params)
-    return operator(*arrays, tokens_q, tokens_k, mask, NONE, params, Sites())
+    params = made(operator, DIMS)
+
+    def one(arrays, given):
+        if operator.reads == "stream":
+            return operator.mix(given[0], tokens_q, mask, params, Sites())
+        return operator(*arrays, tokens_q, tokens_k, mask, NONE, params | operator.projected(*given, params), Sites())
+
+    return np.asarray(hasty_jit(one)(arrays, given))
 
 
 def cut(tokens, stop, whole):
@@ -55,7 +59,7 @@ def test_it_is_as_causal_as_it_is_called_or_refused_with_its_reason(built, patte
     check_pattern(built, pattern, "layer 3")
     (q, k, v), tokens_q, tokens_k, mask = setting(built, pattern)
     given = streams((q, k, v))
-    whole = np.asarray(call(built, (q, k, v), tokens_q, tokens_k, mask, given))
+    whole = call(built, (q, k, v), tokens_q, tokens_k, mask, given)
     assert np.isfinite(whole).all()
     assert (np.abs(whole) > 0).any()
     if pattern.startswith("noncausal"):
