@@ -275,6 +275,12 @@ def _check_attention(experiment: Experiment) -> None:
     for _, name, operator, mask, q, k in _attentions(experiment):
         allowed = np.asarray(mask.dense(q, k))
         check_pattern(operator, _pattern(operator, mask, q, k, allowed), name)
+        why = operator.refuses(mask, q, k)
+        if why:
+            raise ConfigError(
+                f"model.operator: {spec.canonical(operator)} does not mix in {name} what the mask"
+                f" {spec.canonical(mask)} allows: {why}; allowed: the mask bidirectional, or one that hides some of it."
+            )
         beyond = np.argwhere(np.asarray(visible(operator, mask, q, k)) & ~allowed)
         if len(beyond):
             i, j = beyond[0]

@@ -62,6 +62,10 @@ class Operator:
             return "it reads one stream, and keys of another sequence are made of a second"
         return self.lacks[pattern]
 
+    def refuses(self, mask: Mask, tokens_q: Tokens, tokens_k: Tokens) -> str:
+        """Why it would not mix what `visible` says under this mask, the end of a sentence; empty if it does."""
+        return ""
+
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         """The operator's own parameters, by name, a set a layer; `dims.width` is that of the layer's input."""
         return {}

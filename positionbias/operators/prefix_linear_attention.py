@@ -105,6 +105,10 @@ class PrefixLinearAttention(Recurrent):
             values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
         return jnp.einsum("BSNF,BSNK->BNFK", only_valid(theirs, inside), values)
 
+    @property
+    def _sees_all(self) -> bool:
+        return False  # of what is behind a query it sees the context, under any mask
+
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()
         return rows.valid & columns.valid & ((columns.index <= rows.index) | (columns.context > 0))

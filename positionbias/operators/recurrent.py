@@ -51,6 +51,15 @@ class Recurrent(Operator):
             before = before & (other | (segment[..., :, None] == segment[..., None, :]))
         return there & (before | (everything & self._sees_all))
 
+    def refuses(self, mask: Mask, tokens_q: Tokens, tokens_k: Tokens) -> str:
+        """The values of a mask may be traced, so that whether it hides nothing is told by its name alone."""
+        if not self._sees_all or sees_all(mask):
+            return ""
+        rows, columns = tokens_q.rows(), tokens_k.columns()
+        seen = np.asarray(self.visible(tokens_q, tokens_k, mask.dense(tokens_q, tokens_k)))
+        behind = (seen & np.asarray(columns.index > rows.index)).any()
+        return "what is behind a query is read under `bidirectional` alone, by its name" if behind else ""
+
     @property
     def _sees_all(self) -> bool:
         return "noncausal_self" in self.patterns

@@ -81,6 +81,18 @@ def test_what_is_hidden_and_cannot_be_is_refused(tiny, overrides, said):
         build(tiny(TASK | overrides))
 
 
+@pytest.mark.parametrize("operator", ["linear_attention", "hla2", "lightnet", "orthogonal_memory(slots=2)"])
+def test_a_mask_that_hides_nothing_by_another_name_is_refused(tiny, operator):
+    """They told that they see all, and computed what comes before a query."""
+    everything = {"model.operator": operator, "model.mask": "prefix(length=64)"}
+    with pytest.raises(ConfigError, match=r"^model\.operator: .* read under `bidirectional` alone.*; allowed: the"):
+        build(tiny(everything))
+    some = build(tiny(everything | {"model.mask": "prefix(length=2)"}))
+    assert not np.triu(some.reach(some.task.conditions()[0]), 1).any()
+    whole = build(tiny(everything | {"model.mask": "bidirectional"}))
+    assert whole.reach(whole.task.conditions()[0]).all()
+
+
 def test_what_segments_hide_is_out_of_reach(tiny):
     experiment = build(tiny(TASK | {"model.operator": "mamba2", "model.mask": "causal & segments", "model.layers": 2}))
     condition = experiment.task.conditions()[0]
