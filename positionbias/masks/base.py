@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,19 +56,37 @@ class Mask:
     def blocks(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
         """Which tiles of `block` = (rows, columns) are EMPTY, PARTIAL or FULL: int8 [..., ceil(T/bq), ceil(S/bk)].
 
-        Exact for every rule: the rule is evaluated a band of rows at a time, so memory stays at bq x S. The last
-        tile of a ragged length is judged on the tokens that exist.
+        Exact for every rule: where `outline` does not tell, the rule is evaluated a band of rows at a time, so that
+        memory stays at bq x S. The last tile of a ragged length is judged on the tokens that exist.
         """
         step_q, step_k = block
-        bound = self.bind(q, k)
-        starts_k = np.arange(0, k.length, step_k)
-        bands = []
-        for start in range(0, q.length, step_q):
-            band = np.asarray(bound._dense(q.cut(start, start + step_q), k))
-            some = np.logical_or.reduceat(band.any(axis=-2), starts_k, axis=-1)
-            every = np.logical_and.reduceat(band.all(axis=-2), starts_k, axis=-1)
-            bands.append(np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8))
-        return np.stack(bands, axis=-2)
+        bound, lengths = self.bind(q, k), (q.length, k.length)
+        starts_q, starts_k = (np.arange(0, length, step) for length, step in zip(lengths, block, strict=True))
+        whole_q, whole_k = (
+            np.logical_and.reduceat(side.valid, starts, axis=-1) for side, starts in ((q, starts_q), (k, starts_k))
+        )
+        told = np.asarray(bound.outline(q, k, block))
+        told = np.where(whole_q[..., :, None] & whole_k[..., None, :], told, np.minimum(told, PARTIAL))
+        lead = bound._dense(q.cut(0, 1), k.cut(0, 1)).shape[:-2]
+        found = np.broadcast_to(told, (*lead, len(starts_q), len(starts_k))).astype(np.int8)
+        unsure = (told == PARTIAL).any(axis=tuple(range(told.ndim - 2)))
+        for row in np.flatnonzero(unsure.any(axis=-1)):
+            rows, tiles = q.cut(row * step_q, (row + 1) * step_q), np.flatnonzero(unsure[row])
+            places = (tiles[:, None] * step_k + np.arange(step_k)).reshape(-1)
+            places = places[places < k.length]
+            band = np.asarray(bound._dense(rows, Tokens(*(field[..., places] for field in k))))
+            first = np.arange(0, len(places), step_k)
+            some = np.logical_or.reduceat(band.any(axis=-2), first, axis=-1)
+            every = np.logical_and.reduceat(band.all(axis=-2), first, axis=-1)
+            found[..., row, tiles] = judged(every, some)
+        return found
+
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        """What bounds on fields tell of tiles before padding, numpy: EMPTY, FULL, or PARTIAL also where they do not.
+
+        Of a mask bound to these whole sequences; broadcasts to [..., ceil(T/bq), ceil(S/bk)].
+        """
+        return np.full((1, 1), PARTIAL, np.int8)
 
     def __and__(self, other: Mask) -> Mask:
         return Both(self, other)
@@ -104,6 +122,9 @@ class Both(Mask):
     def bind(self, q: Tokens, k: Tokens) -> Mask:
         return Both(self.left.bind(q, k), self.right.bind(q, k))
 
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return np.minimum(self.left.outline(q, k, block), self.right.outline(q, k, block))
+
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""
         return f"{_wrapped(self.left, show)} & {_wrapped(self.right, show)}"
@@ -129,6 +150,9 @@ class Either(Mask):
     def bind(self, q: Tokens, k: Tokens) -> Mask:
         return Either(self.left.bind(q, k), self.right.bind(q, k))
 
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return np.maximum(self.left.outline(q, k, block), self.right.outline(q, k, block))
+
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""
         return f"{_wrapped(self.left, show)} | {_wrapped(self.right, show)}"
@@ -150,9 +174,41 @@ class Negation(Mask):
     def bind(self, q: Tokens, k: Tokens) -> Mask:
         return Negation(self.inner.bind(q, k))
 
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return FULL - self.inner.outline(q, k, block)
+
     def combined(self, show: Callable[[Any], str]) -> str:
         """The expression's text; `show` renders an operand."""
         return f"~{_wrapped(self.inner, show)}"
+
+
+def judged(every: Bool[Mapped, "..."], some: Bool[Mapped, "..."]) -> Int[np.ndarray, "..."]:
+    """Classes of tiles, of which every pair is allowed, or some may be."""
+    return np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8)
+
+
+class Bounds(NamedTuple):
+    """The least and the greatest of a field in every tile: of queries [..., P, 1], of keys [..., 1, M]."""
+
+    least_q: np.ndarray
+    most_q: np.ndarray
+    least_k: np.ndarray
+    most_k: np.ndarray
+
+    @classmethod
+    def of(cls, q: np.ndarray, k: np.ndarray, block: tuple[int, int]) -> Bounds:
+        """Of a field of both sides."""
+        found = [
+            most.reduceat(field, np.arange(0, field.shape[-1], step), axis=-1)
+            for field, step in ((q, block[0]), (k, block[1]))
+            for most in (np.minimum, np.maximum)
+        ]
+        return cls(found[0][..., :, None], found[1][..., :, None], found[2][..., None, :], found[3][..., None, :])
+
+    def equal(self) -> Int[np.ndarray, "..."]:
+        """The classes where a query sees the keys whose field is its own."""
+        every = (self.least_q == self.most_k) & (self.most_q == self.least_k)
+        return judged(every, (self.least_q <= self.most_k) & (self.least_k <= self.most_q))
 
 
 def one_share(masks: Iterable[Mask]) -> float | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from positionbias.arrays import Mapped
-from positionbias.masks.base import Mask
+import numpy as np
+
+from positionbias.arrays import Int, Mapped
+from positionbias.masks.base import Bounds, Mask
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
@@ -25,6 +27,9 @@ class Segments(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return q.segment == k.segment
+
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return Bounds.of(q.segment, k.segment, block).equal()
 
 
 @member("masks", "shared_prompt")

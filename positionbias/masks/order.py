@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from positionbias.arrays import Mapped
-from positionbias.masks.base import Mask, from_first_key
+import numpy as np
+
+from positionbias.arrays import Int, Mapped
+from positionbias.masks.base import FULL, Bounds, Mask, from_first_key, judged
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
@@ -27,6 +29,9 @@ class Bidirectional(Mask):
         # A comparison that always holds gives the broadcast shape under numpy, jax.numpy and in a tile alike.
         return (q.index >= 0) & (k.index >= 0)
 
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return np.full((1, 1), FULL, np.int8)
+
 
 @member("masks", "causal")
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Causal(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return k.index <= q.index
+
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        index = Bounds.of(q.index, k.index, block)
+        return judged(index.most_k <= index.least_q, index.least_k <= index.most_q)
 
 
 @member("masks", "sliding_window")
@@ -67,6 +76,11 @@ class SlidingWindow(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return (q.index - k.index < self.width) & (k.index - q.index < self.width)
+
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        index = Bounds.of(q.index, k.index, block)
+        least, most = index.least_q - index.most_k, index.most_q - index.least_k
+        return judged((most < self.width) & (least > -self.width), (least < self.width) & (most > -self.width))
 
 
 @member("masks", "prefix")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from positionbias.arrays import Mapped
-from positionbias.masks.base import Mask, from_first_key
+import numpy as np
+
+from positionbias.arrays import Int, Mapped
+from positionbias.masks.base import PARTIAL, Mask, from_first_key
 from positionbias.masks.order import SlidingWindow
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
@@ -39,6 +41,9 @@ class DilatedWindow(Mask):
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         window = SlidingWindow(self.width * self.dilation)
         return ((q.index - k.index) % self.dilation == 0) & window.allowed(q, k)
+
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return np.minimum(SlidingWindow(self.width * self.dilation).outline(q, k, block), PARTIAL)
 
 
 @member("masks", "window_with_sinks")

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Bool, Float, Mapped
-from positionbias.masks.base import Mask
+from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.masks.base import Bounds, Mask
 from positionbias.operators.asked import Asked, taken, with_before
 from positionbias.operators.base import Operator, SiteFunction, reasons
 from positionbias.operators.recurrent import (
@@ -168,3 +169,6 @@ class _OwnChunk(Mask):
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return q.index // self.size == k.index // self.size
+
+    def outline(self, q: Tokens, k: Tokens, block: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        return Bounds.of(q.index // self.size, k.index // self.size, block).equal()

@@ -297,7 +297,7 @@ def near(
     joined = {name: with_before(x, held(before, name), size) for name, x in parts.items()}
     after = {name: last for name, (_, last) in joined.items()}
     mask: Mask = Causal() & SlidingWindow(width)
-    segment = jnp.zeros(size + length, jnp.int32)
+    segment: Mapped = np.zeros(size + length, np.int32)  # of numpy: tokens that are known stay so
     if resets is not None:
         mask, segment = mask & Segments(), runs(resets, size)
         after["valid"] = after["valid"] & (segment[..., length:] == segment[..., -1:])
