@@ -33,13 +33,13 @@ def spread(window: Shaped[Mapped, "... R"], rows: int, columns: int) -> Shaped[j
 
 
 def at_rows(
-    operand: Shaped[Mapped, "b n R"], length: int, start: Any, rows: int, first: int, stop: int
-) -> Shaped[jax.Array, "b n rows columns"]:
-    """Of so many rows from `start` on, and the columns `first` to `stop` - 1; rows from T = `length` on are any."""
+    operand: Shaped[Mapped, "b n R"], length: int, start: Any, rows: int, first: Any, count: int
+) -> Shaped[jax.Array, "b n rows count"]:
+    """Of so many rows from `start` on, and `count` columns from `first` on; rows from T = `length` on are any."""
     columns = operand.shape[-1] + 1 - length
     padded = jnp.pad(jnp.asarray(operand), ((0, 0), (0, 0), (0, rows - 1)), mode="edge")
-    window = jax.lax.dynamic_slice_in_dim(padded, start + columns - stop, rows + stop - first - 1, axis=-1)
-    return spread(window, rows, stop - first)
+    window = jax.lax.dynamic_slice_in_dim(padded, start + columns - first - count, rows + count - 1, axis=-1)
+    return spread(window, rows, count)
 
 
 def diagonals(blocks: tuple[int, int], tiles: tuple[int, int]) -> int:

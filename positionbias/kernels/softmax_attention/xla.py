@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float
+from positionbias.arrays import Bool, Float, Int, Mapped
 from positionbias.kernels.differences import at_rows, by_difference
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN, Problem, Stats
 from positionbias.kernels.softmax_attention.tiles import finite, kept, weights
@@ -19,19 +19,29 @@ Operands = tuple[tuple[Any, ...], ...]  # of the mask and of the score, each [B|
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The keys that rows are computed against: `first` to `stop` - 1."""
+    """The keys that rows are computed against: `count` from `first` on, which may be traced."""
 
-    first: int
-    stop: int
+    first: Any
+    count: int
 
     def of(self, x: Any, axis: int) -> Any:
         """Those of an array; all of one that has a single one for all keys."""
-        return x if x.shape[axis] == 1 else jax.lax.slice_in_dim(jnp.asarray(x), self.first, self.stop, axis=axis)
+        if x.shape[axis] == 1:
+            return x
+        if isinstance(self.first, int):
+            return jax.lax.slice_in_dim(jnp.asarray(x), self.first, self.first + self.count, axis=axis)
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(x), self.first, self.count, axis=axis)
+
+    def add(self, total: jax.Array, change: jax.Array, axis: int) -> jax.Array:
+        """An array with what changes for these keys added, or for the single one."""
+        if total.shape[axis] == 1:
+            return total + change
+        return jax.lax.dynamic_update_slice_in_dim(total, self.of(total, axis) + change, self.first, axis=axis)
 
     @property
-    def places(self) -> np.ndarray:
+    def places(self) -> Int[Mapped, "S"]:
         """Their indices."""
-        return np.arange(self.first, self.stop, dtype=np.int32)
+        return self.first + np.arange(self.count, dtype=np.int32)
 
 
 def dense(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
@@ -47,7 +57,7 @@ def operands_of(problem: Problem) -> Operands:
 def spread_out(problem: Problem, operands: tuple[Any, ...], start: Any, rows: int, keys: Keys) -> tuple[Any, ...]:
     """Operands of so many rows from row `start` on, where those by difference have become matrices."""
     length = problem.sizes[1]
-    return tuple(at_rows(x, length, start, rows, keys.first, keys.stop) if by_difference(x) else x for x in operands)
+    return tuple(at_rows(x, length, start, rows, keys.first, keys.count) if by_difference(x) else x for x in operands)
 
 
 def rows_against(

@@ -2,29 +2,26 @@
 
 It takes any rule, any type and any platform, and memory grows as T + S, but for rules with a dense operand, which is
 there for all pairs. Where the mask is known before the call, chunks are taken in a few spans of rows, and those of a
-span are computed against the keys that it sees only. The gradient is written by hand (see `tiles`), which takes less
-than that of jax, and has no forward mode. Few scores are computed all at once, as by `xla_dense` (see `FEW`).
+span are computed against the keys that it sees only, or in one band, of a window say, so that time grows as T
+(`xla_spans`). The gradient is written by hand (see `tiles`), which takes less than that of jax, and has no forward
+mode. Few scores are computed all at once, as by `xla_dense` (see `FEW`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.kernels.differences import by_difference
-from positionbias.kernels.softmax_attention.block_map import classes, known
 from positionbias.kernels.softmax_attention.fused import told
 from positionbias.kernels.softmax_attention.problem import Problem, Stats
 from positionbias.kernels.softmax_attention.tiles import finite, slopes, weights
 from positionbias.kernels.softmax_attention.xla import (
-    Keys,
     allowed_pairs,
     dense,
     keeps,
@@ -34,7 +31,7 @@ from positionbias.kernels.softmax_attention.xla import (
     scored,
     spread_out,
 )
-from positionbias.masks.base import EMPTY
+from positionbias.kernels.softmax_attention.xla_spans import Arrays, Span, band, spans_of
 
 CHUNK = 128  # rows at a time
 # Above so many keys, half as many rows, so that a tenth of the memory of all rows is enough. Where no keys are left out
@@ -43,18 +40,6 @@ MANY = 1024
 # Bytes of all scores below which they stay, where no keys are left out: made again backwards, they take only time.
 # Of each of several such arrays, and of each replica under `vmap`, which sizes do not show.
 FEW = 12 << 20
-SPANS = 4  # each is a loop of its own to compile; of a causal mask they leave out 3 / 8, and more could only 1 / 2
-
-
-class _Arrays(NamedTuple):
-    """What a span reads: its rows, the keys they see, and operands cut likewise, but for those by difference."""
-
-    q: Float[jax.Array, "B T N H"]
-    k: Float[jax.Array, "B S G H"]
-    v: Float[jax.Array, "B S G K"]
-    allowed: tuple[Any, ...]
-    score: tuple[Any, ...]
-    seed: Any
 
 
 def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
@@ -72,65 +57,16 @@ def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
         return dense(problem)
     allowed, score = operands_of(problem)
     seed = None if problem.dropout is None else problem.dropout.seed
-    arrays = _Arrays(problem.q, problem.k, problem.v, allowed, score, seed)
-    return _Chunks(problem, size, tuple(_spans(problem, size))).run(arrays)
+    arrays = Arrays(problem.q, problem.k, problem.v, allowed, score, seed)
+    spans = spans_of(problem, size)
+    narrow = band(problem, CHUNK, sum((span.end - span.begin) * span.keys.count for span in spans))
+    size, spans = (size, spans) if narrow is None else (CHUNK, [narrow])
+    return _Chunks(problem, size, tuple(spans)).run(arrays)
 
 
 def leaves_out(problem: Problem) -> bool:
     """Whether some rows are computed against fewer keys than others."""
-    return len(_spans(problem, CHUNK)) > 1
-
-
-class _Span(NamedTuple):
-    """Rows `begin` to `end` - 1, and the keys between the first and the last that one of them sees."""
-
-    begin: int
-    end: int
-    keys: Keys
-
-    def rows(self, x: Any, axis: int) -> Any:
-        """Those of an array; all of one that has a single one for all rows, None for None."""
-        if x is None or x.shape[axis] == 1:
-            return x
-        return jax.lax.slice_in_dim(jnp.asarray(x), self.begin, self.end, axis=axis)
-
-    def of(self, arrays: _Arrays) -> _Arrays:
-        """What the span reads."""
-        cut = [tuple(self.part(x) for x in group) for group in (arrays.allowed, arrays.score)]
-        q = jax.lax.slice_in_dim(arrays.q, self.begin, self.end, axis=1)
-        return _Arrays(q, self.keys.of(arrays.k, 1), self.keys.of(arrays.v, 1), cut[0], cut[1], arrays.seed)
-
-    def part(self, x: Any) -> Any:
-        """The part of an operand that it reads."""
-        return x if by_difference(x) else self.rows(self.keys.of(x, 3), 2)
-
-    def place(self, x: Any) -> tuple[slice, ...]:
-        """Where an operand's part lies in the whole of it."""
-        if by_difference(x):
-            return (slice(None),) * 3
-        rows = slice(self.begin, self.end) if x.shape[2] > 1 else slice(None)
-        keys = slice(self.keys.first, self.keys.stop) if x.shape[3] > 1 else slice(None)
-        return (slice(None), slice(None), rows, keys)
-
-
-def _spans(problem: Problem, size: int) -> list[_Span]:
-    _, t, s, _, _ = problem.sizes
-    count = -(-t // size)
-    rule = problem.allowed
-    if rule is None or not known(rule):
-        return [_Span(0, t, Keys(0, s))]
-    height, width = problem.block_sizes
-    visible = (np.asarray(classes(problem, problem.block_sizes)) != EMPTY).any(axis=(0, 1))
-    ends = sorted({round(count * part / SPANS) * size for part in range(SPANS + 1)})
-    found: list[_Span] = []
-    for start, stop in itertools.pairwise(ends):
-        columns = np.flatnonzero(visible[start // height : -(-stop // height)].any(axis=0))
-        first, last = (columns[0], columns[-1]) if columns.size else (0, 0)
-        keys = Keys(int(first) * width, min(int(last + 1) * width, s))
-        if found and found[-1].keys == keys:
-            start = found.pop().begin
-        found.append(_Span(start, min(stop, t), keys))
-    return found
+    return len(spans_of(problem, CHUNK)) > 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,13 +75,13 @@ class _Chunks:
 
     problem: Problem
     size: int
-    spans: tuple[_Span, ...]
+    spans: tuple[Span, ...]
 
-    def run(self, arrays: _Arrays) -> tuple[Float[jax.Array, "B T N K"], Stats]:
+    def run(self, arrays: Arrays) -> tuple[Float[jax.Array, "B T N K"], Stats]:
         """Outputs and statistics."""
 
         @jax.custom_vjp
-        def attend(arrays: _Arrays) -> tuple[jax.Array, Stats]:
+        def attend(arrays: Arrays) -> tuple[jax.Array, Stats]:
             return self._forward(arrays)
 
         def forward(given: Any) -> tuple[tuple[jax.Array, Stats], Any]:
@@ -153,14 +89,14 @@ class _Chunks:
             o, stats = self._forward(arrays)
             return (o, stats), (arrays, stats.lse)
 
-        def backward(kept: Any, given: Any) -> tuple[_Arrays]:
+        def backward(kept: Any, given: Any) -> tuple[Arrays]:
             return (self._backward(*kept, *given),)
 
         attend.defvjp(forward, backward, symbolic_zeros=True)
         o, stats = attend(arrays)
         return o, stats if "lse" in self.problem.stats else stats._replace(lse=None)
 
-    def _forward(self, arrays: _Arrays) -> tuple[jax.Array, Stats]:
+    def _forward(self, arrays: Arrays) -> tuple[jax.Array, Stats]:
         """Outputs and statistics, the log-sum-exp in any case."""
         parts = [self._span_forward(span.of(arrays), span) for span in self.spans]
 
@@ -185,7 +121,7 @@ class _Chunks:
         stats = Stats(joined("lse"), received, joined("entropy"), joined("mean_position"), mass)
         return jnp.concatenate([o for o, _ in parts], axis=1), stats
 
-    def _backward(self, arrays: _Arrays, lse: jax.Array | None, given_o: Any, given: Stats) -> _Arrays:
+    def _backward(self, arrays: Arrays, lse: jax.Array | None, given_o: Any, given: Stats) -> Arrays:
         do, by, kind = told(given_o), Stats(*(told(x) for x in given)), self.problem.score_dtype
         if do is None:
             do = jnp.zeros((*arrays.q.shape[:3], arrays.v.shape[3]), arrays.v.dtype)
@@ -201,7 +137,7 @@ class _Chunks:
             dk, dv = changes.k, changes.v
             for i, (total, change) in enumerate(zip(score, changes.score, strict=True)):
                 score[i] = None if total is None else total.at[span.place(total)].add(change)
-        return _Arrays(
+        return Arrays(
             q=jnp.concatenate(dq, axis=1),
             k=dk.astype(arrays.k.dtype),
             v=dv.astype(arrays.v.dtype),
@@ -210,9 +146,10 @@ class _Chunks:
             seed=None,
         )
 
-    def _cut(self, by: Stats, span: _Span) -> Stats:
+    def _cut(self, by: Stats, span: Span) -> Stats:
         """What cotangents of statistics say of a span."""
-        first, stop, (height, width) = span.keys.first, span.keys.stop, self.problem.block_sizes
+        first, (height, width) = span.keys.first, self.problem.block_sizes
+        stop = first + span.keys.count
         mass = by.block_mass
         if mass is not None:
             mass = mass[:, :, span.begin // height : -(-span.end // height), first // width : -(-stop // width)]
@@ -248,83 +185,86 @@ class _Chunks:
         """Of operands, the chunks of those that go along rows; None for others."""
         return [self._parts(jnp.asarray(x), 2) if _moves(x) else None for x in operands]
 
-    def _starts(self, span: _Span) -> jax.Array:
+    def _starts(self, span: Span) -> jax.Array:
         return jnp.arange(span.begin, span.end, self.size, dtype=jnp.int32)
 
-    def _ragged(self, span: _Span) -> bool:
+    def _ragged(self, span: Span) -> bool:
         return (span.end - span.begin) % self.size > 0
 
-    def _inside(self, arrays: _Arrays) -> Problem:
+    def _inside(self, arrays: Arrays) -> Problem:
         """The problem with these keys, and the log-sum-exp among its statistics."""
         problem = self.problem
         dropout = None if problem.dropout is None else problem.dropout._replace(seed=arrays.seed)
         stats = (*problem.stats, "lse") if problem.normalise else problem.stats
         return dataclasses.replace(problem, k=arrays.k, v=arrays.v, dropout=dropout, stats=stats)
 
-    def _span_forward(self, arrays: _Arrays, span: _Span) -> tuple[jax.Array, Stats]:
-        inside, length = self._inside(arrays), arrays.q.shape[1]
+    def _span_forward(self, arrays: Arrays, span: Span) -> tuple[jax.Array, Stats]:
+        problem, length = self.problem, arrays.q.shape[1]
 
         def one(received: jax.Array | None, part: Any) -> tuple[jax.Array | None, Any]:
-            q, allowed, score, start = part
-            operands = _with(arrays.allowed, allowed), _with(arrays.score, score)
-            o, stats = rows_against(inside, q, operands, start, span.keys, self._ragged(span))
+            q, allowed, score, start, first = part
+            seen, keys = span.seen(arrays, first)
+            operands = _with(seen.allowed, allowed), _with(seen.score, score)
+            o, stats = rows_against(self._inside(seen), q, operands, start, keys, self._ragged(span))
             if received is not None and stats.received is not None:
-                received = received + stats.received
+                received = received + stats.received if first is None else keys.add(received, stats.received, 2)
             return received, (o, stats._replace(received=None))
 
         begin = None
-        if "received" in inside.stats:
-            begin = jnp.zeros((*arrays.q.shape[::2][:2], arrays.k.shape[1]), inside.score_dtype)
+        if "received" in problem.stats:
+            begin = jnp.zeros((*arrays.q.shape[::2][:2], arrays.k.shape[1]), problem.score_dtype)
         moving = self._moving(arrays.allowed), self._moving(arrays.score)
-        received, (o, stats) = jax.lax.scan(one, begin, (self._parts(arrays.q, 1), *moving, self._starts(span)))
+        parts = (self._parts(arrays.q, 1), *moving, self._starts(span), span.firsts)
+        received, (o, stats) = jax.lax.scan(one, begin, parts)
         found = Stats(
             lse=self._joined(stats.lse, 2, length),
             received=received,
             entropy=self._joined(stats.entropy, 2, length),
             mean_position=self._joined(stats.mean_position, 2, length),
-            block_mass=self._joined(stats.block_mass, 2, -(-length // inside.block_sizes[0])),
+            block_mass=self._joined(stats.block_mass, 2, -(-length // problem.block_sizes[0])),
         )
         return self._joined(o, 1, length), found
 
     def _span_backward(
         self,
-        arrays: _Arrays,
+        arrays: Arrays,
         before: tuple[jax.Array, jax.Array],
         lse: jax.Array | None,
         do: jax.Array,
         by: Stats,
-        span: _Span,
-    ) -> _Arrays:
+        span: Span,
+    ) -> Arrays:
         """The cotangents of what a span reads, None for what has none; of all keys and values, with those `before`."""
-        inside, length = self._inside(arrays), arrays.q.shape[1]
+        problem, length = self.problem, arrays.q.shape[1]
         real = [i for i, x in enumerate(arrays.score) if jnp.issubdtype(x.dtype, jnp.floating)]
         still = [i for i in real if not _moves(arrays.score[i])]
         moved = [i for i in real if i not in still]
-        begin = *before, [jnp.zeros(arrays.score[i].shape, inside.score_dtype) for i in still]
-        keys = slice(span.keys.first, span.keys.stop)
+        begin = *before, [jnp.zeros(arrays.score[i].shape, problem.score_dtype) for i in still]
 
         def one(sums: Any, part: Any) -> tuple[Any, Any]:
-            q, do, lse, by_lse, by_entropy, by_place, by_mass, allowed, score, start = part
-            operands = _with(arrays.score, score)
+            q, do, lse, by_lse, by_entropy, by_place, by_mass, allowed, score, start, first = part
+            read, keys = span.seen(arrays, first)
+            inside, operands = self._inside(read), _with(read.score, score)
 
             def scores_of(q: jax.Array, k: jax.Array, *changed: jax.Array) -> jax.Array:
                 now = list(operands)
                 for i, x in zip(real, changed, strict=True):
                     now[i] = x
-                return scored(inside, q, k, spread_out(inside, tuple(now), start, q.shape[1], span.keys))
+                return scored(inside, q, k, spread_out(inside, tuple(now), start, q.shape[1], keys))
 
-            s, back = jax.vjp(scores_of, q, arrays.k, *(operands[i] for i in real))
-            masks = spread_out(inside, _with(arrays.allowed, allowed), start, q.shape[1], span.keys)
+            s, back = jax.vjp(scores_of, q, read.k, *(operands[i] for i in real))
+            masks = spread_out(inside, _with(read.allowed, allowed), start, q.shape[1], keys)
             seen = allowed_pairs(inside, masks, start, q.shape[1], self._ragged(span))
             a = weights(s, seen, None if lse is None else lse[..., None])
-            keep = keeps(inside, start, q.shape[1], span.keys)
-            used = (a if keep is None else a * keep).astype(arrays.v.dtype)
-            dp, dv = jax.vjp(mixed, used, arrays.v)[1](do)
+            keep = keeps(inside, start, q.shape[1], keys)
+            used = (a if keep is None else a * keep).astype(read.v.dtype)
+            dp, dv = jax.vjp(mixed, used, read.v)[1](do)
             given = None if by.received is None else by.received[:, :, None]
+            given = given if given is None or first is None else keys.of(given, 3)
             if by_mass is not None:
                 mass = _over_tiles(by_mass, inside.block_sizes, s.shape[2:])
                 given = mass if given is None else given + mass
-            place = None if by_place is None else by_place[..., None] * span.keys.places.astype(s.dtype)
+            place = None if by_place is None else by_place[..., None] * keys.places.astype(s.dtype)
             entropy = None if by_entropy is None else by_entropy[..., None]
             ds = a * slopes(dp.astype(s.dtype), finite(s, seen), keep, given, place, entropy)
             if inside.normalise:
@@ -335,18 +275,22 @@ class _Chunks:
             dq, dk, *changes = back(ds)
             dk_sum, dv_sum, still_sums = sums
             ready = dict(zip(real, changes, strict=True))
-            still_sums = [total + ready[i] for total, i in zip(still_sums, still, strict=True)]
-            dk_sum, dv_sum = dk_sum.at[:, keys].add(dk), dv_sum.at[:, keys].add(dv)
-            return (dk_sum, dv_sum, still_sums), (dq, [ready[i] for i in moved])
+            whole = [first is None or by_difference(arrays.score[i]) for i in still]
+            added = [
+                total + ready[i] if every else keys.add(total, ready[i], 3)
+                for total, i, every in zip(still_sums, still, whole, strict=True)
+            ]
+            return (keys.add(dk_sum, dk, 1), keys.add(dv_sum, dv, 1), added), (dq, [ready[i] for i in moved])
 
         parts = (
             self._parts(arrays.q, 1),
             self._parts(do, 1),
             *(self._parts(x, 2) for x in (lse, by.lse, by.entropy, by.mean_position)),
-            self._parts(by.block_mass, 2, max(1, self.size // inside.block_sizes[0])),
+            self._parts(by.block_mass, 2, max(1, self.size // problem.block_sizes[0])),
             self._moving(arrays.allowed),
             self._moving(arrays.score),
             self._starts(span),
+            span.firsts,
         )
         (dk, dv, still_sums), (dq, changes) = jax.lax.scan(one, begin, parts)
         score: list[Any] = [None] * len(arrays.score)
@@ -354,7 +298,7 @@ class _Chunks:
             score[i] = x
         for i, x in zip(moved, changes, strict=True):
             score[i] = self._joined(x, 2, length)
-        return _Arrays(self._joined(dq, 1, length), dk, dv, (None,) * len(arrays.allowed), tuple(score), None)
+        return Arrays(self._joined(dq, 1, length), dk, dv, (None,) * len(arrays.allowed), tuple(score), None)
 
 
 def _with(operands: tuple[Any, ...], chunks: list[Any]) -> tuple[Any, ...]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from haste import hasty_jit
 
-from positionbias import tokens
+from positionbias import costs, tokens
 from positionbias.kernels import PerHead, attention
-from positionbias.kernels.softmax_attention import xla_chunked
+from positionbias.kernels.softmax_attention import xla_chunked, xla_spans
+from positionbias.kernels.softmax_attention.call import posed
 from positionbias.kernels.softmax_attention.problem import STATS, Stats
 from positionbias.masks.groups import Segments
 from positionbias.masks.order import Causal, Prefix, SlidingWindow
@@ -30,7 +31,16 @@ CASES = {
 }
 
 
-def value_and_gradients(impl, mask, told):
+BANDS = {
+    "window": (Causal() & SlidingWindow(20), None),
+    "on both sides": (SlidingWindow(3), None),
+    "documents": (Segments() & SlidingWindow(9), DOCUMENTS),
+    "rows that see nothing": (Causal() & SlidingWindow(20), PADDED),
+    "function": (lambda b, h, q, k: (k <= q) & (k > q - 9 - b), None),
+}
+
+
+def value_and_gradients(impl, mask, told, asked=STATS):
     draw = np.random.default_rng(0)
     q, k, v = (jnp.asarray(draw.normal(size=(2, LENGTH, n, 8)), jnp.float32) for n in (4, 2, 2))
     slopes = jnp.asarray(draw.normal(size=4), jnp.float32)
@@ -44,12 +54,13 @@ def value_and_gradients(impl, mask, told):
             tokens=None if told is None else (told, told),
             score=lambda s, b, h, q, k, slope: s - slope * 0.1 * abs(q - k),
             aux={"slope": PerHead(slopes)},
-            stats=STATS,
+            key_bias=jnp.cos(k[..., 0]).swapaxes(1, 2),
+            stats=asked,
             dropout=(0.3, 7),
             impl=impl,
             block_sizes=TILES,
         )
-        found = (o, *(jnp.where(x > -1e29, x, 0.0) for x in stats))
+        found = (o, *(jnp.where(x > -1e29, x, 0.0) for x in stats if x is not None))
         weigh = np.random.default_rng(1)
         return sum(jnp.sum(x * weigh.normal(size=x.shape)) for x in found), (o, stats)
 
@@ -65,6 +76,44 @@ def test_chunks_against_the_keys_they_see_are_exact(case, monkeypatch):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
     assert found[0][1][1]._fields == Stats._fields
+
+
+@pytest.mark.parametrize("case", BANDS)
+def test_a_band_is_exact(case, monkeypatch):
+    mask, told = BANDS[case]
+    monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    monkeypatch.setattr(xla_chunked, "FEW", 0)
+    bands, stats = [], [name for name in STATS if name != "block_mass"]
+
+    def narrow(*asked):
+        bands.append(xla_spans.band(*asked[:2], LENGTH * LENGTH))  # of so few rows spans would leave out as much
+        return bands[-1]
+
+    monkeypatch.setattr(xla_chunked, "band", narrow)
+    found, wanted = (value_and_gradients(impl, mask, told, stats) for impl in ("xla_chunked", "xla_dense"))
+    assert bands[0].near < LENGTH / 2
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+def test_a_band_begins_where_each_chunk_begins_to_see():
+    q = jnp.zeros((1, 70, 1, 8))
+    asked = posed(q, q, q, mask=Causal() & SlidingWindow(3), block_sizes=(16, 8))
+    found = xla_spans.band(asked, 16, 70 * 70)
+    assert (found.firsts.tolist(), found.near) == ([0, 8, 24, 40, 46], 24)
+    assert xla_spans.band(asked, 16, 2 * 24 * 70 - 1) is None
+    table = jnp.asarray(np.tri(70, dtype=bool) & ~np.tri(70, k=-3, dtype=bool))
+    paired = posed(q, q, q, mask=lambda b, h, q, k: table[q, k], block_sizes=(16, 8))
+    assert xla_spans.band(paired, 16, 70 * 70) is None
+
+
+def test_products_of_a_window_grow_as_the_length():
+    def products(length):
+        q = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        mask = Causal() & SlidingWindow(16)
+        return costs.products(jax.make_jaxpr(lambda q: attention(q, q, q, mask=mask, impl="xla_chunked"))(q))
+
+    assert products(16384) == 4 * products(4096)
 
 
 def _loops(case, monkeypatch):
