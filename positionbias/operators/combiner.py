@@ -12,7 +12,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.base import Operator, Pattern, SiteFunction
-from positionbias.operators.choosing import all_pairs
+from positionbias.operators.choosing import all_pairs, in_blocks, out_of_blocks, over_all_pairs
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Parameters, Placed
 from positionbias.spec import member, require
@@ -41,7 +41,10 @@ class Combiner(Operator):
     code differs (`max` here, as in that for JAX; `mean`). Without `causal`, all other segments or rows are seen, which
     logsparse has no form for. Queries and keys are rotated before they are pooled; schemes that add to scores are
     refused, as a summary has no position. Spans are counted from the first token stored, and masks may hide nothing but
-    padding and, with `causal`, what is stored later. Every score is computed: what is reproduced is not the cost.
+    padding and, with `causal`, what is stored later.
+
+    Products grow as T (`span` + T / `span`), T^1.5 where `span` is made to grow as T^0.5, of logsparse as T log T; of
+    few tokens, and where a site reads scores or the pattern, every score is computed.
     """
 
     form: Literal["fixed", "logsparse", "axial"] = "fixed"
@@ -85,13 +88,15 @@ class Combiner(Operator):
         length, valid = tokens_q.length, jnp.broadcast_to(jnp.asarray(tokens_k.valid), k.shape[:2])
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
         q, k = q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if self.scaled else 1.0), k.astype(jnp.float32)
+        awake = jnp.broadcast_to(jnp.asarray(tokens_q.valid), q.shape[:2])
+        if not over_all_pairs(length, position, site):
+            return (self._by_levels if self.form == "logsparse" else self._by_spans)(q, k, v, valid & awake)
         found = site("scores", jnp.einsum("BTNH,BSNH->BNTS", q, k))
         parts = [self._axial(q, k, valid)] if self.form == "axial" else self._levels(q, k, valid)
         allowed = jnp.asarray(mask.dense(tokens_q, tokens_k))
         allowed = jnp.broadcast_to(allowed, (len(q), length, length)) & self._direct(length)
-        awake = jnp.broadcast_to(jnp.asarray(tokens_q.valid), q.shape[:2])[..., None]
         seen = [jnp.broadcast_to(allowed[:, None], found.shape)]
-        seen += [jnp.broadcast_to((cover & awake)[:, None], scores.shape) for scores, cover, _, _ in parts]
+        seen += [jnp.broadcast_to((cover & awake[..., None])[:, None], scores.shape) for scores, cover, _, _ in parts]
         shares = masked_softmax(
             jnp.concatenate([found, *(part[0] for part in parts)], axis=-1), jnp.concatenate(seen, axis=-1)
         )
@@ -100,6 +105,49 @@ class Combiner(Operator):
             stop = start + scores.shape[-1]
             pattern, start = pattern + shares[..., start:stop][..., of] * inner, stop
         return jnp.einsum("BNTS,BSNK->BTNK", site("pattern", pattern).astype(v.dtype), v)
+
+    def _by_spans(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, valid: Bool[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B T N K"]:
+        """Segments or rows of `span` tokens by themselves, with the summaries of the others."""
+        rows, keys, values = (in_blocks(x, self.span) for x in (q, k, v))  # [B, U, L, N, H]
+        kept = in_blocks(valid, self.span)
+        if self.form == "axial":
+            inner, spans = self._rows(q, k, kept)
+            means = jnp.einsum("BNUCL,BULNK->BUCNK", inner.astype(v.dtype), values)
+        else:
+            inner, pooled = self._pools(q, k, kept, self.span)
+            spans = pooled[:, :, None]  # the same for every column
+            means = jnp.einsum("BNUL,BULNK->BUNK", inner.astype(v.dtype), values)[:, :, None]
+        shape = (*spans.shape[:2], self.span, *spans.shape[3:])
+        spans, means = jnp.broadcast_to(spans, shape), jnp.broadcast_to(means, (*shape[:-1], v.shape[-1]))
+        found = [jnp.einsum("BULNH,BUMNH->BNULM", rows, keys), jnp.einsum("BULNH,BVLNH->BNULV", rows, spans)]
+        own, number = np.ones((self.span, self.span), bool), np.arange(kept.shape[1])
+        cover = number < number[:, None] if self.causal else number != number[:, None]
+        cover = cover & jnp.any(kept, axis=-1)[:, None]
+        seen = [kept[:, :, None] & (np.tril(own) if self.causal else own), cover[:, :, None]]
+        seen = [jnp.broadcast_to((x & kept[..., None])[:, None], y.shape) for x, y in zip(seen, found, strict=True)]
+        shares = masked_softmax(jnp.concatenate(found, axis=-1), jnp.concatenate(seen, axis=-1)).astype(v.dtype)
+        mixed = jnp.einsum("BNULM,BUMNK->BULNK", shares[..., : self.span], values)
+        mixed = mixed + jnp.einsum("BNULV,BVLNK->BULNK", shares[..., self.span :], means)
+        return out_of_blocks(mixed, q.shape[1])
+
+    def _by_levels(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, valid: Bool[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B T N K"]:
+        """Each token by itself, with the summary of one block at most of each size."""
+        found, seen, values = [jnp.einsum("BTNH,BTNH->BNT", q, k)], [valid], [v]
+        for level in range((q.shape[1] - 1).bit_length()):
+            kept, of = in_blocks(valid, 2**level), np.arange(q.shape[1]) >> level
+            inner, pooled = self._pools(q, k, kept, 2**level)
+            means = jnp.einsum("BNUL,BULNK->BUNK", inner.astype(v.dtype), in_blocks(v, 2**level))
+            before = np.maximum(of - 1, 0)
+            found.append(jnp.einsum("BTNH,BTNH->BNT", q, pooled[:, before]))
+            seen.append((of % 2 == 1) & jnp.any(kept, axis=-1)[:, before] & valid)
+            values.append(means[:, before])
+        told = jnp.broadcast_to(jnp.stack(seen, axis=-1)[:, None], (*found[0].shape, len(seen)))
+        shares = masked_softmax(jnp.stack(found, axis=-1), told).astype(v.dtype)
+        return sum(jnp.einsum("BNT,BTNK->BTNK", shares[..., i], x) for i, x in enumerate(values))
 
     def _direct(self, length: int) -> Bool[np.ndarray, "T S"]:
         """Which keys are seen by themselves."""
@@ -114,17 +162,24 @@ class Combiner(Operator):
         return [self._blocks(q, k, valid, 2**level) for level in range((length - 1).bit_length())]
 
     def _blocks(self, q: jax.Array, k: jax.Array, valid: jax.Array, size: int) -> Summaries:
-        kept = _blocked(valid, size)  # [B, U, L]
-        pooled_q, pooled_k = (self._pooled(_blocked(x, size), kept) for x in (q, k))
-        inner = jnp.einsum("BUNH,BULNH->BNUL", pooled_q, _blocked(k, size))
-        inner = masked_softmax(inner, kept[:, None]).reshape(*inner.shape[:2], 1, -1)[..., : q.shape[1]]
+        kept = in_blocks(valid, size)  # [B, U, L]
+        inner, pooled = self._pools(q, k, kept, size)
+        inner = inner.reshape(*inner.shape[:2], 1, -1)[..., : q.shape[1]]
         of, blocks = np.arange(q.shape[1]) // size, np.arange(kept.shape[1])
         if self.form == "logsparse":
             cover = (of[:, None] % 2 == 1) & (blocks == of[:, None] - 1)
         else:
             cover = blocks < of[:, None] if self.causal else blocks != of[:, None]
-        scores = jnp.einsum("BTNH,BUNH->BNTU", q, pooled_k)
+        scores = jnp.einsum("BTNH,BUNH->BNTU", q, pooled)
         return scores, cover & jnp.any(kept, axis=-1)[:, None], inner, of
+
+    def _pools(
+        self, q: jax.Array, k: jax.Array, kept: Bool[jax.Array, "B U L"], size: int
+    ) -> tuple[Float[jax.Array, "B N U L"], Float[jax.Array, "B U N H"]]:
+        """What of the summary of a block each of its keys is, and the pooled key."""
+        pooled_q, pooled_k = (self._pooled(in_blocks(x, size), kept) for x in (q, k))
+        inner = jnp.einsum("BUNH,BULNH->BNUL", pooled_q, in_blocks(k, size))
+        return masked_softmax(inner, kept[:, None]), pooled_k
 
     def _pooled(self, x: Float[jax.Array, "B U L N H"], kept: Bool[jax.Array, "B U L"]) -> jax.Array:
         inside = kept[..., None, None]
@@ -132,12 +187,19 @@ class Combiner(Operator):
             return jnp.sum(x * inside, axis=2) / jnp.maximum(jnp.sum(inside, axis=2), 1)
         return jnp.where(jnp.any(inside, axis=2), jnp.max(jnp.where(inside, x, -jnp.inf), axis=2), 0.0)
 
-    def _axial(self, q: jax.Array, k: jax.Array, valid: jax.Array) -> Summaries:
-        kept = _blocked(valid, self.span)  # [B, R, C]
-        asking = _blocked(q * valid[..., None, None], self.span)  # what a token in padding asks is not heard
-        inner = jnp.einsum("BRCNH,BRLNH->BNRCL", asking, _blocked(k, self.span))
+    def _rows(
+        self, q: jax.Array, k: jax.Array, kept: Bool[jax.Array, "B R C"]
+    ) -> tuple[Float[jax.Array, "B N R C L"], Float[jax.Array, "B R C N H"]]:
+        """What of each row a token of it makes, and the key that it makes."""
+        # What a token in padding asks is not heard.
+        asking = in_blocks(q, self.span) * kept[..., None, None]
+        inner = jnp.einsum("BRCNH,BRLNH->BNRCL", asking, in_blocks(k, self.span))
         inner = masked_softmax(inner, kept[:, None, :, None])
-        keys = jnp.einsum("BNRCL,BRLNH->BRCNH", inner, _blocked(k, self.span))
+        return inner, jnp.einsum("BNRCL,BRLNH->BRCNH", inner, in_blocks(k, self.span))
+
+    def _axial(self, q: jax.Array, k: jax.Array, valid: jax.Array) -> Summaries:
+        kept = in_blocks(valid, self.span)  # [B, R, C]
+        inner, keys = self._rows(q, k, kept)
         of, column = np.divmod(np.arange(q.shape[1]), self.span)
         rows = np.arange(kept.shape[1])
         scores = jnp.einsum("BTNH,BRTNH->BNTR", q, keys[:, :, column])
@@ -157,9 +219,3 @@ class Combiner(Operator):
             "axial": 2 * length + 3 * span,  # of every token that stands for its row, and the own row
         }
         return kept[self.form] * dims.heads * dims.head_size
-
-
-def _blocked(x: Float[jax.Array, "B T ..."], size: int) -> Float[jax.Array, "B U L ..."]:
-    """By blocks, the last filled up with zeros."""
-    filled = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
-    return filled.reshape(len(x), -1, size, *x.shape[2:])

@@ -7,11 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from positionbias import kernels
 from positionbias.arrays import Mapped
-from positionbias.operators.base import Operator, ScoreOperator, SiteFunction, reasons
-from positionbias.operators.choosing import all_pairs
+from positionbias.masks.base import Mask
+from positionbias.masks.order import Bidirectional
+from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.operators.choosing import all_pairs, over_all_pairs
 from positionbias.operators.softmax import masked_softmax
-from positionbias.positions.base import Dims, Matrix, Parameters
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member
 from positionbias.tokens import Tokens
 
@@ -27,6 +30,9 @@ class Reversed(ScoreOperator):
     / 0.1), and `gate` how much it sends at all by sigmoid(x w + b), ours for an MLP. Both are of one layer: gates that
     multiply along the layers, gated final features, and pruning of tokens are left out. A share tells of all who
     receive, so that masks may hide nothing but padding, and there is no causal form and none across sequences.
+
+    Of many tokens it is two calls of the attention kernel, T^2 products as published, and memory that grows as T: one for
+    the logarithm of what each sender's weights sum to, and one with that taken off its scores and no softmax.
     """
 
     selector: bool = False
@@ -58,6 +64,32 @@ class Reversed(ScoreOperator):
         if self.gate:
             made["sent"] = jax.nn.sigmoid(senders @ params["direction"] + params["offset"])  # [B, S, 1]
         return made
+
+    def fused(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array | None:
+        if over_all_pairs(q.shape[1], position, site):
+            return None
+        q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
+        every, scale = Bidirectional(), None if self.scaled else 1.0
+        sides = tokens_k, tokens_q
+        _, sums = kernels.attention(k, q, v[..., :1], mask=every, tokens=sides, scale=scale, stats=("lse",))
+        for name in ("selected", "sent"):
+            if name in params:
+                v = v * params[name][..., None].astype(v.dtype)
+        valid = jnp.asarray(tokens_k.valid)
+        less = jnp.where(valid if valid.ndim == 1 else valid[:, None], -sums.lse, 0.0)
+        told = {"tokens": sides[::-1], "scale": scale, "key_bias": less, "normalise": False}
+        return kernels.attention(q, k, v, mask=every, **told)
 
     def told_weights(
         self,

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Mapped
+from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.masks.base import Mask
 from positionbias.operators.base import Operator, Pattern
-from positionbias.operators.choosing import Choosing, all_pairs
+from positionbias.operators.choosing import Choosing, all_pairs, in_blocks, out_of_blocks
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Parameters, Placed
 from positionbias.spec import member, require
@@ -31,6 +32,10 @@ class Routing(Choosing):
     weights that multiply keys and values.
 
     As means are of whole regions, masks may hide nothing but padding and, in the causal form, what is stored later.
+
+    Chosen regions are gathered, T `top` `region` pairs, beside the (T / `region`)^2 of means: T^(4/3) where `region` is
+    made to grow as T^(1/3), T^2 where it is left as it is. Of few tokens, where a site reads scores or the pattern, and
+    with schemes that add to scores, every score is computed.
     """
 
     region: int = 8
@@ -67,18 +72,49 @@ class Routing(Choosing):
         params: Parameters,
     ) -> jax.Array:
         of = np.arange(tokens_q.length) // self.region
-        routed = self.routed(q, k, jnp.asarray(tokens_k.valid))[:, of][:, :, of]
+        best, good = self.routed(q, k, jnp.asarray(tokens_k.valid))
+        routed = jnp.any((best[..., None] == np.arange(best.shape[1])) & good[..., None], axis=2)[:, of][:, :, of]
         pairs = jnp.asarray(all_pairs(tokens_q, tokens_k, self.causal))
         pairs = pairs if pairs.ndim == 3 else pairs[None]
         return masked_softmax(found, allowed & (pairs & routed)[:, None])
 
+    def gathered(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+    ) -> jax.Array:
+        length, valid = q.shape[1], jnp.broadcast_to(jnp.asarray(tokens_k.valid), k.shape[:2])
+        best, good = self.routed(q, k, valid)
+        q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
+        rows, kept = in_blocks(q, self.region), in_blocks(valid, self.region)  # [B, R, L, ...]
+        take = jax.vmap(lambda x, at: x[at])
+        keys, values = (take(in_blocks(x, self.region), best) for x in (k, v))  # [B, R, C, L, N, H]
+        found = jnp.einsum("BRLNH,BRCMNH->BNRLCM", rows, keys, preferred_element_type=jnp.float32)
+        found = found * (q.shape[-1] ** -0.5 if self.scaled else 1.0)
+        seen = (take(kept, best) & good[..., None])[:, :, None] & kept[..., None, None]  # [B, R, L, C, M]
+        if self.causal:
+            places = np.arange(self.region)
+            own = best[..., None] * self.region + places
+            rows_at = np.arange(best.shape[1])[:, None] * self.region + places
+            seen = seen & (own[:, :, None] <= rows_at[..., None, None])
+        flat = found.reshape(*found.shape[:4], -1), seen.reshape(*seen.shape[:3], -1)[:, None]
+        weights = masked_softmax(*flat).reshape(found.shape).astype(v.dtype)
+        return out_of_blocks(jnp.einsum("BNRLCM,BRCMNK->BRLNK", weights, values), length)
+
     def routed(
         self, q: Float[jax.Array, "B T N H"], k: Float[jax.Array, "B T N H"], valid: Bool[jax.Array, "... T"]
-    ) -> Bool[jax.Array, "B R R"]:
-        """Which regions (last axis) each region's queries see."""
-        counts = jnp.sum(self._regions(jnp.broadcast_to(valid, q.shape[:2])[..., None]), axis=2)  # [B, R, 1]
+    ) -> tuple[Int[jax.Array, "B R C"], Bool[jax.Array, "B R C"]]:
+        """Which regions each region's queries see, no two the same, and which of these there are."""
+        there = jnp.broadcast_to(valid, q.shape[:2])
+        counts = jnp.sum(in_blocks(there, self.region), axis=2)[..., None]  # [B, R, 1]
         mean_q, mean_k = (
-            jnp.sum(self._regions(jnp.where(valid[..., None], _flat(x), 0.0)), axis=2) / jnp.maximum(counts, 1)
+            jnp.sum(in_blocks(jnp.where(there[..., None], _flat(x), 0.0), self.region), axis=2) / jnp.maximum(counts, 1)
             for x in (q, k)
         )
         regions = counts.shape[1]
@@ -86,17 +122,13 @@ class Routing(Choosing):
             mean_q = jnp.pad(mean_q, [(0, 0), (1, 0), (0, 0)])[:, :-1]
         suits = jax.lax.stop_gradient(jnp.einsum("BRF,BUF->BRU", mean_q, mean_k) * mean_q.shape[-1] ** -0.5)
         open_to = (counts[:, None, :, 0] > 0) & (np.tri(regions, k=-1, dtype=bool) if self.causal else True)
-        own = np.eye(regions, dtype=bool) & self.causal
-        count = min(self.top - self.causal, regions)
-        if count == 0:
-            return jnp.broadcast_to(own, suits.shape)
-        _, best = jax.lax.top_k(jnp.where(open_to, suits, -jnp.inf), count)
-        return (jnp.any(best[..., None] == np.arange(regions), axis=-2) & open_to) | own
-
-    def _regions(self, x: Float[jax.Array, "B T F"]) -> Float[jax.Array, "B R L F"]:
-        """By regions, the last filled up with zeros."""
-        filled = jnp.pad(x, [(0, 0), (0, -x.shape[1] % self.region), (0, 0)])
-        return filled.reshape(len(x), -1, self.region, x.shape[-1])
+        open_to = jnp.broadcast_to(open_to, suits.shape)
+        _, best = jax.lax.top_k(jnp.where(open_to, suits, -jnp.inf), min(self.top - self.causal, regions))
+        good = jnp.take_along_axis(open_to, best, axis=-1)
+        if not self.causal:
+            return best, good
+        own = jnp.broadcast_to(np.arange(regions)[:, None], (*best.shape[:2], 1))
+        return jnp.concatenate([own, best], axis=-1), jnp.concatenate([own >= 0, good], axis=-1)
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
         pairs = all_pairs(tokens_q, tokens_k, self.causal)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Int, Mapped
-from positionbias.operators.base import reasons, scores
-from positionbias.operators.choosing import Choosing, all_pairs
+from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.masks.base import Mask
+from positionbias.operators.asked import taken
+from positionbias.operators.base import scores
+from positionbias.operators.choosing import Choosing, all_pairs, in_blocks, out_of_blocks
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
+
+CHUNK = 64  # queries at a time whose keys are gathered
 
 
 @member("operators", "superlinear")
@@ -31,6 +36,9 @@ class Superlinear(Choosing):
 
     The defaults are those of the released package (2026); its anchors at other powers are left out. Of anchors and
     spans a mask hides what it hides.
+
+    Anchors and the keys of spans are gathered, a chunk of queries after another, so that products grow as T^1.5. Of few
+    tokens, where a site reads scores or the pattern, and with schemes that add to scores, every score is computed.
     """
 
     inside: int = 3
@@ -65,8 +73,11 @@ class Superlinear(Choosing):
 
     def anchors(self, length: int) -> Int[np.ndarray, "T J"]:
         """Where each query's anchors are; below 0 where there is none."""
-        stripes = np.arange(self.inside + 1, math.isqrt(length) + 1)
-        return np.arange(length)[:, None] - stripes**2 + 1
+        return np.arange(length)[:, None] - self.away(length)
+
+    def away(self, length: int) -> Int[np.ndarray, "J"]:
+        """How far before a query its anchors are, as far as there are any among so many tokens."""
+        return np.arange(self.inside + 1, math.isqrt(length) + 1) ** 2 - 1
 
     def pattern(
         self,
@@ -86,9 +97,7 @@ class Superlinear(Choosing):
         search = scores(params["searched"].reshape(q.shape), k, tokens_q, tokens_k, position, self.scaled)
         rows, at = np.arange(length)[:, None], anchors.clip(0)
         there = jnp.broadcast_to(allowed[..., rows, at] & (anchors >= 0), (*search.shape[:3], anchors.shape[1]))
-        best, which = jax.lax.top_k(jnp.where(there, search[..., rows, at], -jnp.inf), min(self.top, anchors.shape[1]))
-        good = jnp.take_along_axis(there, which, axis=-1)
-        shares = masked_softmax(best, good) + jnp.where(jnp.any(good, axis=-1, keepdims=True), 0.0, 1 / which.shape[-1])
+        shares, which, good = self._best(search[..., rows, at], there)
         chosen = jnp.take_along_axis(jnp.broadcast_to(anchors, there.shape), which, axis=-1)
         total = jnp.zeros_like(found)
         for one in range(which.shape[-1]):
@@ -98,13 +107,79 @@ class Superlinear(Choosing):
             total = total + shares[..., one, None] * masked_softmax(found, seen)
         return total
 
+    def gathered(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        position: Placed,
+        params: Parameters,
+    ) -> jax.Array:
+        length, away = q.shape[1], self.away(q.shape[1])
+        searching = position.rotate(params["searched"].reshape(q.shape), tokens_q, "query")
+        q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
+        scale = q.shape[-1] ** -0.5 if self.scaled else 1.0
+        by_head = [jnp.swapaxes(x, 1, 2) for x in (k, v)]  # [B, N, S, H]
+        before, after = self._reach(length)
+        span = np.arange(min(int((before + after).max()) + 1, length))
+        allowed = _Allowed(mask.bind(tokens_q, tokens_k), tokens_q, tokens_k, len(q))
+
+        def chunk(part: tuple[jax.Array, ...]) -> jax.Array:
+            q, searching, rows, before, after = part  # [B, L, N, H], [L]
+            close = rows[:, None] - np.arange(self.window)
+            found = jnp.einsum("BLNH,BLWNH->BNLW", q, k[:, close.clip(0)], preferred_element_type=jnp.float32)
+            found, seen = found * scale, allowed(rows, close)[:, None]
+            anchors = rows[:, None] - away
+            search = jnp.einsum(
+                "BLNH,BLJNH->BNLJ", searching, k[:, anchors.clip(0)], preferred_element_type=jnp.float32
+            )
+            there = jnp.broadcast_to(allowed(rows, anchors)[:, None], search.shape)
+            shares, which, good = self._best(search * scale, there)
+            chosen = jnp.take_along_axis(jnp.broadcast_to(anchors, search.shape), which, axis=-1)[..., None]
+            reach = chosen - before[:, None, None] + span  # [B, N, L, C, M]
+            inside = good[..., None] & (reach <= chosen + after[:, None, None])
+            inside = inside & (reach <= rows[:, None, None] - self.window)
+            far_k, far_v = (jax.vmap(jax.vmap(lambda x, at: x[at]))(x, reach.clip(0)) for x in by_head)
+            far = jnp.einsum("BLNH,BNLCMH->BNLCM", q, far_k, preferred_element_type=jnp.float32) * scale
+            flat = reach.reshape(len(reach), -1, reach.shape[-2] * reach.shape[-1])  # a row a head and query
+            inside = inside & allowed(jnp.tile(rows, q.shape[2]), flat).reshape(reach.shape)
+            both = [jnp.broadcast_to(x[:, :, :, None], (*far.shape[:4], self.window)) for x in (found, seen)]
+            weights = masked_softmax(jnp.concatenate([both[0], far], -1), jnp.concatenate([both[1], inside], -1))
+            weights = (weights * shares[..., None]).astype(v.dtype)
+            near = jnp.sum(weights[..., : self.window], axis=3)
+            mixed = jnp.einsum("BNLW,BLWNK->BLNK", near, v[:, close.clip(0)])
+            return mixed + jnp.einsum("BNLCM,BNLCMK->BLNK", weights[..., self.window :], far_v)
+
+        rows = np.arange(length, dtype=np.int32)
+        parts = [jnp.moveaxis(in_blocks(x, CHUNK), 1, 0) for x in (q, searching)]
+        parts += [in_blocks(x[None], CHUNK)[0] for x in (rows, before, after)]
+        mixed = jax.lax.map(jax.checkpoint(chunk), tuple(parts))
+        return out_of_blocks(jnp.moveaxis(mixed, 0, 1), length)
+
+    def _best(
+        self, search: Float[jax.Array, "B N T J"], there: Bool[jax.Array, "B N T J"]
+    ) -> tuple[Float[jax.Array, "B N T C"], Int[jax.Array, "B N T C"], Bool[jax.Array, "B N T C"]]:
+        """The shares of the best anchors, all alike where there is none, which they are, and whether each is there."""
+        best, which = jax.lax.top_k(jnp.where(there, search, -jnp.inf), min(self.top, search.shape[-1]))
+        good = jnp.take_along_axis(there, which, axis=-1)
+        shares = masked_softmax(best, good) + jnp.where(jnp.any(good, axis=-1, keepdims=True), 0.0, 1 / which.shape[-1])
+        return shares, which, good
+
+    def _reach(self, length: int) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
+        """How far spans go back and on, of each query."""
+        root = np.sqrt(np.arange(1, length + 1))
+        before, after = (np.ceil(by * root).astype(np.int32) for by in (self.back, self.front))
+        return before, after
+
     def _around(self, length: int) -> tuple[Mapped, Mapped, Mapped]:
         """Which keys are in the window, [T, T], and how far spans go back and on, [T, 1]."""
         behind = np.arange(length)[:, None] - np.arange(length)
-        root = np.sqrt(np.arange(1, length + 1))[:, None]
         near = (behind >= 0) & (behind < self.window)
-        before, after = (np.ceil(by * root).astype(np.int32) for by in (self.back, self.front))
-        return near, before, after
+        before, after = self._reach(length)
+        return near, before[:, None], after[:, None]
 
     def _far(self, length: int) -> Mapped:
         """Which keys are before the window, [T, T]."""
@@ -119,3 +194,22 @@ class Superlinear(Choosing):
             span = (keys >= anchor[:, None] - before) & (keys <= anchor[:, None] + after) & self._far(length)
             seen = seen | (there[..., None] & span)
         return allowed & seen & all_pairs(tokens_q, tokens_k, causal=True)
+
+
+class _Allowed(NamedTuple):
+    """Who may see whom, of pairs told by their places."""
+
+    mask: Mask  # bound to the tokens
+    tokens_q: Tokens
+    tokens_k: Tokens
+    batch: int
+
+    def __call__(self, rows: Int[jax.Array, "R"], keys: Int[jax.Array, "... R M"]) -> Bool[jax.Array, "B R M"]:
+        """Of queries and the keys of each, in every example alike or not; those below 0 are none."""
+        keys = jnp.broadcast_to(keys, (self.batch, *keys.shape[-2:]))
+        flat = keys.reshape(self.batch, -1)
+        found = Tokens(*(field.reshape(keys.shape) for field in taken(self.tokens_k, flat)))
+        asking = Tokens(
+            *(jnp.asarray(field)[..., rows.clip(0, self.tokens_q.length - 1), None] for field in self.tokens_q)
+        )
+        return self.mask.allowed(asking, found) & asking.valid & found.valid & (keys >= 0)

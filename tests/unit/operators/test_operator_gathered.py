@@ -1,0 +1,76 @@
+"""Operators that gather what they mix, against their formulas over all pairs: outputs and all gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from haste import hasty_jit
+from toys import Reads
+
+from positionbias import spec
+from positionbias.models.sites import Sites
+from positionbias.operators import choosing
+from positionbias.positions.base import Dims, Placed
+from positionbias.tokens import sequential
+
+B, T, N, H, D = 2, 45, 2, 4, 6
+CASES = [
+    ("combiner(span=8)", "causal"),
+    ("combiner(span=8, pool='mean', causal=False)", "bidirectional"),
+    ("combiner('logsparse')", "causal"),
+    ("combiner('axial', span=4)", "causal"),
+    ("combiner('axial', span=64, causal=False, scaled=False)", "bidirectional"),
+    ("hyper_attention(block=4, samples=5, exact=7)", "causal"),
+    ("hyper_attention(block=3, samples=0, exact=1, scaled=False)", "causal"),
+    ("hyper_attention(causal=False, block=4, samples=5, exact=8)", "bidirectional"),
+    ("reversed", "bidirectional"),
+    ("reversed(selector=True, gate=True, scaled=False)", "bidirectional"),
+    ("routing(region=4, top=3)", "causal"),
+    ("routing(region=8, top=1)", "causal"),
+    ("routing(region=7, top=2, causal=False, scaled=False)", "bidirectional"),
+    ("superlinear(inside=1, top=2, back=1.0, front=0.5)", "causal"),
+    ("superlinear(inside=2, top=3, scaled=False)", "causal & ~dilated_window(40, 3)"),
+    ("superlinear(inside=2, top=9)", "causal & segments"),
+    ("superlinear(inside=7)", "causal"),
+    ("varied_window(width=4)", "bidirectional"),
+    ("varied_window(width=7, scaled=False)", "bidirectional"),
+]
+NOTHING = Placed(spec.build("positions", "rope", "test"))
+
+
+def padded():
+    """The first three tokens of one example, and the last of the other, are padding."""
+    valid = np.ones((B, T), bool)
+    valid[0, :3], valid[1, -1] = False, False
+    return sequential(T, valid=valid)
+
+
+def value_and_gradients(text, mask, dtype, tokens, site):
+    one, mask = spec.build("operators", text, "test"), spec.build("masks", mask, "test")
+    keys = iter(jax.random.split(jax.random.key(0), 32))
+    dims = Dims(width=D, heads=N, head_size=H, length=T)
+    params = {name: 0.3 * jax.random.normal(next(keys), m.shape) for name, m in one.parameters(dims).items()}
+    x, aim = (jax.random.normal(next(keys), shape, dtype) for shape in ((B, T, D), (B, T, N, H)))
+    q, k, v = (jax.random.normal(next(keys), (B, T, N, H), dtype) for _ in range(3))
+
+    def loss(q, k, v, x, params):
+        told = params | one.projected(x, x, params)
+        found = one(q, k, v, tokens, tokens, mask, NOTHING, told, site)
+        return jnp.sum((found * aim).astype(jnp.float32)), found
+
+    made = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
+    return hasty_jit(made)(q, k, v, x, params)
+
+
+@pytest.mark.parametrize("told", ["whole", "padded"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("text", "mask"), CASES)
+def test_what_is_gathered_is_the_formula(text, mask, dtype, told, monkeypatch):
+    monkeypatch.setattr(choosing, "LONG", 0)
+    tokens = padded() if told == "padded" else sequential(T)
+    found = value_and_gradients(text, mask, dtype, tokens, Sites())
+    known = value_and_gradients(text, mask, dtype, tokens, Reads(lambda name, value: value))
+    atol = 2e-5 if dtype == jnp.float32 else 4e-2
+    pairs = zip(*(jax.tree.leaves((one[0][1], one[1])) for one in (found, known)), strict=True)
+    for one, other in (tuple(np.asarray(x, np.float32) for x in pair) for pair in pairs):
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol * max(1.0, np.abs(other).max()))
