@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Float, Int, Mapped
+from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.kernels.softmax_attention import xla
+from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.operators.base import Operator, Pattern, SiteFunction, over_heads, scores
+from positionbias.operators.choosing import over_all_pairs
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
@@ -32,8 +36,11 @@ class HyperAttention(Operator):
 
     What is ours: queries that look back are not sorted among themselves, which would tell a row of later ones; each
     goes to the block where its hash belongs among the sorted keys. Directions and samples come from `seed`, the same in
-    every step and sequence, where published code draws them anew. All T x S scores are computed: it is here for what
-    it computes, not for speed. Masks that hide more than order does are refused.
+    every step and sequence, where published code draws them anew. Masks that hide more than order does are refused.
+
+    Each query's block and the samples are gathered, T (`block` + `samples`) pairs, and in the causal form as many for
+    every time the sequence is halved: products grow as T log T. Of few tokens, where a site reads scores or the
+    pattern, and with schemes that add to scores, every score is computed.
     """
 
     causal: bool = True
@@ -74,10 +81,13 @@ class HyperAttention(Operator):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
-        hashes = self._hash(position.rotate(q, tokens_q, "query")), self._hash(position.rotate(k, tokens_k, "key"))
+        turned = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
         last = 2**self.projections  # where padding is sorted to
-        bins_q, bins_k = (jnp.where(jnp.asarray(tokens_k.valid)[..., None, :], x, last) for x in hashes)
+        bins_q, bins_k = (jnp.where(jnp.asarray(tokens_k.valid)[..., None, :], self._hash(x), last) for x in turned)
+        if not over_all_pairs(q.shape[1], position, site):
+            valid = jnp.broadcast_to(jnp.asarray(tokens_k.valid), k.shape[:2])
+            return self._gathered(*turned, v, bins_q, bins_k, valid)
+        found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
         times = self._halved(bins_q, bins_k, 0) if self.causal else self._times(bins_q, bins_k, 0)
         allowed = over_heads(mask.dense(tokens_q, tokens_k)) & (times > 0)
         pattern = site("pattern", masked_softmax(found + jnp.log(jnp.where(times > 0, times, 1.0)), allowed))
@@ -124,9 +134,126 @@ class HyperAttention(Operator):
         return jnp.where(same, 1.0, drawn)
 
     def _drawn(self, heads: int, count: int, start: int) -> Int[np.ndarray, "N S"]:
-        """How often each of `count` keys is drawn, by raw words, which numpy keeps the same in every version."""
+        """How often each of `count` keys is drawn."""
+        samples = self._samples(heads, count, start)
+        return (samples[..., None] == np.arange(count)).sum(axis=1).astype(np.float32)
+
+    def _samples(self, heads: int, count: int, start: int) -> Int[np.ndarray, "N M"]:
+        """Which of `count` keys are drawn, by raw words, which numpy keeps the same in every version."""
         words = np.random.PCG64([self.seed, start, count]).random_raw((heads, self.samples)) % count
-        return (words[..., None] == np.arange(count, dtype=np.uint64)).sum(axis=1).astype(np.float32)
+        return words.astype(np.int32)
+
+    def _gathered(
+        self,
+        q: Float[jax.Array, "B T N H"],
+        k: Float[jax.Array, "B T N H"],
+        v: Float[jax.Array, "B T N K"],
+        bins_q: Int[jax.Array, "B N T"],
+        bins_k: Int[jax.Array, "B N T"],
+        valid: Bool[jax.Array, "B T"],
+    ) -> Float[jax.Array, "B T N K"]:
+        """The call by blocks and samples: parts of equal length at once, what each query saw merged by its sums."""
+        by_head = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
+
+        def part(x: jax.Array, starts: np.ndarray, length: int) -> jax.Array:
+            """Of [B, N, T, ...] the runs of so many from `starts` on, [B, N, G, length, ...]."""
+            return x[:, :, starts[:, None] + np.arange(length)]
+
+        def looked(rows: tuple[np.ndarray, int], keys: tuple[np.ndarray, int], own: bool) -> _Seen:
+            arrays = (part(by_head[0], *rows), *(part(x, *keys) for x in by_head[1:]))
+            there = part(valid[:, None], *keys)
+            if own:
+                return self._seen_by_all(*arrays, there[..., None, :] & np.tril(np.ones((keys[1],) * 2, bool)))
+            return self._seen(*arrays, part(bins_q, *rows), part(bins_k, *keys), there, keys[0])
+
+        whole = np.zeros(1, np.int32), q.shape[1]
+        if not self.causal:
+            found = looked(whole, whole, own=False).mixed[:, :, 0]
+            return jnp.swapaxes(found * valid[:, None, :, None], 1, 2).astype(v.dtype)
+        total = _Seen(jnp.zeros(by_head[2].shape, jnp.float32), jnp.full(bins_q.shape, NOTHING_SEEN, jnp.float32))
+        parts = {whole[1]: whole[0]}
+        while parts:
+            later: dict[int, list[np.ndarray]] = {}
+            for length, starts in parts.items():
+                middle = length // 2
+                if length <= self.exact:
+                    total = total.joined(looked((starts, length), (starts, length), own=True), starts, length)
+                    continue
+                behind = starts + middle, length - middle
+                total = total.joined(looked(behind, (starts, middle), own=False), *behind)
+                later.setdefault(middle, []).append(starts)
+                later.setdefault(length - middle, []).append(behind[0])
+            parts = {length: np.concatenate(starts) for length, starts in later.items()}
+        return jnp.swapaxes(total.mixed * valid[:, None, :, None], 1, 2).astype(v.dtype)
+
+    def _seen_by_all(self, q: jax.Array, k: jax.Array, v: jax.Array, allowed: Bool[jax.Array, "..."]) -> _Seen:
+        """Of parts in which each query may see every key, [B, N, G, R, H] and [B, N, G, S, H], as far as `allowed`."""
+        found = jnp.einsum("BNGRH,BNGSH->BNGRS", q, k, preferred_element_type=jnp.float32) * self._scale(q)
+        weights, sums = xla.masked_softmax(found, allowed)
+        return _Seen(jnp.einsum("BNGRS,BNGSK->BNGRK", weights.astype(v.dtype), v).astype(jnp.float32), sums)
+
+    def _seen(
+        self,
+        q: Float[jax.Array, "B N G R H"],
+        k: Float[jax.Array, "B N G S H"],
+        v: Float[jax.Array, "B N G S K"],
+        bins_q: Int[jax.Array, "B N G R"],
+        bins_k: Int[jax.Array, "B N G S"],
+        there: Bool[jax.Array, "B 1 G S"],
+        starts: Int[np.ndarray, "G"],
+    ) -> _Seen:
+        """What `_times` weighs, of many parts at once: of each query the keys of its block, and the samples."""
+        rows, columns = q.shape[3], k.shape[3]
+        if columns <= self.block or max(rows, columns) <= self.exact:
+            return self._seen_by_all(q, k, v, there[..., None, :])
+        order = jnp.argsort(bins_k, axis=-1, stable=True)
+        if self.causal:
+            ordered = jnp.take_along_axis(bins_k, order, axis=-1)
+            before = jnp.vectorize(jnp.searchsorted, signature="(s),(r)->(r)")(ordered, bins_q)
+            block = jnp.minimum(before, columns - 1) // self.block
+        else:
+            block = _ranks(bins_q) * -(-columns // self.block) // rows
+        places = block[..., None] * self.block + np.arange(self.block)  # among those in order
+        same = jnp.take_along_axis(order, places.clip(0, columns - 1).reshape(*order.shape[:3], -1), axis=-1)
+        drawn = np.stack([self._samples(q.shape[1], columns, start) for start in starts], axis=1)  # [N, G, M]
+        drawn = jnp.broadcast_to(drawn, (len(q), *drawn.shape))
+        take = jnp.vectorize(lambda x, at: x[at], signature="(s,h),(m)->(m,h)")
+        there = jnp.broadcast_to(there, bins_k.shape)
+        same_k, same_v = (take(x, same).reshape(*places.shape, -1) for x in (k, v))
+        some_k, some_v = (take(x, drawn) for x in (k, v))
+        found = [
+            jnp.einsum("BNGRH,BNGRLH->BNGRL", q, same_k, preferred_element_type=jnp.float32) * self._scale(q),
+            jnp.einsum("BNGRH,BNGMH->BNGRM", q, some_k, preferred_element_type=jnp.float32) * self._scale(q)
+            + np.log(columns / max(self.samples, 1)),
+        ]
+        of = jnp.take_along_axis(_ranks(bins_k), drawn, axis=-1) // self.block
+        allowed = [
+            jnp.take_along_axis(there, same, axis=-1).reshape(places.shape) & (places < columns),
+            jnp.take_along_axis(there, drawn, axis=-1)[..., None, :] & (of[..., None, :] != block[..., None]),
+        ]
+        weights, sums = xla.masked_softmax(jnp.concatenate(found, axis=-1), jnp.concatenate(allowed, axis=-1))
+        weights = weights.astype(v.dtype)
+        mixed = jnp.einsum("BNGRL,BNGRLK->BNGRK", weights[..., : self.block], same_v)
+        mixed = mixed + jnp.einsum("BNGRM,BNGMK->BNGRK", weights[..., self.block :], some_v)
+        return _Seen(mixed.astype(jnp.float32), sums)
+
+    def _scale(self, q: jax.Array) -> float:
+        return q.shape[-1] ** -0.5 if self.scaled else 1.0
+
+
+class _Seen(NamedTuple):
+    """What queries make of the keys they saw so far."""
+
+    mixed: Float[jax.Array, "... R K"]
+    sums: Float[jax.Array, "... R"]  # the logarithms of their weights' sums
+
+    def joined(self, more: _Seen, starts: Int[np.ndarray, "G"], length: int) -> _Seen:
+        """With more of the runs of so many queries from `starts` on."""
+        at = starts[:, None] + np.arange(length)
+        total = jnp.logaddexp(self.sums[:, :, at], more.sums)
+        shares = [jnp.exp(x - total)[..., None] for x in (self.sums[:, :, at], more.sums)]
+        mixed = self.mixed[:, :, at] * shares[0] + more.mixed * shares[1]
+        return _Seen(self.mixed.at[:, :, at].set(mixed), self.sums.at[:, :, at].set(total))
 
 
 def _ranks(bins: Int[jax.Array, "B N S"]) -> Int[jax.Array, "B N S"]:

@@ -31,8 +31,8 @@ class Reversed(ScoreOperator):
     multiply along the layers, gated final features, and pruning of tokens are left out. A share tells of all who
     receive, so that masks may hide nothing but padding, and there is no causal form and none across sequences.
 
-    Of many tokens it is two calls of the attention kernel, T^2 products as published, and memory that grows as T: one for
-    the logarithm of what each sender's weights sum to, and one with that taken off its scores and no softmax.
+    Products grow as T^2, as published. Of many tokens it is two calls of the attention kernel, and memory grows as T:
+    one for the logarithm of what each sender's weights sum to, and one with that taken off its scores and no softmax.
     """
 
     selector: bool = False

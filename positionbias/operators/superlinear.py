@@ -118,7 +118,8 @@ class Superlinear(Choosing):
         position: Placed,
         params: Parameters,
     ) -> jax.Array:
-        length, away = q.shape[1], self.away(q.shape[1])
+        length = q.shape[1]
+        away = self.away(max(length, self.window + 1))  # one at least, which may be there for no query
         searching = position.rotate(params["searched"].reshape(q.shape), tokens_q, "query")
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
         scale = q.shape[-1] ** -0.5 if self.scaled else 1.0
