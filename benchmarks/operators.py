@@ -2,14 +2,14 @@
 
     python benchmarks/operators.py [--minutes 9] [--operators softmax gated_delta ...] [--lengths 1024 4096 ...]
 
-The operator of one causal layer alone, on queries, keys and values of 4 heads of 16 and a stream of 64 features,
-forwards and with the gradients of all that it reads (`train`). The programs of an operator are timed in turn, round
-after round, and told are the shortest by the clock, and of the processor (`processor`), which others on the machine
-disturb less. A slope is that of a straight line through the logarithms, 1 where something grows as T and 2 where it
-grows as T^2; `steepest` is the greatest between two neighbouring lengths. Longer lengths are left out, with the reason,
-where those before say that a run would take more than `--seconds`, or the compiler that it needs more than 4 GiB; once
-the minutes are over, so is the rest. Operators by recurrences come first: their goal is a slope of time of at most
-1.05.
+The operator of one causal layer alone, of the sizes of `positionbias.costs`, which BUILD.md's table of costs is made
+of, forwards and with the gradients of all that it reads (`train`). The programs of an operator are timed in turn,
+round after round, and told are the shortest by the clock, and of the processor (`processor`), which others on the
+machine disturb less. A slope is that of a straight line through the logarithms, 1 where something grows as T and 2
+where it grows as T^2; `steepest` is the greatest between two neighbouring lengths. Longer lengths are left out, with
+the reason, where those before say that a run would take more than `--seconds`, or the compiler that it needs more than
+4 GiB; once the minutes are over, so is the rest. Operators by recurrences come first: their goal is a slope of time of
+at most 1.05.
 
 Beside the times stand the memory of temporary arrays as the compiler tells it (`memory`, bytes); the multiplications
 and additions of matrix products, 2 for each pair of numbers multiplied, those inside loops as often as they run
@@ -37,21 +37,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import record
-from jax.extend.core import jaxprs_in_params
 
-from positionbias import compatibility, runtime, spec
+from positionbias import compatibility, costs, runtime, spec
 from positionbias.arrays import Tree
-from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator
 from positionbias.operators.recurrent import Recurrent
-from positionbias.positions.base import Dims, Placed
-from positionbias.tokens import Tokens, sequential
+from positionbias.positions.base import Dims
+from positionbias.tokens import sequential
 
 GOAL = 1.05  # slope of the time of recurrences
 SLOPES = ("milliseconds", "processor", "memory", "products", "state")
 LENGTHS = (1024, 4096, 16384, 65536)
 MODES = ("forward", "train")
-HEADS, SIZE = 4, 16
 MOST_MEMORY = 4 << 30  # bytes of temporary arrays
 PAST, FUTURE = 12, 64  # tokens by which a state is measured
 SMALLEST = 1e-5  # of the largest singular value: what float32 still tells
@@ -62,99 +59,32 @@ MOST_CALLS = 50
 
 def operators() -> dict[str, Operator]:
     """Every operator of causal self attention, those by recurrences first."""
-    found = {}
-    for name in spec.names("operators"):
-        told = [compatibility.ARGUMENTS[name]] if name in compatibility.ARGUMENTS else []
-        if "causal" in spec.arguments(spec.load_member("operators", name, "--operators")):
-            told.append("causal=True")
-        one = spec.build("operators", f"{name}({', '.join(told)})", "--operators")
-        if "causal_self" in one.patterns:
-            found[name] = one
+    every = costs.operators(compatibility.ARGUMENTS)
+    found = {name: one for name, one in every.items() if "causal_self" in one.patterns}
     return dict(sorted(found.items(), key=lambda item: not isinstance(item[1], Recurrent)))
 
 
-def dims_of(length: int) -> Dims:
-    """The sizes of the layer."""
-    return Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=length)
-
-
 def problem(operator: Operator, length: int, mode: str) -> tuple[Callable[[Tree], Any], Tree]:
-    """A function of the arrays that an operator reads, and the arrays: the stream, queries, keys, values, parameters.
-
-    The first half of the tokens are the context, which few operators ask for.
-    """
-    tokens = sequential(length, context=(np.arange(length) < length // 2).astype(np.int32))
-
-    def forward(arrays: Tree) -> jax.Array:
-        return mixed(operator, tokens, arrays)
+    """A function of the arrays that an operator reads, and the arrays."""
+    forward = costs.forward(operator, length)
 
     def loss(arrays: Tree) -> jax.Array:
         return jnp.mean(jnp.square(forward(arrays)))
 
-    return (forward if mode == "forward" else jax.grad(loss)), drawn(operator, dims_of(length))
-
-
-def drawn(operator: Operator, dims: Dims) -> Tree:
-    """Random arrays of what the operator reads."""
-    keys = iter(jax.random.split(jax.random.key(0), 64))
-    shape = (1, dims.length, dims.heads, dims.head_size)
-    arrays: dict[str, Any] = {"x": jax.random.normal(next(keys), (1, dims.length, dims.width))}
-    if operator.reads == "qkv":
-        arrays |= {name: jax.random.normal(next(keys), shape) for name in ("q", "k", "v")}
-    arrays["params"] = {
-        name: jax.random.normal(next(keys), matrix.shape) / math.sqrt(matrix.shape[0])
-        for name, matrix in operator.parameters(dims).items()
-    }
-    return arrays
-
-
-def mixed(operator: Operator, tokens: Tokens, arrays: Tree) -> jax.Array:
-    """What the operator makes, with what it makes of the stream first."""
-    mask, position = spec.build("masks", "causal", "mask"), Placed(spec.build("positions", "none", "position"))
-    x, params = arrays["x"], arrays["params"]
-    if operator.reads == "stream":
-        return operator.mix(x, tokens, mask, params, Sites())
-    params = params | operator.projected(x, x, params)
-    return operator(arrays["q"], arrays["k"], arrays["v"], tokens, tokens, mask, position, params, Sites())
-
-
-def products(jaxpr: Any) -> float:
-    """Multiplications and additions of the matrix products and convolutions of a program, loops in full.
-
-    nan where a loop does not say how often it runs.
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        inner = [products(one) for one in jaxprs_in_params(params)]
-        if name == "dot_general":
-            shape, ((contracted, _), _) = equation.invars[0].aval.shape, params["dimension_numbers"]
-            total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) / channels
-        elif name == "scan":
-            total += params["length"] * sum(inner)
-        elif name == "while":
-            total += math.nan if sum(inner) else 0.0
-        elif name == "cond":
-            total += max(inner)
-        else:
-            total += sum(inner)
-    return total
+    arrays = costs.drawn(operator, costs.dims_of(length))
+    return (forward if mode == "forward" else jax.grad(loss)), arrays
 
 
 def rank(operator: Operator) -> dict[str, Any]:
     """The rank of what later outputs show of the past, and the state that is declared after as many tokens."""
     dims = Dims(width=4, heads=1, head_size=4, length=PAST + FUTURE)
     context = np.arange(dims.length) < PAST
-    tokens, arrays = sequential(dims.length, context=context.astype(np.int32)), drawn(operator, dims)
+    tokens, arrays = sequential(dims.length, context=context.astype(np.int32)), costs.drawn(operator, dims)
     rows = {name: value for name, value in arrays.items() if name != "params"}
 
     def later(past: dict[str, jax.Array]) -> jax.Array:
         read = {name: jnp.concatenate([past[name], rows[name][:, PAST:]], axis=1) for name in rows}
-        return mixed(operator, tokens, {**read, "params": arrays["params"]})[:, PAST:].reshape(-1)
+        return costs.mixed(operator, tokens, {**read, "params": arrays["params"]})[:, PAST:].reshape(-1)
 
     quickly = {"xla_backend_optimization_level": 0}  # to compile, for the one time it is called
     found = jax.jit(jax.jacrev(later), compiler_options=quickly)({name: rows[name][:, :PAST] for name in rows})
@@ -216,9 +146,9 @@ class Measured:
             "length": length,
             "seconds_to_compile": round(seconds, 2),
             "memory": memory,
-            "products": products(traced.jaxpr.jaxpr),
+            "products": costs.products(traced.jaxpr),
             "xla_flops": compiled.cost_analysis().get("flops"),
-            "state": self.operator.state_size(dims_of(length)),
+            "state": self.operator.state_size(costs.dims_of(length)),
         }
         jax.block_until_ready(compiled(arrays))
         row["first"] = min(min(timed(compiled, arrays, 1)) for _ in range(FIRST))

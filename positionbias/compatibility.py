@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from positionbias import spec
+from positionbias import costs, spec
 from positionbias.config.build import build
 from positionbias.config.cli import apply_overrides
 from positionbias.config.resolve import resolve
@@ -83,6 +83,13 @@ WITH: dict[tuple[str, str], dict[str, str]] = {
     ("operators", "prefix_linear_attention"): {"masks": "context_bidirectional"},
     ("masks", "masked_keys"): {"objectives": "masked_denoising"},
 }
+COSTS = (
+    f"Of one layer alone, {costs.HEADS} heads of {costs.SIZE} on a CPU, forwards: the numbers kept to go on with a"
+    " sequence (`state_size`), and the multiplications and additions of matrix products, 2 for each pair of numbers"
+    " multiplied and loops in full, where XLA counts each loop once. Causal where an operator can be. Sizes of spans and"
+    " regions stay while T grows, so that `combiner` and `routing` take T^2 in the end; of masks whose keys lie far apart"
+    " (`power`, `stochastic`) XLA computes every pair, and drivers by tiles those of the tiles that are not empty."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +169,7 @@ def page() -> str:
     parts.append(f"### Operators and patterns\n\n{PATTERNS}\n\n{table(patterns())}")
     for rows, columns in PAIRS:
         parts.append(f"### {rows.capitalize()} and {columns}\n\n{matrix_table(rows, columns)}")
+    parts.append(f"### What operators cost\n\n{COSTS}\n\n{costs.table(costs.operators(ARGUMENTS))}")
     return "\n\n".join(parts)
 
 

@@ -1,11 +1,100 @@
-"""What an operator costs: the matrix products of its program, loops in full, and the numbers that it keeps."""
+"""What operators cost: the matrix products of their programs and the numbers that they keep, for a table of BUILD.md.
+
+The operator of one layer alone, on queries, keys and values of 4 heads of 16 and a stream of 64 features. The matrices
+around it, the same for all that read queries, keys and values, are in none of it. `benchmarks/operators.py` measures
+time and memory of the same programs.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from jax.extend.core import jaxprs_in_params
+
+from positionbias import spec
+from positionbias.arrays import Tree
+from positionbias.models.sites import Sites
+from positionbias.operators.base import Operator
+from positionbias.positions.base import Dims, Placed
+from positionbias.tokens import Tokens, sequential
+
+HEADS, SIZE = 4, 16
+LENGTHS = 1024, 4096  # tokens, of the table
+
+
+def operators(arguments: Mapping[str, str]) -> dict[str, Operator]:
+    """Every operator, with `arguments` where it needs some, in its causal form where it has one."""
+    found = {}
+    for name in spec.names("operators"):
+        told = [arguments[name]] if name in arguments else []
+        if "causal" in spec.arguments(spec.load_member("operators", name, "--operators")):
+            told.append("causal=True")
+        found[name] = spec.build("operators", f"{name}({', '.join(told)})", "--operators")
+    return found
+
+
+def dims_of(length: int) -> Dims:
+    """The sizes of the layer."""
+    return Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=length)
+
+
+def forward(operator: Operator, length: int) -> Callable[[Tree], jax.Array]:
+    """What an operator makes of the arrays that it reads: the stream, queries, keys, values, parameters (`drawn`).
+
+    The first half of the tokens are the context, which few operators ask for.
+    """
+    tokens = sequential(length, context=(np.arange(length) < length // 2).astype(np.int32))
+    return lambda arrays: mixed(operator, tokens, arrays)
+
+
+def drawn(operator: Operator, dims: Dims) -> Tree:
+    """Random arrays of what the operator reads."""
+    keys = iter(jax.random.split(jax.random.key(0), 64))
+    shape = (1, dims.length, dims.heads, dims.head_size)
+    arrays: dict[str, Any] = {"x": jax.random.normal(next(keys), (1, dims.length, dims.width))}
+    if operator.reads == "qkv":
+        arrays |= {name: jax.random.normal(next(keys), shape) for name in ("q", "k", "v")}
+    arrays["params"] = {
+        name: jax.random.normal(next(keys), matrix.shape) / math.sqrt(matrix.shape[0])
+        for name, matrix in operator.parameters(dims).items()
+    }
+    return arrays
+
+
+def mixed(operator: Operator, tokens: Tokens, arrays: Tree) -> jax.Array:
+    """What the operator makes, with what it makes of the stream first; of self attention, causal where it can be."""
+    mask = spec.build("masks", "causal" if "causal_self" in operator.patterns else "bidirectional", "mask")
+    x, params, position = arrays["x"], arrays["params"], Placed(spec.build("positions", "none", "position"))
+    if operator.reads == "stream":
+        return operator.mix(x, tokens, mask, params, Sites())
+    params = params | operator.projected(x, x, params)
+    return operator(arrays["q"], arrays["k"], arrays["v"], tokens, tokens, mask, position, params, Sites())
+
+
+def table(found: Mapping[str, Operator]) -> str:
+    """What these operators cost at `LENGTHS`, in Markdown, a line each."""
+    few, many = LENGTHS
+    lines = [
+        f"| operator | kept after {few} tokens | after {many} | products a token of {few} | of {many} | grow as |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found.values():
+        kept, counted = [], []
+        for length in LENGTHS:
+            dims = dims_of(length)
+            shapes = jax.eval_shape(lambda one=one, dims=dims: drawn(one, dims))
+            kept.append(one.state_size(dims))
+            counted.append(products(jax.make_jaxpr(forward(one, length))(shapes)))
+        shares = [x / length for x, length in zip(counted, LENGTHS, strict=True)]
+        power = math.log(counted[1] / counted[0], many / few) if min(counted) > 0 else math.nan
+        grow = f"T^{power:.2f}" if power == power else "-"
+        told = [f"{x:,.0f}" for x in (*kept, *shares)]
+        lines.append(f"| `{spec.canonical(one)}` | " + " | ".join(told) + f" | {grow} |")
+    return "\n".join(lines)
 
 
 def products(program: Any) -> float:

@@ -147,7 +147,7 @@ class Combiner(Operator):
             values.append(means[:, before])
         told = jnp.broadcast_to(jnp.stack(seen, axis=-1)[:, None], (*found[0].shape, len(seen)))
         shares = masked_softmax(jnp.stack(found, axis=-1), told).astype(v.dtype)
-        return sum(jnp.einsum("BNT,BTNK->BTNK", shares[..., i], x) for i, x in enumerate(values))
+        return jnp.einsum("BNTW,WBTNK->BTNK", shares, jnp.stack(values))
 
     def _direct(self, length: int) -> Bool[np.ndarray, "T S"]:
         """Which keys are seen by themselves."""

@@ -160,7 +160,7 @@ class HyperAttention(Operator):
             return x[:, :, starts[:, None] + np.arange(length)]
 
         def looked(rows: tuple[np.ndarray, int], keys: tuple[np.ndarray, int], own: bool) -> _Seen:
-            arrays = (part(by_head[0], *rows), *(part(x, *keys) for x in by_head[1:]))
+            arrays = part(by_head[0], *rows), part(by_head[1], *keys), part(by_head[2], *keys)
             there = part(valid[:, None], *keys)
             if own:
                 return self._seen_by_all(*arrays, there[..., None, :] & np.tril(np.ones((keys[1],) * 2, bool)))
@@ -215,8 +215,8 @@ class HyperAttention(Operator):
             block = _ranks(bins_q) * -(-columns // self.block) // rows
         places = block[..., None] * self.block + np.arange(self.block)  # among those in order
         same = jnp.take_along_axis(order, places.clip(0, columns - 1).reshape(*order.shape[:3], -1), axis=-1)
-        drawn = np.stack([self._samples(q.shape[1], columns, start) for start in starts], axis=1)  # [N, G, M]
-        drawn = jnp.broadcast_to(drawn, (len(q), *drawn.shape))
+        samples = np.stack([self._samples(q.shape[1], columns, start) for start in starts], axis=1)  # [N, G, M]
+        drawn = jnp.broadcast_to(samples, (len(q), *samples.shape))
         take = jnp.vectorize(lambda x, at: x[at], signature="(s,h),(m)->(m,h)")
         there = jnp.broadcast_to(there, bins_k.shape)
         same_k, same_v = (take(x, same).reshape(*places.shape, -1) for x in (k, v))

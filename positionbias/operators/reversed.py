@@ -88,8 +88,8 @@ class Reversed(ScoreOperator):
                 v = v * params[name][..., None].astype(v.dtype)
         valid = jnp.asarray(tokens_k.valid)
         less = jnp.where(valid if valid.ndim == 1 else valid[:, None], -sums.lse, 0.0)
-        told = {"tokens": sides[::-1], "scale": scale, "key_bias": less, "normalise": False}
-        return kernels.attention(q, k, v, mask=every, **told)
+        sides = tokens_q, tokens_k
+        return kernels.attention(q, k, v, mask=every, tokens=sides, scale=scale, key_bias=less, normalise=False)
 
     def told_weights(
         self,

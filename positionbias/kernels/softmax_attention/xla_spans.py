@@ -101,7 +101,7 @@ def spans_of(problem: Problem, size: int) -> list[Span]:
 
 
 def band(problem: Problem, size: int, pairs: int) -> Span | None:
-    """All rows as a band of chunks of `size`, where that leaves out half of so many pairs.
+    """All rows as a band of chunks of `size`, where that leaves out a quarter of so many pairs.
 
     None elsewhere, for masks not known before, for operands with a number a pair, and where the mass of tiles is asked.
     """
@@ -115,6 +115,6 @@ def band(problem: Problem, size: int, pairs: int) -> Span | None:
         first, behind = (step * np.argmax(x, axis=1) for x in (visible, visible[:, ::-1]))
         stop = np.where(visible.any(axis=1), step * visible.shape[1] - behind, first)
         near = min(int((stop - first).max()), s)
-        if near == 0 or 2 * near * t > pairs:
+        if near == 0 or 4 * near * t > 3 * pairs:
             return None
     return Span(0, t, Keys(0, s), np.minimum(first, s - near).astype(np.int32), near)
