@@ -86,9 +86,9 @@ WITH: dict[tuple[str, str], dict[str, str]] = {
 COSTS = (
     f"Of one layer alone, {costs.HEADS} heads of {costs.SIZE} on a CPU, forwards: the numbers kept to go on with a"
     " sequence (`state_size`), and the multiplications and additions of matrix products, 2 for each pair of numbers"
-    " multiplied and loops in full, where XLA counts each loop once. Causal where an operator can be. Sizes of spans and"
-    " regions stay while T grows, so that `combiner` and `routing` take T^2 in the end; of masks whose keys lie far apart"
-    " (`power`, `stochastic`) XLA computes every pair, and drivers by tiles those of the tiles that are not empty."
+    " multiplied and loops in full, where XLA counts each loop once. Causal where an operator can be. Sizes of spans"
+    " and regions stay while T grows, so that `combiner` and `routing` take T^2 in the end; of masks whose keys lie far"
+    " apart (`power`, `stochastic`) XLA computes every pair, and drivers by tiles those of tiles that are not empty."
 )
 
 

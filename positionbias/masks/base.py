@@ -70,7 +70,7 @@ class Mask:
         lead = bound._dense(q.cut(0, 1), k.cut(0, 1)).shape[:-2]
         found = np.broadcast_to(told, (*lead, len(starts_q), len(starts_k))).astype(np.int8)
         unsure = (told == PARTIAL).any(axis=tuple(range(told.ndim - 2)))
-        for row in np.flatnonzero(unsure.any(axis=-1)):
+        for row in np.flatnonzero(unsure.any(axis=-1)).tolist():
             rows, tiles = q.cut(row * step_q, (row + 1) * step_q), np.flatnonzero(unsure[row])
             places = (tiles[:, None] * step_k + np.arange(step_k)).reshape(-1)
             places = places[places < k.length]

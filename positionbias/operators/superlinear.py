@@ -156,7 +156,7 @@ class Superlinear(Choosing):
 
         rows = np.arange(length, dtype=np.int32)
         parts = [jnp.moveaxis(in_blocks(x, CHUNK), 1, 0) for x in (q, searching)]
-        parts += [in_blocks(x[None], CHUNK)[0] for x in (rows, before, after)]
+        parts += [in_blocks(jnp.asarray(x)[None], CHUNK)[0] for x in (rows, before, after)]
         mixed = jax.lax.map(jax.checkpoint(chunk), tuple(parts))
         return out_of_blocks(jnp.moveaxis(mixed, 0, 1), length)
 
