@@ -12,7 +12,7 @@ from positionbias.operators.base import ScoreOperator, SiteFunction, over_heads,
 from positionbias.positions.base import Parameters, Placed
 from positionbias.tokens import Tokens
 
-LONG = 512  # tokens from which keys are gathered: of fewer, all scores are as quick on a CPU
+LONG = 256  # tokens from which keys are gathered: from there on that is the quicker, on a CPU too
 
 
 def over_all_pairs(length: int, position: Placed, site: SiteFunction) -> bool:

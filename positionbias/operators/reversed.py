@@ -11,7 +11,7 @@ from positionbias import kernels
 from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional
-from positionbias.operators.base import Operator, ScoreOperator, SiteFunction
+from positionbias.operators.base import Operator, ScoreOperator, SiteFunction, reasons
 from positionbias.operators.choosing import all_pairs, over_all_pairs
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed

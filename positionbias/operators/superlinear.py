@@ -13,7 +13,7 @@ import numpy as np
 from positionbias.arrays import Bool, Float, Int, Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.asked import taken
-from positionbias.operators.base import scores
+from positionbias.operators.base import reasons, scores
 from positionbias.operators.choosing import Choosing, all_pairs, in_blocks, out_of_blocks
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed

@@ -10,7 +10,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Mapped
 from positionbias.masks.base import Mask
-from positionbias.operators.base import Operator, SiteFunction
+from positionbias.operators.base import Operator, SiteFunction, reasons
 from positionbias.operators.choosing import all_pairs, in_blocks, out_of_blocks, over_all_pairs
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require

@@ -15,9 +15,10 @@ import numpy as np
 
 from positionbias.arrays import Float, Int
 from positionbias.kernels.differences import by_difference
-from positionbias.kernels.softmax_attention.block_map import EMPTY, classes, known
+from positionbias.kernels.softmax_attention.block_map import classes, known
 from positionbias.kernels.softmax_attention.problem import Problem
 from positionbias.kernels.softmax_attention.xla import Keys, operands_of
+from positionbias.masks.base import EMPTY
 
 NARROW = 32  # keys by which a band is measured
 SPANS = 4  # each is a loop of its own to compile; of a causal mask they leave out 3 / 8, and more could only 1 / 2

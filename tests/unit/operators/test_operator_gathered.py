@@ -1,4 +1,4 @@
-"""Operators that gather what they mix, against their formulas over all pairs: outputs and all gradients."""
+"""Operators that compute less than all pairs, against their formulas over all: outputs and all gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from haste import hasty_jit
 from toys import Reads
 
 from positionbias import spec
+from positionbias.kernels.softmax_attention import ladder, xla_chunked, xla_spans
 from positionbias.models.sites import Sites
 from positionbias.operators import choosing
 from positionbias.positions.base import Dims, Placed
@@ -48,10 +49,11 @@ def padded():
 def value_and_gradients(text, mask, dtype, tokens, site):
     one, mask = spec.build("operators", text, "test"), spec.build("masks", mask, "test")
     keys = iter(jax.random.split(jax.random.key(0), 32))
-    dims = Dims(width=D, heads=N, head_size=H, length=T)
+    length = tokens.length
+    dims = Dims(width=D, heads=N, head_size=H, length=length)
     params = {name: 0.3 * jax.random.normal(next(keys), m.shape) for name, m in one.parameters(dims).items()}
-    x, aim = (jax.random.normal(next(keys), shape, dtype) for shape in ((B, T, D), (B, T, N, H)))
-    q, k, v = (jax.random.normal(next(keys), (B, T, N, H), dtype) for _ in range(3))
+    x, aim = (jax.random.normal(next(keys), shape, dtype) for shape in ((B, length, D), (B, length, N, H)))
+    q, k, v = (jax.random.normal(next(keys), (B, length, N, H), dtype) for _ in range(3))
 
     def loss(q, k, v, x, params):
         told = params | one.projected(x, x, params)
@@ -71,6 +73,41 @@ def test_what_is_gathered_is_the_formula(text, mask, dtype, told, monkeypatch):
     found = value_and_gradients(text, mask, dtype, tokens, Sites())
     known = value_and_gradients(text, mask, dtype, tokens, Reads(lambda name, value: value))
     atol = 2e-5 if dtype == jnp.float32 else 4e-2
+    close(found, known, atol)
+
+
+def close(found, known, atol):
+    """Outputs and gradients, within so much of the largest entry."""
     pairs = zip(*(jax.tree.leaves((one[0][1], one[1])) for one in (found, known)), strict=True)
     for one, other in (tuple(np.asarray(x, np.float32) for x in pair) for pair in pairs):
         np.testing.assert_allclose(one, other, rtol=0, atol=atol * max(1.0, np.abs(other).max()))
+
+
+@pytest.mark.parametrize(
+    "text", ["based(features=4, window=9)", "titans(form='mag', window=20)", "chunk_hybrid(chunk=12)"]
+)
+def test_windows_in_chunks_are_those_over_all_pairs(text, monkeypatch):
+    tokens, bands = sequential(1100), []
+
+    def banded(*asked):
+        bands.append(xla_spans.band(*asked))
+        return bands[-1]
+
+    monkeypatch.setattr(xla_chunked, "band", banded)
+    found = value_and_gradients(text, "causal", jnp.float32, tokens, Sites())
+    assert bands
+    assert None not in bands
+    monkeypatch.setattr(ladder, "LONG", 1101)
+    close(found, value_and_gradients(text, "causal", jnp.float32, tokens, Sites()), 2e-5)
+    assert len(bands) == 1
+
+
+def test_all_pairs_are_computed_of_few_tokens_and_where_something_is_made_of_each():
+    def asked(length, position, site):
+        return choosing.over_all_pairs(length, Placed(spec.build("positions", position, "test")), site)
+
+    assert asked(255, "rope", Sites())
+    assert not asked(256, "rope", Sites())
+    assert asked(256, "alibi", Sites())
+    assert asked(256, "mirrored_rope", Sites())
+    assert asked(256, "rope", Reads(lambda name, value: value))

@@ -8,6 +8,7 @@ from toys import Reads
 from positionbias import spec
 from positionbias.models.sites import Sites
 from positionbias.operators.softmax import Softmax
+from positionbias.operators.varied_window import samples
 from positionbias.positions.base import Placed
 from positionbias.tokens import sequential
 
@@ -108,3 +109,17 @@ def test_varied_windows_sample_between_tokens():
         scores = near @ k[b, :, n] @ q[b, i, n] / np.sqrt(H)
         scores += [params["table"][n, i % width - u + width - 1] for u in range(width)]
         np.testing.assert_allclose(found[b, n, i], np.exp(scores) / np.exp(scores).sum() @ near, atol=5e-6)
+
+
+def test_a_sample_on_a_token_has_the_slope_between_it_and_the_next():
+    """As windows lie at the start: moved by an offset o, the second sample of the first window by o width / 2."""
+    one, valid = operator("varied_window(width=4)"), np.ones((1, T), bool)
+    params = {"place": np.zeros((6, 2 * N)), "stream": np.ones((1, T, 6))}
+
+    def second(offset):
+        bias = np.zeros(2 * N, np.float32)
+        low, part = one.places(params | {"place_bias": jax.numpy.asarray(bias).at[N].set(offset)}, valid)
+        return samples(low, part, valid)[0, 0, 0, 1]
+
+    np.testing.assert_array_equal(second(0.0), np.eye(T)[1])
+    np.testing.assert_allclose(jax.jacrev(second)(0.0), 2 * (np.eye(T)[2] - np.eye(T)[1]))
