@@ -17,7 +17,6 @@ import argparse
 import concurrent.futures
 import functools
 import importlib.metadata
-import math
 import os
 import pathlib
 import statistics
@@ -31,10 +30,10 @@ import numpy as np
 import problems
 import record
 import rivals
+from given import check
 
 from positionbias import kernels, runtime
 from positionbias.config.cli import Parser, parse_command_line, run_entry
-from positionbias.errors import ConfigError, unknown
 from positionbias.kernels.softmax_attention.ladder import DRIVERS
 
 MODES = ("forward", "train", "penalty")
@@ -272,7 +271,7 @@ def main(argv: list[str]) -> int:
     if rivals.torch_version():
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")  # PyTorch needs the rest
     given, _ = parse_command_line(_parser(), argv)
-    _check(given)
+    check(given, NAMES, MOST, ("minutes",))
     runtime.configure()
     for name, value in DEFAULTS["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
         if getattr(given, name) is None:
@@ -340,29 +339,6 @@ def _parser() -> Parser:
     made.add_argument("--rounds", type=int, default=10)
     made.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
     return made
-
-
-def _check(given: argparse.Namespace) -> None:
-    """Raise ConfigError for names that are unknown and numbers that nothing can be timed with."""
-
-    def told(name: str) -> tuple[str, list[Any]]:
-        value = getattr(given, name)
-        return f"--{name.replace('_', '-')}", value if isinstance(value, list) else [] if value is None else [value]
-
-    for name, allowed in NAMES.items():
-        flag, values = told(name)
-        for value in values:
-            if value not in allowed:
-                raise unknown(flag, name.removesuffix("s"), value, allowed)
-    for name, most in MOST.items():
-        flag, values = told(name)
-        for value in values:
-            if not 1 <= value <= most:
-                raise ConfigError(f"{flag}: {value} is not allowed; allowed: 1 to {most}.")
-    if not (math.isfinite(given.minutes) and given.minutes >= 0):
-        raise ConfigError(f"--minutes: {given.minutes} is not allowed; allowed: a number from 0.")
-    if not (given.folder.is_dir() or (given.folder.parent.is_dir() and not given.folder.exists())):
-        raise ConfigError(f"--folder: {given.folder} is no folder; allowed: a folder, or a new name in one.")
 
 
 if __name__ == "__main__":

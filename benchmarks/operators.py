@@ -37,9 +37,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import record
+from given import check
 
 from positionbias import compatibility, costs, runtime, spec
 from positionbias.arrays import Tree
+from positionbias.config.cli import Parser, parse_command_line, run_entry
 from positionbias.operators.base import Operator
 from positionbias.operators.recurrent import Recurrent
 from positionbias.positions.base import Dims
@@ -55,6 +57,7 @@ SMALLEST = 1e-5  # of the largest singular value: what float32 still tells
 FIRST = 3  # calls by which the length of one is judged
 LEAST = 0.02  # seconds that are timed at once: short programs are called so many times
 MOST_CALLS = 50
+MOST = {"lengths": 1 << 20, "rounds": 1000}
 
 
 def operators() -> dict[str, Operator]:
@@ -208,19 +211,24 @@ def show(found: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
+def _parser(known: Sequence[str]) -> Parser:
+    made = Parser("python benchmarks/operators.py", "How the cost of operators grows with the length.")
+    made.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
+    made.add_argument("--seconds", type=float, default=1.0, help="the longest run that is begun")
+    made.add_argument("--operators", nargs="+", default=list(known), help=", ".join(known))
+    made.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    made.add_argument("--modes", nargs="+", default=list(MODES), help=", ".join(MODES))
+    made.add_argument("--rounds", type=int, default=4)
+    made.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
+    return made
+
+
+def main(argv: list[str]) -> int:
     """Measure, print and record."""
-    runtime.configure()
     known = operators()
-    parser = argparse.ArgumentParser(description="How the cost of operators grows with the length.")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
-    parser.add_argument("--seconds", type=float, default=1.0, help="the longest run that is begun")
-    parser.add_argument("--operators", nargs="+", choices=list(known), default=list(known))
-    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
-    given = parser.parse_args()
+    given, _ = parse_command_line(_parser(list(known)), argv)
+    check(given, {"operators": known, "modes": MODES}, MOST, ("minutes", "seconds"))
+    runtime.configure()
     given.lengths.sort()
     stop = time.perf_counter() + 60 * given.minutes
     print(f"{'operator':<38} {'mode':<8}{'T':>6}{'ms first':>10}{'ms at T':>10}{'slope':>9}{'steepest':>9}", end="")
@@ -251,7 +259,8 @@ def main() -> None:
         "operators", {"given": told, "goal": GOAL, "operators": results, "states": states}, given.folder
     )
     print(f"written: {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_entry(main)

@@ -76,8 +76,27 @@ def test_mistakes_of_the_benchmark_of_attention_are_told_in_a_sentence(flags, wo
     assert words in str(error.value)
 
 
-def test_a_mistake_ends_with_the_code_of_one(root):
-    command = [sys.executable, "benchmarks/attention.py", "--lengths", "0"]
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--operators", "sofmax"], "--operators: unknown operator 'sofmax', did you mean 'softmax'?"),
+        (["--lengths", "64", "-1"], "--lengths: -1 is not allowed; allowed: 1 to 1048576."),
+        (["--seconds", "inf"], "--seconds: inf is not allowed; allowed: a number from 0."),
+        (["--modes", "backward"], "--modes: unknown mode 'backward'"),
+    ],
+)
+def test_mistakes_of_the_benchmark_of_operators_are_told_in_a_sentence(flags, words, root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import operators
+
+    with pytest.raises(ConfigError) as error:
+        operators.main(flags)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("script", ["attention.py", "operators.py"])
+def test_a_mistake_ends_with_the_code_of_one(root, script):
+    command = [sys.executable, f"benchmarks/{script}", "--lengths", "0"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --lengths: 0 is not allowed; allowed: 1 to 1048576.\n"
