@@ -109,11 +109,11 @@ def backward(
         begin, read, written = jnp.sum(state * dfirst, axis=-1)[..., None, :], chunk.q * dq, chunk.k * dk
         if chunk.log_decay.shape[-1] == 1:
             begin, read, written = (jnp.sum(x, axis=-1, keepdims=True) for x in (begin, read, written))
-        dlog = _of_decay(begin, read, written, inclusive, chunk.keeps)
+        dlog = of_decay(begin, read, written, inclusive, chunk.keeps)
     if chunk.value_log_decay is not None:
         o = _of_earlier(chunk, state, keys, values, base)
         begin = jnp.sum(state * dfirst, axis=-2)[..., None, :]
-        dvalue_log = _of_decay(begin, o * do, chunk.v * dv, inclusive, chunk.keeps)
+        dvalue_log = of_decay(begin, o * do, chunk.v * dv, inclusive, chunk.keeps)
     if inclusive:
         dscore = _dot(do, chunk.v)
         dq, dk, dv = dq + dscore * chunk.k, dk + dscore * chunk.q, dv + _dot(chunk.q, chunk.k) * do
@@ -127,7 +127,7 @@ def _spans(chunk: Chunk, inclusive: bool) -> tuple[Spans, Spans]:
     return keys, spans(chunk.value_log_decay, steps, inclusive)
 
 
-def _of_decay(
+def of_decay(
     begin: jax.Array, read: jax.Array, written: jax.Array, inclusive: bool, keeps: jax.Array | None
 ) -> jax.Array:
     """What the docstring of `backward` says: a query reads after its own decay if `inclusive`, else before.

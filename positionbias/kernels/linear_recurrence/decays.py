@@ -48,6 +48,12 @@ def kept(x: jax.Array, total: jax.Array | None) -> jax.Array:
     return jnp.where(total > NEAR, x + x * less_one(total), x * jnp.exp(total))
 
 
+def left(total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two factors of which the products with x have e^total x as their sum, as precise as `kept`: one is 1 or 0."""
+    near = total > NEAR
+    return jnp.where(near, 1.0, jnp.exp(total)), jnp.where(near, less_one(total), 0.0)
+
+
 @jax.custom_jvp
 def less_one(x: jax.Array) -> jax.Array:
     """e^x - 1 of x up to 0, near 0 by its series: kernels for TPU have no expm1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from positionbias.kernels import drivers
 from positionbias.kernels.drivers import Choice, Driver, always
-from positionbias.kernels.linear_recurrence import mosaic_tpu, xla_chunked, xla_quadratic
+from positionbias.kernels.linear_recurrence import mosaic_gpu, mosaic_tpu, xla_chunked, xla_quadratic
 from positionbias.kernels.linear_recurrence.problem import Problem
 
 LONG = 64  # steps from which chunks are faster
@@ -12,7 +12,19 @@ LONG = 64  # steps from which chunks are faster
 XLA_QUADRATIC = Driver("xla_quadratic", xla_quadratic.quadratic, xla_quadratic.unsupported_reason)
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
 MOSAIC_TPU, MOSAIC_TPU_INTERPRET = drivers.by_pallas("mosaic_tpu", mosaic_tpu)
-DRIVERS = {driver.name: driver for driver in (XLA_QUADRATIC, XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET)}
+# Only where it is named: see there.
+MOSAIC_GPU, MOSAIC_GPU_INTERPRET = drivers.by_pallas("mosaic_gpu", mosaic_gpu)
+DRIVERS = {
+    driver.name: driver
+    for driver in (
+        XLA_QUADRATIC,
+        XLA_CHUNKED,
+        MOSAIC_TPU,
+        MOSAIC_TPU_INTERPRET,
+        MOSAIC_GPU,
+        MOSAIC_GPU_INTERPRET,
+    )
+}
 
 
 def _short(problem: Problem, platform: str) -> str | None:

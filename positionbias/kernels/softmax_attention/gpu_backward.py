@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from positionbias.kernels.gpu import STRIP, flipped, matmul, zeros
 from positionbias.kernels.softmax_attention.fused import ROWWISE, Arrays, Cotangents, Plan, Walks, placed
 from positionbias.kernels.softmax_attention.gpu_grid import (
     NARROWEST,
-    STRIP,
     Carry,
     Grid,
     Input,
@@ -21,10 +21,8 @@ from positionbias.kernels.softmax_attention.gpu_grid import (
     call,
     halvings,
     made,
-    product,
     put,
     shaped,
-    zeros,
 )
 from positionbias.kernels.softmax_attention.tiles import slopes, weights
 
@@ -63,7 +61,7 @@ class _Given:
     def product(self, here: Visit) -> jax.Array:
         """dO v' of the tile."""
         mine, other = ("do", "v") if self.grid.side == 0 else ("v", "do")
-        return product(here.refs[mine], here.refs[other], self.grid.tile)
+        return matmul(here.refs[mine], flipped(here.refs[other]), self.grid.tile)
 
     def slopes(self, here: Visit, tile: Tile, dp: jax.Array) -> jax.Array:
         """X - D of `tiles`."""

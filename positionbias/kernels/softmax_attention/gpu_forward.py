@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from positionbias.kernels.gpu import STRIP, zeros
 from positionbias.kernels.softmax_attention.fused import Arrays, Outputs, Plan, Walks
 from positionbias.kernels.softmax_attention.gpu_grid import (
-    STRIP,
     Carry,
     Grid,
     Input,
@@ -21,7 +21,6 @@ from positionbias.kernels.softmax_attention.gpu_grid import (
     made,
     put,
     shaped,
-    zeros,
 )
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN
 from positionbias.kernels.softmax_attention.tiles import FLOOR, weights

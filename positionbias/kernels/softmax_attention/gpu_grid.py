@@ -7,7 +7,6 @@ along its rows: where the strip is of keys, it lies the other way round, [keys, 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -18,18 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu
 
 from positionbias.kernels.differences import diagonal
+from positionbias.kernels.gpu import AHEAD, COPYING, STRIP, flipped, interpreted, matmul, plgpu, stored
 from positionbias.kernels.softmax_attention.fused import Arrays, Plan
 from positionbias.kernels.softmax_attention.operands import Place
 from positionbias.kernels.softmax_attention.tiles import finite, kept
 
-plgpu: Any = mosaic_gpu  # untyped: it differs from release to release of jax
-STRIP = 64  # rows of a warpgroup's matrix product
 NARROWEST = 16  # step: a matrix product sums over that many at once
-COPYING = 40  # registers a thread of the warpgroup that copies
-AHEAD = 2  # steps whose copies are under way or in use
 SHORT = 5  # primitives of a score, such as a slope times a distance, that need no narrower steps
 # Primitives that take many instructions, in themselves or in their derivatives; and those with branches for each entry.
 LONG = frozenset({"div", "exp", "exp2", "log", "logistic", "rem", "rsqrt", "sqrt", "tanh"})
@@ -216,10 +211,7 @@ def call(
         num_threads=groups + 1,
         thread_name="group",
     )
-    interpreted: Any = contextlib.nullcontext()
-    if grid.interpret is not None:
-        interpreted = plgpu.force_gpu_interpret_mode(grid.interpret)
-    with interpreted:
+    with interpreted(grid.interpret):
         found = run(*(one.array for one in inputs.values()), *whole.values())
     return dict(zip(outputs, found, strict=True))
 
@@ -243,7 +235,7 @@ class Tile:
 def made(grid: Grid, here: Visit, back_to: tuple[str, ...] = ()) -> Tile:
     """The tile of this step; `back_to` names the groups of operands whose gradients are wanted."""
     plan, mine = grid.plan, "qk"[grid.side]
-    raw = product(here.refs[mine], here.refs["kq"[grid.side]], grid.tile) * plan.scale
+    raw = matmul(here.refs[mine], flipped(here.refs["kq"[grid.side]]), grid.tile) * plan.scale
     starts = (here.strip, here.other) if grid.side == 0 else (here.other, here.strip)
     index = [
         plgpu.broadcasted_iota(jnp.int32, grid.tile, axis ^ grid.side, layout=plgpu.Layout.WGMMA) + starts[axis]
@@ -349,22 +341,6 @@ def along(grid: Grid, here: Visit, name: str, side: int, at: int = 0) -> jax.Arr
     return grid.spread(plgpu.load(ref.at[at], layout=plgpu.Layout.WGMMA.reduce(0), optimized=False), 1)
 
 
-def zeros(*shape: int, value: float = 0.0) -> jax.Array:
-    """Sums to begin with: a matrix, or a number for each row."""
-    layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
-    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
-
-
-def product(x: Any, y: Any, shape: tuple[int, int]) -> jax.Array:
-    """x y' of two matrices in shared memory."""
-
-    def body(total: Any) -> jax.Array:
-        plgpu.wgmma(total, x, y.transpose((1, 0)))
-        return total[...]
-
-    return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
-
-
 def added(here: Visit, total: jax.Array, x: jax.Array, y: Any) -> jax.Array:
     """total + x y, for x in registers and y in shared memory.
 
@@ -375,21 +351,13 @@ def added(here: Visit, total: jax.Array, x: jax.Array, y: Any) -> jax.Array:
     here.spare[...] = x
     plgpu.commit_smem()
 
-    def body(more: Any) -> jax.Array:
-        plgpu.wgmma(more, here.spare, y)
-        return more[...]
-
-    return total + pl.run_scoped(body, plgpu.ACC(total.shape, jnp.float32))
+    return total + matmul(here.spare, y, total.shape)
 
 
 def put(grid: Grid, here: Visit, name: str, value: jax.Array, *at: Any) -> None:
     """Write a strip's numbers to [B, N, *at, L] or its matrix to [B, N, L, H]."""
     ref = here.refs[name].at[(here.batch, here.head, *at, pl.ds(here.strip, STRIP))]
-    value = value.astype(ref.dtype)
-    if hasattr(plgpu, "store"):  # where it is, an assignment takes whole sectors of memory alone
-        plgpu.store(ref, value, optimized=False)
-    else:
-        ref[...] = value
+    stored(ref, value)
 
 
 shaped = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

@@ -62,8 +62,8 @@ def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
 def run(problem: Problem, interpret: bool = False) -> tuple[Float[jax.Array, "B T N K"], Stats]:
     """The attention by the Mosaic GPU kernels."""
     # Only here, since what they import differs from release to release of jax, and not all have it.
+    from positionbias.kernels.gpu import plgpu
     from positionbias.kernels.softmax_attention import gpu_backward, gpu_forward, pairs
-    from positionbias.kernels.softmax_attention.gpu_grid import plgpu
 
     params = plgpu.InterpretGPUParams() if interpret else None
     kernels = Kernels(
