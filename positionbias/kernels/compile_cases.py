@@ -57,6 +57,10 @@ class Case:
 
     drivers = ("mosaic_tpu", "mosaic_gpu", "xla_dense", "xla_chunked")
 
+    def takes(self, driver: str, dtype: str) -> bool:
+        """Whether a driver does it for such queries."""
+        return True
+
     def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
         """Of all arguments: q, k, v and what the case reads more."""
         groups = GROUPS if self.grouped else HEADS

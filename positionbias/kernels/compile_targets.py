@@ -250,7 +250,8 @@ def main(argv: list[str]) -> int:
             for target in (x for x in targets if driver in x.drivers):
                 results = found.setdefault((driver, case.name, target.name), [])
                 many = driver not in XLA
-                for dtype in target.dtypes if many else target.dtypes[:1]:
+                dtypes = [dtype for dtype in target.dtypes if case.takes(driver, dtype)]
+                for dtype in dtypes if many else dtypes[:1]:
                     for head in target.heads if many else (64,):
                         one = compiled(case, target, meshes[target.name], driver, dtype, head)
                         results.append(one)

@@ -22,11 +22,12 @@ def zeros(*shape: int, value: float = 0.0) -> jax.Array:
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
-def matmul(x: Any, y: Any, shape: tuple[int, int]) -> jax.Array:
-    """x y of two matrices in shared memory, summed in float32."""
+def matmul(x: Any, y: Any, shape: tuple[int, int], *more: tuple[Any, Any]) -> jax.Array:
+    """x y of two matrices in shared memory, summed in float32, and on top of it the products of more such pairs."""
 
     def body(total: Any) -> jax.Array:
-        plgpu.wgmma(total, x, y)
+        for left, right in ((x, y), *more):
+            plgpu.wgmma(total, left, right)
         return total[...]
 
     return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))

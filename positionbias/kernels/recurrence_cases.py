@@ -30,7 +30,14 @@ class Recurrence:
     gradient: bool = True
     replicas: bool = False
 
-    drivers = ("mosaic_tpu", "xla_chunked")
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """Those that can do it on some chip."""
+        return ("mosaic_tpu", *(("mosaic_gpu",) if set(self.decays) <= {"head"} else ()), "xla_chunked")
+
+    def takes(self, driver: str, dtype: str) -> bool:
+        """Whether a driver does it for such queries."""
+        return driver != "mosaic_gpu" or dtype == "bfloat16"
 
     def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
         """Of q, k, v, the state, and the decays."""
@@ -67,6 +74,10 @@ class Corrected:
     replicas: bool = False
 
     drivers = ("mosaic_tpu", "xla_chunked")
+
+    def takes(self, driver: str, dtype: str) -> bool:
+        """Whether a driver does it for such queries."""
+        return True
 
     def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
         """Of q, k, v, the states, and the gates."""

@@ -16,7 +16,8 @@ from positionbias.arrays import Float
 from positionbias.kernels.gpu import STRIP, flipped, matmul, plgpu
 from positionbias.kernels.gpu_chunks import Carry, Chunks, Moving, Visit, whole_matrix
 
-WIDEST = 64  # values of a part, whose state fits into registers
+WIDEST = 64  # values of a part, whose sums fit into registers
+DECAYING = 32  # and of one beside keys of more than a strip, with decays: compiled for sm_90a, more spill
 
 
 class How(NamedTuple):
@@ -33,7 +34,7 @@ class Told(NamedTuple):
     since: Float[jax.Array, "B N T"] | None  # product from the beginning of the chunk to the query
     until: Float[jax.Array, "B N T"] | None  # product from after the key to the end of the chunk
     sums: Float[jax.Array, "B N T"] | None  # of logarithms since the chunk began, to the step and its own
-    reads: Float[jax.Array, "B N T"] | None  # that sum as a query meets it, where it is another
+    reads: Float[jax.Array, "B N T"] | None  # that sum as a query meets it
     runs: Float[jax.Array, "B N T"] | None  # how often the state was cleared until the step
     keep: Float[jax.Array, "B N chunks"] | None  # a state S is S keep + S lost after a chunk
     lost: Float[jax.Array, "B N chunks"] | None
@@ -47,13 +48,16 @@ class _Kernel:
 
     def __init__(self, how: How, q: jax.Array, v: jax.Array, told: Told, backwards: bool) -> None:
         batch, heads, length, self.size = q.shape
-        self.width, parts = part_of(v.shape[3])
+        self.width, parts = part_of(v.shape[3], self.size, told.since is not None)
         self.how, self.count = how, length // STRIP
         self.chunks = Chunks(batch, heads, parts, self.count, backwards, how.interpret)
-        self.names = [name for name in VECTORS if getattr(told, name) is not None]
+        vectors = {name: x for name in VECTORS if (x := getattr(told, name)) is not None}
+        if told.runs is not None:  # for keys, as the compiler finds no layouts for what goes along both sides
+            vectors["key_runs"] = told.runs
+        self.names = list(vectors)
         self.vectors: dict[str, Moving] = {}
         if self.names:
-            pack = jnp.stack([getattr(told, name) for name in self.names], axis=2)
+            pack = jnp.stack(list(vectors.values()), axis=2)
             self.vectors["told"] = Moving(pack, (len(self.names), STRIP), vectors=True)
         self.scalars = {name: x for name in ("keep", "lost") if (x := getattr(told, name)) is not None}
 
@@ -67,40 +71,61 @@ class _Kernel:
 
     def times(self, here: Visit, x: jax.Array, name: str) -> jax.Array:
         """Each row by a number of its step."""
-        return x * here.vector(self.names.index(name), 0, x.shape[1]) if name in self.names else x
+        return x * self.vector(here, name, 0, x.shape[1]) if name in self.names else x
+
+    def vector(self, here: Visit, name: str, axis: int, width: int) -> jax.Array:
+        """A number of each step, in every column of a matrix for axis 0, or in every row for 1."""
+        return here.vector(self.names.index(name), axis, width)
 
     def scaled(self, here: Visit, into: str, of: str, name: str) -> Any:
         """The block `of`, each row by a number of its step, in shared memory, where the next commit shows it."""
         if name not in self.names:
             return here.refs[of]
-        x = here.refs[of][...]
+        x = whole_matrix(here.refs[of])
         here.refs[into][...] = self.times(here, x.astype(jnp.float32), name).astype(x.dtype)
         return here.refs[into]
 
-    def kept(self, here: Visit, state: jax.Array) -> jax.Array:
-        """What a chunk leaves of a state."""
-        if not self.scalars:
-            return state
-        keep, lost = (here.refs[name][here.batch, here.head, here.chunk] for name in ("keep", "lost"))
-        return state * keep + state * lost
+    def begun(self, here: Visit, name: str) -> Carry:
+        """A state [H, K] as chunks hand it on: strips of it, by the first row of each."""
+        ref = here.refs[name].at[here.batch, here.head]
+        rows = range(0, self.size, STRIP)
+        return {str(at): whole_matrix(ref.at[pl.ds(at, STRIP), self.of_part(here)]) for at in rows}
 
-    def weights(self, here: Visit, *products: jax.Array) -> list[jax.Array]:
-        """Products of queries and keys, each by the decays between the two; 0 where the key is not seen."""
+    def ended(self, here: Visit, name: str, carry: Carry) -> None:
+        """Write what the last chunk hands on."""
+        for at, state in carry.items():
+            here.put(name, state, pl.ds(int(at), STRIP), self.of_part(here))
+
+    def strip(self, at: str) -> Any:
+        """Where in shared memory a strip of a state lies."""
+        return (pl.ds(int(at), STRIP), slice(None))
+
+    def stepped(self, here: Visit, carry: Carry, name: str, right: Any) -> Carry:
+        """What a chunk leaves of a state, and the product of its queries or keys, each as a column, with `right`."""
+        found = {}
+        for at, state in carry.items():
+            if self.scalars:
+                keep, lost = (here.refs[factor][here.batch, here.head, here.chunk] for factor in ("keep", "lost"))
+                state = state * keep + state * lost
+            left = flipped(here.refs[name].at[:, pl.ds(int(at), STRIP)])
+            found[at] = state + matmul(left, right, (STRIP, self.width))
+        return found
+
+    def weighed(self, here: Visit, into: str, x: Any, y: Any) -> None:
+        """To shared memory, products of queries and keys by the decays between the two; 0 where a key is not seen.
+
+        The decays are made anew each time: beside a state, the registers do not hold them and another product.
+        """
         shape = (STRIP, STRIP)
-        row, column = (
-            plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1)
-        )
+        row, column = (plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
         seen = row >= column if self.how.inclusive else row > column
         if "runs" in self.names:
-            at = self.names.index("runs")
-            seen &= here.vector(at, 0, STRIP) == here.vector(at, 1, STRIP)
-        if "sums" not in self.names:
-            return [jnp.where(seen, x, 0.0) for x in products]
-        at = self.names.index("sums")
-        read = self.names.index("reads") if "reads" in self.names else at
-        decay = jnp.exp(jnp.minimum(here.vector(read, 0, STRIP) - here.vector(at, 1, STRIP), 0.0))
-        decay = jnp.where(seen, decay, 0.0)
-        return [x * decay for x in products]
+            seen &= self.vector(here, "runs", 0, STRIP) == self.vector(here, "key_runs", 1, STRIP)
+        found = matmul(x, flipped(y), shape)
+        if "sums" in self.names:
+            between = self.vector(here, "reads", 0, STRIP) - self.vector(here, "sums", 1, STRIP)
+            found *= jnp.exp(jnp.minimum(between, 0.0))
+        here.refs[into][...] = jnp.where(seen, found, 0.0).astype(here.refs[into].dtype)
 
     def of_chunk(self, here: Visit) -> Any:
         """The steps of the chunk."""
@@ -111,10 +136,15 @@ class _Kernel:
         return pl.ds(here.part * self.width, self.width)
 
 
-def part_of(values: int) -> tuple[int, int]:
-    """How many values a part has, a multiple of 16, and how many parts there are."""
-    parts = -(-values // WIDEST)
-    return -(-values // (16 * parts)) * 16, parts
+def part_of(values: int, keys: int, decays: bool) -> tuple[int, int]:
+    """How many values a part has, a multiple of 16, and how many parts there are.
+
+    Beside keys of more than a strip it is a power of two: with other widths, all matrices lie in short tiles, of which
+    the registers have to hold more addresses.
+    """
+    most = DECAYING if decays and keys > STRIP else WIDEST
+    parts = -(-values // most)
+    return (most if keys > STRIP else -(-values // (16 * parts)) * 16), parts
 
 
 def forward(
@@ -125,28 +155,28 @@ def forward(
     size, width = kernel.size, kernel.width
 
     def start(here: Visit) -> Carry:
-        return {"state": whole_matrix(here.refs["first"].at[here.batch, here.head, :, kernel.of_part(here)])}
+        return kernel.begun(here, "first")
 
     def step(here: Visit, carry: Carry) -> Carry:
-        refs, state = here.refs, carry["state"]
+        refs = here.refs
         plgpu.commit_smem()  # all threads are done with the chunk before, whose matrices are written over
-        rounded = state.astype(q.dtype)
-        refs["state"][...] = rounded
-        if keep:
-            here.put("states", rounded, pl.ds(here.chunk * size, size), kernel.of_part(here))
+        for at, state in carry.items():
+            rounded = state.astype(q.dtype)
+            refs["state"].at[kernel.strip(at)][...] = rounded
+            if keep:
+                here.put("states", rounded, pl.ds(here.chunk * size + int(at), STRIP), kernel.of_part(here))
         written = kernel.scaled(here, "written", "v", "until")
-        (weights,) = kernel.weights(here, matmul(refs["q"], flipped(refs["k"]), (STRIP, STRIP)))
-        refs["weights"][...] = weights.astype(q.dtype)
+        kernel.weighed(here, "weights", refs["q"], refs["k"])
         plgpu.commit_smem()
         o = kernel.times(here, matmul(refs["q"], refs["state"], (STRIP, width)), "since")
         o += matmul(refs["weights"], refs["v"], (STRIP, width))
         here.put("o", o, kernel.of_chunk(here), kernel.of_part(here))
-        return {"state": kernel.kept(here, state) + matmul(flipped(refs["k"]), written, (size, width))}
+        return kernel.stepped(here, carry, "k", written)
 
     def finish(here: Visit, carry: Carry) -> None:
-        here.put("last", carry["state"], slice(None), kernel.of_part(here))
+        kernel.ended(here, "last", carry)
 
-    batch, heads, length, values = v.shape
+    batch, heads, _, values = v.shape
     outputs = {
         "o": jax.ShapeDtypeStruct(v.shape, how.dtype),
         "last": jax.ShapeDtypeStruct(state.shape, jnp.float32),
@@ -169,7 +199,7 @@ class Slopes(NamedTuple):
     k: Float[jax.Array, "B N parts T H"]
     v: Float[jax.Array, "B N T K"]
     state: Float[jax.Array, "B N H K"]  # before the first chunk
-    begin: Float[jax.Array, "B N parts T/C H"]  # of the state before each chunk and its gradient, the sum over values
+    begin: Float[jax.Array, "B N parts T/C H"] | None  # sums over values of a state before a chunk and its gradient
 
 
 def backward(
@@ -187,51 +217,54 @@ def backward(
     size, width = kernel.size, kernel.width
 
     def start(here: Visit) -> Carry:
-        return {"state": whole_matrix(here.refs["dlast"].at[here.batch, here.head, :, kernel.of_part(here)])}
+        return kernel.begun(here, "dlast")
 
     def step(here: Visit, carry: Carry) -> Carry:
-        refs, state = here.refs, carry["state"]
+        refs = here.refs
         plgpu.commit_smem()  # as forwards
-        refs["dstate"][...] = state.astype(q.dtype)
-        far = kernel.scaled(here, "far", "do", "since")
-        scores = matmul(refs["q"], flipped(refs["k"]), (STRIP, STRIP))
-        dscores = matmul(refs["do"], flipped(refs["v"]), (STRIP, STRIP))
-        weights, dscores = kernel.weights(here, scores, dscores)
-        refs["weights"][...] = weights.astype(q.dtype)
-        refs["dscores"][...] = dscores.astype(q.dtype)
+        for at, state in carry.items():
+            refs["dstate"].at[kernel.strip(at)][...] = state.astype(q.dtype)
+        far, written = kernel.scaled(here, "far", "do", "since"), kernel.scaled(here, "written", "v", "until")
+        kernel.weighed(here, "weights", refs["q"], refs["k"])
+        kernel.weighed(here, "dscores", refs["do"], refs["v"])
         plgpu.commit_smem()
-        at = kernel.of_chunk(here)
-        dq = kernel.times(here, matmul(refs["do"], flipped(refs["states"]), (STRIP, size)), "since")
-        here.put("dq", dq + matmul(refs["dscores"], refs["k"], (STRIP, size)), here.part, at)
-        dk = kernel.times(here, matmul(refs["v"], flipped(refs["dstate"]), (STRIP, size)), "until")
-        here.put("dk", dk + matmul(flipped(refs["dscores"]), refs["q"], (STRIP, size)), here.part, at)
+        steps, shape = kernel.of_chunk(here), (STRIP, STRIP)
+        for at in carry:
+            strip, cut = kernel.strip(at), pl.ds(int(at), STRIP)
+            states, dstate = (flipped(refs[name].at[strip]) for name in ("states", "dstate"))
+            dq = matmul(far, states, shape, (refs["dscores"], refs["k"].at[:, cut]))
+            here.put("dq", dq, here.part, steps, cut)
+            dk = matmul(written, dstate, shape, (flipped(refs["dscores"]), refs["q"].at[:, cut]))
+            here.put("dk", dk, here.part, steps, cut)
         dv = kernel.times(here, matmul(refs["k"], refs["dstate"], (STRIP, width)), "until")
         dv += matmul(flipped(refs["weights"]), refs["do"], (STRIP, width))
-        here.put("dv", dv, at, kernel.of_part(here))
-        state = kernel.kept(here, state) + matmul(flipped(refs["q"]), far, (size, width))
-        overlap = jnp.sum(refs["states"][...].astype(jnp.float32) * state, axis=1)
-        here.put("begin", overlap, here.part, here.chunk)
-        return {"state": state}
+        here.put("dv", dv, steps, kernel.of_part(here))
+        carry = kernel.stepped(here, carry, "q", far)
+        for at, state in carry.items() if "begin" in outputs else ():
+            before = whole_matrix(refs["states"].at[kernel.strip(at)]).astype(jnp.float32)
+            here.put("begin", jnp.sum(before * state, axis=1), here.part, here.chunk, pl.ds(int(at), STRIP))
+        return carry
 
     def finish(here: Visit, carry: Carry) -> None:
-        here.put("dfirst", carry["state"], slice(None), kernel.of_part(here))
+        kernel.ended(here, "dfirst", carry)
 
-    batch, heads, length, values = v.shape
+    batch, heads, length, _ = v.shape
     parts = (batch, heads, kernel.chunks.parts)
     outputs = {
         "dq": jax.ShapeDtypeStruct((*parts, length, size), jnp.float32),
         "dk": jax.ShapeDtypeStruct((*parts, length, size), jnp.float32),
         "dv": jax.ShapeDtypeStruct(v.shape, v.dtype),
         "dfirst": jax.ShapeDtypeStruct(dlast.shape, jnp.float32),
-        "begin": jax.ShapeDtypeStruct((*parts, kernel.count, size), jnp.float32),
     }
+    if told.sums is not None:
+        outputs["begin"] = jax.ShapeDtypeStruct((*parts, kernel.count, size), jnp.float32)
     moving = {"q": kernel.rows(q), "k": kernel.rows(k), "v": kernel.values(v), "do": kernel.values(do)}
     moving["states"] = Moving(states, (size, width), parted=True)
     moving |= kernel.vectors
     square = (STRIP, STRIP)
     shared = {"dstate": (size, width), "weights": square, "dscores": square}
     if "since" in kernel.names:
-        shared["far"] = (STRIP, width)
+        shared |= {"far": (STRIP, width), "written": (STRIP, width)}
     whole = {"dlast": dlast, **kernel.scalars}
     found = kernel.chunks.run("recurrence_backward", moving, whole, outputs, shared, start, step, finish)
-    return Slopes(*(found[name] for name in ("dq", "dk", "dv", "dfirst", "begin")))
+    return Slopes(*(found.get(name) for name in ("dq", "dk", "dv", "dfirst", "begin")))  # type: ignore[arg-type]

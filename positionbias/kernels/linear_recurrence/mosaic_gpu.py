@@ -62,8 +62,9 @@ def run(problem: Problem, interpret: bool = False) -> tuple[Float[jax.Array, "B 
     from positionbias.kernels.linear_recurrence.gpu_kernels import How, part_of
 
     _, length, _, size, values = problem.sizes
-    width, parts = part_of(values)
-    more, more_keys, more_values = -length % CHUNK, -size % KEYS, parts * width - values
+    more, more_keys = -length % CHUNK, -size % KEYS
+    width, parts = part_of(values, size + more_keys, problem.log_decay is not None or problem.resets is not None)
+    more_values = parts * width - values
 
     def taken(x: jax.Array, wider: int = 0, fill: float = 0.0) -> jax.Array:
         x = jnp.moveaxis(x, 2, 1)
@@ -108,6 +109,7 @@ def _run_backward(how: Any, kept: Any, slopes: tuple[jax.Array, jax.Array]) -> t
     if log_decay is not None:
         # What a step reads of its own key is in both products, and goes out between them.
         read, written = (_chunks(jnp.sum(x * dx, axis=-1, keepdims=True)) for x, dx in ((q, dq), (k, dk)))
+        assert found.begin is not None
         begin = jnp.sum(found.begin, axis=(2, 4))[..., None, None]
         parted = None if keeps is None else _chunks(keeps)
         dlog = one.of_decay(begin, read, written, how.inclusive, parted).reshape(log_decay.shape)
@@ -140,7 +142,7 @@ def _told(how: Any, arrays: _Arrays) -> Any:
     if log_decay is not None:
         bounded = jnp.maximum(log_decay, LEAST)
         sums = jnp.cumsum(bounded, axis=-2)
-        reads = None if how.inclusive else sums - bounded
+        reads = sums if how.inclusive else sums - bounded
     runs = None if keeps is None else jnp.cumsum(1 - keeps, axis=-2)
     assert found.total is not None
     keep, lost = (jnp.broadcast_to(x[..., 0, 0], (batch, heads, x.shape[2])) for x in left(found.total))
