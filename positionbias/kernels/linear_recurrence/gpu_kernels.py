@@ -73,6 +73,13 @@ class _Kernel:
         """Each row by a number of its step."""
         return x * self.vector(here, name, 0, x.shape[1]) if name in self.names else x
 
+    def of_both(self, here: Visit, name: str, far: tuple[Any, Any], near: tuple[Any, Any]) -> jax.Array:
+        """The product of `far`, each row by a number of its step, and that of `near`: [C, K]."""
+        shape = (STRIP, self.width)
+        if name not in self.names:
+            return matmul(*far, shape, near)
+        return self.times(here, matmul(*far, shape), name) + matmul(*near, shape)
+
     def vector(self, here: Visit, name: str, axis: int, width: int) -> jax.Array:
         """A number of each step, in every column of a matrix for axis 0, or in every row for 1."""
         return here.vector(self.names.index(name), axis, width)
@@ -168,8 +175,7 @@ def forward(
         written = kernel.scaled(here, "written", "v", "until")
         kernel.weighed(here, "weights", refs["q"], refs["k"])
         plgpu.commit_smem()
-        o = kernel.times(here, matmul(refs["q"], refs["state"], (STRIP, width)), "since")
-        o += matmul(refs["weights"], refs["v"], (STRIP, width))
+        o = kernel.of_both(here, "since", (refs["q"], refs["state"]), (refs["weights"], refs["v"]))
         here.put("o", o, kernel.of_chunk(here), kernel.of_part(here))
         return kernel.stepped(here, carry, "k", written)
 
@@ -228,17 +234,16 @@ def backward(
         kernel.weighed(here, "weights", refs["q"], refs["k"])
         kernel.weighed(here, "dscores", refs["do"], refs["v"])
         plgpu.commit_smem()
-        steps, shape = kernel.of_chunk(here), (STRIP, STRIP)
+        steps, square = kernel.of_chunk(here), (STRIP, STRIP)
         for at in carry:
             strip, cut = kernel.strip(at), pl.ds(int(at), STRIP)
             states, dstate = (flipped(refs[name].at[strip]) for name in ("states", "dstate"))
-            dq = matmul(far, states, shape, (refs["dscores"], refs["k"].at[:, cut]))
+            dq = matmul(far, states, square, (refs["dscores"], refs["k"].at[:, cut]))
             here.put("dq", dq, here.part, steps, cut)
-            dk = matmul(written, dstate, shape, (flipped(refs["dscores"]), refs["q"].at[:, cut]))
+            dk = matmul(written, dstate, square, (flipped(refs["dscores"]), refs["q"].at[:, cut]))
             here.put("dk", dk, here.part, steps, cut)
-        dv = kernel.times(here, matmul(refs["k"], refs["dstate"], (STRIP, width)), "until")
-        dv += matmul(flipped(refs["weights"]), refs["do"], (STRIP, width))
-        here.put("dv", dv, steps, kernel.of_part(here))
+        near = flipped(refs["weights"]), refs["do"]
+        here.put("dv", kernel.of_both(here, "until", (refs["k"], refs["dstate"]), near), steps, kernel.of_part(here))
         carry = kernel.stepped(here, carry, "q", far)
         for at, state in carry.items() if "begin" in outputs else ():
             before = whole_matrix(refs["states"].at[kernel.strip(at)]).astype(jnp.float32)
