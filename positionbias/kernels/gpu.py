@@ -22,7 +22,7 @@ def zeros(*shape: int, value: float = 0.0) -> jax.Array:
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
-def matmul(x: Any, y: Any, shape: tuple[int, int], *more: tuple[Any, Any]) -> jax.Array:
+def matmul(x: Any, y: Any, shape: tuple[int, ...], *more: tuple[Any, Any]) -> jax.Array:
     """x y of two matrices in shared memory, summed in float32, and on top of it the products of more such pairs."""
 
     def body(total: Any) -> jax.Array:

@@ -31,13 +31,13 @@ class How(NamedTuple):
 class Told(NamedTuple):
     """What decays and resets say of each step of a chunk of `STRIP`, and of each chunk; None where they say nothing."""
 
-    since: Float[jax.Array, "B N T"] | None  # product from the beginning of the chunk to the query
-    until: Float[jax.Array, "B N T"] | None  # product from after the key to the end of the chunk
-    sums: Float[jax.Array, "B N T"] | None  # of logarithms since the chunk began, to the step and its own
-    reads: Float[jax.Array, "B N T"] | None  # that sum as a query meets it
-    runs: Float[jax.Array, "B N T"] | None  # how often the state was cleared until the step
-    keep: Float[jax.Array, "B N chunks"] | None  # a state S is S keep + S lost after a chunk
-    lost: Float[jax.Array, "B N chunks"] | None
+    since: Float[jax.Array, "B N T"] | None = None  # product from the beginning of the chunk to the query
+    until: Float[jax.Array, "B N T"] | None = None  # product from after the key to the end of the chunk
+    sums: Float[jax.Array, "B N T"] | None = None  # of logarithms since the chunk began, to the step and its own
+    reads: Float[jax.Array, "B N T"] | None = None  # that sum as a query meets it
+    runs: Float[jax.Array, "B N T"] | None = None  # how often the state was cleared until the step
+    keep: Float[jax.Array, "B N chunks"] | None = None  # a state S is S keep + S lost after a chunk
+    lost: Float[jax.Array, "B N chunks"] | None = None
 
 
 VECTORS = ("since", "until", "sums", "reads", "runs")

@@ -126,7 +126,7 @@ def _told(how: Any, arrays: _Arrays) -> Any:
     from positionbias.kernels.linear_recurrence.gpu_kernels import Told
 
     if arrays.log_decay is None and arrays.keeps is None:
-        return Told(*[None] * len(Told._fields))
+        return Told()
     batch, heads, length, _ = arrays.q.shape
     log_decay = None if arrays.log_decay is None else _chunks(arrays.log_decay.astype(jnp.float32))
     keeps = None if arrays.keeps is None else _chunks(arrays.keeps)
@@ -141,12 +141,25 @@ def _told(how: Any, arrays: _Arrays) -> Any:
     sums = reads = None
     if log_decay is not None:
         bounded = jnp.maximum(log_decay, LEAST)
-        sums = jnp.cumsum(bounded, axis=-2)
+        sums, bounded = _running(bounded, keeps)
         reads = sums if how.inclusive else sums - bounded
     runs = None if keeps is None else jnp.cumsum(1 - keeps, axis=-2)
     assert found.total is not None
     keep, lost = (jnp.broadcast_to(x[..., 0, 0], (batch, heads, x.shape[2])) for x in left(found.total))
-    return Told(*(each(x) for x in (found.since, found.until, sums, reads, runs)), keep, lost)
+    return Told(each(found.since), each(found.until), each(sums), each(reads), each(runs), keep, lost)
+
+
+def _running(x: jax.Array, keeps: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Sums of the steps of a chunk until each, and the steps; what is before a cleared state is not in them."""
+    if keeps is None:
+        return jnp.cumsum(x, axis=-2), x
+    keeps = jnp.broadcast_to(keeps, x.shape)
+    x = x * keeps
+
+    def joined(before: tuple[jax.Array, ...], after: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        return before[0] * after[1] + after[0], before[1] * after[1]
+
+    return jax.lax.associative_scan(joined, (x, keeps), axis=x.ndim - 2)[0], x
 
 
 def _chunks(x: jax.Array) -> jax.Array:
