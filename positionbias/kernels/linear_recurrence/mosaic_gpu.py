@@ -141,7 +141,7 @@ def _told(how: Any, arrays: _Arrays) -> Any:
     sums = reads = None
     if log_decay is not None:
         bounded = jnp.maximum(log_decay, LEAST)
-        sums, bounded = _running(bounded, keeps)
+        sums = _running(bounded, keeps)
         reads = sums if how.inclusive else sums - bounded
     runs = None if keeps is None else jnp.cumsum(1 - keeps, axis=-2)
     assert found.total is not None
@@ -149,17 +149,16 @@ def _told(how: Any, arrays: _Arrays) -> Any:
     return Told(each(found.since), each(found.until), each(sums), each(reads), each(runs), keep, lost)
 
 
-def _running(x: jax.Array, keeps: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Sums of the steps of a chunk until each, and the steps; what is before a cleared state is not in them."""
+def _running(x: jax.Array, keeps: jax.Array | None) -> jax.Array:
+    """Sums of the steps of a chunk until each; what is before the state was last cleared is not in them."""
     if keeps is None:
-        return jnp.cumsum(x, axis=-2), x
+        return jnp.cumsum(x, axis=-2)
     keeps = jnp.broadcast_to(keeps, x.shape)
-    x = x * keeps
 
     def joined(before: tuple[jax.Array, ...], after: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         return before[0] * after[1] + after[0], before[1] * after[1]
 
-    return jax.lax.associative_scan(joined, (x, keeps), axis=x.ndim - 2)[0], x
+    return jax.lax.associative_scan(joined, (x, keeps), axis=x.ndim - 2)[0]
 
 
 def _chunks(x: jax.Array) -> jax.Array:
