@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
 from positionbias.kernels.gpu import AHEAD, COPYING, STRIP, interpreted, plgpu, stored
 
@@ -130,6 +131,45 @@ class Chunks:
         with interpreted(self.interpret):
             found = run(*(one.array for one in moving.values()), *whole.values())
         return dict(zip(outputs, found, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class States:
+    """States [H, K] as chunks hand them on: strips of a part of their values, by the first row of each."""
+
+    size: int  # H, whole strips
+    width: int  # of a part
+
+    def part(self, here: Visit) -> Any:
+        """The values of the part."""
+        return pl.ds(here.part * self.width, self.width)
+
+    def begun(self, here: Visit, name: str) -> Carry:
+        """What the first chunk is handed."""
+        ref = here.refs[name].at[here.batch, here.head]
+        return {str(at): whole_matrix(ref.at[pl.ds(at, STRIP), self.part(here)]) for at in range(0, self.size, STRIP)}
+
+    def ended(self, here: Visit, name: str, carry: Carry) -> None:
+        """Write what the last chunk hands on."""
+        for at, state in carry.items():
+            here.put(name, state, cut(at), self.part(here))
+
+    def kept(self, here: Visit, state: jax.Array) -> jax.Array:
+        """What a chunk leaves of it: state keep + state lost, where there are such numbers of each chunk."""
+        if "keep" not in here.refs:
+            return state
+        keep, lost = (here.refs[name][here.batch, here.head, here.chunk] for name in ("keep", "lost"))
+        return state * keep + state * lost
+
+
+def cut(at: str) -> Any:
+    """The rows of a state, or columns of queries and keys, that a strip has."""
+    return pl.ds(int(at), STRIP)
+
+
+def steps(here: Visit) -> Any:
+    """The steps of the chunk."""
+    return pl.ds(here.chunk * STRIP, STRIP)
 
 
 def whole_matrix(ref: Any) -> jax.Array:

@@ -73,11 +73,14 @@ class Corrected:
     gradient: bool = True
     replicas: bool = False
 
-    drivers = ("mosaic_tpu", "xla_chunked")
+    @property
+    def drivers(self) -> tuple[str, ...]:
+        """Those that can do it on some chip, and for GPUs what has kernels of its own: decays are in none of them."""
+        return ("mosaic_tpu", *(("mosaic_gpu",) if "log_decay" in self.gates else ()), "xla_chunked")
 
     def takes(self, driver: str, dtype: str) -> bool:
         """Whether a driver does it for such queries."""
-        return True
+        return driver != "mosaic_gpu" or dtype == "bfloat16"
 
     def shapes(self, dtype: Any, head: int) -> list[tuple[tuple[int, ...], Any]]:
         """Of q, k, v, the states, and the gates."""

@@ -8,7 +8,7 @@ sum of positive numbers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,35 @@ def delta(
     written = solve(jnp.where(row > column, strength * decay * dot(k, k, ROWS), 0.0), error)
     o = from_start * dot(q, state, PLAIN) + dot(decay * dot(q, k, ROWS), written, PLAIN)
     return o, (_kept(state, from_start, lost) + dot(_to_end(decay) * k, written, COLUMNS),)
+
+
+class Parts(NamedTuple):
+    """A chunk of `delta` by what is to be done with a state S: what is written is w = ahead - corrects S.
+
+    Outputs are reads S + near w, and the state behind the chunk is S keep + S lost + until' w.
+    """
+
+    reads: Float[jax.Array, "C H"]
+    near: Float[jax.Array, "C C"]
+    until: Float[jax.Array, "C H"]
+    ahead: Float[jax.Array, "C K"]
+    corrects: Float[jax.Array, "C H"]
+    keep: Float[jax.Array, ""]
+    lost: Float[jax.Array, ""]
+
+
+def parts(q: Float[jax.Array, "C H"], k: Float[jax.Array, "C H"], v: Float[jax.Array, "C K"], gates: Gates) -> Parts:
+    """All of `delta` that needs no state."""
+    strength = gates[:, :1]
+    log_decay = gates[:, 1:] if gates.shape[1] > 1 else jnp.zeros_like(strength)
+    decay, from_start, lost = _decays(jnp.exp(log_decay), -less_one(log_decay))
+    row, column = _places(strength)
+    both = strength * jnp.concatenate([v, from_start * k], axis=1)
+    both = solve(jnp.where(row > column, strength * decay * dot(k, k, ROWS), 0.0), both)
+    ahead, corrects = both[:, : v.shape[1]], both[:, v.shape[1] :]
+    near = lost[-1, 0] < HALF
+    factors = jnp.where(near, 1.0, from_start[-1, 0]), jnp.where(near, -lost[-1, 0], 0.0)
+    return Parts(from_start * q, decay * dot(q, k, ROWS), _to_end(decay) * k, ahead, corrects, *factors)
 
 
 def memory(

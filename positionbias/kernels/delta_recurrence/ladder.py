@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from positionbias.kernels import drivers
-from positionbias.kernels.delta_recurrence import mosaic_tpu, xla_chunked
+from positionbias.kernels.delta_recurrence import mosaic_gpu, mosaic_tpu, xla_chunked
 from positionbias.kernels.delta_recurrence.problem import Problem
 from positionbias.kernels.drivers import Choice, Driver, always
 
 XLA_CHUNKED = Driver("xla_chunked", xla_chunked.chunked, always)
 MOSAIC_TPU, MOSAIC_TPU_INTERPRET = drivers.by_pallas("mosaic_tpu", mosaic_tpu)
-DRIVERS = {driver.name: driver for driver in (XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET)}
+# Only where it is named: see there.
+MOSAIC_GPU, MOSAIC_GPU_INTERPRET = drivers.by_pallas("mosaic_gpu", mosaic_gpu)
+DRIVERS = {
+    driver.name: driver for driver in (XLA_CHUNKED, MOSAIC_TPU, MOSAIC_TPU_INTERPRET, MOSAIC_GPU, MOSAIC_GPU_INTERPRET)
+}
 
 
 def ladder(problem: Problem, platform: str) -> list[tuple[Driver, str | None]]:

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 
 from positionbias.arrays import Float
 from positionbias.kernels.gpu import STRIP, flipped, matmul, plgpu
-from positionbias.kernels.gpu_chunks import Carry, Chunks, Moving, Visit, whole_matrix
+from positionbias.kernels.gpu_chunks import Carry, Chunks, Moving, States, Visit, cut, steps, whole_matrix
 
 WIDEST = 64  # values of a part, whose sums fit into registers
 DECAYING = 32  # and of one beside keys of more than a strip, with decays: compiled for sm_90a, more spill
@@ -49,6 +49,7 @@ class _Kernel:
     def __init__(self, how: How, q: jax.Array, v: jax.Array, told: Told, backwards: bool) -> None:
         batch, heads, length, self.size = q.shape
         self.width, parts = part_of(v.shape[3], self.size, told.since is not None)
+        self.states = States(self.size, self.width)
         self.how, self.count = how, length // STRIP
         self.chunks = Chunks(batch, heads, parts, self.count, backwards, how.interpret)
         vectors = {name: x for name in VECTORS if (x := getattr(told, name)) is not None}
@@ -92,30 +93,12 @@ class _Kernel:
         here.refs[into][...] = self.times(here, x.astype(jnp.float32), name).astype(x.dtype)
         return here.refs[into]
 
-    def begun(self, here: Visit, name: str) -> Carry:
-        """A state [H, K] as chunks hand it on: strips of it, by the first row of each."""
-        ref = here.refs[name].at[here.batch, here.head]
-        rows = range(0, self.size, STRIP)
-        return {str(at): whole_matrix(ref.at[pl.ds(at, STRIP), self.of_part(here)]) for at in rows}
-
-    def ended(self, here: Visit, name: str, carry: Carry) -> None:
-        """Write what the last chunk hands on."""
-        for at, state in carry.items():
-            here.put(name, state, pl.ds(int(at), STRIP), self.of_part(here))
-
-    def strip(self, at: str) -> Any:
-        """Where in shared memory a strip of a state lies."""
-        return (pl.ds(int(at), STRIP), slice(None))
-
     def stepped(self, here: Visit, carry: Carry, name: str, right: Any) -> Carry:
         """What a chunk leaves of a state, and the product of its queries or keys, each as a column, with `right`."""
         found = {}
         for at, state in carry.items():
-            if self.scalars:
-                keep, lost = (here.refs[factor][here.batch, here.head, here.chunk] for factor in ("keep", "lost"))
-                state = state * keep + state * lost
-            left = flipped(here.refs[name].at[:, pl.ds(int(at), STRIP)])
-            found[at] = state + matmul(left, right, (STRIP, self.width))
+            left = flipped(here.refs[name].at[:, cut(at)])
+            found[at] = self.states.kept(here, state) + matmul(left, right, (STRIP, self.width))
         return found
 
     def weighed(self, here: Visit, into: str, x: Any, y: Any) -> None:
@@ -133,14 +116,6 @@ class _Kernel:
             between = self.vector(here, "reads", 0, STRIP) - self.vector(here, "sums", 1, STRIP)
             found *= jnp.exp(jnp.minimum(between, 0.0))
         here.refs[into][...] = jnp.where(seen, found, 0.0).astype(here.refs[into].dtype)
-
-    def of_chunk(self, here: Visit) -> Any:
-        """The steps of the chunk."""
-        return pl.ds(here.chunk * STRIP, STRIP)
-
-    def of_part(self, here: Visit) -> Any:
-        """The values of the part."""
-        return pl.ds(here.part * self.width, self.width)
 
 
 def part_of(values: int, keys: int, decays: bool) -> tuple[int, int]:
@@ -162,25 +137,25 @@ def forward(
     size, width = kernel.size, kernel.width
 
     def start(here: Visit) -> Carry:
-        return kernel.begun(here, "first")
+        return kernel.states.begun(here, "first")
 
     def step(here: Visit, carry: Carry) -> Carry:
         refs = here.refs
         plgpu.commit_smem()  # all threads are done with the chunk before, whose matrices are written over
         for at, state in carry.items():
             rounded = state.astype(q.dtype)
-            refs["state"].at[kernel.strip(at)][...] = rounded
+            refs["state"].at[cut(at), :][...] = rounded
             if keep:
-                here.put("states", rounded, pl.ds(here.chunk * size + int(at), STRIP), kernel.of_part(here))
+                here.put("states", rounded, pl.ds(here.chunk * size + int(at), STRIP), kernel.states.part(here))
         written = kernel.scaled(here, "written", "v", "until")
         kernel.weighed(here, "weights", refs["q"], refs["k"])
         plgpu.commit_smem()
         o = kernel.of_both(here, "since", (refs["q"], refs["state"]), (refs["weights"], refs["v"]))
-        here.put("o", o, kernel.of_chunk(here), kernel.of_part(here))
+        here.put("o", o, steps(here), kernel.states.part(here))
         return kernel.stepped(here, carry, "k", written)
 
     def finish(here: Visit, carry: Carry) -> None:
-        kernel.ended(here, "last", carry)
+        kernel.states.ended(here, "last", carry)
 
     batch, heads, _, values = v.shape
     outputs = {
@@ -223,35 +198,39 @@ def backward(
     size, width = kernel.size, kernel.width
 
     def start(here: Visit) -> Carry:
-        return kernel.begun(here, "dlast")
+        return kernel.states.begun(here, "dlast")
 
     def step(here: Visit, carry: Carry) -> Carry:
         refs = here.refs
         plgpu.commit_smem()  # as forwards
         for at, state in carry.items():
-            refs["dstate"].at[kernel.strip(at)][...] = state.astype(q.dtype)
+            refs["dstate"].at[cut(at), :][...] = state.astype(q.dtype)
         far, written = kernel.scaled(here, "far", "do", "since"), kernel.scaled(here, "written", "v", "until")
         kernel.weighed(here, "weights", refs["q"], refs["k"])
         kernel.weighed(here, "dscores", refs["do"], refs["v"])
         plgpu.commit_smem()
-        steps, square = kernel.of_chunk(here), (STRIP, STRIP)
+        square = (STRIP, STRIP)
         for at in carry:
-            strip, cut = kernel.strip(at), pl.ds(int(at), STRIP)
-            states, dstate = (flipped(refs[name].at[strip]) for name in ("states", "dstate"))
-            dq = matmul(far, states, square, (refs["dscores"], refs["k"].at[:, cut]))
-            here.put("dq", dq, here.part, steps, cut)
-            dk = matmul(written, dstate, square, (flipped(refs["dscores"]), refs["q"].at[:, cut]))
-            here.put("dk", dk, here.part, steps, cut)
+            states, dstate = (flipped(refs[name].at[cut(at), :]) for name in ("states", "dstate"))
+            dq = matmul(far, states, square, (refs["dscores"], refs["k"].at[:, cut(at)]))
+            here.put("dq", dq, here.part, steps(here), cut(at))
+            dk = matmul(written, dstate, square, (flipped(refs["dscores"]), refs["q"].at[:, cut(at)]))
+            here.put("dk", dk, here.part, steps(here), cut(at))
         near = flipped(refs["weights"]), refs["do"]
-        here.put("dv", kernel.of_both(here, "until", (refs["k"], refs["dstate"]), near), steps, kernel.of_part(here))
+        here.put(
+            "dv",
+            kernel.of_both(here, "until", (refs["k"], refs["dstate"]), near),
+            steps(here),
+            kernel.states.part(here),
+        )
         carry = kernel.stepped(here, carry, "q", far)
         for at, state in carry.items() if "begin" in outputs else ():
-            before = whole_matrix(refs["states"].at[kernel.strip(at)]).astype(jnp.float32)
-            here.put("begin", jnp.sum(before * state, axis=1), here.part, here.chunk, pl.ds(int(at), STRIP))
+            before = whole_matrix(refs["states"].at[cut(at), :]).astype(jnp.float32)
+            here.put("begin", jnp.sum(before * state, axis=1), here.part, here.chunk, cut(at))
         return carry
 
     def finish(here: Visit, carry: Carry) -> None:
-        kernel.ended(here, "dfirst", carry)
+        kernel.states.ended(here, "dfirst", carry)
 
     batch, heads, length, _ = v.shape
     parts = (batch, heads, kernel.chunks.parts)

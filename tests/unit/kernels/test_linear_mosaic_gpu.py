@@ -181,6 +181,9 @@ def test_what_it_does_not_refuse_is_compiled():
         "recurrence",
         "recurrence cleared",
         "recurrence replicas",
+        "delta rule forward",
+        "delta rule with decays",
+        "delta rule replicas",
     ]
     assert all(
         case.takes("mosaic_gpu", "bfloat16") and not case.takes("mosaic_gpu", "float16")
