@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from haste import hasty_jit
 
 from positionbias.kernels.delta_recurrence.ladder import DRIVERS
 from positionbias.kernels.delta_recurrence.problem import Problem
@@ -52,7 +51,7 @@ def with_gradients(compute, params):
             total += jnp.sum(x.astype(jnp.promote_types(x.dtype, np.float32)) * slope)
         return total, found
 
-    (_, found), gradients = hasty_jit(jax.value_and_grad(weighed, has_aux=True))(params)
+    (_, found), gradients = jax.jit(jax.value_and_grad(weighed, has_aux=True))(params)
     return jax.tree.map(np.asarray, (found, gradients))
 
 

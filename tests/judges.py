@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from haste import hasty_jit
 
 from positionbias.tasks.base import batch_axes
 
@@ -14,13 +13,13 @@ from positionbias.tasks.base import batch_axes
 def drawn(task, count, *names):
     """Samples of the conditions with these names, all if none, made by one program."""
     conditions = [c for c in task.conditions() if c.name in names or not names]
-    made = hasty_jit(lambda key: {c.name: task.batch(key, c, count) for c in conditions})
+    made = jax.jit(lambda key: {c.name: task.batch(key, c, count) for c in conditions})
     return jax.tree.map(np.asarray, made(jax.random.key(0)))
 
 
 def judging(judge):
     """A function of a batch with shared tokens and of what every row sees, bool [T, T]: `judge` over the batch."""
-    judge_all = hasty_jit(jax.vmap(judge, in_axes=(batch_axes(0, True), None)))
+    judge_all = jax.jit(jax.vmap(judge, in_axes=(batch_axes(0, True), None)))
     return lambda batch, visible: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(visible, bool)))
 
 
@@ -30,7 +29,7 @@ def judging_alike(judge, batch):
     def judge_one(one, row):
         return judge(one, jnp.broadcast_to(row, 2 * row.shape))
 
-    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(0, None)))
+    judge_all = jax.jit(jax.vmap(judge_one, in_axes=(0, None)))
     return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 

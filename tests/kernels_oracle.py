@@ -10,7 +10,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from haste import hasty_jit
 
 from positionbias.kernels import PerHead, PerKey, PerQuery, Relative, Scalar, attention
 from positionbias.kernels.drivers import current_platform
@@ -174,7 +173,7 @@ def formula(case, stats=(), through=("o",)):
         o, found = case.by_formula(params)
         return o, type(found)(**{name: getattr(found, name) for name in stats})
 
-    run = hasty_jit(with_gradients(compute, through))
+    run = jax.jit(with_gradients(compute, through))
 
     def of(params):
         with jax.enable_x64(True):
@@ -185,7 +184,7 @@ def formula(case, stats=(), through=("o",)):
 
 def kernel(case, impl, stats=(), through=("o",)):
     """A function of params, compiled once: parts and gradients by a driver."""
-    run = hasty_jit(with_gradients(functools.partial(case.by_kernel, impl, tuple(stats)), through))
+    run = jax.jit(with_gradients(functools.partial(case.by_kernel, impl, tuple(stats)), through))
     return lambda params: jax.tree.map(np.asarray, run(params))
 
 

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from haste import hasty_jit
 
 from positionbias.kernels import linear_attention
 from positionbias.kernels.drivers import current_platform
@@ -64,14 +63,14 @@ def by_steps(told, **options):
     """All of it by the reference."""
     with jax.enable_x64(True):
         wide = {name: np.asarray(x, np.float64) for name, x in told.items()}
-        found = hasty_jit(with_gradients(lambda x: recurrence_reference(**x, **options)))(wide)
+        found = jax.jit(with_gradients(lambda x: recurrence_reference(**x, **options)))(wide)
         return {name: np.asarray(x) for name, x in found.items()}
 
 
 def by_driver(told, impl=None, chunk=None, **options):
     """All of it by a driver."""
     call = functools.partial(linear_attention, impl=impl, chunk=chunk, **options)
-    found = hasty_jit(with_gradients(lambda x: call(**x)))(told)
+    found = jax.jit(with_gradients(lambda x: call(**x)))(told)
     assert found["o"].dtype == told["v"].dtype
     assert found["state"].dtype == np.float32
     assert all(found[f"gradient of {name}"].dtype == x.dtype for name, x in told.items())

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -57,7 +56,7 @@ def called(experiment):
     (condition, *_), task = experiment.task.conditions(), experiment.task
     shape = (2, task.length(condition), experiment.config.model.width)
 
-    @hasty_jit
+    @jax.jit
     def both(model_key, batch_key):
         model, batch = experiment.initialise(model_key), task.batch(batch_key, condition, 2)
 

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 from flax import nnx
-from haste import hasty_jit
 from test_operators import EXAMPLES as OPERATORS
 
 from positionbias import spec
@@ -32,7 +31,7 @@ def test_a_state_says_what_whole_passes_say(spec_text, tiny):
         "model.init.readout": "fan_in(scale=3.0)",
     }
     experiment = build(tiny(config))
-    _, params, frozen = nnx.split(hasty_jit(experiment.initialise)(jax.random.key(0)), nnx.Param, Frozen)
+    _, params, frozen = nnx.split(jax.jit(experiment.initialise)(jax.random.key(0)), nnx.Param, Frozen)
     valid = None if apart else np.arange(10) >= np.array([[0], [6], [3]])
     found = [
         generate(experiment, {"params": params, "frozen": frozen}, PROMPT, 7, valid=valid, cached=cached)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from kernels_oracle import Case, agree, attend, drawn, drivers, formula, posed_with, with_gradients
 from test_masks import EXAMPLES as EXAMPLES
 from test_masks import made
@@ -66,8 +65,8 @@ def by_driver(impl, mask, q, k, traced):
         return with_gradients(lambda params: compute(params, q, k), ("o",))(params)
 
     if traced:
-        return hasty_jit(run)
-    known = hasty_jit(lambda params: run(params, q, k))
+        return jax.jit(run)
+    known = jax.jit(lambda params: run(params, q, k))
     return lambda params, *_: known(params)
 
 
@@ -123,7 +122,7 @@ def test_tiles_of_every_mask_are_those_counted(built):
         static = found(q, k, blocks)
         assert isinstance(static, np.ndarray)
         np.testing.assert_array_equal(static[:, 0], known)
-    traced = hasty_jit(lambda q, k: found(q, k, blocks))(*(jax.tree.map(jnp.asarray, side) for side in (q, k)))
+    traced = jax.jit(lambda q, k: found(q, k, blocks))(*(jax.tree.map(jnp.asarray, side) for side in (q, k)))
     np.testing.assert_array_equal(np.asarray(traced)[:, 0], known)
 
 

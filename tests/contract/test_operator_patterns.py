@@ -3,9 +3,9 @@
 import re
 import typing
 
+import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 from test_operators import DIMS, made, setting, streams
 from test_operators import EXAMPLES as OPERATORS
 
@@ -38,7 +38,7 @@ def call(operator, arrays, tokens_q, tokens_k, mask, given):
             return operator.mix(given[0], tokens_q, mask, params, Sites())
         return operator(*arrays, tokens_q, tokens_k, mask, NONE, params | operator.projected(*given, params), Sites())
 
-    return np.asarray(hasty_jit(one)(arrays, given))
+    return np.asarray(jax.jit(one)(arrays, given))
 
 
 def cut(tokens, stop, whole):

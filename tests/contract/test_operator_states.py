@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import compatibility, spec
 from positionbias.models.sites import Sites
@@ -41,7 +40,7 @@ def shown(operator: Operator) -> int:
         given = (read["q"], read["k"], read["v"], tokens, tokens, MASK, NONE, more, Sites())
         return operator(*given)[:, PAST:].ravel()
 
-    found = hasty_jit(jax.jacrev(later))({name: value[:, :PAST] for name, value in rows.items()})
+    found = jax.jit(jax.jacrev(later))({name: value[:, :PAST] for name, value in rows.items()})
     matrix = np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in found.values()], axis=1)
     singular = np.linalg.svd(matrix, compute_uv=False)
     return int((singular > SMALLEST * singular[0]).sum())

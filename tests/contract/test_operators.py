@@ -8,7 +8,6 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
-from haste import hasty_jit
 from toys import Reads
 
 from positionbias import spec
@@ -145,7 +144,7 @@ def check_visible(operator):
 
         own = np.eye(*visible.shape, dtype=bool) & pattern.endswith("self")
         rows = visible | own if pattern.endswith("self") else np.eye(T, dtype=bool)
-        slopes = hasty_jit(jax.jacrev(sums, argnums=(0, 1, 2, 3, 4)))
+        slopes = jax.jit(jax.jacrev(sums, argnums=(0, 1, 2, 3, 4)))
         reached = np.zeros_like(visible)
         for seed in range(DRAWS):
             q, k, v = (x[:1] for x in setting(operator, pattern, seed)[0])
@@ -177,7 +176,7 @@ def check_unseen(operator):
         def mixed(q, k, v, x, stream, rest=(tokens_q, tokens_k, mask)):
             return run(operator, (q, k, v), *rest, given=(x, stream))
 
-        call = hasty_jit(mixed)
+        call = jax.jit(mixed)
         for seed in range(3):
             arrays, others = (setting(operator, pattern, draw)[0] for draw in (seed, 50 + seed))
             arrays, others = [*arrays, *streams(arrays, seed)], [*others, *streams(others, 50 + seed)]
@@ -204,7 +203,7 @@ def check_empty_rows(operator):
             found, back = jax.vjp(lambda *y: run(operator, y, *rest), *x)
             return found, *back(jnp.ones_like(found))
 
-        found, *gradients = map(np.asarray, hasty_jit(both)(*arrays))
+        found, *gradients = map(np.asarray, jax.jit(both)(*arrays))
         assert (found[:, 2] == 0).all()
         for x in (found, *gradients):
             assert np.isfinite(x).all()
@@ -228,7 +227,7 @@ def check_batched_tokens(operator):
             alone.append(run(operator, [x[row : row + 1] for x in arrays], *own, mask, given=mine)[0])
         return both, jnp.stack(alone)
 
-    both, alone = hasty_jit(called)(arrays, streams(arrays))
+    both, alone = jax.jit(called)(arrays, streams(arrays))
     np.testing.assert_allclose(alone, both, rtol=1e-5, atol=1e-6)
 
 
@@ -237,7 +236,7 @@ def check_flags(operator):
     for pattern in operator.patterns:
         arrays, *rest = setting(operator, pattern)
         positions = [spec.build("positions", text, "position") for text in ("none", "rope", "alibi")]
-        called = hasty_jit(lambda x, rest=rest, of=positions: [run(operator, x, *rest, position=one) for one in of])
+        called = jax.jit(lambda x, rest=rest, of=positions: [run(operator, x, *rest, position=one) for one in of])
         plain, rope, alibi = called(arrays)
         for text, told, listens in (("rope", rope, operator.uses_rotation), ("alibi", alibi, operator.uses_bias)):
             assert (not np.array_equal(told, plain)) == listens, f"{text} is treated otherwise than the flag says"
@@ -254,7 +253,7 @@ def check_pattern(operator):
             silent = Reads(lambda name, value: value * 0 if name == "pattern" else value)
             return found, kept, run(operator, x, *rest, site=silent)
 
-        found, kept, silent = hasty_jit(called)(arrays)
+        found, kept, silent = jax.jit(called)(arrays)
         assert ("pattern" in kept) == operator.has_pattern
         if not operator.has_pattern:
             continue
@@ -306,7 +305,7 @@ def check_step(operator):
                 by_step.append(operator.step(q[:, rows], k_left, v_left, *told))
             return run(operator, (q, k, v), tokens_q, tokens_k, mask, position), by_step
 
-        whole, by_step = hasty_jit(called)(q, k, v)
+        whole, by_step = jax.jit(called)(q, k, v)
         for rows, found in zip(parts, by_step, strict=True):
             np.testing.assert_allclose(found, np.asarray(whole)[:, rows], rtol=1e-5, atol=1e-5)
 
@@ -329,9 +328,9 @@ class Rows:
         self.position = Placed(spec.build("positions", "rope" if operator.uses_rotation else "none", "position"))
         drawn = made(operator, DIMS).items()
         self.params = {name: jnp.asarray(np.asarray(x) / 2) for name, x in drawn}  # or memories that learn run away
-        self.whole = hasty_jit(self.called)
-        self.begin = hasty_jit(lambda *given: self.advance(*given, None))
-        self.go_on = hasty_jit(self.advance)
+        self.whole = jax.jit(self.called)
+        self.begin = jax.jit(lambda *given: self.advance(*given, None))
+        self.go_on = jax.jit(self.advance)
 
     def drawn(self, seed, dtype=jnp.float32):
         """The stream, queries, keys and values."""
@@ -431,9 +430,9 @@ def check_segments(operator):
 
     arrays = packed.drawn(0)
     slopes = np.cos(np.arange(BATCH * LONG)).reshape(BATCH, LONG, *[1] * (1 if operator.reads == "stream" else 2))
-    gradients, found = hasty_jit(functools.partial(parts, packed))(arrays, packed.params, tokens, slopes)
+    gradients, found = jax.jit(functools.partial(parts, packed))(arrays, packed.params, tokens, slopes)
     arrays, gradients, found = jax.tree.map(np.asarray, (arrays, gradients, found))
-    apart, of_params, rows = hasty_jit(functools.partial(parts, alone)), [], np.arange(LONG)
+    apart, of_params, rows = jax.jit(functools.partial(parts, alone)), [], np.arange(LONG)
     for i in range(BATCH):
         for segment in range(3):
             here = rows[SEGMENT[i] == segment]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.tasks.base import batch_axes
@@ -44,7 +43,7 @@ def drawn(text):
         )
         return batch.inputs, jnp.take_along_axis(batch.targets, batch.query, axis=1), batch.query, judge(batch)
 
-    inputs, answers, query, found = map(np.asarray, hasty_jit(draw)(jax.random.key(2)))
+    inputs, answers, query, found = map(np.asarray, jax.jit(draw)(jax.random.key(2)))
     context, numbers = task.context_length(condition), []
     for row in query.T:
         seen = np.where(np.arange(inputs.shape[1]) <= row[:, None], inputs, -1)

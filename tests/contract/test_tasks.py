@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 from toys import TwoLists
 
@@ -63,7 +62,7 @@ def drawn(task, condition):
         slots = {"query": batch.query_slot, "evidence": batch.evidence_slot}
         return (first._replace(tokens=batch.tokens) if task.shared_tokens else first), slots
 
-    return jax.tree.map(np.asarray, hasty_jit(draw)(KEY, world(task)))
+    return jax.tree.map(np.asarray, jax.jit(draw)(KEY, world(task)))
 
 
 def sampled(task, condition):
@@ -91,7 +90,7 @@ def judging(task):
     def judges(example, visible):
         return task.ceiling(example, visible), task.baselines(example, visible)
 
-    judge_all = hasty_jit(jax.vmap(judges, in_axes=(batch_axes(0, task.shared_tokens), None)))
+    judge_all = jax.jit(jax.vmap(judges, in_axes=(batch_axes(0, task.shared_tokens), None)))
     return lambda batch, visible: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(visible)))
 
 
@@ -277,7 +276,7 @@ def check_pure(task):
         batch = sampled(task, condition)
         assert not (batch.inputs == batch.inputs[:1]).all()
         # Traced a second time and without a leading dimension: whatever is not of the key comes out otherwise.
-        alone = hasty_jit(lambda key, condition=condition: task.sample(key, condition, own))(SECOND)
+        alone = jax.jit(lambda key, condition=condition: task.sample(key, condition, own))(SECOND)
         jax.tree.map(same, example_of(task, batch, 1), alone)
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -43,7 +42,7 @@ def curve(experiment, text, impl):
         outputs = nnx.merge(graph, weights, rest)(inputs, TOKENS, 0, Sites())
         return jnp.mean((outputs - wanted) ** 2)
 
-    @hasty_jit
+    @jax.jit
     def step(weights):
         value, slopes = jax.value_and_grad(loss)(weights)
         return value, jax.tree.map(lambda w, s: w - RATE * s, weights, slopes)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -27,7 +26,7 @@ def called(evaluator, weights, batch):
     """What the first replica's model says to a batch of the first condition."""
     task, (condition, *_) = evaluator.experiment.task, evaluator.conditions
 
-    @hasty_jit
+    @jax.jit
     def outputs(weights):
         model = evaluator._model(weights)
         return model(batch.inputs, batch.tokens, task.context_length(condition), Sites())
@@ -66,14 +65,14 @@ def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     experiment, weights = fresh(tiny({**model, "train.replicas": 1, "evaluation.items": 8}))
     task = experiment.task
     (condition,) = task.conditions()
-    batch = hasty_jit(lambda key: task.batch(key, condition, 8))(jax.random.key(7))
+    batch = jax.jit(lambda key: task.batch(key, condition, 8))(jax.random.key(7))
     evaluator = Evaluator(experiment, Layout("loop"), replica_keys(0, 1), stored={"train": batch})
     rows = evaluator.rows(weights)
     said = called(evaluator, weights, batch)[:, :3]
     lost = ((said - np.asarray(batch.targets)[:, :3]) ** 2).sum(axis=-1)
     np.testing.assert_allclose(rows["loss"], lost.reshape(-1), rtol=1e-4)
     seen = jnp.asarray(experiment.reach(condition))
-    floor = hasty_jit(jax.vmap(lambda item: task.losses(item, seen)["floor"]))(batch._replace(tokens=None))
+    floor = jax.jit(jax.vmap(lambda item: task.losses(item, seen)["floor"]))(batch._replace(tokens=None))
     np.testing.assert_allclose(rows["loss/floor"], np.asarray(floor).reshape(-1), rtol=1e-6)
 
 
@@ -94,7 +93,7 @@ def test_columns_are_those_of_the_models_own_outputs(tiny):
     experiment, weights = fresh(tiny({"train.replicas": 1, "evaluation.items": 20, "evaluation.batch_size": 8}))
     task = experiment.task
     (condition,) = task.conditions()
-    batch = hasty_jit(lambda key: task.batch(key, condition, 20))(jax.random.key(7))
+    batch = jax.jit(lambda key: task.batch(key, condition, 20))(jax.random.key(7))
     # One item needs its first position only: -1 pads, and what is left holds the answer.
     batch = batch._replace(evidence=batch.evidence.at[0, :, 1].set(-1))
     keys = replica_keys(0, 1)

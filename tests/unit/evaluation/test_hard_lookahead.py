@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -19,9 +18,9 @@ def test_keys_are_seen_as_far_ahead_as_is_asked_rounded(tiny):
     experiment = build(tiny(overrides))
     (condition, *_), task = experiment.task.conditions(), experiment.task
     changed = HARD.model(experiment, condition)
-    batch = hasty_jit(lambda key: task.batch(key, condition, 16))(jax.random.key(1))
+    batch = jax.jit(lambda key: task.batch(key, condition, 16))(jax.random.key(1))
 
-    @hasty_jit
+    @jax.jit
     def read(key):
         model, sites = changed.initialise(key), Sites(record=["layers.0.attention.*"])
         model(batch.inputs, batch.tokens, task.context_length(condition), sites)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -24,8 +23,8 @@ from positionbias.training.program import Program
 RECALL = AssociativeRecall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)
 TRAIN = RECALL.conditions()[0]
 
-sample = hasty_jit(lambda key: RECALL.sample(key, TRAIN))
-moved_to = hasty_jit(lambda item, place: rearranged(item, place, RECALL))
+sample = jax.jit(lambda key: RECALL.sample(key, TRAIN))
+moved_to = jax.jit(lambda item, place: rearranged(item, place, RECALL))
 
 
 def item(seed=0):
@@ -81,7 +80,7 @@ def test_told_positions_move_and_nothing_else():
 
 
 def test_filler_in_front():
-    batch = hasty_jit(lambda key: RECALL.batch(key, TRAIN, 4))(jax.random.key(0))
+    batch = jax.jit(lambda key: RECALL.batch(key, TRAIN, 4))(jax.random.key(0))
     pad = spec.build("interventions", "pad(2)", "x")
     inputs, tokens = pad.inputs_read(batch.inputs, RECALL, TRAIN), pad.tokens_read(batch.tokens, RECALL, TRAIN)
     np.testing.assert_array_equal(inputs, np.pad(batch.inputs, ((0, 0), (2, 0))))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 from test_interventions import measured
 
 from positionbias import spec
@@ -92,7 +91,7 @@ def test_items_are_measured_in_the_order_that_is_attended_to_most(tiny):
     weights = {"params": jax.tree.map(lambda leaf: leaf[None], state), "frozen": nnx.State({})}
     rows = Evaluator(experiment, Layout("loop"), keys, intervention=change).rows(weights)
 
-    @hasty_jit
+    @jax.jit
     def read(number):
         each = item_keys(stream(keys[0], f"evaluation/{condition.stream}"), jnp.arange(8))
         batch = task.batch_of(each, condition)

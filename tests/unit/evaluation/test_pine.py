@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 from test_interventions import measured
 from toys import Reads
 
@@ -80,7 +79,7 @@ TOKENS = sequential(len(SEGMENT), segment=np.array(SEGMENT, np.int32))
 @pytest.mark.parametrize("seed", range(3))
 def test_segments_are_laid_out_as_the_reference_lays_them(seed, ranking):
     q, k, _ = draws(seed)
-    found = hasty_jit(lambda q, k: arranged(q, k, TOKENS, 4, ranking))(q, k)
+    found = jax.jit(lambda q, k: arranged(q, k, TOKENS, 4, ranking))(q, k)
     for head in range(2):
         wanted = laid_out(SEGMENT, np.asarray(q)[0, :, head], np.asarray(k)[0, :, head], ranking)
         np.testing.assert_array_equal(found[0, head, PREFIX:], wanted[PREFIX:])
@@ -130,10 +129,10 @@ def test_outputs_and_gradients_are_those_of_the_reference(scheme):
 
     probe = jax.random.normal(jax.random.key(9), q.shape)
     both = [
-        hasty_jit(jax.value_and_grad(lambda *x, of=of: jnp.sum(of(*x) * probe), argnums=(0, 1, 2)))(q, k, v)
+        jax.jit(jax.value_and_grad(lambda *x, of=of: jnp.sum(of(*x) * probe), argnums=(0, 1, 2)))(q, k, v)
         for of in (found, wanted)
     ]
-    np.testing.assert_allclose(hasty_jit(found)(q, k, v), hasty_jit(wanted)(q, k, v), atol=2e-6)
+    np.testing.assert_allclose(jax.jit(found)(q, k, v), jax.jit(wanted)(q, k, v), atol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
 
 
@@ -164,7 +163,7 @@ def deviation(experiment, intervention):
         merged = nnx.merge(nnx.graphdef(changed.abstract), state)
         return merged(inputs, tokens, len(SEGMENT) - SUFFIX, Sites())
 
-    said = np.asarray(hasty_jit(read)(nnx.state(model)))[:, -SUFFIX:]
+    said = np.asarray(jax.jit(read)(nnx.state(model)))[:, -SUFFIX:]
     return np.abs(said - said[:1]).max() / said.std()
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 from test_interventions import measured
 
 from positionbias import spec
@@ -65,7 +64,7 @@ def test_the_last_copy_answers(tiny):
     keys = replica_keys(0, 1)
     rows = Evaluator(experiment, Layout("loop"), keys, intervention=Repeat()).rows(weights)
 
-    @hasty_jit
+    @jax.jit
     def read():
         each = item_keys(stream(keys[0], f"evaluation/{condition.stream}"), jnp.arange(8))
         batch = task.batch_of(each, condition)

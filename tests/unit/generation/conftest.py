@@ -3,7 +3,6 @@
 import jax
 import pytest
 from flax import nnx
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.generation.generate import generate
@@ -17,7 +16,7 @@ def fresh(tiny):
     def make(overrides=None, **more):
         wide = {"model.init.query": "fan_in(scale=3.0)", "model.init.readout": "fan_in(scale=3.0)"}
         experiment = build(tiny({"model.layers": 2, **wide, **(overrides or {}), **more}))
-        model = hasty_jit(experiment.initialise)(jax.random.key(0))
+        model = jax.jit(experiment.initialise)(jax.random.key(0))
         _, params, frozen = nnx.split(model, nnx.Param, Frozen)
         return experiment, {"params": params, "frozen": frozen}
 

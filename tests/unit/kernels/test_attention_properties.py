@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
@@ -137,7 +136,7 @@ def halved(impl):
         o, lse = merge(part(params, 0), part(params, 1))
         return o, whole(params)[1]._replace(lse=lse)
 
-    return [hasty_jit(with_gradients(compute, ("o", "lse"))) for compute in (whole, split)]
+    return [jax.jit(with_gradients(compute, ("o", "lse"))) for compute in (whole, split)]
 
 
 @pytest.mark.parametrize("impl", drivers())
@@ -173,8 +172,8 @@ def test_replicas_by_vmap_are_those_of_a_loop(impl):
     run = with_gradients(functools.partial(CASE.by_kernel, impl, ("lse", "received")), ("o", "lse", "received"))
     replicas = [told(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *replicas)
-    found = hasty_jit(jax.vmap(run))(stacked)
-    one = hasty_jit(run)
+    found = jax.jit(jax.vmap(run))(stacked)
+    one = jax.jit(run)
     for i, params in enumerate(replicas):
         known = jax.tree.map(np.asarray, one(params))
         agree(jax.tree.map(lambda x, i=i: np.asarray(x[i]), found), known, about=i)
@@ -192,7 +191,7 @@ def test_replicas_with_a_mask_of_their_own(impl):
         case = Case(lambda _: lambda b, h, q, k: table[q, k], options={"block_sizes": (16, 16)})
         return with_gradients(functools.partial(case.by_kernel, impl, ("received",)), ("o", "received"))(params)
 
-    found, one = hasty_jit(jax.vmap(run))(tables), hasty_jit(run)
+    found, one = jax.jit(jax.vmap(run))(tables), jax.jit(run)
     for i, table in enumerate(tables):
         agree(*(jax.tree.map(np.asarray, x) for x in (jax.tree.map(lambda x, i=i: x[i], found), one(table))), about=i)
 
@@ -207,7 +206,7 @@ def test_jit_inside_and_outside_of_grad_is_the_same(impl):
         return jnp.sum(jnp.sin(attend(q, k, v, mask=mask, impl=impl, block_sizes=(16, 16))))
 
     plain = jax.grad(loss, (0, 1, 2))(q, k, v)
-    for run in (hasty_jit(jax.grad(loss, (0, 1, 2))), jax.grad(jax.jit(loss), (0, 1, 2))):
+    for run in (jax.jit(jax.grad(loss, (0, 1, 2))), jax.grad(jax.jit(loss), (0, 1, 2))):
         for found, known in zip(run(q, k, v), plain, strict=True):
             np.testing.assert_allclose(found, known, rtol=0, atol=2e-6)
 
@@ -242,7 +241,7 @@ def test_under_checkpoint_and_scan(impl):
         return jnp.sum(jnp.sin(x))
 
     slopes = jnp.asarray([0.1, 0.3])
-    found, known = (hasty_jit(jax.grad(run, (0, 1)))(q, slopes) for run in (by_scan, by_loop))
+    found, known = (jax.jit(jax.grad(run, (0, 1)))(q, slopes) for run in (by_scan, by_loop))
     for one, other in zip(found, known, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -279,8 +278,8 @@ def test_spread_over_devices_it_is_the_same(impl):
         out_specs=(Along("data"), by_own, Along()),
         check_vma=False,
     )
-    o, mine, ours = hasty_jit(spread)(own, shared)
-    known_o, (known_mine, known_ours) = hasty_jit(gradients)(own, shared)
+    o, mine, ours = jax.jit(spread)(own, shared)
+    known_o, (known_mine, known_ours) = jax.jit(gradients)(own, shared)
     np.testing.assert_allclose(o, known_o, rtol=0, atol=2e-6)
     for found, known in zip(jax.tree.leaves((mine, ours)), jax.tree.leaves((known_mine, known_ours)), strict=True):
         np.testing.assert_allclose(found, known, rtol=0, atol=4e-6 * max(1, np.abs(known).max()))
@@ -345,9 +344,9 @@ def test_what_a_closure_captures_has_gradients_by_differences(impl):
         )
         return jnp.sum(jnp.sin(3 * o))
 
-    run = hasty_jit(loss)
+    run = jax.jit(loss)
     at = jnp.float32(0.2), jnp.asarray([0.3, -0.5, 1.0, 0.1])
-    found = hasty_jit(jax.grad(loss, (0, 1)))(*at)
+    found = jax.jit(jax.grad(loss, (0, 1)))(*at)
     step = 1e-2
 
     def slope(move):
@@ -389,7 +388,7 @@ def test_neighbors_are_dropped_independently():
 def test_outputs_under_dropout_are_those_without_on_average(impl):
     params = drawn(16, 16)
 
-    @hasty_jit
+    @jax.jit
     def run(seed, q, k, v):
         return attend(q, k, v, dropout=(0.3, seed), impl=impl, block_sizes=(16, 16))
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from kernels_oracle import Case, drawn, with_gradients
 
 from positionbias.kernels.softmax_attention.reference import attention_reference
@@ -69,7 +68,7 @@ def test_gradients_of_the_formula_are_those_of_differences(stat):
         def compute(p):
             return attention_reference(p["q"], p["k"], p["v"], seen, block_sizes=(2, 3))
 
-        run = hasty_jit(with_gradients(compute, (stat,)))
+        run = jax.jit(with_gradients(compute, (stat,)))
         gradients = run(wide)[1]
         slopes = np.cos(1.7 * np.arange(run(wide)[0][stat].size) + len(stat)).astype(np.float32)
         random = np.random.default_rng(1)

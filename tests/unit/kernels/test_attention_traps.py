@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.errors import ConfigError
 from positionbias.kernels import attention
@@ -29,7 +28,7 @@ def loss(q, k, score, impl, stats=()):
 
 def all_of(score, impl, stats=()):
     q, k = (jax.random.normal(jax.random.key(i), (1, T, 1, 8)) for i in (0, 1))
-    value = hasty_jit(jax.value_and_grad(lambda q, k: loss(q, k, score, impl, stats), argnums=(0, 1)))
+    value = jax.jit(jax.value_and_grad(lambda q, k: loss(q, k, score, impl, stats), argnums=(0, 1)))
     return jax.tree.leaves(value(q, k))
 
 
@@ -115,7 +114,7 @@ def bent(impl):
 
         return sum(jnp.sum(jnp.sin(x)) for x in jax.grad(of, argnums=(0, 1))(q, t))
 
-    return hasty_jit(jax.grad(slope, argnums=(0, 1)))(q, 0.5)
+    return jax.jit(jax.grad(slope, argnums=(0, 1)))(q, 0.5)
 
 
 def test_second_derivatives_by_chunks_are_those_of_all_at_once(monkeypatch):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from recurrence_oracle import agree, by_driver, drawn, drivers
 
 from positionbias.kernels import linear_attention, linear_choice
@@ -61,7 +60,7 @@ def test_a_sequence_in_two_parts_goes_on_from_the_state(gates, options):
 
     for impl in names(gates):
         whole = linear_attention(**told, initial_state=state, impl=impl, **options)
-        close(hasty_jit(in_two)(told, state), whole)
+        close(jax.jit(in_two)(told, state), whole)
 
 
 @pytest.mark.parametrize("gates", ["none", "scalar", "key and value"])
@@ -73,8 +72,8 @@ def test_replicas_are_each_what_it_is_alone(gates):
         def gradient(told, impl=impl):
             return jax.grad(lambda told: jnp.sum(jnp.sin(linear_attention(**told, impl=impl)[0])))(told)
 
-        found = hasty_jit(jax.vmap(gradient))(both)
-        alone = [hasty_jit(gradient)(told) for told in each]
+        found = jax.jit(jax.vmap(gradient))(both)
+        alone = [jax.jit(gradient)(told) for told in each]
         for name, x in found.items():
             close(x, [one[name] for one in alone])
 
@@ -104,7 +103,7 @@ def test_memory_grows_as_steps(gates):
     def taken(length):
         told = drawn(length, gates, size=16, values=16)
         loss = jax.grad(lambda x: jnp.sum(linear_attention(**x, impl="xla_chunked")[0] ** 2))
-        return hasty_jit(loss).lower(told).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(loss).lower(told).compile().memory_analysis().temp_size_in_bytes
 
     assert taken(2048) <= 2.1 * taken(1024)
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import costs, tokens
 from positionbias.kernels import PerHead, attention
@@ -64,7 +63,7 @@ def value_and_gradients(impl, mask, told, asked=STATS):
         weigh = np.random.default_rng(1)
         return sum(jnp.sum(x * weigh.normal(size=x.shape)) for x in found), (o, stats)
 
-    return hasty_jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, slopes)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, slopes)
 
 
 @pytest.mark.parametrize("case", ["window", "documents of each", "rows that see nothing"])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.masks.frames import FrameCausal
@@ -30,15 +29,15 @@ def made(tiny, architecture, **changes):
 def read(experiment, valid=None, edit=None):
     """Model, outputs of two examples and all that was recorded; `valid` [T] or [B, T] says what is padding."""
     condition = experiment.task.conditions()[0]
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
     tokens = batch.tokens if valid is None else batch.tokens._replace(valid=valid)
 
     def call():
         sites = Sites(record=["*"], edit=edit)
         return model(batch.inputs, tokens, experiment.task.context_length(condition), sites), sites.recorded
 
-    return model, *jax.device_get(hasty_jit(call)())
+    return model, *jax.device_get(jax.jit(call)())
 
 
 @pytest.mark.parametrize("architecture", PLACES)
@@ -129,7 +128,7 @@ def test_drawn_positions_are_drawn_for_the_added_row_too(tiny, architecture):
 def test_the_added_row_is_embedded_at_its_position(tiny):
     experiment = made(tiny, "token_prepending", **{**SEGMENTS, "model.assignment": "reversed"})
     condition = experiment.task.conditions()[0]
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     batch = experiment.task.batch(jax.random.key(1), condition, 2)
     sites = Sites(record=["added", "embedding"])
     model(batch.inputs, experiment.assigned(batch.tokens, 4, None), 4, sites)

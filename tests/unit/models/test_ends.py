@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.models.sites import Sites
@@ -32,8 +31,8 @@ class Uncoded(OneHot):
 def parts(experiment):
     """A batch of two, its embeddings and the outputs of a fresh model."""
     condition = experiment.task.conditions()[0]
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     sites = Sites(record=["embedding"])
     outputs = model(batch.inputs, batch.tokens, experiment.task.context_length(condition), sites)
     return batch, np.asarray(sites.recorded["embedding"]), np.asarray(outputs)
@@ -83,7 +82,7 @@ def test_the_last_features_are_zero_before_the_code(tiny, inputs):
 
 def test_the_token_table_is_narrower_than_the_stream(tiny):
     experiment = build(widened(tiny, "learned"))
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     assert model.embedding.table.shape == (8, 14 - 8)
     assert len(model.embedding.params) == 0
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -18,9 +17,9 @@ def moved(tiny, order, tokens=None, **overrides):
     """How much the last row of a fresh model changes, at most, when its inputs are put in this order."""
     experiment = build(tiny({"task": "associative_recall(pairs=4, keys=6, values=6, delays=2)", **overrides}))
     assert experiment.task.length(experiment.task.conditions()[0]) == T
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     inputs = jax.random.permutation(jax.random.key(1), 12)[:T][None]
-    call = hasty_jit(lambda x: model(x, tokens or sequential(T), 8, Sites())[0, -1])
+    call = jax.jit(lambda x: model(x, tokens or sequential(T), 8, Sites())[0, -1])
     return float(jnp.abs(call(inputs) - call(inputs[:, order])).max())
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import compatibility, spec
 from positionbias.config.build import build
@@ -62,7 +61,7 @@ def dependence(trained, mask, layers=LAYERS):
     inputs = np.random.default_rng(0).integers(0, 12, (4, T))
     changed = np.stack([inputs, *((inputs + (np.arange(T) == j) * 5) % 12 for j in range(T))]).reshape(-1, T)
 
-    @hasty_jit
+    @jax.jit
     def streams(inputs):
         sites = Sites(record=[f"layers.{layers - 1}.stream"])
         model(inputs, TOKENS, 4, sites)

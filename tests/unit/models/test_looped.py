@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import toys
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -21,7 +20,7 @@ LAYERS = {"model.layers": 2, "model.position": "rope"}
 def outputs(experiment, model, record=()):
     """Outputs of two examples, and what was recorded."""
     condition = experiment.task.conditions()[0]
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
 
     def call(model):
         sites = Sites(record=record)
@@ -33,7 +32,7 @@ def outputs(experiment, model, record=()):
 
 
 def fresh(experiment):
-    return hasty_jit(experiment.initialise)(jax.random.key(0))
+    return jax.jit(experiment.initialise)(jax.random.key(0))
 
 
 def looped(tiny, arguments, **changes):

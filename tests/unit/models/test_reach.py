@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.models.sites import Sites
@@ -42,7 +41,7 @@ def influence(experiment, condition):
     """max |d output[i] / d embedding[j]| over features and items, [T, T]."""
     shape = (3, experiment.task.length(condition), experiment.config.model.width)
 
-    @hasty_jit
+    @jax.jit
     def slopes(model_key, batch_key):
         model, batch = experiment.initialise(model_key), experiment.task.batch(batch_key, condition, 3)
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import toys
 from flax import nnx
-from haste import hasty_jit
 
 from positionbias.config import build as module
 from positionbias.config.build import build
@@ -51,12 +50,12 @@ def evaluated(config, weights):
 def test_an_operator_may_read_the_stream(tiny):
     config = tiny({"model.operator": "[toy_convolution, softmax]", "model.layers": 2, "model.mlp": False})
     experiment = build(config)
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     mixing = model.stack.blocks[0].attention
     assert {name: x.shape for name, x in mixing.own.items()} == {"kernel": (2, 16)}
     assert not any(hasattr(mixing, name) for name in ("query", "key", "value", "output"))
     condition = experiment.task.conditions()[0]
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
     sites = Sites(record=["*"])
     model(batch.inputs, batch.tokens, 4, sites)
     seen = sites.recorded
@@ -76,7 +75,7 @@ def test_an_operator_may_read_the_stream(tiny):
 def test_an_operator_that_reads_the_stream_widens_a_concatenated_one(tiny):
     wanted = {"model.operator": "toy_convolution", "model.layers": 2, "model.mlp": False}
     experiment = build(tiny({**wanted, "model.residual": "concatenate"}))
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     assert [b.attention.own["kernel"].shape for b in model.stack.blocks] == [(2, 16), (2, 32)]
     assert model.stack.width_out == 64
 
@@ -122,17 +121,17 @@ def test_a_scheme_may_have_parameters_in_the_embedding_and_in_every_layer(tiny):
     known = build(tiny({"model.layers": 2}))
     blueprint = dataclasses.replace(known.blueprint, positions=(Both(), Both()))
     experiment = dataclasses.replace(known, blueprint=blueprint)
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     assert {n: x.shape for n, x in model.embedding.params.items()} == {"table": (8, 16)}
     assert [list(b.attention.table) for b in model.stack.blocks] == [["slope"], ["slope"]]
     assert model.stack.blocks[1].attention.table["slope"][...].tolist() == [0.25, 0.25]
     condition = experiment.task.conditions()[0]
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
 
     def loss(model):
         return jnp.sum(jnp.square(model(batch.inputs, batch.tokens, 4, Sites())))
 
-    slope = hasty_jit(nnx.grad(loss))(model).stack.blocks[0].attention.table["slope"]
+    slope = jax.jit(nnx.grad(loss))(model).stack.blocks[0].attention.table["slope"]
     assert np.abs(slope[...]).min() > 0
 
 
@@ -187,15 +186,15 @@ def test_examples_may_have_tokens_of_their_own(tiny, architecture):
 def test_rows_see_their_own_examples_list_only(tiny):
     experiment = build(tiny(LISTS))
     (condition,) = experiment.task.conditions()
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 16))(jax.random.key(0))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 16))(jax.random.key(0))
     assert batch.tokens.segment.shape == (16, 6)
-    model = hasty_jit(experiment.initialise)(jax.random.key(1))
+    model = jax.jit(experiment.initialise)(jax.random.key(1))
 
     def outputs(shift):
         return model(batch.inputs, batch.tokens, 4, Sites(edit={"embedding": ("add", shift)}))[:, 5].sum(axis=0)
 
-    slopes = np.abs(hasty_jit(jax.jacrev(outputs))(jnp.zeros((16, 6, 16)))).max(axis=(0, 3))
-    reach = hasty_jit(jax.vmap(lambda tokens: experiment.reach(condition, tokens)))(batch.tokens)
+    slopes = np.abs(jax.jit(jax.jacrev(outputs))(jnp.zeros((16, 6, 16)))).max(axis=(0, 3))
+    reach = jax.jit(jax.vmap(lambda tokens: experiment.reach(condition, tokens)))(batch.tokens)
     np.testing.assert_array_equal(slopes > 0, reach[:, 5])
     assert len(np.unique(np.asarray(reach[:, 5]), axis=0)) > 2
 

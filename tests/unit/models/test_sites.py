@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.models.sites import Sites
@@ -17,8 +16,8 @@ from positionbias.spec import ConfigError
 def setting(tiny):
     experiment = build(tiny())
     condition = experiment.task.conditions()[0]
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, 3))(jax.random.key(1))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 3))(jax.random.key(1))
 
     def call(site):
         return model(batch.inputs, batch.tokens, 4, site)

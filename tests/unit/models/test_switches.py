@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.models.parameters import Frozen
@@ -24,10 +23,10 @@ BARE = {
 def run(config, size=2, key=0):
     experiment = build(config)
     condition = experiment.task.conditions()[0]
-    model = hasty_jit(experiment.initialise)(jax.random.key(key))
-    batch = hasty_jit(lambda key: experiment.task.batch(key, condition, size))(jax.random.key(7))
+    model = jax.jit(experiment.initialise)(jax.random.key(key))
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, size))(jax.random.key(7))
     context = experiment.task.context_length(condition)
-    outputs = hasty_jit(lambda model: model(batch.inputs, batch.tokens, context, Sites()))(model)
+    outputs = jax.jit(lambda model: model(batch.inputs, batch.tokens, context, Sites()))(model)
     return model, np.asarray(batch.inputs), np.asarray(outputs, np.float64)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import toys
 from flax import nnx
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.models.sites import Sites
@@ -28,7 +27,7 @@ def called(tiny):
 
     def make(overrides=None):
         experiment = build(tiny({**MODEL, **(overrides or {})}))
-        model = hasty_jit(experiment.initialise)(jax.random.key(0))
+        model = jax.jit(experiment.initialise)(jax.random.key(0))
 
         @jax.jit
         def outputs(inputs, tokens, shift=0.0):
@@ -49,7 +48,7 @@ def batch_of(experiment, size=3):
 def test_a_row_depends_on_what_was_told_before_it_and_on_nothing_else(called):
     experiment, _, outputs = called()
     batch = batch_of(experiment, 5)
-    slopes = hasty_jit(jax.jacrev(lambda shift: outputs(batch.inputs, batch.tokens, shift).sum(axis=-1)))(
+    slopes = jax.jit(jax.jacrev(lambda shift: outputs(batch.inputs, batch.tokens, shift).sum(axis=-1)))(
         jnp.zeros((5, 4, 16))
     )
     flow = np.abs(np.asarray(slopes)).max(axis=-1)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -87,7 +86,7 @@ def test_a_step_is_taken_at_the_tuned_weights_and_moves_the_slow_ones(tiny):
         experiment = build(tiny({"objective": text, "train.batch_size": 32}))
         program = Program(experiment, Auto(Layout("loop"), 8, 1))
         state = jax.tree.map(lambda x: x[0], jax.jit(jax.vmap(program.fresh))(program.replicas()))
-        grads, metrics = hasty_jit(lambda s, p=program: p._gradient(s, jax.random.key(0), ()))(state)
+        grads, metrics = jax.jit(lambda s, p=program: p._gradient(s, jax.random.key(0), ()))(state)
         losses[text], steps[text] = float(metrics["loss"]), np.concatenate([x.ravel() for x in jax.tree.leaves(grads)])
     plain, still, tuned = losses
     assert losses[still] == pytest.approx(losses[plain], rel=1e-5)

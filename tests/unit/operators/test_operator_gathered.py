@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from toys import Reads
 
 from positionbias import spec
@@ -61,7 +60,7 @@ def value_and_gradients(text, mask, dtype, tokens, site):
         return jnp.sum((found * aim).astype(jnp.float32)), found
 
     made = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
-    return hasty_jit(made)(q, k, v, x, params)
+    return jax.jit(made)(q, k, v, x, params)
 
 
 @pytest.mark.parametrize("told", ["whole", "padded"])

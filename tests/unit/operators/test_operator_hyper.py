@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.models.sites import Sites
@@ -43,7 +42,7 @@ def test_one_block_or_a_short_sequence_is_softmax(mask, operator, dtype):
             found = run(operator, given, mask, ROPE)
             return jnp.sum(jnp.sin(found.astype(jnp.float32))), found
 
-        return jax.tree.leaves(hasty_jit(jax.value_and_grad(total, has_aux=True))(arrays(13, dtype)))
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(total, has_aux=True))(arrays(13, dtype)))
 
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 4e-2, "atol": 4e-2}
     for one, other in zip(slopes(operator), slopes(Softmax()), strict=True):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 from toys import Reads
 
 from positionbias import spec
@@ -103,7 +102,7 @@ def test_the_price_is_paid_in_the_loss(tiny):
             )
             program = Program(build(config), Auto(Layout("loop"), microbatch, 1))
             state = jax.tree.map(lambda x: x[0], jax.jit(jax.vmap(program.fresh))(program.replicas()))
-            _, metrics = hasty_jit(lambda s, p=program: p._gradient(s, jax.random.key(0), ()))(state)
+            _, metrics = jax.jit(lambda s, p=program: p._gradient(s, jax.random.key(0), ()))(state)
             losses[price, microbatch] = float(metrics["loss"])
     experiment = build(config)
     batch = experiment.trained(

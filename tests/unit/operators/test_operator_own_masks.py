@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from toys import Reads
 
 from positionbias import kernels, spec
@@ -118,7 +117,7 @@ def test_a_shared_prompt_is_as_many_runs_outputs_and_gradients():
             total = total + jnp.sum(kept * weight[:, rows if s == 0 else rows[prompt:]])
         return total, jnp.concatenate(outputs, axis=1)
 
-    found, wanted = (hasty_jit(jax.grad(one, argnums=(0, 1, 2), has_aux=True))(*given) for one in (together, apart))
+    found, wanted = (jax.jit(jax.grad(one, argnums=(0, 1, 2), has_aux=True))(*given) for one in (together, apart))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
 

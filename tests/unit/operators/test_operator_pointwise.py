@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.models.sites import Sites
@@ -103,7 +102,7 @@ def test_the_kernel_is_the_formula_and_so_are_its_gradients(operator, position, 
             found = outputs(*given, mask, record, impl)
             return jnp.sum(found.astype(jnp.float32) * weight), found
 
-        return hasty_jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))(q, k, v, table, params)
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))(q, k, v, table, params)
 
     for text in MASKS if dtype == jnp.float32 else MASKS[:1]:
         mask = spec.build("masks", text, "test")

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -44,7 +43,7 @@ UNREAD = {"attention_free": ("query", "key")}
 def gradients(config):
     """The loss of a batch, and its gradients by name."""
     experiment = build(config)
-    model = hasty_jit(experiment.initialise)(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     condition = experiment.task.conditions()[0]
     batch = experiment.task.batch(jax.random.key(1), condition, 4)
     context = experiment.task.context_length(condition)
@@ -55,7 +54,7 @@ def gradients(config):
         chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch.targets[..., None], axis=-1)
         return -jnp.mean(chosen * batch.weights[..., None])
 
-    found, slopes = hasty_jit(jax.value_and_grad(loss))(params)
+    found, slopes = jax.jit(jax.value_and_grad(loss))(params)
     return found, {"/".join(map(str, path)): x.get_value() for path, x in nnx.to_flat_state(slopes)}
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -29,12 +28,12 @@ TINY = {
 @functools.cache
 def drawn(task, count=20000):
     """Samples of the condition trained on, as numpy."""
-    made = hasty_jit(lambda key: task.batch(key, task.conditions()[0], count))(jax.random.key(0))
+    made = jax.jit(lambda key: task.batch(key, task.conditions()[0], count))(jax.random.key(0))
     return jax.tree.map(np.asarray, made)
 
 
 def sample(task, seed, condition):
-    return hasty_jit(lambda key: task.sample(key, condition))(jax.random.key(seed))
+    return jax.jit(lambda key: task.sample(key, condition))(jax.random.key(seed))
 
 
 def every_world(task):
@@ -85,7 +84,7 @@ def test_ceiling_is_the_enumerated_posterior(name):
     task = TINY[name]
     worlds = list(every_world(task))
     batch = as_batch(task, worlds)
-    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
     random = np.random.default_rng(0)
     size = len(worlds[0][0])
     cases = [np.tri(size, dtype=bool), ~np.tri(size, dtype=bool), np.zeros((size, size), bool)]
@@ -116,7 +115,7 @@ def test_ceiling_is_one_where_all_is_seen_and_chance_where_nothing_is():
     condition = task.conditions()[0]
     item = sample(task, 0, condition)
     size = task.length(condition)
-    judge = hasty_jit(task.ceiling)
+    judge = jax.jit(task.ceiling)
     assert judge(item, jnp.tri(size, dtype=bool)).tolist() == [1.0]
     np.testing.assert_allclose(judge(item, jnp.zeros((size, size), bool)), [1 / 64], rtol=1e-6)
 
@@ -231,7 +230,7 @@ def test_baselines_on_a_literal_item():
     a, b, c = 5, 6, 7
     inputs = [1, a, 2, b, 3, a, 4, c, 1]
     item = as_batch(task, [(inputs, [(8, 0, a)])])
-    item, judge = jax.tree.map(lambda x: x[0], item), hasty_jit(task.baselines)
+    item, judge = jax.tree.map(lambda x: x[0], item), jax.jit(task.baselines)
 
     def right(seen):
         row = np.zeros((9, 9), bool)

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias.tasks.class_draws import ClassDraws
@@ -18,7 +17,7 @@ LEVEL = 1e-4  # of the chi-square tests; seeds are fixed
 def drawn(draw):
     """How often each tuple comes, of many draws."""
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    return Counter(map(tuple, np.asarray(hasty_jit(jax.vmap(draw))(keys)).tolist()))
+    return Counter(map(tuple, np.asarray(jax.jit(jax.vmap(draw))(keys)).tolist()))
 
 
 def follows(found, wanted):

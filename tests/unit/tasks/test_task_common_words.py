@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import drawn, enumerated_ceiling, judging
 from scipy import stats
 
@@ -195,7 +194,7 @@ def test_moving_words_moves_their_places():
     task = spec.build("tasks", SIZES[0], "task")
     condition = find_condition(task, "early", "condition")
 
-    @hasty_jit
+    @jax.jit
     def moved(key):
         one, other = jax.random.split(key)
         item = task.sample(one, condition)

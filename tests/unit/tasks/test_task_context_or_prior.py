@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import judging, judging_alike
 from scipy import stats
 
@@ -34,7 +33,7 @@ QUESTIONS = {
 def drawn(task, count, *names):
     """Samples of the conditions with these names, all if none, made by one program."""
     conditions = [c for c in task.conditions() if c.name in names or not names]
-    made = hasty_jit(lambda key: {c.name: task.batch(key, c, count)._replace(tokens=None) for c in conditions})
+    made = jax.jit(lambda key: {c.name: task.batch(key, c, count)._replace(tokens=None) for c in conditions})
     return jax.tree.map(np.asarray, made(jax.random.key(0)))
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import drawn, enumerated_ceiling, judging_alike
 from scipy import stats
 
@@ -163,7 +162,7 @@ def test_swapped_groups_keep_their_answer():
     swap = Swap(first=0, second=-1)
     swap.check(task, condition)
 
-    @hasty_jit
+    @jax.jit
     def swapped(key):
         item = task.sample(key, condition)
         return item, swap.change(key, item, task, condition)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -71,7 +70,7 @@ def as_batch(task, cases):
 
 def sampled(task, condition, items):
     """A batch without the tokens all items share."""
-    return hasty_jit(lambda key: task.batch(key, condition, items)._replace(tokens=None))(jax.random.key(0))
+    return jax.jit(lambda key: task.batch(key, condition, items)._replace(tokens=None))(jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -133,7 +132,7 @@ def test_ceiling_is_the_enumerated_posterior(name, condition):
     task = TINY[name]
     cases = list(every_case(task, condition))
     batch, size = as_batch(task, cases), len(cases[0][1])
-    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
     for seen in itertools.product([False, True], repeat=size):
         visible = np.zeros((size, size), bool)
         visible[-1] = seen
@@ -151,7 +150,7 @@ def test_baselines_on_literal_items():
     condition = task.conditions()[0]
     third, sixth = pytest.approx(1 / 3), pytest.approx(1 / 6)
     assert task.length(condition) == 4
-    judge = hasty_jit(task.baselines)
+    judge = jax.jit(task.baselines)
 
     def found(relation, subject, seen):
         target = 2 + 3 * relation + subject % 3
@@ -184,7 +183,7 @@ def test_fixed_attention_is_the_theory(root):
     experiment = build(resolve(load_config(str(root / "configs" / "factual_recall" / "fixed_attention.py"))))
     model = experiment.initialise(jax.random.key(0))
     task, (condition, _) = experiment.task, experiment.task.conditions()
-    batch = hasty_jit(lambda key: task.batch(key, condition, 8))(jax.random.key(1))
+    batch = jax.jit(lambda key: task.batch(key, condition, 8))(jax.random.key(1))
     outputs = model(batch.inputs, batch.tokens, task.context_length(condition), Sites())[:, -1]
     attention = model.stack.blocks[0].attention
     w = np.asarray(attention.value.weight[...], np.float64) @ np.asarray(attention.output.weight[...], np.float64)

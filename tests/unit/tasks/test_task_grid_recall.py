@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import drawn, enumerated_ceiling, judging_alike
 from scipy import stats
 
@@ -223,7 +222,7 @@ def test_swapped_grids_keep_their_answer_and_tell_their_cell_anew():
     condition, swap = FILM.conditions()[0], Swap(first=0, second=1)
     swap.check(FILM, condition)
 
-    @hasty_jit
+    @jax.jit
     def swapped(key):
         item = FILM.sample(key, condition)
         return item, swap.change(key, item, FILM, condition)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -38,7 +37,7 @@ KEY = jax.random.key(0)
 
 def compiled(function, *inputs):
     """What `function` gives, as numpy."""
-    return jax.tree.map(np.asarray, hasty_jit(function)(*inputs))
+    return jax.tree.map(np.asarray, jax.jit(function)(*inputs))
 
 
 @functools.cache

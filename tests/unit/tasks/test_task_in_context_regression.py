@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -18,7 +17,7 @@ TASK = InContextRegression(dimension=3, examples=6, noise=0.2)
 
 def sampled(task, items):
     """A batch without the tokens all items share."""
-    return hasty_jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
+    return jax.jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def batch():
 def judged():
     """Ceilings, baselines and losses of a batch, as numpy."""
     one = lambda item, seen: (TASK.ceiling(item, seen), TASK.baselines(item, seen), TASK.losses(item, seen))  # noqa: E731
-    judge = hasty_jit(jax.vmap(one, in_axes=(0, None)))
+    judge = jax.jit(jax.vmap(one, in_axes=(0, None)))
     return lambda items, seen: jax.tree.map(np.asarray, judge(items, jnp.asarray(seen)))
 
 
@@ -130,24 +129,24 @@ def test_rules_on_a_literal_item():
     fields |= {"inputs": inputs, "targets": jnp.array([[[0.0], [0.0], [1.0]]]), "query": jnp.array([[2]])}
     item = jax.tree.map(lambda leaf: leaf[0], Batch(**fields))
     seen = jnp.asarray(seeing(0, 1, size=3))
-    found = hasty_jit(task.losses)(item, seen)
+    found = jax.jit(task.losses)(item, seen)
     # The mean of x is -1: (2 * 2 + -1 * -2) * 2 = 12, times 1 / (2 + 1.5) is 24/7.
     np.testing.assert_allclose(found["gradient_step"], [(24 / 7 - 1) ** 2], rtol=1e-5)
     np.testing.assert_allclose(found["chance"], [1.0])
     np.testing.assert_allclose(found["nearest"], [4.0], err_msg="-1 is y of the last example, 1 the answer")
     # Ridge: (2 + 3) / (10 + 0.5) * 2 = 20/21, whose variance is 0.5 + 4 * 0.5 / 10.5.
     np.testing.assert_allclose(found["floor"], [0.5 + 2 / 10.5], rtol=1e-5)
-    hits = {name: hit.tolist() for name, hit in hasty_jit(task.baselines)(item, seen).items()}
+    hits = {name: hit.tolist() for name, hit in jax.jit(task.baselines)(item, seen).items()}
     assert hits == {"chance": [0.0], "majority": [0.0], "nearest": [0.0], "gradient_step": [0.0], "order_free": [1.0]}
     for examples, near in [((0,), 0), ((1,), 1), ((0, 1), 1), ((), 0)]:
         close = item._replace(inputs=inputs[0].at[1, 1].set(1.2))
-        hits = hasty_jit(task.baselines)(close, jnp.asarray(seeing(*examples, size=3)))
+        hits = jax.jit(task.baselines)(close, jnp.asarray(seeing(*examples, size=3)))
         assert hits["nearest"].tolist() == [near], examples
 
 
 def test_permuted_examples_take_the_evidence_along():
-    item = hasty_jit(lambda key: TASK.sample(key, CONDITION))(jax.random.key(5))
-    moved = hasty_jit(lambda key: Permute().change(key, item, TASK, CONDITION))(jax.random.key(6))
+    item = jax.jit(lambda key: TASK.sample(key, CONDITION))(jax.random.key(5))
+    moved = jax.jit(lambda key: Permute().change(key, item, TASK, CONDITION))(jax.random.key(6))
     before, after = np.asarray(item.inputs), np.asarray(moved.inputs)
     assert sorted(map(tuple, before[:6])) == sorted(map(tuple, after[:6]))
     assert not np.array_equal(before[:6], after[:6])

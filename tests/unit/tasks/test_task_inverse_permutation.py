@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.tasks.base import Batch
@@ -35,7 +34,7 @@ def test_ceiling_is_the_enumerated_posterior(scratch):
         evidence_slot=jnp.array([slots for _, slots, _ in worlds]),
         query=jnp.array([list(rows)] * len(worlds)),
     )
-    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
     random = np.random.default_rng(0)
     for visible in [np.tri(size, dtype=bool)] + [random.random((size, size)) < p for p in (0.3, 0.5, 0.5, 0.8, 0.8)]:
         posterior = defaultdict(Counter)
@@ -53,10 +52,10 @@ def test_ceiling_is_the_enumerated_posterior(scratch):
 
 def test_baselines_on_a_literal_item():
     task = InversePermutation(n=3, alphabet=2)
-    item = hasty_jit(lambda key: task.sample(key, task.conditions()[0]))(jax.random.key(0))
+    item = jax.jit(lambda key: task.sample(key, task.conditions()[0]))(jax.random.key(0))
     #                                         c  a  b  |  b  a  b: the letters of slots c, a and b
     item = item._replace(inputs=jnp.array([2, 0, 1, 4, 3, 4]), targets=jnp.array([0, 0, 0, 3, 4, 4]))
-    judge = hasty_jit(task.baselines)
+    judge = jax.jit(task.baselines)
     causal = {name: value.tolist() for name, value in judge(item, jnp.tri(6, dtype=bool)).items()}
     assert causal == {
         "chance": [0.5] * 3,
@@ -72,9 +71,7 @@ def test_baselines_on_a_literal_item():
 @pytest.mark.parametrize("scratch", [False, True])
 def test_samples_follow_the_rule(scratch):
     task = InversePermutation(n=5, alphabet=3, scratch=scratch)
-    batch = jax.tree.map(
-        np.asarray, hasty_jit(lambda key: task.batch(key, task.conditions()[0], 50))(jax.random.key(0))
-    )
+    batch = jax.tree.map(np.asarray, jax.jit(lambda key: task.batch(key, task.conditions()[0], 50))(jax.random.key(0)))
     first = 10 if scratch else 5
     for b in range(50):
         pointers, string = batch.inputs[b, :5], batch.inputs[b, 5:10]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.config.build import build
@@ -59,7 +58,7 @@ def as_batch(task, cases):
 
 def sampled(task, items):
     """A batch without the tokens all items share."""
-    return hasty_jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
+    return jax.jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
 
 
 @pytest.mark.parametrize(("scratch", "rows"), FORMS)
@@ -99,8 +98,8 @@ def test_ceiling_and_floor_are_those_of_the_enumerated_posterior(scratch, rows):
     task = InversePermutationMatrix(d=2 if scratch else 3, scratch=scratch, answer_rows=rows)
     cases = list(every_case(task))
     batch, size, d = as_batch(task, cases), len(cases[0][0]), task.d
-    judge = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
-    losses = hasty_jit(lambda batch, visible: jax.vmap(lambda item: task.losses(item, visible))(batch))
+    judge = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.ceiling(item, visible))(batch))
+    losses = jax.jit(lambda batch, visible: jax.vmap(lambda item: task.losses(item, visible))(batch))
     random = np.random.default_rng(0)
     contents = np.array([x[:, :d] for x, _, _ in cases])
     for visible in [np.tri(size, dtype=bool)] + [random.random((size, size)) < p for p in (0.3, 0.5, 0.8)]:
@@ -138,7 +137,7 @@ def test_ceilings_of_the_paper(scratch, rows, mask, known):
     condition = task.conditions()[0]
     tokens = task.tokens(condition)
     visible = jnp.asarray(mask.dense(tokens, tokens))
-    found = np.asarray(hasty_jit(jax.vmap(lambda item: task.ceiling(item, visible)))(sampled(task, 4000)))
+    found = np.asarray(jax.jit(jax.vmap(lambda item: task.ceiling(item, visible)))(sampled(task, 4000)))
     # With 24,000 answers the share known is within 4 standard errors, 0.013 (0 where it is all or nothing).
     atol = 1e-6 if known in (0.0, 1.0) else 0.013
     np.testing.assert_allclose(found.mean(), known + (1 - known) * 2.0**-6, atol=atol)
@@ -149,7 +148,7 @@ def test_baselines_on_a_literal_item():
     y = np.array([[0, 1, 1], [1, 0, 0], [0, 1, 1]])
     x = laid_out(task, (2, 0, 1), y)  # the rows of P Y: y2, y0, y1
     item = jax.tree.map(lambda a: a[0], as_batch(task, [(x, y, [1, 2, 0])]))
-    judge = hasty_jit(task.baselines)
+    judge = jax.jit(task.baselines)
 
     def right(seen):
         visible = np.zeros((6, 6), bool)

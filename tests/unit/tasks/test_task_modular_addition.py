@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.masks.order import Causal
@@ -18,7 +17,7 @@ from positionbias.tasks.modular_addition import ModularAddition
 TASK = ModularAddition(modulus=5, terms=3, train_share=0.6)
 
 
-make_worlds = hasty_jit(worlds, static_argnums=0)
+make_worlds = jax.jit(worlds, static_argnums=0)
 
 
 def world_of(task, seed=0):
@@ -27,7 +26,7 @@ def world_of(task, seed=0):
 
 def drawn(task, condition, items, world):
     """A batch without the tokens all items share, numpy."""
-    make = hasty_jit(lambda key, world: task.batch(key, condition, items, world)._replace(tokens=None))
+    make = jax.jit(lambda key, world: task.batch(key, condition, items, world)._replace(tokens=None))
     return jax.tree.map(np.asarray, make(jax.random.key(0), world))
 
 
@@ -89,7 +88,7 @@ def test_replicas_hold_out_different_sums():
 @pytest.mark.parametrize("name", ["train", "held_out"])
 def test_ceiling_is_the_enumerated_posterior(batches, world, name):
     sums, batch = sorted(sums_of(TASK, world)[name]), batches[name]
-    judge = hasty_jit(jax.vmap(TASK.ceiling, in_axes=(0, None)))
+    judge = jax.jit(jax.vmap(TASK.ceiling, in_axes=(0, None)))
     for size in range(4):
         for seen in itertools.combinations(range(3), size):
             visible = np.zeros((4, 4), bool)
@@ -106,7 +105,7 @@ def test_ceiling_is_the_enumerated_posterior(batches, world, name):
 def test_baselines_on_a_literal_item(batches):
     item = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), batches["train"])
     item = item._replace(inputs=jnp.array([4, 0, 3, 5]), targets=jnp.array([0, 0, 0, 2]))
-    judge = hasty_jit(TASK.baselines)
+    judge = jax.jit(TASK.baselines)
 
     def right(seen):
         visible = np.zeros((4, 4), bool)

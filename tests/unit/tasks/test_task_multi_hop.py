@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import drawn, enumerated_ceiling
 from scipy import stats
 
@@ -95,7 +94,7 @@ def judging(judge, batch):
     def judge_one(one, row):
         return judge(one, jnp.broadcast_to(row, 2 * row.shape))
 
-    judge_all = hasty_jit(jax.vmap(judge_one, in_axes=(batch_axes(0, batch.tokens.index.ndim == 1), None)))
+    judge_all = jax.jit(jax.vmap(judge_one, in_axes=(batch_axes(0, batch.tokens.index.ndim == 1), None)))
     return lambda row: jax.tree.map(np.asarray, judge_all(batch, jnp.asarray(row, bool)))
 
 
@@ -344,7 +343,7 @@ def test_moving_documents_moves_what_is_said_of_them(given):
     task = spec.build("tasks", given, "task")
     condition = find_condition(task, "forward", "condition")
     place = jnp.asarray(np.random.default_rng(0).permutation(task.documents))
-    drawn_and_moved = hasty_jit(lambda item: (item, rearranged(item, place, task)))
+    drawn_and_moved = jax.jit(lambda item: (item, rearranged(item, place, task)))
     item, moved = drawn_and_moved(task.sample(jax.random.key(5), condition))
     assert moved.targets.tolist() == item.targets.tolist()
     assert moved.inputs.tolist() != item.inputs.tolist()

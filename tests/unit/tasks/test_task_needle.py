@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -22,7 +21,7 @@ COUNT = 8000
 def drawn(given):
     """COUNT samples of each condition of a task, made by one program."""
     task = spec.build("tasks", given, "task")
-    made = hasty_jit(lambda key: {c.name: task.batch(key, c, COUNT) for c in task.conditions()})(jax.random.key(0))
+    made = jax.jit(lambda key: {c.name: task.batch(key, c, COUNT) for c in task.conditions()})(jax.random.key(0))
     return jax.tree.map(np.asarray, made)
 
 
@@ -92,7 +91,7 @@ def as_batch(task, inputs, rows, targets):
 
 
 def judging(judge):
-    return hasty_jit(lambda batch, visible: jax.vmap(lambda item: judge(item, visible))(batch))
+    return jax.jit(lambda batch, visible: jax.vmap(lambda item: judge(item, visible))(batch))
 
 
 def enumerated_ceiling(inputs, rows, targets, visible):
@@ -130,7 +129,7 @@ def test_ceiling_is_the_enumerated_posterior(name):
 def test_counting_the_ways_of_a_large_haystack_neither_overflows_nor_vanishes():
     task = Needle(keys=28, values=8, depths=256, cell=24)
     condition = task.conditions()[0]
-    item = hasty_jit(lambda key: task.sample(key, condition))(jax.random.key(0))
+    item = jax.jit(lambda key: task.sample(key, condition))(jax.random.key(0))
     size, context = task.length(condition), task.context_length(condition)
     haystack = np.asarray(item.inputs[:context])
     (starts,) = np.nonzero(haystack == task.noise_tokens)
@@ -144,7 +143,7 @@ def test_counting_the_ways_of_a_large_haystack_neither_overflows_nor_vanishes():
     around[(starts[1:, None] + np.arange(3)).ravel()] = False
     cell = min(set(range(starts[0] // 24 + 1, 256)) - set((starts // 24).tolist()))
     around[24 * cell : 24 * (cell + 1)] = False
-    judge = hasty_jit(task.ceiling)
+    judge = jax.jit(task.ceiling)
     answer = int(np.argmin(item.inputs[item.query]))
     for seen in (first, around):
         ceiling = judge(item, jnp.asarray(np.broadcast_to(seen, (size, size))))
@@ -268,7 +267,7 @@ def test_needles_may_change_places_where_each_key_has_one():
     place = jnp.array([2, 3, 1, 0])
     batch = drawn(ONE)["train"]
     item = jax.tree.map(lambda x: x[0], batch._replace(tokens=None))._replace(tokens=batch.tokens)
-    moved = hasty_jit(lambda item: rearranged(item, place, task))(item)
+    moved = jax.jit(lambda item: rearranged(item, place, task))(item)
     assert moved.targets.tolist() == item.targets.tolist()
     assert moved.inputs.tolist() != item.inputs.tolist()
     needles, ((row, asked, _),) = read(task, moved)
@@ -322,8 +321,8 @@ def test_one_needle_takes_no_order():
 
 def test_the_ceiling_of_many_needles_is_known_where_all_is_seen():
     task = Needle(keys=256, queries=64, depths=256, cell=3, key_tokens=256)
-    item = hasty_jit(lambda key: task.sample(key, task.conditions()[0]))(jax.random.key(0))
-    seen, judge = np.ones((832, 832), bool), hasty_jit(task.ceiling)
+    item = jax.jit(lambda key: task.sample(key, task.conditions()[0]))(jax.random.key(0))
+    seen, judge = np.ones((832, 832), bool), jax.jit(task.ceiling)
     assert (np.asarray(judge(item, jnp.asarray(seen))) == 1).all()
     seen[768, 5] = seen[769, 769] = False  # a value; which key is asked for
     found = np.asarray(judge(item, jnp.asarray(seen)))

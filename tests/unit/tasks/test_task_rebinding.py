@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -40,7 +39,7 @@ def made(rule, words):
 @functools.cache
 def drawn(task, name):
     condition = find_condition(task, name, "test")
-    return jax.tree.map(np.asarray, hasty_jit(lambda key: task.batch(key, condition, ITEMS))(jax.random.key(1)))
+    return jax.tree.map(np.asarray, jax.jit(lambda key: task.batch(key, condition, ITEMS))(jax.random.key(1)))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def test_ceiling_is_the_enumerated_posterior(task, name):
     take = functools.partial(np.take, indices=np.zeros(len(some), int), axis=0)
     shared = batch._replace(tokens=None)
     items = jax.tree.map(take, shared)._replace(inputs=jnp.asarray(inputs[some]), tokens=task.tokens(condition))
-    judge = hasty_jit(jax.vmap(task.ceiling, in_axes=(batch_axes(0, True), None)))
+    judge = jax.jit(jax.vmap(task.ceiling, in_axes=(batch_axes(0, True), None)))
     causal = np.tri(size, dtype=bool)
     views = [
         np.ones((size, size), bool),
@@ -154,7 +153,7 @@ def test_ceiling_is_the_enumerated_posterior(task, name):
 
 def test_demonstrations_tell_the_rule():
     task = Rebinding(lists=3, size=4, vocabulary=9)
-    causal, judge = np.tri(30, dtype=bool), hasty_jit(task.ceiling)
+    causal, judge = np.tri(30, dtype=bool), jax.jit(task.ceiling)
     for name, first in (("familiar", 1 / 2), ("rebound", 3 / 5)):  # reverse, swap and last begin with the last word
         batch = drawn(task, name)
         one = jax.tree.map(lambda x: x[0], batch._replace(tokens=None))
@@ -171,7 +170,7 @@ def test_baselines_on_a_literal_item():
     item = jax.tree.map(lambda x: x[0], drawn(task, "familiar")._replace(tokens=None))
     item = item._replace(inputs=jnp.asarray(inputs), targets=jnp.asarray([0, 0, 0, 0, 5, 3, 4, 2, 0, 0]))
     item = item._replace(tokens=task.tokens(find_condition(task, "familiar", "test")))
-    judge = hasty_jit(task.baselines)
+    judge = jax.jit(task.baselines)
     rules = judge(item, jnp.tri(10, dtype=bool))
     assert rules["copy"].tolist() == [0, 1, 1, 0]
     assert rules["nearest"].tolist() == [1, 0, 0, 0]
@@ -190,7 +189,7 @@ def test_order_free_is_the_best_that_sees_no_order(name):
     """Against what counting tells of every bag: the own list's, and whether words of the list before were the same."""
     task = Rebinding(lists=2, size=4, vocabulary=5)
     batch, causal = drawn(task, name), jnp.tri(20, dtype=bool)
-    judge = hasty_jit(jax.vmap(lambda item: task.baselines(item, causal)["order_free"], in_axes=(batch_axes(0, True),)))
+    judge = jax.jit(jax.vmap(lambda item: task.baselines(item, causal)["order_free"], in_axes=(batch_axes(0, True),)))
     values, cases = np.asarray(judge(batch)), {}
     for words, target, value in zip(batch.inputs, batch.targets, values, strict=True):
         for answer, row in enumerate(task.query_rows(task.conditions()[0])):
@@ -212,8 +211,8 @@ def test_order_free_is_the_best_that_sees_no_order(name):
 def test_moving_lists_moves_how_many_stand_before():
     task = Rebinding(lists=3, size=4, vocabulary=9)
     condition = task.conditions()[0]
-    item = hasty_jit(lambda key: task.sample(key, condition))(jax.random.key(0))
-    moved = hasty_jit(lambda item: rearranged(item, jnp.array([2, 0, 1]), task))(item)
+    item = jax.jit(lambda key: task.sample(key, condition))(jax.random.key(0))
+    moved = jax.jit(lambda item: rearranged(item, jnp.array([2, 0, 1]), task))(item)
     assert moved.query_slot.tolist() == [2] * 4 + [0] * 4 + [1] * 4
     for answer, row in enumerate(moved.query.tolist()):
         assert moved.inputs[row + 1] == moved.targets[row] == moved.inputs[moved.evidence[answer, 0]]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias.tasks import sampling
@@ -16,7 +15,7 @@ LEVEL = 1e-4
 
 
 def draw(sampler, seed=0):
-    return np.asarray(hasty_jit(jax.vmap(sampler))(jax.random.split(jax.random.key(seed), DRAWS)))
+    return np.asarray(jax.jit(jax.vmap(sampler))(jax.random.split(jax.random.key(seed), DRAWS)))
 
 
 def outcome_p_value(rows, outcomes):
@@ -61,7 +60,7 @@ def test_the_uniformity_test_catches_a_naive_swap_shuffle():
 @pytest.mark.parametrize("size", [1, 2, 8, sampling.RANKS_UP_TO, sampling.RANKS_UP_TO + 1])
 def test_permutation_holds_every_number_once(size):
     rows = np.asarray(
-        hasty_jit(jax.vmap(lambda key: sampling.permutation(key, size)))(jax.random.split(jax.random.key(1), 8))
+        jax.jit(jax.vmap(lambda key: sampling.permutation(key, size)))(jax.random.split(jax.random.key(1), 8))
     )
     assert rows.dtype == np.int32
     np.testing.assert_array_equal(np.sort(rows), np.tile(np.arange(size), (8, 1)))
@@ -75,7 +74,7 @@ def test_equal_random_bits_still_give_a_permutation(monkeypatch):
 @pytest.mark.parametrize(("count", "size"), [(8, 64), (64, 2048), (32, 8192), (7, 7)])
 def test_distinct_numbers_are_distinct_and_in_range(count, size):
     keys = jax.random.split(jax.random.key(2), 64)
-    rows = np.asarray(hasty_jit(jax.vmap(lambda key: sampling.distinct(key, count, size)))(keys))
+    rows = np.asarray(jax.jit(jax.vmap(lambda key: sampling.distinct(key, count, size)))(keys))
     assert rows.dtype == np.int32
     assert rows.min() >= 0
     assert rows.max() < size

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from scipy import stats
 
 from positionbias import spec
@@ -27,7 +26,7 @@ LEVEL = 1e-4
 @functools.cache
 def drawn(task, number, condition=0):
     """Samples of a condition, as numpy."""
-    made = hasty_jit(lambda key: task.batch(key, task.conditions()[condition], number))(jax.random.key(0))
+    made = jax.jit(lambda key: task.batch(key, task.conditions()[condition], number))(jax.random.key(0))
     return jax.tree.map(np.asarray, made)
 
 
@@ -174,7 +173,7 @@ def drawn_with(evidence, eighths=range(8)):
 def swapped(item):
     swap, condition = Swap(), TWO_SIZES.conditions()[0]
     swap.check(TWO_SIZES, condition)
-    return hasty_jit(lambda item: swap.change(jax.random.key(0), item, TWO_SIZES, condition))(item)
+    return jax.jit(lambda item: swap.change(jax.random.key(0), item, TWO_SIZES, condition))(item)
 
 
 def test_swapped_lists_are_marked_and_told_anew():
@@ -208,7 +207,7 @@ def test_behind_padding_lists_swap_and_single_elements_have_no_order():
 
 def test_lists_that_stay_are_what_they_were():
     item = drawn_with([1, 6], [5])  # of 5, 6 and 7; the middle of the place is in 6
-    stayed = hasty_jit(lambda item: rearranged(item, jnp.array([0, 1]), TWO_SIZES))(item)
+    stayed = jax.jit(lambda item: rearranged(item, jnp.array([0, 1]), TWO_SIZES))(item)
     jax.tree.map(np.testing.assert_array_equal, stayed, item)
 
 
@@ -235,7 +234,7 @@ def as_batch(worlds, repeats, padding=0):
 
 @functools.cache
 def judging(judge):
-    return hasty_jit(jax.vmap(judge, in_axes=(batch_axes(0, True), None)))
+    return jax.jit(jax.vmap(judge, in_axes=(batch_axes(0, True), None)))
 
 
 def over(judge, batch, visible):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import drawn, judging_alike
 from scipy import stats
 
@@ -178,9 +177,7 @@ def test_trees_follow_the_definition(task):
         length, gone = task._path(one)
         return length, gone, *task._grown(other, length)
 
-    length, gone, parents, on_path = jax.device_get(
-        hasty_jit(jax.vmap(grown))(jax.random.split(jax.random.key(0), 8000))
-    )
+    length, gone, parents, on_path = jax.device_get(jax.jit(jax.vmap(grown))(jax.random.split(jax.random.key(0), 8000)))
     seen = Counter(
         (int(a), int(b), tuple(c.tolist()), tuple((np.flatnonzero(d) + 1).tolist()))
         for a, b, c, d in zip(length, gone, parents, on_path, strict=True)
@@ -228,7 +225,7 @@ def test_moving_edges_moves_what_is_said_of_them():
     task = TreePaths(nodes=7, longest=5, labels=9)
     condition = find_condition(task, "backward", "condition")
 
-    @hasty_jit
+    @jax.jit
     def moved(key):
         one, other = jax.random.split(key)
         item = task.sample(one, condition)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 from judges import drawn, enumerated_ceiling, judging
 from scipy import stats
 
@@ -293,13 +292,13 @@ def test_moving_statements_moves_what_is_said_of_them(given):
     task = spec.build("tasks", given, "task")
     condition = find_condition(task, "kept", "condition")
 
-    @hasty_jit
+    @jax.jit
     def moved(key):
         one, other = jax.random.split(key)
         item = task.sample(one, condition)
         return item, rearranged(item, jax.random.permutation(other, task.statements), task)
 
-    ceiling = hasty_jit(lambda item: task.ceiling(item, jnp.tri(item.inputs.shape[0], dtype=bool)))
+    ceiling = jax.jit(lambda item: task.ceiling(item, jnp.tri(item.inputs.shape[0], dtype=bool)))
     orders = []
     for seed in range(12):
         item, changed = jax.device_get(moved(jax.random.key(seed)))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.spec import ConfigError
 from positionbias.tasks.factual_recall import FactualRecall
@@ -15,7 +14,7 @@ from positionbias.theory.factual_recall import FactualRecallTheory
 
 @functools.cache
 def items(task):
-    return hasty_jit(lambda key: task.batch(key, task.conditions()[0], 30_000))(jax.random.key(0))
+    return jax.jit(lambda key: task.batch(key, task.conditions()[0], 30_000))(jax.random.key(0))
 
 
 @pytest.mark.parametrize("noise", [0, 3])
@@ -26,7 +25,7 @@ def test_curves_are_means_of_the_tasks_ceiling(noise, unseen):
     visible = np.ones((length, length), bool)
     visible[-1, list(unseen)] = False
     batch = items(task)
-    judge = hasty_jit(jax.vmap(lambda one: task.ceiling(one, jnp.asarray(visible))))
+    judge = jax.jit(jax.vmap(lambda one: task.ceiling(one, jnp.asarray(visible))))
     ceiling = np.asarray(judge(batch._replace(tokens=None)))[:, 0]
     curves = FactualRecallTheory(groups=3, bridges=1, held_out=2, noise=noise).curves(visible)
     np.testing.assert_allclose(curves.mean, ceiling.mean(), atol=0.01)

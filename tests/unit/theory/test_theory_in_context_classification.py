@@ -7,7 +7,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.spec import ConfigError
 from positionbias.tasks.in_context_classification import InContextClassification
@@ -52,7 +51,7 @@ def test_it_is_predicted_where_every_context_is_of_this_kind():
 def test_it_is_what_a_context_label_at_random_gets(assignment):
     task = InContextClassification(dimension=2, classes=8, labels=4, burstiness=2, assignment=assignment)
     condition = task.conditions()[2]
-    sample = hasty_jit(lambda key: task.batch(key, condition, 4000, task.world(key)).targets)
+    sample = jax.jit(lambda key: task.batch(key, condition, 4000, task.world(key)).targets)
     targets = np.asarray(sample(jax.random.key(0)))
     share = (targets[:, :16:2] == targets[:, 16:]).mean(axis=1)
     accuracy, loss = plateau(4, 4, assignment)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.masks.order import Bidirectional, Causal
@@ -57,8 +56,8 @@ def test_the_ceilings_of_sampled_items_average_to_it():
     random = np.random.default_rng(0)
     seen = random.random((8, 8)) < 0.5
     seen[:, :4] = True
-    batch = hasty_jit(lambda key: task.batch(key, task.conditions()[0], 4000))(jax.random.key(0))
-    ceilings = np.asarray(hasty_jit(jax.vmap(lambda item: task.ceiling(item, jnp.asarray(seen))))(strip(batch)))
+    batch = jax.jit(lambda key: task.batch(key, task.conditions()[0], 4000))(jax.random.key(0))
+    ceilings = np.asarray(jax.jit(jax.vmap(lambda item: task.ceiling(item, jnp.asarray(seen))))(strip(batch)))
     curves = InversePermutationTheory(n=4, alphabet=3).curves(seen)
     for slots, curve in [(batch.query_slot, curves.query), (batch.evidence_slot, curves.evidence)]:
         measured = [ceilings[np.asarray(slots) == p].mean() for p in range(4)]

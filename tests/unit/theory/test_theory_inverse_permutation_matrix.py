@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias import spec
 from positionbias.masks.order import Bidirectional, Causal
@@ -77,7 +76,7 @@ def test_the_ceilings_of_sampled_items_average_to_it(scratch, rows):
     seen = np.random.default_rng(0).random((size, size)) < 0.5
     seen[:, start : start + 3] = True
     batch = sampled(task, 4000)
-    ceilings = np.asarray(hasty_jit(jax.vmap(lambda item: task.ceiling(item, jnp.asarray(seen))))(batch))
+    ceilings = np.asarray(jax.jit(jax.vmap(lambda item: task.ceiling(item, jnp.asarray(seen))))(batch))
     curves = InversePermutationMatrixTheory(d=3, scratch=scratch, answer_rows=rows).curves(seen)
     for slots, curve in [(batch.query_slot, curves.query), (batch.evidence_slot, curves.evidence)]:
         measured = [ceilings[np.asarray(slots) == p].mean() for p in range(3)]
@@ -88,4 +87,4 @@ def test_the_ceilings_of_sampled_items_average_to_it(scratch, rows):
 
 def sampled(task, items):
     """A batch without the tokens all items share."""
-    return hasty_jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))
+    return jax.jit(lambda key: task.batch(key, task.conditions()[0], items)._replace(tokens=None))(jax.random.key(0))

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from haste import hasty_jit
 
 from positionbias.config.build import build
 from positionbias.evaluation.by_position import Evaluator
@@ -19,7 +18,7 @@ TASK = "associative_recall(pairs=2, keys=4, values=4)"
 def test_a_share_of_batches_is_read_in_the_second_mode(tiny, share):
     experiment = build(tiny({"task": TASK, "model.mask": f"switch(causal, bidirectional, {share})"}))
     batch = experiment.task.batch(jax.random.key(0), experiment.task.conditions()[0], 4)
-    trained = hasty_jit(jax.vmap(lambda key: experiment.trained(key, batch).tokens.mode))
+    trained = jax.jit(jax.vmap(lambda key: experiment.trained(key, batch).tokens.mode))
     modes = np.asarray(trained(jax.random.split(jax.random.key(1), 800)))
     assert (modes == modes[:, :1]).all(), "a batch has one mode"
     assert abs(modes[:, 0].mean() - share) < 5 * np.sqrt(share * (1 - share) / 800) + 1e-9
@@ -41,7 +40,7 @@ def test_the_second_mode_trains_and_the_first_is_measured(tiny, no_influence):
         program = Program(experiment, Auto(Layout("loop"), 8, 1))
         state = jax.jit(jax.vmap(program.fresh))(program.replicas())
         one = jax.tree.map(lambda x: x[0], state)
-        _, metrics = hasty_jit(lambda s, p=program: p._gradient(s, jax.random.key(5), ()))(one)
+        _, metrics = jax.jit(lambda s, p=program: p._gradient(s, jax.random.key(5), ()))(one)
         weights = {"params": state["params"], "frozen": state["frozen"]}
         rows = Evaluator(experiment, Layout("loop"), replica_keys(0, 1), items=16).rows(weights)
         found[mask] = float(metrics["loss"]), rows["log_probability"]
@@ -59,7 +58,7 @@ def test_tokens_of_each_example_are_drawn_alike(tiny):
     assert experiment.trained(jax.random.key(1), batch).tokens.mode.shape == batch.tokens.index.shape
     program = Program(experiment, Auto(Layout("loop"), 4, 1))
     state = jax.tree.map(lambda x: x[0], jax.jit(jax.vmap(program.fresh))(program.replicas()))
-    _, metrics = hasty_jit(lambda s: program._gradient(s, jax.random.key(5), ()))(state)
+    _, metrics = jax.jit(lambda s: program._gradient(s, jax.random.key(5), ()))(state)
     assert np.isfinite(metrics["loss"])
 
 
