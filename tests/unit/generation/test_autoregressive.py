@@ -73,7 +73,7 @@ def same(found, atol=1e-4):
         {**ENCODER, "model.position": "alibi", "model.mask": "causal & sliding_window(2)"},
         {**ENCODER, "model.position": "rope", "model.operator": "[linear_attention, lightnet]"},
         {
-            "model.architecture": "encoder_decoder(encoder_mask=context_bidirectional, cross_mask=causal)",
+            "model.architecture": "encoder_decoder(encoder_mask=bidirectional, cross_mask=causal)",
             "model.position": "none",
             "model.mask": "context_bidirectional",
             "model.operator": "[prefix_linear_attention, based(window=0, convolution=0)]",

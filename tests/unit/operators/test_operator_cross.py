@@ -133,7 +133,7 @@ SPLIT = {"task": "reversal_in_context(pairs=3, names=6)", "model.position": "non
 @pytest.mark.parametrize("operator", ["linear_attention", "lightnet", "prefix_linear_attention"])
 @pytest.mark.parametrize("cross", ["bidirectional", "causal"])
 def test_an_encoder_and_a_decoder_are_built_of_it(tiny, operator, cross):
-    architecture = f"encoder_decoder(encoder_mask=context_bidirectional, cross_mask={cross})"
+    architecture = f"encoder_decoder(encoder_mask=bidirectional, cross_mask={cross})"
     experiment = build(tiny(SPLIT | {"model.operator": operator, "model.architecture": architecture}))
     condition = experiment.task.conditions()[0]
     reach, context = experiment.reach(condition), experiment.task.context_length(condition)
@@ -172,7 +172,7 @@ def test_what_has_no_such_form_says_why(tiny):
 @pytest.mark.parametrize("cross", ["bidirectional", "causal"])
 def test_it_learns_across_sequences(tiny, operator, cross):
     """Every parameter of cross attention matters to the loss."""
-    architecture = f"encoder_decoder(encoder_mask=context_bidirectional, cross_mask={cross})"
+    architecture = f"encoder_decoder(encoder_mask=bidirectional, cross_mask={cross})"
     wanted = {"model.operator": operator, "model.architecture": architecture, "model.layers": 1}
     found, slopes = gradients(tiny(SPLIT | wanted))
     assert np.isfinite(found)
