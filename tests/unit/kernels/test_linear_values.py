@@ -32,11 +32,26 @@ RESETS = np.zeros((2, 65), bool)
 RESETS[0, [5, 31, 32, 33, 64]] = RESETS[1, [0, 1, 47]] = True  # at both ends, side by side, and about where chunks meet
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=str)
-@pytest.mark.parametrize("gates", GATES)
-def test_a_state_is_cleared_before_a_step(gates, options):
+def cleared(gates, options):
     told = drawn(65, gates, normalise=options.get("normalise", False))
     check(told, chunks=(None, 16), resets=RESETS, **options)
+
+
+@pytest.mark.parametrize("gates", GATES)
+def test_a_state_is_cleared_before_a_step(gates):
+    cleared(gates, {})
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=str)
+def test_a_state_is_cleared_before_a_step_with_options(options):
+    cleared("scalar and value", options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=str)
+@pytest.mark.parametrize("gates", GATES)
+def test_a_state_is_cleared_before_a_step_with_all_gates_and_options(gates, options):
+    cleared(gates, options)
 
 
 @pytest.mark.parametrize("impl", ["xla_quadratic", "xla_chunked", "mosaic_tpu_interpret"])

@@ -63,8 +63,7 @@ def value_and_gradients(text, mask, dtype, tokens, site):
     return jax.jit(made)(q, k, v, x, params)
 
 
-@pytest.mark.parametrize("told", ["whole", "padded"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("told", "dtype"), [("whole", jnp.float32), ("padded", jnp.float32), ("padded", jnp.bfloat16)])
 @pytest.mark.parametrize(("text", "mask"), CASES)
 def test_what_is_gathered_is_the_formula(text, mask, dtype, told, monkeypatch):
     monkeypatch.setattr(choosing, "LONG", 0)
