@@ -16,32 +16,18 @@ import jax.numpy as jnp
 from positionbias.arrays import Float
 from positionbias.kernels.delta_recurrence import chunk as algebra
 from positionbias.kernels.delta_recurrence.problem import Problem
-
-CHUNK = 64  # steps: rows of a warpgroup's matrix product
-KEYS = 64  # heads of keys are padded to a multiple of it: a state has so many rows of a product
-WIDEST_KEYS = 128  # for which the sums of the gradient fit into registers
+from positionbias.kernels.hopper import CHUNK, KEYS, elsewhere, old_jax, wrong_sizes, wrong_type
 
 
 def unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why the kernels cannot do it on the chip."""
-    if platform != "gpu":
-        return f"the platform is {platform}, and these kernels are for gpu"
-    return interpret_unsupported_reason(problem, platform)
+    return elsewhere(platform) or interpret_unsupported_reason(problem, platform)
 
 
 def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why they cannot do it even in the interpreter."""
-    if jax.__version_info__ < (0, 11):
-        return f"jax is {jax.__version__}, and Mosaic GPU needs 0.11"
-    if problem.advance is not algebra.delta:
-        return "these kernels compute the delta rule alone"
-    if problem.q.dtype != jnp.bfloat16:
-        return f"q is {problem.q.dtype}, and these kernels take bfloat16, to which they round states"
-    if problem.chunk not in (None, CHUNK):
-        return f"chunk = {problem.chunk}, and these kernels take {CHUNK} steps at a time"
-    if problem.sizes[3] > WIDEST_KEYS:
-        return f"the head size of q is {problem.sizes[3]}, above {WIDEST_KEYS}"
-    return None
+    own = None if problem.advance is algebra.delta else "these kernels compute the delta rule alone"
+    return old_jax() or own or wrong_type(problem.q) or wrong_sizes(problem.chunk, problem.sizes[3])
 
 
 def run(

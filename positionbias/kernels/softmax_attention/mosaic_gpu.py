@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Float
-from positionbias.kernels.drivers import capability
+from positionbias.kernels.hopper import elsewhere, old_jax
 from positionbias.kernels.rules import ELEMENTWISE
 from positionbias.kernels.softmax_attention import operands
 from positionbias.kernels.softmax_attention.fused import Kernels, attend
 from positionbias.kernels.softmax_attention.problem import Problem, Stats
 
-HOPPER = 9.0  # compute capability: the matrix products of the kernels are in no other generation
 STRIP = 64  # tiles are cut into strips of it
 HEAD = 16  # head sizes are padded to a multiple of it
 # Primitives that Mosaic GPU compiles on tiles, with what their derivatives are made of.
@@ -32,18 +31,14 @@ WIDEST_HEAD = 128  # for which the sums of the gradient fit into registers
 
 def unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why the kernels cannot do it on the chip."""
-    if platform != "gpu":
-        return f"the platform is {platform}, and these kernels are for gpu"
-    found = capability(platform)
-    if found is not None and not HOPPER <= found < HOPPER + 1:
-        return f"this GPU is of another generation than Hopper, whose compute capability is {HOPPER}"
-    return interpret_unsupported_reason(problem, platform)
+    return elsewhere(platform) or interpret_unsupported_reason(problem, platform)
 
 
 def interpret_unsupported_reason(problem: Problem, platform: str) -> str | None:
     """Why they cannot do it even in the interpreter."""
-    if jax.__version_info__ < (0, 11):
-        return f"jax is {jax.__version__}, and Mosaic GPU needs 0.11"
+    old = old_jax()
+    if old:
+        return old
     if problem.q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"q is {problem.q.dtype}, and these kernels take bfloat16 and float16"
     for axis, size in enumerate(problem.block_sizes):

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from positionbias.kernels import attention, choice
+from positionbias.kernels.delta_recurrence import mosaic_gpu as delta_gpu
+from positionbias.kernels.delta_recurrence.call import posed_delta
+from positionbias.kernels.linear_recurrence import mosaic_gpu as linear_gpu
+from positionbias.kernels.linear_recurrence.call import posed as of_recurrence
 from positionbias.kernels.softmax_attention import cudnn, mosaic_gpu
 from positionbias.kernels.softmax_attention.call import posed
 from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
@@ -67,5 +71,7 @@ def test_a_gpu_of_another_generation_is_told(version, compute_capability, cudnn_
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [there])
     assert cudnn.unsupported_reason(problem, "gpu") == cudnn_says
-    told = mosaic_gpu.unsupported_reason(problem, "gpu") or ""
-    assert told.startswith("this GPU is of another generation than Hopper") != hopper
+    recurrence, rule = of_recurrence(Q, Q, Q), posed_delta(Q, Q, Q, {"strength": jnp.ones(Q.shape[:3])})
+    for driver, given in ((mosaic_gpu, problem), (linear_gpu, recurrence), (delta_gpu, rule)):
+        told = driver.unsupported_reason(given, "gpu") or ""
+        assert told.startswith("this GPU is of another generation than Hopper") != hopper
