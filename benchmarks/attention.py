@@ -34,6 +34,7 @@ from given import check
 
 from positionbias import kernels, runtime
 from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.errors import ConfigError
 from positionbias.kernels.softmax_attention.ladder import DRIVERS
 
 MODES = ("forward", "train", "penalty")

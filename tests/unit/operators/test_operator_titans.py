@@ -57,8 +57,10 @@ def learn(memory, held, moved, begun, step):
 
 def answers(memory, q, k, v, rates):
     held, moved, found = memory.start, [np.zeros_like(x) for x in memory.start], []
+    begun = held
     for t in range(T):
-        begun = held if t % CHUNK == 0 else begun
+        if t % CHUNK == 0:
+            begun = held
         held, moved = learn(memory, held, moved, begun, (k[:, t], v[:, t], *(x[:, t] for x in rates)))
         found.append(memory.read(held, q[:, t]))
     return np.stack(found, axis=1)
