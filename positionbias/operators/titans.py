@@ -45,9 +45,10 @@ class Titans(Recurrent):
 
     arXiv 2501.00663, sections 3 and 4; equations 12 to 16 and 18. S_t = eta_t S_(t-1) - theta_t grad, M_t = (1 -
     alpha_t) M_(t-1) + S_t, the gradient at the memory that a chunk of `chunk` tokens begins with; theta, eta and alpha
-    are sigmoids of linear maps of the token, a head. Queries, keys and values of the memory pass a SiLU and a causal
-    convolution of `convolution` tokens, queries and keys are of length 1 then. `memory` is a matrix (`linear`) or a
-    network with one hidden layer of `expansion` times the head size (`mlp`); both start from trained weights. `form`:
+    are sigmoids of linear maps of the token, a head. Queries, keys and values of the memory pass a causal convolution
+    of `convolution` tokens and then a SiLU (4.4 tells both, and their order by whom it follows), queries and keys are
+    of length 1 then. `memory` is a matrix (`linear`) or a network with one hidden layer of `expansion` times the head
+    size (`mlp`); both start from trained weights. `form`:
 
     mag: the product of softmax attention to the last `window` tokens and `persistent` trained ones, and of the sigmoid
         of the memory, each over its root mean square and times trained weights.
@@ -116,9 +117,8 @@ class Titans(Recurrent):
     ) -> tuple[jax.Array, State]:
         tokens, after = asked.tokens_q, State()
         rates = tuple(site(name, params[f"made_{name}"]) for name in RATES)
-        swished = jax.nn.silu(q), jax.nn.silu(k), jax.nn.silu(v)
-        made, after["convolved"] = all_convolved(*swished, asked, params, held(state, "convolved"))
-        searched, key, value = (x.astype(jnp.float32) for x in made)
+        made, after["convolved"] = all_convolved(q, k, v, asked, params, held(state, "convolved"))
+        searched, key, value = (jax.nn.silu(x).astype(jnp.float32) for x in made)
         searched, key = unit(searched), unit(key)
         near_q, near_k = rotated(position, q, k, tokens, tokens)
         before = held(state, "memory")

@@ -83,7 +83,7 @@ def near(one, q, k, v):
 
 
 def made(one):
-    arrays = [convolved(silu(getattr(one, name)), getattr(one, f"convolution_{name}")) for name in "qkv"]
+    arrays = [silu(convolved(getattr(one, name), getattr(one, f"convolution_{name}"))) for name in "qkv"]
     return unit(arrays[0]), unit(arrays[1]), arrays[2]
 
 
