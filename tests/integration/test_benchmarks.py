@@ -24,9 +24,8 @@ def started(root, folder, script, written, *more):
 
 
 def test_attention_is_timed_with_ratios_and_reasons(root, tmp_path):
-    printed, found = run(
-        root, tmp_path, "--impl", "xla_dense", "xla_chunked", "jax_nn_cudnn", "--modes", "train", "penalty"
-    )
+    names = ["xla_dense", "xla_chunked", "mosaic_tpu", "jax_nn_cudnn"]
+    printed, found = run(root, tmp_path, "--impl", *names, "--modes", "train", "penalty")
     assert {"device", "commit", "date", "versions", "given", "libraries"} <= set(found)
     rows = found["attentions"]
     timed = [row for row in rows if row["impl"].startswith("xla")]
@@ -36,6 +35,8 @@ def test_attention_is_timed_with_ratios_and_reasons(root, tmp_path):
     assert sum("extra" in row for row in timed) == 4
     assert {row.get("skipped") for row in rows} == {
         None,
+        "impl = 'mosaic_tpu' cannot do this: the platform is cpu, and these kernels are for tpu; allowed: another "
+        "driver, or None to choose one.",
         "the kernel is for gpu",
         "the library does not tell the attention received",
     }
