@@ -143,7 +143,12 @@ def _finish(axes: Any, xlabel: str, ylabel: str) -> None:
 
 
 def _plain(axis: Any) -> None:
-    """Numbers of a logarithmic scale as numbers; its own formatter writes TeX."""
+    """Numbers of a logarithmic scale as numbers, as its own formatter writes TeX, and at 2 and 5 where tens are few."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axis.get_view_interval()
+    if high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, at: f"{value:g}")
     axis.set_minor_formatter(lambda value, at: "")
 

@@ -426,8 +426,10 @@ def test_cells_of_a_curve_are_joined_over_the_size_of_their_state(tmp_path):
     for cell in cells:
         size = int(cell["name"].rpartition("-")[2])
         fabricate.write_run(tmp_path / "cells" / cell["name"], name=cell["name"], state_size=size)
-    page = Reader(write_report(tmp_path).read_text())
+    text = write_report(tmp_path).read_text()
+    page = Reader(text)
     assert page.tags.count("svg") == 4
+    assert {"200", "500", "1000", "2000"} <= set(re.findall(r"<!-- (\d+) -->", text)), "more ticks than the tens"
     assert "Mean accuracy over the numbers that all layers keep" in page.text
     assert re.search(r"delta-2048 0\.\d.* 2,048 delta-128 0\.\d.* 128 softmax-2048", page.text)
 
