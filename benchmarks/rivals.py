@@ -16,14 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from problems import TILE, WINDOW, Problem
+from timed import Skip
 
 from positionbias import tokens
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-class Skip(Exception):
-    """Why something is not timed."""
 
 
 def jax_nn_xla(problem: Problem) -> Attend:

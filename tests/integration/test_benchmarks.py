@@ -1,5 +1,4 @@
-"""The benchmarks of attention and operators in their smallest form: JSON that can be read, and reasons for what is not
-timed."""
+"""The benchmarks in their smallest form: JSON that can be read, and reasons for what is not timed."""
 
 import json
 import subprocess
@@ -95,7 +94,42 @@ def test_mistakes_of_the_benchmark_of_operators_are_told_in_a_sentence(flags, wo
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize("script", ["attention.py", "operators.py"])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--kinds", "gated"], "--kinds: unknown kind 'gated'"),
+        (["--head-size", "0"], "--head-size: 0 is not allowed; allowed: 1 to 1024."),
+        (["--impl", "fla", "mosaic"], "--impl: unknown impl 'mosaic'"),
+        (["--minutes", "-1"], "--minutes: -1.0 is not allowed; allowed: a number from 0."),
+    ],
+)
+def test_mistakes_of_the_benchmark_of_recurrences_are_told_in_a_sentence(flags, words, root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import recurrences
+
+    with pytest.raises(ConfigError) as error:
+        recurrences.main(flags)
+    assert words in str(error.value)
+
+
+def test_recurrences_are_timed_with_ratios_and_reasons(root, tmp_path):
+    sizes = ["--lengths", "70", "--tokens", "140", "--heads", "2", "--head-size", "8", "--rounds", "1"]
+    more = ["--kinds", "scalar", "memory", "--impl", "xla_quadratic", "xla_chunked", "mosaic_gpu", "fla"]
+    printed, found = started(root, tmp_path, "recurrences.py", "recurrences_cpu.json", *sizes, *more)
+    rows = {(row["kind"], row["impl"], row["mode"]): row for row in found["recurrences"]}
+    assert len(rows) == 16
+    assert {key for key, row in rows.items() if "milliseconds" in row} == {
+        (kind, impl, mode)
+        for kind, impl in (("scalar", "xla_quadratic"), ("scalar", "xla_chunked"), ("memory", "xla_chunked"))
+        for mode in ("forward", "train")
+    }
+    assert all("error" not in row for row in rows.values())
+    assert rows["scalar", "xla_quadratic", "forward"]["difference"] < 1e-5
+    assert rows["memory", "fla", "train"]["skipped"] == "the library has no such recurrence"
+    assert "no driver of this recurrence (memory 70 forward, memory 70 train)" in printed
+
+
+@pytest.mark.parametrize("script", ["attention.py", "operators.py", "recurrences.py"])
 def test_a_mistake_ends_with_the_code_of_one(root, script):
     command = [sys.executable, f"benchmarks/{script}", "--lengths", "0"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
