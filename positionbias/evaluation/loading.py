@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from positionbias.generation.base import Generated
 from positionbias.generation.generate import generate, likelihood
 from positionbias.generation.given import whole
 from positionbias.models.base import Model
-from positionbias.models.sites import EditKind, Sites
+from positionbias.models.sites import Edits, Sites
 from positionbias.replicas import Layout, stream
 from positionbias.spec import LARGEST, ConfigError, require
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, world_of, worlds
@@ -102,10 +102,10 @@ class LoadedRun:
         self,
         batch: Batch,
         record: Iterable[str] = (),
-        edit: Mapping[str, tuple[EditKind, Any]] | None = None,
+        edit: Edits | None = None,
         condition: str | None = None,
     ) -> tuple[Float[jax.Array, "... B T V"], dict[str, jax.Array]]:
-        """Outputs of every row, and the recorded sites by name; see `models.sites` for names, shapes and edits.
+        """Outputs of every row, and the recorded sites by name; `models.sites` lists sites, `models.edits` edits.
 
         `condition` is that of the batch (the one trained on by default). Computed in full float32 precision, as in
         training; differentiable and jit-compatible. Raises ConfigError for a site the model does not have, or a batch

@@ -23,63 +23,57 @@
 In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Where a row is added, `layers.*` have T + 1
 rows, that one at 0 or, in summary_token, at C; `embedding` and `final` have the T rows of the inputs.
 
-Names recorded and (name, kind) edited are static, edit values are arrays. A site that is neither recorded nor edited is
-the identity.
+What is done to a site that is edited is an `Edit`, of which `models.edits` has the kinds. Names recorded and edited,
+and kinds of edits, are static, values are arrays. A site that is neither recorded nor edited is the identity.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from positionbias.models import edits
+from positionbias.models.edits import Edit
 from positionbias.operators.base import SiteFunction
 from positionbias.spec import ConfigError, show, unknown
 
-EditKind = Literal["replace", "add", "scale"]
-EDIT_KINDS = ("replace", "add", "scale")
+Edits = Mapping[str, Edit | tuple[str, Any]]  # by names of sites, or patterns of them
+BY_NAME = {"replace": edits.replace, "add": edits.add, "scale": edits.scale}  # a pair of one and a value is an edit too
 PENALTIES = "*.penalty"  # what operators add to the training loss, [B] each: its mean over the batch
 
 
 class Sites(SiteFunction):
     """Collects what is recorded and applies what is edited during one call of a model.
 
-    `record` holds names or patterns with `*`; `edit` maps a name to (kind, value): `replace` the value, `add` to it,
-    or `scale` it. Values broadcast against the site. Call `check()` after the model to refuse names no site has.
+    `record` holds names or patterns with `*`; `edit` maps such to an `Edit`, or to the pairs ("replace", value),
+    ("add", value) and ("scale", value), whose values broadcast against the site; several of one site act in this order,
+    and what is recorded is edited. Call `check()` after the model to refuse names no site has.
     """
 
-    def __init__(
-        self, record: Iterable[str] = (), edit: Mapping[str, tuple[EditKind, jax.Array]] | None = None
-    ) -> None:
+    def __init__(self, record: Iterable[str] = (), edit: Edits | None = None) -> None:
         if isinstance(record, str):
             raise ConfigError(f"record: {record!r} is text; allowed: a list of names of sites, such as [{record!r}].")
         self.patterns = tuple(record)
-        self.edit = dict(edit or {})
         self.recorded: dict[str, jax.Array] = {}
         self.seen: list[str] = []
-        for name, wanted in self.edit.items():
-            if not isinstance(wanted, tuple | list) or len(wanted) != 2 or not _numbers(wanted[1]):
-                kinds = ", ".join(EDIT_KINDS)
-                raise ConfigError(f"edit[{name!r}]: {show(wanted)} is not allowed; allowed: ({kinds}) and an array.")
-            if wanted[0] not in EDIT_KINDS:
-                raise unknown(f"edit[{name!r}]", "kind", wanted[0], EDIT_KINDS)
+        self.edit = {name: _edit(name, wanted) for name, wanted in (edit or {}).items()}
 
     def __call__(self, name: str, value: jax.Array) -> jax.Array:
         self.seen.append(name)
-        if name in self.edit:
-            kind, by = self.edit[name]
-            changed = by if kind == "replace" else value + by if kind == "add" else value * by
-            value = jnp.broadcast_to(jnp.asarray(changed, value.dtype), value.shape)
+        for pattern, edit in self.edit.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                value = edit.of(name, value)
         if self._records(name):
             self.recorded[name] = value
         return value
 
     def wanted(self, name: str) -> bool:
         self.seen.append(name)
-        return name in self.edit or self._records(name)
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*self.edit, *self.patterns))
 
     def _records(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
@@ -89,13 +83,23 @@ class Sites(SiteFunction):
         return Scoped(self, prefix)
 
     def check(self) -> None:
-        """Raise ConfigError for a recorded pattern or edited name that met no site."""
-        for pattern in self.patterns:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in self.seen):
-                raise unknown("record", "site", pattern, {_like(pattern, name) for name in self.seen})
-        for name in self.edit:
-            if name not in self.seen:
-                raise unknown("edit", "site", name, self.seen)
+        """Raise ConfigError for a name or pattern, recorded or edited, that met no site."""
+        for field, patterns in (("record", self.patterns), ("edit", self.edit)):
+            for pattern in patterns:
+                if not any(fnmatch.fnmatchcase(name, pattern) for name in self.seen):
+                    raise unknown(field, "site", pattern, {_like(pattern, name) for name in self.seen})
+
+
+def _edit(name: str, wanted: Any) -> Edit:
+    if isinstance(wanted, Edit):
+        return wanted
+    if not isinstance(wanted, tuple | list) or len(wanted) != 2 or not _numbers(wanted[1]):
+        kinds = ", ".join(BY_NAME)
+        allowed = f"an edit of models.edits, or ({kinds}) and an array"
+        raise ConfigError(f"edit[{name!r}]: {show(wanted)} is not allowed; allowed: {allowed}.")
+    if wanted[0] not in BY_NAME:
+        raise unknown(f"edit[{name!r}]", "kind", wanted[0], BY_NAME)
+    return BY_NAME[wanted[0]](wanted[1])
 
 
 def _numbers(value: object) -> bool:

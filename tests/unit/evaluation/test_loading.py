@@ -198,7 +198,7 @@ def test_what_a_model_cannot_read_is_refused(run):
         (
             batch,
             {"edit": {"final": 5}},
-            "edit['final']: 5 is not allowed; allowed: (replace, add, scale) and an arr",
+            "edit['final']: 5 is not allowed; allowed: an edit of models.edits, or (replace, add, scale)",
         ),
         (batch, {"edit": {"final": ("scale", "a")}}, "edit['final']: ('scale', 'a') is not allowed"),
         (batch, {"edit": {"final": ("zero", 1.0)}}, "edit['final']: unknown kind 'zero'"),
