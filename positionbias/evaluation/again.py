@@ -29,7 +29,6 @@ from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
 from positionbias.tasks.base import Batch, Condition, Task, find_condition
 from positionbias.tokens import Tokens
-from positionbias.training import auto
 
 MOST_TIMES = 1024
 
@@ -158,10 +157,7 @@ class Measurer:
         """Every variant, in the order wanted."""
         for variant in self.wanted:
             run = self.runs[variant.times]
-            # On the devices that are here, which need not be as many as it was trained on.
-            train = dataclasses.replace(run.config.train, devices="auto", replicas=len(run.keys), vary={})
-            here = dataclasses.replace(run.experiment, config=dataclasses.replace(run.config, train=train))
-            layout = auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
+            layout = run.layout
             evaluator = Evaluator(
                 run.experiment,
                 layout,

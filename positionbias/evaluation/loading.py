@@ -63,6 +63,23 @@ class LoadedRun:
             raise ConfigError("replica: 'all' has no single model; allowed: load(workdir, replica=0), or apply().")
         return self._merge(self.weights)
 
+    @property
+    def layout(self) -> Layout:
+        """How its replicas share the devices that are here, which need not be as many as it was trained on."""
+        train = dataclasses.replace(self.config.train, devices="auto", replicas=len(self.keys), vary={})
+        here = dataclasses.replace(self.experiment, config=dataclasses.replace(self.config, train=train))
+        return auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
+
+    def untrained(self) -> dict[str, Tree]:
+        """The weights as they were drawn, before training: the control of what is found in those that were trained."""
+        from positionbias.models.parameters import Frozen
+
+        def one(key: jax.Array) -> dict[str, Tree]:
+            model = self.experiment.initialise(stream(key, "initialise"))
+            return {"params": nnx.state(model, nnx.Param), "frozen": nnx.state(model, Frozen)}
+
+        return jax.jit(one if self.replica != "all" else jax.vmap(one))(self.keys)
+
     def _merge(self, weights: dict[str, Tree]) -> Model:
         return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
 
@@ -74,7 +91,10 @@ class LoadedRun:
         """
         require(whole(size) and 1 <= size <= LARGEST, "size", size, f"a whole number from 1 to {LARGEST}")
         require(whole(seed) and 0 <= seed <= LARGEST, "seed", seed, f"a whole number from 0 to {LARGEST}")
-        key, chosen = stream(jax.random.key(seed), "analysis"), self._condition(condition)
+        return self.drawn(stream(jax.random.key(seed), "analysis"), size, self._condition(condition))
+
+    def drawn(self, key: Key[jax.Array, ""], size: int, chosen: Condition) -> Batch:
+        """`sample`, of a key that may be traced."""
 
         def one(world: Tree) -> Batch:
             batch = self.task.batch(key, chosen, size, world)

@@ -7,6 +7,7 @@ that ends in "?" may be missing, `str` stands for every key that is not named, a
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -132,6 +133,35 @@ def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     paths = [p for p in (folder / "evals").glob("*.json") if not p.stem.isdecimal()]
     paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
     return {path.stem: read(path, AGAIN) for path in paths}
+
+
+_ARRAY = {"axes": [str], "sizes": [int], "numbers?": [_interval(), ...], "at_init?": [_interval(), ...]}
+ANALYSIS = {
+    "analysis": str,
+    "step": int,
+    "condition": str,
+    "items": int,
+    "shown": str,
+    "layers": [int, ...],
+    "replicas": int,
+    "arrays": {str: _ARRAY},
+}
+
+
+def read_analyses(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What `positionbias.analyze` found in a run folder, by the names of its files in their order. Raises ConfigError.
+
+    Of every array with numbers there are as many as its sizes say.
+    """
+    found = {path.stem: read(path, ANALYSIS) for path in sorted((folder / "analysis").glob("*.json"))}
+    for name, one in found.items():
+        for key, array in one["arrays"].items():
+            counts = {len(array[told]) for told in ("numbers", "at_init") if told in array}
+            if len(array["axes"]) != len(array["sizes"]) or counts - {math.prod(array["sizes"])}:
+                path, place = str(folder / "analysis" / f"{name}.json"), f"arrays.{key}"
+                allowed = "the file as it was written, or none"
+                raise ConfigError(f"workdir: {path!r} is damaged at {place!r}; allowed: {allowed}.")
+    return found
 
 
 def read_summary(path: pathlib.Path) -> dict[str, Any]:

@@ -344,3 +344,42 @@ def _even_shares(rows: Rows) -> Rows:
     """Rows of the influence times their number; none where a logarithmic axis has no place for it."""
     bounds = ("mean", "low", "high")
     return [{**row, **{at: len(rows) * row[at] if (row[at] or 0) > 0 else None for at in bounds}} for row in rows]
+
+
+def by_layer(name: str, label: str, xlabel: str, curves: Mapping[str, Rows], at_init: Mapping[str, Rows]) -> str:
+    """A curve for every layer along one axis, and before training the same one pale."""
+
+    def paint(axes: Any) -> None:
+        for i, (layer, rows) in enumerate(curves.items()):
+            color = ARMS[i % len(ARMS)]
+            _curve(axes, rows, color, layer or "trained", marker=MARKERS[i % len(MARKERS)])
+            before = at_init.get(layer, ())
+            axes.plot(
+                _column(before, "position"), _column(before, "mean"), "--", color=color, alpha=0.45, linewidth=1.2
+            )
+        _finish(axes, xlabel, label.rpartition(": ")[2])
+
+    return _draw(name, label, paint)
+
+
+def by_head(name: str, label: str, trained: np.ndarray, drawn: np.ndarray, layers: Sequence[int]) -> str:
+    """Two maps of layers and heads on one scale: trained, and before training. Numbers stand in cells if few."""
+    known = np.concatenate([trained.ravel(), drawn.ravel()])
+    known = known[np.isfinite(known)]
+    low, high = (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
+
+    def paint(axes: Any) -> None:
+        for panel, values, title in zip(axes.ravel(), (trained, drawn), ("trained", "before training"), strict=True):
+            panel.grid(False)
+            panel.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+            panel.set_title(title, fontsize=10)
+            panel.set_xticks(range(values.shape[1]))
+            panel.set_yticks(range(values.shape[0]), [str(layer) for layer in layers[: values.shape[0]]])
+            panel.set_xlabel("head")
+            if values.size <= FEW:
+                for (i, j), value in np.ndenumerate(values):
+                    dark = (value - low) > 0.6 * (high - low)
+                    panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if dark else BLACK)
+        axes.ravel()[0].set_ylabel("layer")
+
+    return _draw(name, label, paint, height=1.1 + 0.45 * max(2, len(trained)), panels=(1, 2))

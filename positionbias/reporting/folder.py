@@ -27,6 +27,7 @@ class Run:
     metrics: list[dict[str, Any]]  # metrics.jsonl: {"step", "seconds", "loss": [R], "accuracy": [R]} a line
     summary: dict[str, Any]  # summary.json
     again: dict[str, dict[str, Any]]  # evals/LABEL.json, what `positionbias.evaluate` measured, by label
+    analyses: dict[str, dict[str, Any]]  # analysis/LABEL.json, what `positionbias.analyze` found, by label
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def _run(path: pathlib.Path) -> Run:
         metrics=read_metrics(path / "metrics.jsonl"),
         summary=stored.read_summary(path / "summary.json"),
         again=stored.read_again(path),
+        analyses=stored.read_analyses(path),
     )
 
 

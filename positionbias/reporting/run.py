@@ -20,6 +20,7 @@ from positionbias.evaluation.table import (
 )
 from positionbias.reporting import figures
 from positionbias.reporting.again import evaluated_again
+from positionbias.reporting.analyses import analysed
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
@@ -47,7 +48,7 @@ def run_page(run: Run) -> str:
         body += ["<h2>Measured by position</h2>", side_by_side(_figures(summary))]
         body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary)]
         body += [*_theory(summary), _rows(summary)]
-    body += [*evaluated_again(run), *_training(run), *_config(run), *_manifest(run)]
+    body += [*evaluated_again(run), *analysed(run), *_training(run), *_config(run), *_manifest(run)]
     return page(f"{run.name}: position bias", body)
 
 

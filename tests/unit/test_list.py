@@ -78,7 +78,7 @@ def test_inherited_fields_come_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["mask"], "AXIS: unknown axis 'mask', did you mean 'masks'? allowed: architectures,"),
+        (["mask"], "AXIS: unknown axis 'mask', did you mean 'masks'?"),
         (["masks", "causal", "tasks"], "command line: unexpected 'tasks'; allowed: -h, --help."),
         (["--axis=masks"], "command line: unknown flag '--axis'; allowed: -h, --help."),
     ],
@@ -95,4 +95,4 @@ def test_a_reader_that_has_seen_enough_is_no_error(root):
 
     command = f"{sys.executable} -m positionbias.list | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("architectures\n", "")
+    assert (done.stdout, done.stderr) == ("analyses\n", "")

@@ -1,0 +1,132 @@
+"""What an analysis is: a function from a loaded run to arrays with named axes, and the one of them that is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.arrays import Float, Int, Key, Tree
+from positionbias.evaluation.loading import LoadedRun
+from positionbias.spec import ConfigError, canonical
+from positionbias.tasks.base import Batch, Condition
+from positionbias.tokens import of_both, own_and_shared
+
+Axes = Mapping[str, tuple[str, ...]]
+TOKENS = 4096  # of examples that are computed at once
+PATTERN = "layers.*.attention.pattern"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One replica of a run at one checkpoint, and the condition and number of the items to ask it about."""
+
+    run: LoadedRun  # of one replica, whose weights may be traced
+    condition: Condition
+    items: int
+
+    def batch(self, key: Key[jax.Array, ""], items: int | None = None) -> Batch:
+        """Items of the replica's own, or as many as told."""
+        return self.run.drawn(key, items or self.items, self.condition)
+
+    def apply(self, batch: Batch, record: Any = (), edit: Any = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Outputs, and recorded sites; see `LoadedRun.apply`."""
+        return self.run.apply(batch, record, edit, self.condition.name)
+
+    def answers(self, outputs: Float[jax.Array, "B T V"], batch: Batch) -> dict[str, Float[jax.Array, "B A"]]:
+        """Of every answer whether it is right, as 0 or 1, and the log-probability of the right one in nats."""
+        objective, each = self.run.experiment.objective, jnp.arange(len(outputs))[:, None]
+        given, target = outputs[each, self.run.answer_rows(batch)], batch.targets[each, batch.query]
+        return {
+            "accuracy": objective.right(given, target).astype(jnp.float32),
+            "log_probability": objective.log_probability(given, target),
+        }
+
+    def averaged(self, batch: Batch, function: Callable[..., Tree], *keys: Key[jax.Array, ""]) -> Tree:
+        """The mean over pieces of the batch of what `function` makes of each, itself a mean over its items.
+
+        Pieces are as small as they have to be: patterns of attention grow with the square of the length. Each is given
+        keys of its own, one for every one told.
+        """
+        length, count = self.run.task.length(self.condition), len(batch.query)
+        most = max(TOKENS // length, 1)
+        size = max(size for size in range(1, most + 1) if count % size == 0)
+        own, shared = own_and_shared(batch.tokens)
+        split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (batch._replace(tokens=None), own))  # type: ignore[arg-type]
+
+        def one(piece: tuple[Batch, Any, list[jax.Array]]) -> Tree:
+            return function(piece[0]._replace(tokens=of_both(piece[1], shared)), *piece[2])
+
+        found = jax.lax.map(one, (*split, [jax.random.split(key, count // size) for key in keys]))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+
+    def accuracy(self, batch: Batch, edit: Any = None) -> dict[str, Float[jax.Array, ""]]:
+        """The mean "accuracy" and "log_probability" of the answers of a batch, under an edit."""
+
+        def one(piece: Batch) -> dict[str, jax.Array]:
+            outputs, _ = self.apply(piece, (), edit)
+            return jax.tree.map(jnp.mean, self.answers(outputs, piece))
+
+        return self.averaged(batch, one)
+
+
+class Analysis:
+    """A question to a trained model: a frozen dataclass, registered on the axis "analyses", one file each.
+
+    `axes` names the axes of every array that `measure` returns, () of a number; `shown` is the array that the report
+    draws, a curve if it has one axis, a map if it has two. The axis "layer" is made of the layers in `layers`.
+    """
+
+    axes: ClassVar[Axes]
+    shown: ClassVar[str]
+    whole: ClassVar[bool] = False  # whether it makes sense only if every layer has what it reads
+
+    def reads(self) -> tuple[str, ...]:
+        """Patterns of the sites that it records, `*` for the layer."""
+        return (PATTERN,)
+
+    def check(self, subject: Subject) -> None:
+        """Raise ConfigError where it cannot ask this run, for other reasons than the sites it reads."""
+
+    def layers(self, subject: Subject) -> list[int]:
+        """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all."""
+        shapes: dict[str, Any] = {}
+
+        def recorded() -> dict[str, jax.Array]:
+            return subject.apply(subject.batch(jax.random.key(0), 1), ["*"])[1]
+
+        shapes = jax.eval_shape(recorded)
+        config, found = subject.run.config, list[int]()
+        for layer in range(config.model.layers):
+            if all(site.replace("*", str(layer), 1) in shapes for site in self.reads()):
+                found.append(layer)
+        told = f"model.architecture = {config.model.architecture}, model.operator = {config.model.operator}"
+        name, needs = canonical(self), " and ".join(self.reads())
+        if not found:
+            raise ConfigError(f"--analyses: {name} reads {needs}, which no layer has with {told}.")
+        if self.whole and len(found) < config.model.layers:
+            lacking = sorted(set(range(config.model.layers)) - set(found))
+            raise ConfigError(f"--analyses: {name} reads {needs} of every layer, not so of layer {lacking[0]}, {told}.")
+        length = subject.run.task.length(subject.condition)
+        if PATTERN in self.reads() and shapes[PATTERN.replace("*", str(found[0]))].shape[-2:] != (length, length):
+            raise ConfigError(f"--analyses: {name} reads attention among all {length} rows, not so with {told}.")
+        return found
+
+    def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
+        """The arrays that `axes` names, of one replica; traced, and mapped over replicas."""
+        raise NotImplementedError
+
+
+def patterns(subject: Subject, layers: list[int], batch: Batch) -> Float[jax.Array, "L B N T T"]:
+    """The attention of each of these layers, causal or not: weights of rows on columns."""
+    names = [PATTERN.replace("*", str(layer)) for layer in layers]
+    _, sites = subject.apply(batch, names)
+    return jnp.stack([sites[name].astype(jnp.float32) for name in names])
+
+
+def last_rows(subject: Subject, batch: Batch) -> Int[jax.Array, "B"]:
+    """The output row of each item's last answer."""
+    return subject.run.answer_rows(batch)[:, -1]

@@ -1,0 +1,97 @@
+"""Causal head gating: which heads an answer needs, which ones it does without, and which ones harm it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from positionbias.analysis.base import Analysis, Axes, Subject
+from positionbias.analysis.heads import HEADS, gated, top, without
+from positionbias.arrays import Float, Key
+from positionbias.spec import member, require
+
+FAR = 4.0  # gates are pushed no further than the sigmoid of this
+MOST = 100_000
+
+
+@member("analyses", "head_gating")
+@dataclasses.dataclass(frozen=True)
+class HeadGating(Analysis):
+    """Gates of heads, trained on the frozen model's own loss, and pushed to 1 and to 0 (Nam et al. 2025).
+
+    "Causal Head Gating", arXiv 2505.13737. A head's output is multiplied by sigmoid(a). Gates that are drawn evenly
+    learn for `updates` steps to lower -log p(answer) - w mean(clip(a, -4, 4)) with w = 0, and from there two copies
+    with w = `weight` (G+) and with its negative (G-); Adam with the learning rate `rate`, gradients of norm 1 at most,
+    fresh items at every step; the mean over `seeds` of these. A head is "facilitating" by G-, "interfering" by 1 - G+
+    and "irrelevant" by G+ (1 - G-). The proof beside them are changes of the log-probability of answers, in nats, where
+    the head with the most of each is set to 0: "without_facilitating" should be below 0, "without_irrelevant" about 0,
+    and "without_interfering", where any head interferes, above.
+    """
+
+    weight: float = 0.1
+    updates: int = 500
+    seeds: int = 4
+    rate: float = 1.0
+    batch: int = 32
+
+    axes: ClassVar[Axes] = {
+        **dict.fromkeys(("facilitating", "interfering", "irrelevant"), ("layer", "head")),
+        **dict.fromkeys(("without_facilitating", "without_interfering", "without_irrelevant"), ()),
+    }
+    shown = "facilitating"
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight <= 1000, "weight", self.weight, "a number above 0, up to 1000")
+        require(0 < self.rate <= 1000, "rate", self.rate, "a number above 0, up to 1000")
+        for name in ("updates", "seeds", "batch"):
+            require(1 <= getattr(self, name) <= MOST, name, getattr(self, name), f"a whole number from 1 to {MOST}")
+
+    def reads(self) -> tuple[str, ...]:
+        return (HEADS,)
+
+    def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
+        heads = subject.run.config.model.heads
+        started, judged = jax.random.split(key)
+        each = functools.partial(self._gates, subject, layers, heads)
+        high, low = jax.lax.map(each, jax.random.split(started, self.seeds))  # [seeds, L, N] each
+        found = {"facilitating": low, "interfering": 1 - high, "irrelevant": high * (1 - low)}
+        scores = {name: jnp.mean(x, axis=0) for name, x in found.items()}
+        batch = subject.batch(judged)
+        intact = subject.accuracy(batch)["log_probability"]
+
+        def change(score: jax.Array) -> jax.Array:
+            return subject.accuracy(batch, without(layers, top(score, 1)))["log_probability"] - intact
+
+        return scores | {f"without_{name}": change(score) for name, score in scores.items()}
+
+    def _gates(
+        self, subject: Subject, layers: list[int], heads: int, key: Key[jax.Array, ""]
+    ) -> tuple[Float[jax.Array, "L N"], Float[jax.Array, "L N"]]:
+        """Gates that were pushed up, and gates that were pushed down."""
+        rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(self.rate))
+        drawn, *keys = jax.random.split(key, 4)
+
+        def loss(a: jax.Array, key: jax.Array, weight: float) -> jax.Array:
+            batch = subject.batch(key, self.batch)
+            outputs, _ = subject.apply(batch, (), gated(layers, jax.nn.sigmoid(a)))
+            cost = -jnp.mean(subject.answers(outputs, batch)["log_probability"])
+            return cost - weight * jnp.mean(jnp.clip(a, -FAR, FAR))
+
+        def trained(a: jax.Array, key: jax.Array, weight: float) -> jax.Array:
+            def step(
+                state: tuple[jax.Array, optax.OptState], key: jax.Array
+            ) -> tuple[tuple[jax.Array, optax.OptState], None]:
+                a, held = state
+                change, held = rule.update(jax.grad(loss)(a, key, weight), held)
+                return (a + change, held), None
+
+            return jax.lax.scan(step, (a, rule.init(a)), jax.random.split(key, self.updates))[0][0]
+
+        even = jax.random.uniform(drawn, (len(layers), heads), minval=0.01, maxval=0.99)
+        a = trained(jnp.log(even / (1 - even)), keys[0], 0.0)
+        return tuple(jax.nn.sigmoid(trained(a, keys[i + 1], w)) for i, w in enumerate((self.weight, -self.weight)))  # type: ignore[return-value]

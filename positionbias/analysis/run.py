@@ -1,0 +1,145 @@
+"""Asking the analyses: every replica of a run, trained and as it was drawn, and what is written of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from positionbias import spec
+from positionbias.analysis.base import Analysis, Subject
+from positionbias.arrays import Key, Tree
+from positionbias.evaluation.loading import LoadedRun, load
+from positionbias.evaluation.statistics import interval
+from positionbias.files import read_json, replacing, write_json, writing
+from positionbias.replicas import stream
+from positionbias.spec import ConfigError
+from positionbias.tasks.base import Condition, find_condition
+
+FOLDER = "analysis"
+MOST_NUMBERS = 4096  # of an array, told in JSON
+
+
+def parsed(text: str) -> list[Analysis]:
+    """The analyses that `--analyses` names, each once."""
+    found = [spec.build("analyses", node, "--analyses") for node in spec.parse_several(text, "--analyses")]
+    if len({repr(one) for one in found}) < len(found):
+        raise ConfigError(f"--analyses: {text!r} has one twice; allowed: each once.")
+    return found
+
+
+def label(analysis: Analysis) -> str:
+    """The name of its files: its spec, as far as a file may be called so."""
+    text = spec.canonical(analysis)
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What an analysis found: arrays [R, ...] of the trained replicas and of the same as they were drawn."""
+
+    analysis: Analysis
+    layers: list[int]
+    trained: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]
+
+
+class Asker:
+    """Asks analyses of one checkpoint of a run folder. All that can be refused is refused when it is made."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        wanted: Sequence[Analysis],
+        *,
+        step: int | None = None,
+        condition: str | None = None,
+        items: int | None = None,
+    ) -> None:
+        self.folder, self.wanted = folder, wanted
+        self.run = load(folder, step, "all")
+        grid = self.run.task.conditions()
+        self.condition: Condition = grid[0]
+        if condition is not None:
+            self.condition = find_condition(self.run.task, condition, "--condition")
+        self.items = items or self.run.config.evaluation.influence_items
+        one = dataclasses.replace(
+            self.run, replica=0, weights=jax.tree.map(lambda x: x[0], self.run.weights), keys=self.run.keys[0]
+        )
+        subject = self._subject(one)
+        self.layers = {}
+        for analysis in wanted:
+            analysis.check(subject)
+            self.layers[analysis] = analysis.layers(subject)
+
+    def _subject(self, run: LoadedRun) -> Subject:
+        return Subject(run, self.condition, self.items)
+
+    def settings(self, analysis: Analysis) -> dict[str, Any]:
+        """What its numbers depend on, but for the run."""
+        told = {"step": self.run.step, "condition": self.condition.name, "items": self.items}
+        return {"analysis": spec.full(analysis), **told}
+
+    def there(self, analysis: Analysis) -> bool:
+        """Whether its files are there, of the same checkpoint and items."""
+        path = self.folder / FOLDER / f"{label(analysis)}.json"
+        try:
+            found = read_json(path)
+        except (OSError, ValueError):
+            return False
+        wanted = self.settings(analysis)
+        return path.with_suffix(".npz").exists() and {name: found.get(name) for name in wanted} == wanted
+
+    def asked(self) -> Iterator[Asked]:
+        """Every analysis, in the order wanted, but for those that are there."""
+        layout = self.run.layout
+        for analysis in self.wanted:
+            if self.there(analysis):
+                continue
+            ask = jax.jit(layout.over(lambda replica, a=analysis: self._ask(a, *replica)))
+            both = (self.run.weights, self.run.untrained())
+            trained, drawn = (jax.device_get(ask(layout.place((weights, self.run.keys)))) for weights in both)
+            yield Asked(analysis, self.layers[analysis], trained, drawn)
+
+    def _ask(self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
+        one = dataclasses.replace(self.run, replica=0, weights=weights, keys=key)
+        return analysis.measure(self._subject(one), self.layers[analysis], stream(key, f"analysis/{label(analysis)}"))
+
+
+def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib.Path:
+    """Write `analysis/LABEL.npz` with all numbers and `.json` with means and intervals; returns the JSON's path."""
+    home = folder / FOLDER
+    path = home / f"{label(one.analysis)}.json"
+    with writing(path):
+        home.mkdir(exist_ok=True)
+        held = io.BytesIO()
+        np.savez(held, **one.trained, **{f"at_init/{name}": x for name, x in one.drawn.items()})  # type: ignore[arg-type]
+        with replacing(path.with_suffix(".npz")) as file:
+            file.write(held.getvalue())
+    told = {
+        **settings,
+        "shown": one.analysis.shown,
+        "layers": one.layers,
+        "replicas": len(next(iter(one.trained.values()))),
+        "arrays": {name: _told(axes, one.trained[name], one.drawn[name]) for name, axes in one.analysis.axes.items()},
+    }
+    write_json(path, told)
+    return path
+
+
+def _told(axes: tuple[str, ...], trained: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    """Axes, sizes, and mean and interval over replicas of every number, row by row; without those of a large array."""
+    told: dict[str, Any] = {"axes": list(axes), "sizes": list(trained.shape[1:])}
+    if trained[0].size > MOST_NUMBERS:
+        return told
+    return told | {"numbers": _intervals(trained), "at_init": _intervals(drawn)}
+
+
+def _intervals(values: np.ndarray) -> list[dict[str, float | None]]:
+    flat = values.reshape(len(values), -1)
+    return [interval(list(map(float, flat[:, i]))).to_dict() for i in range(flat.shape[1])]

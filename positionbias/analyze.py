@@ -1,0 +1,70 @@
+"""Ask a run why it does what it does: `python -m positionbias.analyze --workdir RUN --analyses 'rollout, ...'`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from positionbias import launch
+from positionbias.config import cli
+from positionbias.config.schema import MOST_SEQUENCES
+from positionbias.spec import ConfigError
+
+
+def parser() -> cli.Parser:
+    """The flags of this entry."""
+    made = cli.Parser(
+        "python -m positionbias.analyze",
+        "Analyses of a checkpoint, of all replicas, trained and as they were drawn. Those that are there are kept.",
+    )
+    made.add_argument("--workdir", required=True, help="run folder")
+    made.add_argument(
+        "--analyses",
+        required=True,
+        metavar="SPEC[,SPEC2]",
+        help="as 'rollout, head_gating(weight=0.1)' (python -m positionbias.list analyses)",
+    )
+    made.add_argument("--step", type=int, help="checkpoint to analyse; default: the newest")
+    made.add_argument("--condition", metavar="NAME", help="of the items; default: the one trained on")
+    made.add_argument("--items", type=int, help="items a replica; default: evaluation.influence_items of the config")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run the entry; returns its exit code."""
+    given, _ = cli.parse_command_line(parser(), argv)
+    if given.items is not None and not 1 <= given.items <= MOST_SEQUENCES:
+        raise ConfigError(f"--items: {given.items} is not allowed; allowed: a whole number from 1 to {MOST_SEQUENCES}.")
+    workdir = launch.folder(given.workdir)
+    from positionbias.evaluation.loading import read_config
+    from positionbias.training.run_folder import FolderInUse, locked
+
+    launch.set_up(read_config(workdir))
+    try:
+        with locked(workdir):
+            _analyse(workdir, given)
+    except FolderInUse as error:
+        print(f"error: {error}", file=sys.stderr)
+        return launch.IN_USE
+    return 0
+
+
+def _analyse(workdir: pathlib.Path, given: argparse.Namespace) -> None:
+    from positionbias.analysis import run, table
+    from positionbias.reporting.report import write_report
+
+    wanted = run.parsed(given.analyses)
+    asker = run.Asker(workdir, wanted, step=given.step, condition=given.condition, items=given.items)
+    for one in wanted:
+        if asker.there(one):
+            print(f"{run.label(one)}: there already")
+    for found in asker.asked():
+        path = run.write(workdir, found, asker.settings(found.analysis))
+        print(table.table(found))
+        launch.say(f"results: {path} and .npz")
+    print(f"report: {write_report(workdir)}")
+
+
+if __name__ == "__main__":
+    cli.run_entry(main)

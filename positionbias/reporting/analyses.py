@@ -1,0 +1,81 @@
+"""What analyses found of a run: a figure and a table each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from positionbias.reporting import figures
+from positionbias.reporting.folder import Run
+from positionbias.reporting.html import between, escape, figure, grid
+from positionbias.reporting.html import figures as side_by_side
+from positionbias.reporting.told import band
+
+MOST = 16  # numbers of an array that the table has
+
+
+def analysed(run: Run) -> list[str]:
+    """The section of a run's analyses; nothing where there are none."""
+    if not run.analyses:
+        return []
+    shown = [svg for name, one in run.analyses.items() for svg in _figures(name, one)]
+    body = [[escape(cell) for cell in row] for one in run.analyses.values() for row in _rows(one)]
+    found = [side_by_side(shown)] if shown else []
+    if body:
+        caption = (
+            "Mean and 95 % interval over replicas, of the trained models and of the same before training; arrays of"
+            " more numbers are in the folder analysis."
+        )
+        found.append(grid(["analysis", "number", "trained", "before training"], body, caption, texts=2))
+    return ["<h2>Analyses</h2>", *found]
+
+
+def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
+    """The array that is shown: a curve of every layer, or a map of layers and heads."""
+    array = one["arrays"].get(one["shown"], {})
+    if not array.get("numbers") or not 1 <= len(array["axes"]) <= 2:
+        return []
+    title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
+    told = f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}."
+    if array["axes"] == ["layer", "head"]:
+        svg = figures.by_head(name, title, _means(array, "numbers"), _means(array, "at_init"), one["layers"])
+        return [figure(svg, f"{told} Mean over {one['replicas']} replicas; right: before training.")]
+    lines = _lines(array, "numbers", one["layers"])
+    svg = figures.by_layer(name, title, array["axes"][-1], lines, _lines(array, "at_init", one["layers"]))
+    return [figure(svg, f"{told} Dashed, in paler colours: before training. {band(one['replicas'])}")]
+
+
+def _called(one: Mapping[str, Any]) -> str:
+    return str(one["analysis"]).partition("(")[0].replace("_", " ").capitalize()
+
+
+def _means(array: Mapping[str, Any], which: str) -> np.ndarray:
+    """[layer, head], nan where there is nothing."""
+    values = [np.nan if row["mean"] is None else row["mean"] for row in array[which]]
+    return np.array(values, np.float64).reshape(array["sizes"])
+
+
+def _lines(array: Mapping[str, Any], which: str, layers: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a curve by its label: one a layer, or one in all."""
+    rows, size = array[which], array["sizes"][-1]
+    split = [rows[i : i + size] for i in range(0, len(rows), size)]
+    labels = [f"layer {layer}" for layer in layers] if array["axes"][0] == "layer" and len(array["axes"]) == 2 else [""]
+    numbered = ([{"position": i, **row} for i, row in enumerate(some)] for some in split)
+    return dict(zip(labels, numbered, strict=False))
+
+
+def _rows(one: Mapping[str, Any]) -> list[list[str]]:
+    found = []
+    for name, array in one["arrays"].items():
+        if not array.get("numbers") or len(array["numbers"]) > MOST:
+            continue
+        for i, place in enumerate(np.ndindex(*array["sizes"])):
+            at = dict(zip(array["axes"], place, strict=True))
+            if "layer" in at and at["layer"] < len(one["layers"]):
+                at["layer"] = one["layers"][at["layer"]]
+            where = ", ".join(f"{axis} {number}" for axis, number in at.items())
+            told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
+            found.append([one["analysis"], told, between(array["numbers"][i]), between(array["at_init"][i])])
+    return found

@@ -1,0 +1,111 @@
+"""Every analysis: arrays of the shapes it declares, of two replicas, finite, with what is drawn; refusals told."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.analysis.base import Subject
+from positionbias.analysis.run import Asker, label, write
+from positionbias.errors import ConfigError
+from positionbias.evaluation import stored
+from positionbias.training.loop import train
+
+NAMES = spec.names("analyses")
+SMALL = {"head_gating": "head_gating(updates=2, seeds=1, batch=4)"}
+LAYERS, HEADS, LENGTH = 2, 2, 7
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with two replicas of two layers, hardly trained."""
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+
+    raw = {
+        "name": "analysed",
+        "task": "associative_recall(pairs=2, keys=4, values=4, delays=3)",
+        "model": {"layers": LAYERS, "width": 8, "heads": HEADS, "mask": "causal", "position": "rope"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"steps": 2, "batch_size": 4, "replicas": 2, "log_every": 2},
+        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
+    }
+    folder = tmp_path_factory.mktemp("run")
+    train(resolve(apply_overrides(raw, {})), folder, [], str)
+    return folder
+
+
+def build(name):
+    return spec.build("analyses", SMALL.get(name, name), "analyses")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arrays_have_the_axes_that_are_declared(made, name):
+    analysis = build(name)
+    assert analysis.shown in analysis.axes
+    asker = Asker(made, [analysis], items=4)
+    (found,) = asker.asked()
+    sizes = {"layer": len(found.layers), "head": HEADS, "position": LENGTH, "distance": LENGTH}
+    for arrays in (found.trained, found.drawn):
+        assert arrays.keys() == analysis.axes.keys()
+        for key, axes in analysis.axes.items():
+            assert arrays[key].shape == (2, *(sizes[axis] for axis in axes)), key
+            assert np.isfinite(arrays[key]).all(), key
+    differ = [key for key in analysis.axes if (found.trained[key] != found.drawn[key]).any()]
+    assert differ, "training changes nothing of what it tells"
+    write(made, found, asker.settings(analysis))
+    told = stored.read_analyses(made)[label(analysis)]
+    assert told["analysis"] == spec.full(analysis)
+    assert list(told["arrays"]) == list(analysis.axes)
+    with np.load(made / "analysis" / f"{label(analysis)}.npz") as kept:
+        np.testing.assert_array_equal(kept[analysis.shown], found.trained[analysis.shown])
+    assert asker.there(analysis)
+    assert list(asker.asked()) == [], "what is there is not asked again"
+    assert not Asker(made, [analysis], items=2).there(analysis)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_key_finds_the_same(made, name):
+    """And another one something else: the items are drawn by it."""
+    analysis, run = build(name), Asker(made, [], items=4).run
+    one = dataclasses.replace(run, replica=0, weights=jax.tree.map(lambda x: x[0], run.weights), keys=run.keys[0])
+    subject = Subject(one, run.task.conditions()[0], 4)
+    layers = analysis.layers(subject)
+    measure = jax.jit(lambda key: analysis.measure(subject, layers, key)[analysis.shown])
+    first, again, other = (np.asarray(measure(jax.random.key(seed))) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.fixture(scope="module")
+def lacking(tmp_path_factory):
+    """Folders with models by their operator, which a test needs one of."""
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+
+    def run(operator):
+        folder = tmp_path_factory.getbasetemp() / f"lacking_{operator}"
+        if not folder.exists():
+            raw = {
+                "name": "lacking",
+                "task": "inverse_permutation(n=2, alphabet=2)",
+                "model": {"layers": 1, "width": 4, "heads": 1, "operator": operator, "position": "none"},
+                "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
+                "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
+            }
+            train(resolve(apply_overrides(raw, {})), folder, [], str)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_without_what_is_read_is_refused(name, lacking):
+    analysis = build(name)
+    if all(site.endswith("stream") for site in analysis.reads()):
+        pytest.skip("every model has what it reads")
+    operator = "fourier" if any(site.endswith("heads") for site in analysis.reads()) else "retention"
+    with pytest.raises(ConfigError, match=f"--analyses: {name}.* which no layer has with model.architecture = decoder"):
+        Asker(lacking(operator), [analysis])
