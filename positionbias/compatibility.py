@@ -109,7 +109,7 @@ def example(axis: str, name: str) -> str:
 
 def field(axis: str) -> str:
     """The config field of an axis."""
-    return FIELDS.get(axis, f"model.{axis.removesuffix('s')}")
+    return FIELDS.get(axis, f"model.{spec.one_of(axis)}")
 
 
 @functools.cache
@@ -175,7 +175,7 @@ def page() -> str:
 
 def members_table(axis: str) -> str:
     """The members of an axis in Markdown, a line each."""
-    lines = [f"| {axis.removesuffix('s')} | |", "|---|---|"]
+    lines = [f"| {spec.one_of(axis)} | |", "|---|---|"]
     for entry in entries(axis):
         text = entry.doc.replace("|", "\\|")
         lines.append(f"| `{entry.name}` | {text} |")

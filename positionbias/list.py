@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         raise spec.unknown("AXIS", "axis", asked.axis, spec.axes())
     if asked.name is not None:
         if asked.name not in spec.names(asked.axis):
-            raise spec.unknown("NAME", asked.axis.removesuffix("s"), asked.name, spec.names(asked.axis))
+            raise spec.unknown("NAME", spec.one_of(asked.axis), asked.name, spec.names(asked.axis))
         print(described(asked.axis, asked.name))
         return 0
     print("\n\n".join(table(axis) for axis in ([asked.axis] if asked.axis else spec.axes())))

@@ -189,11 +189,16 @@ def source(axis: str, name: str) -> pathlib.Path:
     return PACKAGE.parent.joinpath(*_index()[axis][name].split(".")).with_suffix(".py")
 
 
+def one_of(axis: str) -> str:
+    """What a member of the axis is called: "mask" of "masks"."""
+    return "analysis" if axis == "analyses" else axis.removesuffix("s")
+
+
 def load_member(axis: str, name: str, field: str) -> type:
     """Import and return the class registered as `name` on `axis`; ConfigError with the nearest name if none is."""
     modules = _index().get(axis, {})
     if name not in modules:
-        raise unknown(field, f"{axis.removesuffix('s')}", name, modules)
+        raise unknown(field, one_of(axis), name, modules)
     importlib.import_module(modules[name])
     return _MEMBERS[axis, name]
 

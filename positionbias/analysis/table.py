@@ -11,11 +11,11 @@ from positionbias import spec
 from positionbias.analysis.run import Asked
 from positionbias.evaluation.statistics import interval
 
-MOST = 12  # numbers of an array in the terminal; all are in the files
+MOST = 64  # numbers of an array in the terminal; all are in the files
 
 
 def table(found: Asked) -> str:
-    """Every array of at most 12 numbers in a line each, with those of the models as they were drawn behind."""
+    """Every number with its interval, arrays of at most 64 by their means, a line a layer; and before training."""
     lines = [spec.canonical(found.analysis)]
     for name, axes in found.analysis.axes.items():
         trained = found.trained[name]
@@ -23,16 +23,20 @@ def table(found: Asked) -> str:
         if trained[0].size > MOST:
             lines.append(f"  {name}: {' x '.join(f'{n} {axis}s' for n, axis in zip(sizes, axes, strict=True))}")
             continue
-        for place in np.ndindex(*sizes):
-            numbers = dict(zip(axes, place, strict=True)) | _layer(found, axes, place)
-            where = " ".join(f"{axis} {at}" for axis, at in numbers.items())
-            both = (_told(interval(list(map(float, x[:, *place]))).to_dict()) for x in (trained, found.drawn[name]))
-            lines.append(f"  {name}{f' of {where}' if where else ''}: {next(both)}, before training {next(both)}")
+        both = (trained, found.drawn[name])
+        if not axes:
+            now, before = (_told(interval(list(map(float, x))).to_dict()) for x in both)
+            lines.append(f"  {name}: {now}, before training {before}")
+            continue
+        flat = [np.mean(x, axis=0).reshape(-1, sizes[-1]) for x in both]
+        for i, (now, before) in enumerate(zip(*flat, strict=True)):
+            where = f" of layer {found.layers[i]}" if axes[0] == "layer" and len(axes) > 1 else ""
+            lines.append(f"  {name}{where}: {_means(now)}; before training {_means(before)}")
     return "\n".join(lines)
 
 
-def _layer(found: Asked, axes: tuple[str, ...], place: tuple[int, ...]) -> dict[str, int]:
-    return {"layer": found.layers[place[axes.index("layer")]]} if "layer" in axes else {}
+def _means(values: np.ndarray) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def _told(one: Mapping[str, Any]) -> str:

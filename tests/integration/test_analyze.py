@@ -1,0 +1,90 @@
+"""`python -m positionbias.analyze`: what it prints, writes and adds to the report, and what it refuses."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from positionbias import analyze
+from positionbias.errors import ConfigError
+from positionbias.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+
+    raw = {
+        "name": "analysed",
+        "task": "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=2)",
+        "model": {"layers": 2, "width": 8, "heads": 2, "operator": "[short_convolution(width=2), softmax]"},
+        "train": {"steps": 2, "batch_size": 4, "replicas": 2, "log_every": 2},
+        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
+    }
+    made = tmp_path_factory.mktemp("run")
+    train(resolve(apply_overrides(raw, {})), made, [], str)
+    return made
+
+
+def ask(folder, analyses, *more):
+    return analyze.main(["--workdir", str(folder), "--analyses", analyses, *more])
+
+
+def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
+    assert ask(folder, "sink_mass(column=1), look_back") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"sink_mass\(column=1\)\n  mass of layer 1: 0\.\d{3} 0\.\d{3}; before training 0\.", printed)
+    assert "of layer 0" not in printed, "the convolution has no pattern"
+    found = json.loads((folder / "analysis" / "sink_mass_column_1.json").read_text())
+    assert found["analysis"] == "sink_mass(column=1, after=1, threshold=0.3)"
+    assert (found["step"], found["condition"], found["items"], found["replicas"]) == (2, "train", 4, 2)
+    assert found["layers"] == [1]
+    mass = found["arrays"]["mass"]
+    assert (mass["axes"], mass["sizes"]) == (["layer", "head"], [1, 2])
+    with np.load(folder / "analysis" / "sink_mass_column_1.npz") as kept:
+        assert kept["mass"].shape == kept["at_init/mass"].shape == (2, 1, 2)
+        assert [row["mean"] for row in mass["numbers"]] == pytest.approx(kept["mass"].mean(axis=0)[0].tolist())
+    page = (folder / "report.html").read_text()
+    assert "<h2>Analyses" in page
+    assert "Sink mass: mass, of 4 items a replica, condition train, step 2." in page
+    assert ask(folder, "look_back, sink_mass(column=1), gradient_influence", "--items", "4") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("look_back: there already\nsink_mass_column_1: there already\ngradient_influence\n")
+    assert ask(folder, "look_back", "--condition", "shifted") == 0
+    assert "there already" not in capsys.readouterr().out, "other items"
+    assert json.loads((folder / "analysis" / "look_back.json").read_text())["condition"] == "shifted"
+
+
+def test_a_damaged_file_is_named_and_asked_again(folder, capsys):
+    ask(folder, "look_back")
+    path = folder / "analysis" / "look_back.json"
+    path.write_text(path.read_text().replace('"sizes"', '"size"', 1))
+    with pytest.raises(ConfigError, match=r"analysis/look_back.json' is damaged at 'arrays.distance.sizes'"):
+        ask(folder, "look_back")
+    path.write_text("{")
+    capsys.readouterr()
+    assert ask(folder, "look_back") == 0
+    assert "there already" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("analyses", "more", "words"),
+    [
+        ("sink_mas", [], "--analyses: unknown analysis 'sink_mas', did you mean 'sink_mass'?"),
+        ("look_back, look_back", [], "--analyses: 'look_back, look_back' has one twice; allowed: each once."),
+        ("sink_mass(threshold=2)", [], "threshold = 2"),
+        ("sink_mass(column=9)", [], "column + after = 10 is not allowed; allowed: 0 to "),
+        ("rollout", [], "--analyses: rollout reads layers.*.attention.pattern of every layer, not so of layer 0"),
+        ("look_back", ["--condition", "shift"], "--condition: unknown condition 'shift', did you mean 'shifted'?"),
+        ("look_back", ["--items", "0"], "--items: 0 is not allowed; allowed: a whole number from 1 to "),
+        ("look_back", ["--step", "7"], "step: "),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(folder, analyses, more, words):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ConfigError) as error:
+        ask(folder, analyses, *more)
+    assert words in str(error.value)
+    assert sorted(folder.rglob("*")) == before, "and nothing is written"
