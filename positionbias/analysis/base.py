@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,6 +16,7 @@ from positionbias.tasks.base import Batch, Condition
 from positionbias.tokens import of_both, own_and_shared
 
 Axes = Mapping[str, tuple[str, ...]]
+Labels = Mapping[str, tuple[str, ...]]
 TOKENS = 4096  # of examples that are computed at once
 PATTERN = "layers.*.attention.pattern"
 
@@ -77,11 +78,13 @@ class Analysis:
     """A question to a trained model: a frozen dataclass, registered on the axis "analyses", one file each.
 
     `axes` names the axes of every array that `measure` returns, () of a number; `shown` is the array that the report
-    draws, a curve if it has one axis, a map if it has two. The axis "layer" is made of the layers in `layers`.
+    draws, a curve if it has one axis, a map if it has two. The axis "layer" is made of the layers in `layers`, one of
+    `labels` of what these say, and others of numbers.
     """
 
     axes: ClassVar[Axes]
     shown: ClassVar[str]
+    labels: ClassVar[Labels] = {}
     whole: ClassVar[bool] = False  # whether it makes sense only if every layer has what it reads
 
     def reads(self) -> tuple[str, ...]:
@@ -90,6 +93,10 @@ class Analysis:
 
     def check(self, subject: Subject) -> None:
         """Raise ConfigError where it cannot ask this run, for other reasons than the sites it reads."""
+
+    def named(self, axis: str, at: int, layers: Sequence[int]) -> str:
+        """What stands at a place of an axis."""
+        return self.labels[axis][at] if axis in self.labels else str(layers[at] if axis == "layer" else at)
 
     def layers(self, subject: Subject) -> list[int]:
         """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all."""

@@ -124,7 +124,10 @@ def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib
     told = {
         **settings,
         "shown": one.analysis.shown,
-        "layers": one.layers,
+        "labels": {
+            "layer": [str(layer) for layer in one.layers],
+            **{k: list(v) for k, v in one.analysis.labels.items()},
+        },
         "replicas": len(next(iter(one.trained.values()))),
         "arrays": {name: _told(axes, one.trained[name], one.drawn[name]) for name, axes in one.analysis.axes.items()},
     }

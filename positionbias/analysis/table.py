@@ -30,7 +30,7 @@ def table(found: Asked) -> str:
             continue
         flat = [np.mean(x, axis=0).reshape(-1, sizes[-1]) for x in both]
         for i, (now, before) in enumerate(zip(*flat, strict=True)):
-            where = f" of layer {found.layers[i]}" if axes[0] == "layer" and len(axes) > 1 else ""
+            where = f" of {axes[0]} {found.analysis.named(axes[0], i, found.layers)}" if len(axes) > 1 else ""
             lines.append(f"  {name}{where}: {_means(now)}; before training {_means(before)}")
     return "\n".join(lines)
 

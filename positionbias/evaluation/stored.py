@@ -142,7 +142,7 @@ ANALYSIS = {
     "condition": str,
     "items": int,
     "shown": str,
-    "layers": [int, ...],
+    "labels": {"layer": [str, ...], str: [str, ...]},
     "replicas": int,
     "arrays": {str: _ARRAY},
 }
@@ -151,13 +151,15 @@ ANALYSIS = {
 def read_analyses(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """What `positionbias.analyze` found in a run folder, by the names of its files in their order. Raises ConfigError.
 
-    Of every array with numbers there are as many as its sizes say.
+    Of every array with numbers there are as many as its sizes say, and labels as there are places.
     """
     found = {path.stem: read(path, ANALYSIS) for path in sorted((folder / "analysis").glob("*.json"))}
     for name, one in found.items():
         for key, array in one["arrays"].items():
             counts = {len(array[told]) for told in ("numbers", "at_init") if told in array}
-            if len(array["axes"]) != len(array["sizes"]) or counts - {math.prod(array["sizes"])}:
+            sizes = dict(zip(array["axes"], array["sizes"], strict=False))
+            astray = any(len(one["labels"][axis]) != size for axis, size in sizes.items() if axis in one["labels"])
+            if astray or len(array["axes"]) != len(array["sizes"]) or counts - {math.prod(array["sizes"])}:
                 path, place = str(folder / "analysis" / f"{name}.json"), f"arrays.{key}"
                 allowed = "the file as it was written, or none"
                 raise ConfigError(f"workdir: {path!r} is damaged at {place!r}; allowed: {allowed}.")

@@ -33,17 +33,19 @@ def analysed(run: Run) -> list[str]:
 
 
 def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
-    """The array that is shown: a curve of every layer, or a map of layers and heads."""
+    """The array that is shown: a curve of every layer, or a map of layers and heads, or places that have names."""
     array = one["arrays"].get(one["shown"], {})
     if not array.get("numbers") or not 1 <= len(array["axes"]) <= 2:
         return []
     title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
     told = f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}."
-    if array["axes"] == ["layer", "head"]:
-        svg = figures.by_head(name, title, _means(array, "numbers"), _means(array, "at_init"), one["layers"])
+    if len(array["axes"]) == 2 and (array["axes"][1] == "head" or array["axes"][1] in one["labels"]):
+        ticks = [[_named(one, axis, at) for at in range(size)] for axis, size in _sizes(array).items()]
+        both = _means(array, "numbers"), _means(array, "at_init")
+        svg = figures.two_maps(name, title, *both, list(_sizes(array)), ticks)
         return [figure(svg, f"{told} Mean over {one['replicas']} replicas; right: before training.")]
-    lines = _lines(array, "numbers", one["layers"])
-    svg = figures.by_layer(name, title, array["axes"][-1], lines, _lines(array, "at_init", one["layers"]))
+    lines = _lines(one, array, "numbers")
+    svg = figures.by_layer(name, title, array["axes"][-1], lines, _lines(one, array, "at_init"))
     return [figure(svg, f"{told} Dashed, in paler colours: before training. {band(one['replicas'])}")]
 
 
@@ -51,17 +53,26 @@ def _called(one: Mapping[str, Any]) -> str:
     return str(one["analysis"]).partition("(")[0].replace("_", " ").capitalize()
 
 
+def _sizes(array: Mapping[str, Any]) -> dict[str, int]:
+    return dict(zip(array["axes"], array["sizes"], strict=True))
+
+
+def _named(one: Mapping[str, Any], axis: str, at: int) -> str:
+    return str(one["labels"][axis][at] if axis in one["labels"] else at)
+
+
 def _means(array: Mapping[str, Any], which: str) -> np.ndarray:
-    """[layer, head], nan where there is nothing."""
+    """An array of its sizes, nan where there is nothing."""
     values = [np.nan if row["mean"] is None else row["mean"] for row in array[which]]
     return np.array(values, np.float64).reshape(array["sizes"])
 
 
-def _lines(array: Mapping[str, Any], which: str, layers: list[int]) -> dict[str, list[dict[str, Any]]]:
+def _lines(one: Mapping[str, Any], array: Mapping[str, Any], which: str) -> dict[str, list[dict[str, Any]]]:
     """Rows of a curve by its label: one a layer, or one in all."""
     rows, size = array[which], array["sizes"][-1]
     split = [rows[i : i + size] for i in range(0, len(rows), size)]
-    labels = [f"layer {layer}" for layer in layers] if array["axes"][0] == "layer" and len(array["axes"]) == 2 else [""]
+    first = array["axes"][0]
+    labels = [f"{first} {_named(one, first, i)}" for i in range(len(split))] if len(array["axes"]) == 2 else [""]
     numbered = ([{"position": i, **row} for i, row in enumerate(some)] for some in split)
     return dict(zip(labels, numbered, strict=False))
 
@@ -72,10 +83,8 @@ def _rows(one: Mapping[str, Any]) -> list[list[str]]:
         if not array.get("numbers") or len(array["numbers"]) > MOST:
             continue
         for i, place in enumerate(np.ndindex(*array["sizes"])):
-            at = dict(zip(array["axes"], place, strict=True))
-            if "layer" in at and at["layer"] < len(one["layers"]):
-                at["layer"] = one["layers"][at["layer"]]
-            where = ", ".join(f"{axis} {number}" for axis, number in at.items())
+            at = zip(array["axes"], place, strict=True)
+            where = ", ".join(f"{axis} {_named(one, axis, number)}" for axis, number in at)
             told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
             found.append([one["analysis"], told, between(array["numbers"][i]), between(array["at_init"][i])])
     return found

@@ -362,8 +362,15 @@ def by_layer(name: str, label: str, xlabel: str, curves: Mapping[str, Rows], at_
     return _draw(name, label, paint)
 
 
-def by_head(name: str, label: str, trained: np.ndarray, drawn: np.ndarray, layers: Sequence[int]) -> str:
-    """Two maps of layers and heads on one scale: trained, and before training. Numbers stand in cells if few."""
+def two_maps(
+    name: str,
+    label: str,
+    trained: np.ndarray,
+    drawn: np.ndarray,
+    axes_told: Sequence[str],
+    ticks: Sequence[Sequence[str]],
+) -> str:
+    """Two maps on one scale: trained, and before training. Numbers stand in cells if few; `ticks` of rows, columns."""
     known = np.concatenate([trained.ravel(), drawn.ravel()])
     known = known[np.isfinite(known)]
     low, high = (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
@@ -373,13 +380,13 @@ def by_head(name: str, label: str, trained: np.ndarray, drawn: np.ndarray, layer
             panel.grid(False)
             panel.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
             panel.set_title(title, fontsize=10)
-            panel.set_xticks(range(values.shape[1]))
-            panel.set_yticks(range(values.shape[0]), [str(layer) for layer in layers[: values.shape[0]]])
-            panel.set_xlabel("head")
+            panel.set_yticks(range(len(ticks[0])), ticks[0])
+            panel.set_xticks(range(len(ticks[1])), ticks[1])
+            panel.set_xlabel(axes_told[1])
             if values.size <= FEW:
                 for (i, j), value in np.ndenumerate(values):
                     dark = (value - low) > 0.6 * (high - low)
                     panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if dark else BLACK)
-        axes.ravel()[0].set_ylabel("layer")
+        axes.ravel()[0].set_ylabel(axes_told[0])
 
     return _draw(name, label, paint, height=1.1 + 0.45 * max(2, len(trained)), panels=(1, 2))

@@ -40,7 +40,7 @@ def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
     found = json.loads((folder / "analysis" / "sink_mass_column_1.json").read_text())
     assert found["analysis"] == "sink_mass(column=1, after=1, threshold=0.3)"
     assert (found["step"], found["condition"], found["items"], found["replicas"]) == (2, "train", 4, 2)
-    assert found["layers"] == [1]
+    assert found["labels"] == {"layer": ["1"]}
     mass = found["arrays"]["mass"]
     assert (mass["axes"], mass["sizes"]) == (["layer", "head"], [1, 2])
     with np.load(folder / "analysis" / "sink_mass_column_1.npz") as kept:

@@ -1,0 +1,108 @@
+"""Activation patching: which activations, put into a run on another prompt, bring the right answer back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from positionbias.analysis.base import Analysis, Axes, Labels, Subject, last_rows
+from positionbias.analysis.heads import HEADS
+from positionbias.arrays import Bool, Key
+from positionbias.models import edits
+from positionbias.spec import member, require
+from positionbias.tasks.base import Batch
+
+SITES = {"stream": "layers.*.stream", "attention": "layers.*.attention.output", "heads": HEADS}
+PLACES = ("evidence", "answer", "elsewhere")
+
+
+@member("analyses", "patching")
+@dataclasses.dataclass(frozen=True)
+class Patching(Analysis):
+    """Share of the right answer that a clean activation restores in a corrupted run, by site, layer and place.
+
+    Zhang and Nanda 2023 (arXiv 2309.16042): a prompt is corrupted by another token in place of its evidence, that of
+    the next item of the batch; m is the logit of what is right minus that of what the model says of the corrupted
+    prompt; the effect of a site is (m patched - m corrupted) / (m clean - m corrupted), a ratio of means over the items
+    where both answers differ. Of the last answer of an item. "stream" and "attention" (what it adds) are patched at the
+    row of the evidence, at the row that answers, and at all others; "heads" one by one in all rows. Of the last layer
+    the stream at the answer restores all, 1; effects of heads do not add up to that of their layer. "clean" and
+    "corrupted" are m.
+    """
+
+    axes: ClassVar[Axes] = {
+        "stream": ("layer", "place"),
+        "attention": ("layer", "place"),
+        "heads": ("layer", "head"),
+        "clean": (),
+        "corrupted": (),
+    }
+    shown = "stream"
+    labels: ClassVar[Labels] = {"place": PLACES}
+
+    def reads(self) -> tuple[str, ...]:
+        return tuple(SITES.values())
+
+    def check(self, subject: Subject) -> None:
+        task = subject.run.task
+        tokens = (task.input.kind, subject.run.experiment.objective.targets) == ("tokens", "tokens")
+        require(tokens, "task", subject.run.config.task, "a task of tokens, as one is put in place of another")
+
+    def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
+        names = {kind: [site.replace("*", str(layer)) for layer in layers] for kind, site in SITES.items()}
+        heads, length = subject.run.config.model.heads, subject.run.task.length(subject.condition)
+
+        def one(batch: Batch) -> dict[str, jax.Array]:
+            corrupted, told = _corrupted(batch), [name for some in names.values() for name in some]
+            rows, each = last_rows(subject, batch), jnp.arange(len(batch.inputs))
+            outputs, clean = subject.apply(batch, told)
+            other = subject.apply(corrupted)[0][each, rows]
+            right, wrong = batch.targets[each, batch.query[:, -1]], jnp.argmax(other, axis=-1)
+            counted = (right != wrong).astype(jnp.float32)
+
+            def margin(logits: jax.Array) -> jax.Array:
+                return jnp.mean(counted * (logits[each, right] - logits[each, wrong]))
+
+            def patched(kind: str, row: Bool[jax.Array, "L B T"], head: Any = None) -> jax.Array:
+                change = {
+                    name: edits.replace(clean[name], rows=row[i], heads=None if head is None else head[i])
+                    for i, name in enumerate(names[kind])
+                }
+                return margin(subject.apply(corrupted, (), change)[0][each, rows])
+
+            count, index = len(layers), jnp.arange(length)
+            at = jnp.stack([index == _evidence(batch)[:, None], index == rows[:, None]])  # [place, B, T]
+            place = jnp.concatenate([at, ~jnp.any(at, axis=0, keepdims=True)])
+            chosen = jnp.einsum("lm,pbt->lpmbt", jnp.eye(count), place.astype(jnp.float32)) > 0
+            by_place = chosen.reshape(-1, *chosen.shape[2:])  # [layer and place, layers, B, T]
+            everywhere = jnp.ones((count, *place.shape[1:]), bool)
+            alone = jnp.eye(count * heads, dtype=bool).reshape(-1, count, heads)
+            found = {
+                kind: jax.lax.map(lambda row, kind=kind: patched(kind, row), by_place).reshape(count, -1)
+                for kind in ("stream", "attention")
+            }
+            by_head = jax.lax.map(lambda head: patched("heads", everywhere, head), alone)
+            found["heads"] = by_head.reshape(count, heads)
+            return found | {"clean": margin(outputs[each, rows]), "corrupted": margin(other)}
+
+        found = subject.averaged(subject.batch(key), one)
+        gap = found["clean"] - found["corrupted"]
+        shares = {kind: (found[kind] - found["corrupted"]) / jnp.where(gap == 0, 1.0, gap) for kind in SITES}
+        return found | shares
+
+
+def _evidence(batch: Batch) -> jax.Array:
+    """The position of the evidence that holds the last answer, [B]."""
+    evidence = batch.evidence[:, -1]
+    last = evidence.shape[-1] - 1 - jnp.argmax(evidence[:, ::-1] >= 0, axis=-1)
+    return jnp.take_along_axis(evidence, last[:, None], axis=-1)[:, 0]
+
+
+def _corrupted(batch: Batch) -> Batch:
+    """The batch with the token of each item's evidence replaced by that of the next item's."""
+    at, each = _evidence(batch), jnp.arange(len(batch.inputs))
+    token = batch.inputs[each, at]
+    return batch._replace(inputs=batch.inputs.at[each, at].set(jnp.roll(token, -1)))
