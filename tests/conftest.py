@@ -51,12 +51,6 @@ def as_users():
 
 
 @pytest.fixture
-def commands_as_users(monkeypatch):
-    """So are those of commands."""
-    monkeypatch.setenv("XLA_FLAGS", "")
-
-
-@pytest.fixture
 def tiny():
     """A config that trains in about a second; dotted overrides change it: `tiny(**{"train.steps": 20})`."""
     from positionbias.config.cli import apply_overrides

@@ -7,8 +7,13 @@ import sys
 import textwrap
 import time
 
+import jax
 import numpy as np
 import pytest
+
+from positionbias import evaluate, train
+from positionbias.launch import IN_USE
+from positionbias.spec import ConfigError
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -47,9 +52,15 @@ def run(module, *arguments, cwd, **options):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options)
 
 
-@pytest.mark.usefixtures("commands_as_users")
-def test_train_evaluate_report_and_load(config, tmp_path):
-    trained = run("train", "--config", config, "--workdir", "run", "--config.train.steps=8", cwd=tmp_path)
+def entry(module, *arguments):
+    """An entry in this process, whose devices stay: what importing and starting JAX cost is spent once."""
+    assert len(jax.devices()) == 2
+    return module.main([str(argument) for argument in arguments])
+
+
+def test_train_evaluate_report_and_load(config, tmp_path, capsys):
+    arguments = ["--config", config, "--workdir", "run", "--config.train.steps=8"]
+    trained = run("train", *arguments, cwd=tmp_path)
     assert (trained.returncode, trained.stderr) == (0, "")
     assert "accuracy by slot that answers" in trained.stdout
     assert "report: run/report.html" in trained.stdout
@@ -57,7 +68,7 @@ def test_train_evaluate_report_and_load(config, tmp_path):
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "finished"
 
-    again = run("train", "--config", config, "--workdir", "run", "--config.train.steps=8", cwd=tmp_path)
+    again = run("train", *arguments, cwd=tmp_path)
     assert again.returncode == 0
     assert "finished at step 8" in again.stdout
 
@@ -73,8 +84,8 @@ def test_train_evaluate_report_and_load(config, tmp_path):
     with np.load(tmp_path / "run" / "evals" / "step000008.npz") as a, np.load(tmp_path / "more.npz") as b:
         assert all(a[k].tobytes() == b[k].tobytes() for k in a.files)  # the same items, whatever the label
     shorter = "inverse_permutation(n=3, alphabet=5)"  # the model has a table of learned positions
-    other = run("evaluate", "--workdir", "run", "--task", shorter, cwd=tmp_path)
-    assert (other.returncode, other.stderr) == (0, "")
+    assert entry(evaluate, "--workdir", tmp_path / "run", "--task", shorter) == 0
+    assert capsys.readouterr().err == ""
     assert (tmp_path / "run" / "evals" / "inverse_permutation_n_3__alphabet_5_step000008.json").exists()
     longer = run("evaluate", "--workdir", "run", "--task", "inverse_permutation(n=5, alphabet=3)", cwd=tmp_path)
     assert longer.returncode == 2
@@ -105,10 +116,10 @@ def test_train_evaluate_report_and_load(config, tmp_path):
     assert loaded.stdout.splitlines() == ["8 tiny (5, 8, 8) (5, 2, 8, 8)", "(2, 5, 8, 8)"], loaded.stderr
 
 
-def test_the_default_folder_is_named_by_config_and_hash(config, tmp_path):
-    done = run("train", "--config", config, "--stop_after", "4", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "the same command goes on from there" in done.stdout
+def test_the_default_folder_is_named_by_config_and_hash(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert entry(train, "--config", config, "--stop_after", "4") == 0
+    assert "the same command goes on from there" in capsys.readouterr().out
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
     assert json.loads((folder / "config.json").read_text())["hash"] == folder.name
 
@@ -152,7 +163,6 @@ positionbias.train.main(sys.argv[1:])
 """
 
 
-@pytest.mark.usefixtures("commands_as_users")
 def test_a_run_killed_in_a_save_goes_on_from_the_last_whole_step_to_the_same_bits(config, tmp_path):
     arguments = ["--config", str(config), "--workdir"]
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_SAVE, *arguments, "killed"], cwd=tmp_path, check=False)
@@ -171,7 +181,7 @@ def test_a_run_killed_in_a_save_goes_on_from_the_last_whole_step_to_the_same_bit
     assert marks[0]["leaves"] == marks[1]["leaves"]
 
 
-def test_two_processes_in_one_folder(config, tmp_path):
+def test_two_processes_in_one_folder(config, tmp_path, capsys):
     command = [sys.executable, "-m", "positionbias.train", "--config", str(config), "--workdir", "run"]
     command += ["--config.train.steps=400000"]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -182,8 +192,8 @@ def test_two_processes_in_one_folder(config, tmp_path):
         assert second.stderr.startswith("error: ")
         assert str(first.pid) in second.stderr
         assert second.stderr.count("\n") == 1
-        evaluated = run("evaluate", "--workdir", "run", cwd=tmp_path)
-        assert (evaluated.returncode, evaluated.stderr) == (4, second.stderr)
+        assert entry(evaluate, "--workdir", tmp_path / "run") == IN_USE == 4
+        assert capsys.readouterr().err == second.stderr
     finally:
         first.kill()
         first.wait()
@@ -240,15 +250,17 @@ def test_a_run_outlives_whoever_reads_its_output(config, tmp_path, away):
 
 
 def test_damaged_files_of_a_finished_run_are_told_in_one_sentence(config, tmp_path):
-    arguments = ["--config", config, "--workdir", "run", "--config.train.steps=8"]
-    assert run("train", *arguments, cwd=tmp_path).returncode == 0
+    arguments = ["--config", config, "--workdir", tmp_path / "run", "--config.train.steps=8"]
+    assert entry(train, *arguments) == 0
     for name in ("summary.json", "manifest.json"):
         path = tmp_path / "run" / name
         whole = path.read_bytes()
         for content in (b"[1, 2]", b"\xff\xfe", b"[" * 100_000, whole[:-40]):
             path.write_bytes(content)
-            done = run("train", *arguments, cwd=tmp_path)
-            assert done.returncode == 2, (name, content[:9], done.stderr)
-            assert done.stderr.count("\n") == 1
-            assert name in done.stderr
+            with pytest.raises(ConfigError, match=name) as told:
+                entry(train, *arguments)
+            assert "\n" not in str(told.value)
+        done = run("train", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == f"error: --{told.value}\n"
         path.write_bytes(whole)
