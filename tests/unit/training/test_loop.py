@@ -13,6 +13,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from positionbias.config.build import build
+from positionbias.evaluation.by_position import Evaluator
 from positionbias.evaluation.rows import read_rows
 from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
@@ -57,6 +58,23 @@ def assert_same(a, b):
         assert a == b or (a != a and b != b)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept():
+    """What runs of one config compile, which later ones take over: tracing it anew is most of the time of a run."""
+    made, compiled = {}, Program.compile
+
+    def once(kind, config, make):
+        key = kind, repr(config)
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "compile", lambda self: once("step", self.experiment.config, lambda: compiled(self)))
+        patch.setattr(loop, "Evaluator", lambda e, *more: once("rows", e.config, lambda: Evaluator(e, *more)))
+        yield made
+
+
 @pytest.fixture
 def config(tiny):
     return tiny({"evaluation.every": 6, "checkpoint.every": 6})
@@ -88,10 +106,11 @@ def test_a_run_leaves_its_folder_as_documented(config, unbroken, reference):
 
 
 @pytest.mark.parametrize("stops", [[2], [6], [10], [2, 4, 8]], ids=str)
-def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(config, reference, tmp_path, stops):
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(config, reference, tmp_path, kept, stops):
     for stop in stops:
         outcome = run(config, tmp_path / "run", stop_after=stop)
         assert (outcome.status, outcome.step, outcome.code) == ("stopped", stop, 0)
+    kept.clear()  # as another process, which compiles anew
     assert run(config, tmp_path / "run").status == "finished"
     assert_same(left(tmp_path / "run"), reference)
 
@@ -270,7 +289,8 @@ def test_memory_that_runs_out_is_told_in_one_sentence(config, tmp_path, monkeypa
         assert manifest["message"] == str(caught.value)
 
 
-def test_the_step_is_compiled_once(config, tmp_path, monkeypatch):
+def test_the_step_is_compiled_once(config, tmp_path, monkeypatch, kept):
+    kept.clear()
     traces = []
     advance = Program.advance
     monkeypatch.setattr(Program, "advance", lambda self, *args: traces.append(1) or advance(self, *args))
@@ -505,7 +525,7 @@ def damage_rows(workdir, step):
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def test_a_run_of_no_steps_keeps_and_measures_the_models_as_they_are_drawn(config, reference, tiny, tmp_path):
+def test_a_run_of_no_steps_keeps_and_measures_the_models_as_they_are_drawn(config, reference, tiny, tmp_path, kept):
     fresh, folder = tiny({"train.steps": 0}), tmp_path / "run"
     assert run(fresh, folder) == loop.Outcome("finished", 0, 0)
     plain, metrics, rows, summary = left(folder, 0)
@@ -513,6 +533,7 @@ def test_a_run_of_no_steps_keeps_and_measures_the_models_as_they_are_drawn(confi
     assert_same(rows["000000.npz"], reference[2]["000000.npz"])
     assert (summary["steps"], summary["of"]) == (0, 0)
     assert summary["influence"] == summary["at_init"]["influence"] == reference[3]["at_init"]["influence"]
+    kept.clear()
     drawn = Program(build(fresh), auto.resolve(build(fresh), "cpu", 2)).compile()
     assert_same(plain, checkpoint.to_plain(jax.device_get(drawn.unpack(drawn.fresh()))))
     said = []
