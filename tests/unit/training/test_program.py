@@ -1,5 +1,7 @@
 """The compiled step: the same whichever way it is laid out, cut up or dispatched."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,11 +11,17 @@ from positionbias.replicas import Layout
 from positionbias.training.auto import Auto
 from positionbias.training.program import Program, fetch
 
-pytestmark = pytest.mark.usefixtures("as_users")
+
+@pytest.fixture(scope="module")
+def advance():
+    """`advance(config, auto, dispatches)`: the state and metrics then; programs are compiled once."""
+    return functools.partial(advanced, {})
 
 
-def advance(config, auto, dispatches=1):
-    compiled = Program(build(config), auto).compile()
+def advanced(kept, config, auto, dispatches=1):
+    if (repr(config), auto) not in kept:
+        kept[repr(config), auto] = Program(build(config), auto).compile()
+    compiled = kept[repr(config), auto]
     state, metrics = compiled.fresh(), []
     for i in range(dispatches):
         state, found = compiled.advance(state, i * auto.steps_per_dispatch)
@@ -37,25 +45,25 @@ def near(a, b, tolerance):
     ],
     ids=str,
 )
-def test_step_one_does_not_depend_on_layout_or_micro_batches(tiny, auto):
+def test_step_one_does_not_depend_on_layout_or_micro_batches(tiny, advance, auto):
     config = tiny()
     _, expected = advance(config, Auto(Layout("loop"), 8, 1))
     _, found = advance(config, auto)
     near(expected, found, 1e-6)
 
 
-def test_dispatches_of_any_size_make_the_same_run(tiny):
+def test_dispatches_of_any_size_make_the_same_run(tiny, advance):
     one, many = (advance(tiny(), Auto(Layout("loop"), 8, k), 4 // k) for k in (1, 4))
     near(one, many, 1e-5)
 
 
-def test_training_lowers_the_loss_and_replicas_differ(tiny):
+def test_training_lowers_the_loss_and_replicas_differ(tiny, advance):
     _, metrics = advance(tiny({"train.steps": 400}), Auto(Layout("loop"), 8, 100), 4)
     assert (metrics["loss"][:, -20:].mean(axis=1) < metrics["loss"][:, :20].mean(axis=1) - 0.3).all()
     assert metrics["loss"][0, 0] != metrics["loss"][1, 0]
 
 
-def test_equal_seeds_make_equal_replicas_and_other_rates_do_not(tiny):
+def test_equal_seeds_make_equal_replicas_and_other_rates_do_not(tiny, advance):
     state, metrics = advance(tiny({"train.vary": {"seed": [5, 6]}}), Auto(Layout("loop"), 8, 4))
     _, swapped = advance(tiny({"train.vary": {"seed": [6, 5]}}), Auto(Layout("loop"), 8, 4))
     assert np.array_equal(metrics["loss"], swapped["loss"][::-1])
@@ -65,7 +73,7 @@ def test_equal_seeds_make_equal_replicas_and_other_rates_do_not(tiny):
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-def test_varied_hyperparameters_match_runs_of_their_own(tiny, name):
+def test_varied_hyperparameters_match_runs_of_their_own(tiny, advance, name):
     values = [0.01, 0.1]
     field = {"learning_rate": "optimizer.learning_rate", "weight_decay": "optimizer.name.weight_decay"}[name]
     together, _ = advance(tiny({"train.vary": {name: values}}), Auto(Layout("loop"), 8, 4))
@@ -88,7 +96,7 @@ def test_frozen_matrices_stay_as_they_started(tiny):
     assert not np.array_equal(jax.tree.leaves(before["params"])[0], jax.tree.leaves(after["params"])[0])
 
 
-def test_the_gradient_is_that_of_the_mean_loss(tiny):
+def test_the_gradient_is_that_of_the_mean_loss(tiny, advance):
     # One plain gradient step by hand: parameters move by minus rate times the gradient of the whole batch's mean loss.
     from flax import nnx
 
@@ -99,15 +107,18 @@ def test_the_gradient_is_that_of_the_mean_loss(tiny):
     experiment = build(config)
     state, _ = advance(config, Auto(Layout("loop"), 2, 1))
     key = replica_keys(0, 1)[0]
-    model = experiment.initialise(stream(key, "initialise"))
     condition = experiment.task.conditions()[0]
-    batch = experiment.task.batch(jax.random.fold_in(stream(key, "data"), 0), condition, 8)
-    graph, params = nnx.split(model, nnx.Param)
 
-    def loss(params):
-        outputs = nnx.merge(graph, params)(batch.inputs, batch.tokens, 4, Sites())
+    def loss(params, batch):
+        outputs = nnx.merge(nnx.graphdef(experiment.abstract), params)(batch.inputs, batch.tokens, 4, Sites())
         chosen = jax.nn.log_softmax(outputs)[np.arange(8)[:, None], batch.query, batch.targets[:, 4:]]
         return -chosen.mean()
 
-    expected = jax.tree.map(lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params))
+    @jax.jit
+    def stepped():
+        params = nnx.state(experiment.initialise(stream(key, "initialise")), nnx.Param)
+        batch = experiment.task.batch(jax.random.fold_in(stream(key, "data"), 0), condition, 8)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params, batch))
+
+    expected = stepped()
     near(jax.tree.map(lambda x: x[0], state["params"]), expected, 1e-6)
