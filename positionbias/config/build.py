@@ -19,7 +19,7 @@ from positionbias.config import schema
 from positionbias.config.fields import Looks, check_told, idle
 from positionbias.masks.base import Mask, one_share
 from positionbias.masks.order import Causal
-from positionbias.models.base import Architecture, Model, initialise, visible
+from positionbias.models.base import Architecture, Model, initialise, shapes, visible
 from positionbias.models.parameters import Blueprint
 from positionbias.models.state import state_size
 from positionbias.objectives.base import Objective
@@ -44,7 +44,7 @@ class Experiment:
 
     def initialise(self, key: jax.Array) -> Model:
         """A fresh model."""
-        return initialise(self.architecture, self.blueprint, key)
+        return initialise(self.architecture, self.blueprint, key, self._shapes[1])
 
     def reach(
         self, condition: Condition, tokens: Tokens | None = None, inputs: int | None = None
@@ -183,11 +183,13 @@ class Experiment:
         return {name: f"{part.nbytes} bytes, crc32 {zlib.crc32(part.data):08x}" for name, part in parts}
 
     @cached_property
-    def abstract(self) -> Any:
-        """The shapes of a model's parameters, without making them."""
-        from flax import nnx
+    def _shapes(self) -> tuple[Model, int]:
+        return shapes(self.architecture, self.blueprint)
 
-        return nnx.eval_shape(lambda: self.initialise(jax.random.key(0)))
+    @property
+    def abstract(self) -> Model:
+        """The shapes of a model's parameters, without making them."""
+        return self._shapes[0]
 
 
 def build(config: schema.Config, length: int | None = None) -> Experiment:

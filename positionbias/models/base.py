@@ -113,8 +113,15 @@ def visible(operator: Operator, mask: Mask, q: Tokens, k: Tokens) -> Bool[Mapped
     return operator.visible(q, k, mask.dense(q, k))
 
 
-def initialise(architecture: Architecture, blueprint: Blueprint, key: Key[jax.Array, ""]) -> Model:
-    """A model whose parameters are drawn from `key`."""
+def shapes(architecture: Architecture, blueprint: Blueprint) -> tuple[Model, int]:
+    """A model of shapes alone, and how many normals its parameters are drawn from."""
     counted = Noise()
-    nnx.eval_shape(lambda: architecture.create(blueprint, counted))
-    return architecture.create(blueprint, Noise(jax.random.normal(key, (counted.taken,))))
+    return nnx.eval_shape(lambda: architecture.create(blueprint, counted)), counted.taken
+
+
+def initialise(
+    architecture: Architecture, blueprint: Blueprint, key: Key[jax.Array, ""], taken: int | None = None
+) -> Model:
+    """A model whose parameters are drawn from `key`, with as many normals as `shapes` counts, if not told."""
+    count = shapes(architecture, blueprint)[1] if taken is None else taken
+    return architecture.create(blueprint, Noise(jax.random.normal(key, (count,))))
