@@ -23,6 +23,8 @@ from positionbias.tasks import export, exported
 from positionbias.tasks.associative_recall import AssociativeRecall
 from positionbias.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("no_influence")
+
 TASK = "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=0)"
 
 
