@@ -22,8 +22,13 @@ RUNS = {
 METHODS = {"next_token": "autoregressive", "masked_diffusion": "diffusion", "random_order": "any_order"}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
 @pytest.fixture
-def trained(tiny, tmp_path):
+def trained(tiny, folder):
     """`trained(objective)`: the folder of a run that has just begun to learn reversal."""
 
     def make(objective):
@@ -34,8 +39,10 @@ def trained(tiny, tmp_path):
             "train.steps": 20,
             "evaluation.items": 8,
         }
-        train(tiny({**overrides, **RUNS[objective]}), tmp_path / objective, [], lambda line: None)
-        return tmp_path / objective
+        train(
+            tiny({**overrides, **RUNS[objective]}), folder / objective, [], lambda line: None
+        )  # a second time, nothing
+        return folder / objective
 
     return make
 

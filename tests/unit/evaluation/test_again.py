@@ -251,7 +251,7 @@ def test_items_of_another_world_are_refused_with_both(tiny, more, ours):
 
 
 def test_items_of_a_world_are_for_its_replica_alone(tiny, tmp_path):
-    config = tiny({"task": WORLD, "seed": 7, "train.replicas": 2, "train.steps": 4, "evaluation.items": 40})
+    config = tiny({"task": WORLD, "seed": 7, "train.replicas": 2, "train.steps": 0, "evaluation.items": 40})
     train(config, tmp_path / "run", [], lambda line: None)
     export.main(["--task", WORLD, "--data_dir", str(tmp_path), "--examples", "40", "--seed", "7", "--replica", "1"])
     for more in (["--conditions", "train", "--label", "fresh"], ["--data_dir", str(tmp_path), "--label", "stored"]):
@@ -298,7 +298,7 @@ def test_positions_that_no_model_is_told_are_not_moved(run, monkeypatch, change)
 
 
 def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):
-    train(tiny({"task": TASK, "train.steps": 4, "evaluation.items": 8}), tmp_path / "run", [], lambda line: None)
+    train(tiny({"task": TASK, "train.steps": 0, "evaluation.items": 8}), tmp_path / "run", [], lambda line: None)
     for arguments in (
         ["--interventions", "shift(1)"],
         ["--interventions", "pad(1)"],
@@ -316,7 +316,7 @@ def test_a_table_of_positions_bounds_what_may_be_asked(tiny, tmp_path):
 @pytest.mark.parametrize(("change", "rows"), [("pad(by=1)", 7), ("repeat", 12)])
 def test_a_mask_of_so_many_rows_bounds_what_may_be_asked(tiny, tmp_path, change, rows):
     mask = {"model.mask": "causal & from_file(None, matrix='6x6:ffffffffe0')", "model.position": "rope"}
-    train(tiny({"task": TASK, "train.steps": 4, "evaluation.items": 8, **mask}), tmp_path, [], lambda line: None)
+    train(tiny({"task": TASK, "train.steps": 0, "evaluation.items": 8, **mask}), tmp_path, [], lambda line: None)
     with pytest.raises(ConfigError) as caught:
         again.Measurer(tmp_path, again.variants(None, change))
     assert str(caught.value) == (
@@ -334,7 +334,7 @@ def test_features_of_positions_bound_what_may_be_asked(tiny):
 
 
 def test_a_longer_table_leaves_room(tiny, tmp_path):
-    config = tiny({"task": TASK, "model.position": "learned(length=8)", "train.steps": 4, "evaluation.items": 8})
+    config = tiny({"task": TASK, "model.position": "learned(length=8)", "train.steps": 0, "evaluation.items": 8})
     train(config, tmp_path / "run", [], lambda line: None)
     assert evaluate.main(["--workdir", str(tmp_path / "run"), "--interventions", "shift(2)"]) == 0
     with pytest.raises(ConfigError, match=r"--interventions: learned.length = 8 is shorter"):

@@ -77,6 +77,7 @@ def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
 
 
 @pytest.mark.usefixtures("no_influence")
+@pytest.mark.usefixtures("no_influence")
 def test_conditions_that_share_items_are_asked_of_the_same(tiny):
     task = "context_or_prior(subjects=4, relations=1, objects=4, folds=2, documents=3)"
     experiment, weights = fresh(tiny({"task": task, "train.replicas": 1, "evaluation.items": 40}))

@@ -149,6 +149,7 @@ def measured(config, intervention):
     return summarise(rows), rows
 
 
+@pytest.mark.usefixtures("no_influence")
 def test_positions_matter_to_a_model_that_is_told_them_and_to_no_other(tiny):
     recall = {"task": "associative_recall(pairs=3, keys=3, values=4, delays=2, padding=1, shift=0)"}
     blind = tiny({**recall, "model.position": "none", "model.mask": "bidirectional"})

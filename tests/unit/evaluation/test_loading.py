@@ -18,6 +18,8 @@ from positionbias.tasks.base import Size
 from positionbias.training import checkpoint
 from positionbias.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("no_influence")
+
 TASK = "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=2)"
 SHORTER, LONGER = TASK.replace("shift=2", "shift=1"), TASK.replace("shift=2", "shift=3")
 TOO_LONG = "positions up to 8 are needed, but model.position = learned(length=None) was trained on 8"
@@ -162,7 +164,7 @@ def test_answers_stand_in_the_rows_told(tiny, tmp_path, objective, row):
     """An answer that stands in the last input is said by the row before, or where it is hidden."""
     mask = "causal" if objective == "next_token" else "bidirectional"
     task = {"task": "reversal(pairs=4, both=2, begin=True)", "objective": objective, "model.mask": mask}
-    train(tiny({**task, "train.steps": 4, "evaluation.items": 8}), tmp_path / "run", [], lambda line: None)
+    train(tiny({**task, "train.steps": 0, "evaluation.items": 8}), tmp_path / "run", [], lambda line: None)
     loaded = load(tmp_path / "run")
     batch = loaded.sample(4)
     assert loaded.answer_rows(batch).tolist() == [[row]] * 4
