@@ -74,7 +74,7 @@ class Patching(Analysis):
                 return margin(subject.apply(corrupted, (), change)[0][each, rows])
 
             count, index = len(layers), jnp.arange(length)
-            at = jnp.stack([index == _evidence(batch)[:, None], index == rows[:, None]])  # [place, B, T]
+            at = jnp.stack([index == batch.last_evidence[:, -1, None], index == rows[:, None]])  # [place, B, T]
             place = jnp.concatenate([at, ~jnp.any(at, axis=0, keepdims=True)])
             chosen = jnp.einsum("lm,pbt->lpmbt", jnp.eye(count), place.astype(jnp.float32)) > 0
             by_place = chosen.reshape(-1, *chosen.shape[2:])  # [layer and place, layers, B, T]
@@ -94,15 +94,8 @@ class Patching(Analysis):
         return found | shares
 
 
-def _evidence(batch: Batch) -> jax.Array:
-    """The position of the evidence that holds the last answer, [B]."""
-    evidence = batch.evidence[:, -1]
-    last = evidence.shape[-1] - 1 - jnp.argmax(evidence[:, ::-1] >= 0, axis=-1)
-    return jnp.take_along_axis(evidence, last[:, None], axis=-1)[:, 0]
-
-
 def _corrupted(batch: Batch) -> Batch:
     """The batch with the token of each item's evidence replaced by that of the next item's."""
-    at, each = _evidence(batch), jnp.arange(len(batch.inputs))
+    at, each = batch.last_evidence[:, -1], jnp.arange(len(batch.inputs))
     token = batch.inputs[each, at]
     return batch._replace(inputs=batch.inputs.at[each, at].set(jnp.roll(token, -1)))

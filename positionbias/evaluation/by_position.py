@@ -137,10 +137,9 @@ class Evaluator:
                 known = visible & (example.tokens.hidden == 0)
                 visible = known.at[example.query].set(known[rows])
             lost = task.losses(example, visible) if self._by_loss else {}
-            answer = example.evidence.shape[-1] - 1 - jnp.argmax(example.evidence[:, ::-1] >= 0, axis=-1)
             return {
                 **{name: getattr(example, name) for name in WHOLE},
-                "evidence": jnp.take_along_axis(example.evidence, answer[:, None], axis=-1)[:, 0],
+                "evidence": example.last_evidence,
                 "given": outputs[rows],
                 "target": example.targets[example.query],
                 "ceiling": task.ceiling(example, visible),

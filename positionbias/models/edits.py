@@ -95,9 +95,15 @@ def project_out(
     vectors = jnp.atleast_2d(jnp.asarray(directions))
 
     def change(was: jax.Array) -> jax.Array:
-        u, sizes, _ = jnp.linalg.svd(vectors.T.astype(jnp.float32), full_matrices=False)
-        u = jnp.where(sizes > 1e-6 * sizes[0], u, 0.0)  # directions that others span already
-        return was - (was @ u) @ u.T
+        basis = jnp.zeros(vectors.shape, jnp.float32)
+        for i, vector in enumerate(vectors.astype(jnp.float32)):
+            left = vector
+            for _ in range(2):  # the second time for what rounding has left
+                left = left - basis.T @ (basis @ left)
+            size = jnp.linalg.norm(left)
+            other = size > 1e-5 * jnp.linalg.norm(vector)  # than those before span already
+            basis = basis.at[i].set(jnp.where(other, left / jnp.where(other, size, 1.0), 0.0))
+        return was - (was @ basis.T) @ basis
 
     return Edit(change, heads, rows)
 

@@ -40,6 +40,12 @@ class Batch(NamedTuple):
     query_slot: Int[jax.Array, "... A"]  # query on the task's own axis, counted from 0 (what curves are drawn over)
     evidence_slot: Int[jax.Array, "... A"]  # the answer-holding evidence on the task's own axis
 
+    @property
+    def last_evidence(self) -> Int[jax.Array, "... A"]:
+        """The position that holds the answer itself: the last of the evidence."""
+        last = self.evidence.shape[-1] - 1 - jnp.argmax(self.evidence[..., ::-1] >= 0, axis=-1)
+        return jnp.take_along_axis(self.evidence, last[..., None], axis=-1)[..., 0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
