@@ -9,11 +9,11 @@ import numpy as np
 
 from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
-from positionbias.reporting.html import between, escape, figure, grid
+from positionbias.reporting.html import between, figure, grid
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import band
 
-MOST = 16  # numbers of an array that the table has
+MOST = 16  # layers, or the like, that the table has a line for
 
 
 def analysed(run: Run) -> list[str]:
@@ -21,12 +21,12 @@ def analysed(run: Run) -> list[str]:
     if not run.analyses:
         return []
     shown = [svg for name, one in run.analyses.items() for svg in _figures(name, one)]
-    body = [[escape(cell) for cell in row] for one in run.analyses.values() for row in _rows(one)]
+    body = [row for one in run.analyses.values() for row in _rows(one)]
     found = [side_by_side(shown)] if shown else []
     if body:
         caption = (
-            "Mean and 95 % interval over replicas, of the trained models and of the same before training; arrays of"
-            " more numbers are in the folder analysis."
+            "Mean and 95 % interval over replicas, of the trained models and of the same before training. What differs"
+            " by heads or positions is in the folder analysis."
         )
         found.append(grid(["analysis", "number", "trained", "before training"], body, caption, texts=2))
     return ["<h2>Analyses</h2>", *found]
@@ -78,13 +78,15 @@ def _lines(one: Mapping[str, Any], array: Mapping[str, Any], which: str) -> dict
 
 
 def _rows(one: Mapping[str, Any]) -> list[list[str]]:
-    found = []
+    found: list[list[str]] = []
     for name, array in one["arrays"].items():
-        if not array.get("numbers") or len(array["numbers"]) > MOST:
+        if not array.get("numbers") or len(array["numbers"]) > MOST or len(array["axes"]) > 1:
             continue
         for i, place in enumerate(np.ndindex(*array["sizes"])):
             at = zip(array["axes"], place, strict=True)
             where = ", ".join(f"{axis} {_named(one, axis, number)}" for axis, number in at)
             told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
-            found.append([one["analysis"], told, between(array["numbers"][i]), between(array["at_init"][i])])
+            found.append(
+                ["" if found else _called(one), told, between(array["numbers"][i]), between(array["at_init"][i])]
+            )
     return found
