@@ -65,6 +65,8 @@ EXAMPLES = {
 }
 
 BATCH, T, S, HEADS, SIZE, OUT = 2, 6, 8, 2, 4, 3
+EACH = T + 1  # sequences of the program that most checks share
+STEPS = slice(0, 1), slice(2, 4), slice(T - 1, T)
 DRAWS = 16  # of arrays, until every visible value was seen
 DIMS = Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S, value_size=OUT)
 NONE = spec.build("positions", "none", "position")
@@ -76,10 +78,10 @@ def drawn(seed, shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def setting(operator, pattern, seed=0):
+def setting(operator, pattern, seed=0, batch=BATCH):
     """Arrays, tokens and a mask that fit operator and pattern: q, k, v of [B, T|S, N, H|K]."""
     columns = T if pattern.endswith("self") else S
-    shapes = [(BATCH, T, HEADS, SIZE), (BATCH, columns, HEADS, SIZE), (BATCH, columns, HEADS, OUT)]
+    shapes = [(batch, T, HEADS, SIZE), (batch, columns, HEADS, SIZE), (batch, columns, HEADS, OUT)]
     arrays = [drawn(100 * seed + i, shape) for i, shape in enumerate(shapes)]
     text = "causal" if pattern.startswith("causal") else "bidirectional"
     if operator.any_mask:
@@ -105,6 +107,69 @@ def made(operator, dims):
     return {name: jnp.asarray(drawn(i, m.shape)) for i, (name, m) in enumerate(declared)}
 
 
+@functools.lru_cache(maxsize=8)
+def mixing(operator, pattern):
+    """What most checks ask, in one program: q, k, v, streams, slopes and rows' padding -> mixed, gradients, visible.
+
+    So that one serves them all, it is of `EACH` sequences: one a row, and one that stays as it was drawn.
+    """
+    _, tokens_q, tokens_k, mask = setting(operator, pattern)
+
+    def padded(tokens_q, tokens_k, valid):
+        tokens_q = tokens_q._replace(valid=valid)
+        return tokens_q, tokens_q if pattern.endswith("self") else tokens_k
+
+    def both(arrays, slopes, valid, traced_q, traced_k):
+        own = padded(tokens_q, tokens_k, valid)
+        found, back = jax.vjp(lambda *y: run(operator, y[:3], *own, mask, given=y[3:]), *arrays)
+        traced = padded(traced_q, traced_k, valid)
+        return found, back(slopes), operator.visible(*traced, mask.dense(*traced))
+
+    program = jax.jit(both)
+
+    def called(arrays, slopes=None, valid=None):
+        slopes = np.ones((EACH, T, HEADS, OUT), np.float32) if slopes is None else slopes
+        valid = np.ones(T, bool) if valid is None else valid
+        return jax.tree.map(np.asarray, program(tuple(arrays), slopes, valid, tokens_q, tokens_k))
+
+    return called
+
+
+@functools.lru_cache(maxsize=8)
+def placed(operator, pattern):
+    """What comes out without positions, with rotations, and with biases; and some rows by `step`, if it has one."""
+    (q, k, v), tokens_q, tokens_k, mask = setting(operator, pattern)
+    positions = {text: spec.build("positions", text, "position") for text in ("none", "rope", "alibi")}
+    position = Placed(positions["rope" if operator.uses_rotation else "none"])
+    params = made(operator, DIMS)
+
+    def called(q, k, v):
+        whole = {text: run(operator, (q, k, v), tokens_q, tokens_k, mask, one) for text, one in positions.items()}
+        by_step = []
+        for rows in STEPS if operator.steps else ():
+            some = tokens_q.cut(rows.start, rows.stop)
+            unseen = ~np.asarray(mask.dense(some, tokens_k)).any(axis=0)[:, None, None]
+            k_left, v_left = (jnp.where(unseen, 7.0, x) for x in (k, v))
+            told = some, tokens_k, mask.bind(tokens_q, tokens_k), position, params, Sites()
+            by_step.append(operator.step(q[:, rows], k_left, v_left, *told))
+        return whole, by_step
+
+    return jax.tree.map(np.asarray, jax.jit(called)(q, k, v))
+
+
+def covering(operator):
+    """Patterns that have all that its patterns are made of, self or cross under a causal mask or another.
+
+    A call is told no pattern, only tokens and a mask, so that what holds of each of the two holds of both.
+    """
+    found, parts = [], set()
+    for pattern in ("causal_self", "noncausal_cross", "noncausal_self", "causal_cross"):
+        if pattern in operator.patterns and not parts.issuperset(pattern.split("_")):
+            found.append(pattern)
+            parts.update(pattern.split("_"))
+    return found
+
+
 def check_patterns(operator):
     """At least one pattern is declared, and none but the four."""
     assert operator.patterns
@@ -113,11 +178,11 @@ def check_patterns(operator):
 
 def check_shape(operator):
     """[B, T, N, K] in the precision of the values, for every declared pattern."""
-    for pattern in operator.patterns:
+    for pattern in covering(operator):
         arrays, *rest = setting(operator, pattern)
-        for dtype in (jnp.float32, jnp.bfloat16):
-            given = [x.astype(dtype) for x in arrays]
-            found = jax.eval_shape(lambda *x, rest=rest: run(operator, x, *rest), *given)
+        halves = [x.astype(jnp.bfloat16) for x in arrays]
+        half = jax.eval_shape(lambda *x, rest=rest: run(operator, x, *rest), *halves)
+        for found, dtype in ((half, jnp.bfloat16), (placed(operator, pattern)[0]["none"], jnp.float32)):
             assert found.shape == (BATCH, T, HEADS, OUT)
             assert found.dtype == dtype
 
@@ -133,22 +198,19 @@ def check_visible(operator):
         _, tokens_q, tokens_k, mask = setting(operator, pattern)
         allowed = mask.dense(tokens_q, tokens_k)
         visible = np.asarray(operator.visible(tokens_q, tokens_k, allowed))
-        traced = jax.jit(operator.visible)(tokens_q, tokens_k, allowed)
-        np.testing.assert_array_equal(traced, visible, "visible is not written with array operators only")
         assert not (visible & ~allowed).any(), "an operator may not see past its mask"
-
-        def sums(q, k, v, x, stream, rest=(tokens_q, tokens_k, mask)):
-            # Fixed unequal weights, so that contributions cannot cancel.
-            found = run(operator, (q, k, v), *rest, given=(x, stream))
-            return jnp.einsum("BTNK,K->T", found, jnp.array([1.0, 0.7, -0.4]))
 
         own = np.eye(*visible.shape, dtype=bool) & pattern.endswith("self")
         rows = visible | own if pattern.endswith("self") else np.eye(T, dtype=bool)
-        slopes = jax.jit(jax.jacrev(sums, argnums=(0, 1, 2, 3, 4)))
+        # Fixed unequal weights, so that contributions cannot cancel: each sequence has those of one row alone.
+        slopes = np.zeros((EACH, T, HEADS, OUT), np.float32)
+        slopes[np.arange(T), np.arange(T)] = [1.0, 0.7, -0.4]
         reached = np.zeros_like(visible)
         for seed in range(DRAWS):
-            q, k, v = (x[:1] for x in setting(operator, pattern, seed)[0])
-            found = slopes(q, k, v, *streams((q, k), seed))
+            arrays = setting(operator, pattern, seed, batch=1)[0]
+            same = [np.repeat(x, EACH, axis=0) for x in [*arrays, *streams(arrays, seed)]]
+            _, found, traced = mixing(operator, pattern)(same, slopes)
+            np.testing.assert_array_equal(traced, visible, "visible is not written with array operators only")
             # The gradient of a decay, which keys may be, is a sum whose terms cancel but for rounding.
             for gradient, inside, rounding in zip(
                 found,
@@ -156,9 +218,9 @@ def check_visible(operator):
                 (0.0, 1e-6, 0.0, 0.0, 1e-6),
                 strict=True,
             ):
-                touched = np.abs(gradient).reshape(T, gradient.shape[2], -1).sum(axis=-1)
+                touched = np.abs(gradient[:T]).reshape(T, gradient.shape[1], -1).sum(axis=-1)
                 assert (touched[~inside] <= rounding * touched.max()).all(), "a gradient leaks outside visible"
-            reached |= np.abs(found[2]).sum(axis=(1, 3, 4)) > 0
+            reached |= np.abs(found[2][:T]).sum(axis=(2, 3)) > 0
             if reached[visible].all():
                 break
         assert reached[visible].all(), "visible claims what cannot be seen"
@@ -173,90 +235,70 @@ def check_unseen(operator):
         rows = (visible | own) if pattern.endswith("self") else own
         columns = (visible | own) if pattern.endswith("self") else visible
 
-        def mixed(q, k, v, x, stream, rest=(tokens_q, tokens_k, mask)):
-            return run(operator, (q, k, v), *rest, given=(x, stream))
-
-        call = jax.jit(mixed)
-        for seed in range(3):
-            arrays, others = (setting(operator, pattern, draw)[0] for draw in (seed, 50 + seed))
+        for seed in range(6):
+            arrays, others = (setting(operator, pattern, draw, batch=1)[0] for draw in (seed, 50 + seed))
             arrays, others = [*arrays, *streams(arrays, seed)], [*others, *streams(others, 50 + seed)]
-            whole = call(*arrays)
-            for row in range(T):
-                kept = (rows[row], columns[row], columns[row], own[row], columns[row])
-                changed = [
-                    np.where(keep.reshape(-1, *[1] * (x.ndim - 2)), x, 5 * y)
-                    for keep, x, y in zip(kept, arrays, others, strict=True)
-                ]
-                np.testing.assert_allclose(call(*changed)[:, row], whole[:, row], rtol=1e-5, atol=1e-5)
+            changed = []
+            for keep, x, y in zip((rows, columns, columns, own, columns), arrays, others, strict=True):
+                each = np.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, 5 * y)
+                changed.append(np.concatenate([each, x]))
+            found = mixing(operator, pattern)(changed)[0]
+            np.testing.assert_allclose(found[np.arange(T), np.arange(T)], found[T], rtol=1e-5, atol=1e-5)
 
 
-def check_empty_rows(operator):
-    """A row that sees nothing gives zero, and neither it nor its gradient is ever NaN."""
-    for pattern in operator.patterns:
-        arrays, tokens_q, tokens_k, mask = setting(operator, pattern)
-        valid = np.arange(T) != 2
-        tokens_q = tokens_q._replace(valid=valid)
-        if pattern.endswith("self"):
-            tokens_k = tokens_q
+def check_padding(operator):
+    """A row that sees nothing gives zero, and neither it nor its gradient is ever NaN; each sequence has its own.
 
-        def both(*x, rest=(tokens_q, tokens_k, mask)):
-            found, back = jax.vjp(lambda *y: run(operator, y, *rest), *x)
-            return found, *back(jnp.ones_like(found))
-
-        found, *gradients = map(np.asarray, jax.jit(both)(*arrays))
-        assert (found[:, 2] == 0).all()
-        for x in (found, *gradients):
-            assert np.isfinite(x).all()
-        assert (gradients[0][:, 2] == 0).all()
-
-
-def check_batched_tokens(operator):
-    """Tokens with a leading B serve each sequence with its own."""
-    arrays, tokens_q, tokens_k, mask = setting(operator, "causal_self")
-    if "causal_self" not in operator.patterns:
-        return
-    valid = np.ones((BATCH, T), bool)
-    valid[1, 0] = False
-
-    def called(arrays, given):
-        both = run(operator, arrays, *(t._replace(valid=valid) for t in (tokens_q, tokens_k)), mask, given=given)
-        alone = []
-        for row in range(BATCH):
-            own = [t._replace(valid=valid[row]) for t in (tokens_q, tokens_k)]
-            mine = [x[row : row + 1] for x in given]
-            alone.append(run(operator, [x[row : row + 1] for x in arrays], *own, mask, given=mine)[0])
-        return both, jnp.stack(alone)
-
-    both, alone = jax.jit(called)(arrays, streams(arrays))
-    np.testing.assert_allclose(alone, both, rtol=1e-5, atol=1e-6)
+    As XLA may leave out a division that it traces whole, padding is known to one program and given to another.
+    """
+    for pattern in covering(operator):
+        arrays, tokens_q, tokens_k, mask = setting(operator, pattern, batch=EACH)
+        given = streams(arrays)
+        valid = np.ones((EACH, T), bool)
+        valid[1, 0] = valid[2, 2] = False
+        own = tokens_q._replace(valid=valid)
+        rest = own, own if pattern.endswith("self") else tokens_k, mask
+        known = jax.jit(lambda arrays, given, rest=rest: run(operator, arrays, *rest, given=given))(arrays, given)
+        assert np.isfinite(known).all()
+        assert (np.asarray(known)[~valid] == 0).all()
+        for sequence in range(3):
+            found, gradients, _ = mixing(operator, pattern)([*arrays, *given], valid=valid[sequence])
+            np.testing.assert_allclose(known[sequence], found[sequence], rtol=1e-5, atol=1e-6)
+            assert (found[:, ~valid[sequence]] == 0).all()
+            for x in (found, *gradients):
+                assert np.isfinite(x).all()
+            assert (gradients[0][:, ~valid[sequence]] == 0).all()
 
 
 def check_flags(operator):
     """An operator listens to rotations and biases exactly if it says so."""
-    for pattern in operator.patterns:
-        arrays, *rest = setting(operator, pattern)
-        positions = [spec.build("positions", text, "position") for text in ("none", "rope", "alibi")]
-        called = jax.jit(lambda x, rest=rest, of=positions: [run(operator, x, *rest, position=one) for one in of])
-        plain, rope, alibi = called(arrays)
-        for text, told, listens in (("rope", rope, operator.uses_rotation), ("alibi", alibi, operator.uses_bias)):
-            assert (not np.array_equal(told, plain)) == listens, f"{text} is treated otherwise than the flag says"
+    for pattern in covering(operator):
+        whole, _ = placed(operator, pattern)
+        for text, listens in (("rope", operator.uses_rotation), ("alibi", operator.uses_bias)):
+            told = not np.array_equal(whole[text], whole["none"])
+            assert told == listens, f"{text} is treated otherwise than the flag says"
 
 
 def check_pattern(operator):
     """The pattern that is read is the one that mixes: zero where masked, and editable."""
-    for pattern in operator.patterns:
+    for pattern in covering(operator):
         arrays, *rest = setting(operator, pattern)
 
-        def called(x, rest=rest):
+        def called(x, scale, rest=rest):
             kept = {}
-            found = run(operator, x, *rest, site=Reads(lambda name, value: kept.setdefault(name, value)))
-            silent = Reads(lambda name, value: value * 0 if name == "pattern" else value)
-            return found, kept, run(operator, x, *rest, site=silent)
 
-        found, kept, silent = jax.jit(called)(arrays)
-        assert ("pattern" in kept) == operator.has_pattern
+            def read(name, value):
+                kept.setdefault(name, value)
+                return value * scale if name == "pattern" else value
+
+            return run(operator, x, *rest, site=Reads(read)), kept
+
         if not operator.has_pattern:
+            assert "pattern" not in jax.eval_shape(called, arrays, 1.0)[1]
             continue
+        program = jax.jit(called)
+        (found, kept), (silent, _) = program(arrays, 1.0), program(arrays, 0.0)
+        assert "pattern" in kept
         weights = np.asarray(kept["pattern"])
         assert weights.shape == (BATCH, HEADS, T, arrays[1].shape[1])
         assert (weights[:, :, ~rest[2].dense(*rest[:2])] == 0).all()
@@ -270,8 +312,8 @@ def check_state_size(operator):
     assert all(type(n) is int and n >= 0 for n in sizes)
     assert sizes[0] <= sizes[1]
     if operator.carries:
-        rows = Rows(operator)
-        state = jax.eval_shape(lambda: rows.advance(rows.drawn(0), rows.tokens(0), jnp.arange(LONG), None)[1])
+        rows = sequence(operator, "causal")
+        state = jax.eval_shape(rows.begin, rows.drawn(0), rows.tokens(0), np.arange(7))[1]
         count = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(state))
         assert count == operator.state_size(dataclasses.replace(DIMS, length=LONG - 1))
 
@@ -286,32 +328,17 @@ def check_read_once(operator):
 
 def check_step(operator):
     """Some rows by `step` come out as they do among all, whatever stands at keys that they do not see."""
-    if not operator.steps:
-        return
-    params = made(operator, DIMS)
-    for pattern in operator.patterns:
-        (q, k, v), tokens_q, tokens_k, mask = setting(operator, pattern)
-        position = NONE if not operator.uses_rotation else spec.build("positions", "rope", "position")
-        parts = slice(0, 1), slice(2, 4), slice(T - 1, T)
-
-        def called(q, k, v, rest=(tokens_q, tokens_k, mask, position), parts=parts):
-            tokens_q, tokens_k, mask, position = rest
-            by_step = []
-            for rows in parts:
-                some = tokens_q.cut(rows.start, rows.stop)
-                unseen = ~np.asarray(mask.dense(some, tokens_k)).any(axis=0)[:, None, None]
-                k_left, v_left = (jnp.where(unseen, 7.0, x) for x in (k, v))
-                told = some, tokens_k, mask.bind(tokens_q, tokens_k), Placed(position), params, Sites()
-                by_step.append(operator.step(q[:, rows], k_left, v_left, *told))
-            return run(operator, (q, k, v), tokens_q, tokens_k, mask, position), by_step
-
-        whole, by_step = jax.jit(called)(q, k, v)
-        for rows, found in zip(parts, by_step, strict=True):
-            np.testing.assert_allclose(found, np.asarray(whole)[:, rows], rtol=1e-5, atol=1e-5)
+    for pattern in covering(operator) if operator.steps else ():
+        whole, by_step = placed(operator, pattern)
+        assert len(by_step) == len(STEPS)
+        for rows, found in zip(STEPS, by_step, strict=True):
+            known = whole["rope" if operator.uses_rotation else "none"][:, rows]
+            np.testing.assert_allclose(found, known, rtol=1e-5, atol=1e-5)
 
 
 LONG, CONTEXT = 23, 5  # rows of a sequence that is read by a state, and how many of them are the context
 PACKED = (11, 1, 11), (11, 11, 1)  # how long the segments of each sequence are
+STARTS = [np.cumsum((0, *lengths))[:-1] for lengths in PACKED]
 SEGMENT = np.stack([np.repeat(np.arange(3), lengths) for lengths in PACKED])
 VALID = (
     np.ones((BATCH, LONG), bool),
@@ -328,7 +355,8 @@ class Rows:
         self.position = Placed(spec.build("positions", "rope" if operator.uses_rotation else "none", "position"))
         drawn = made(operator, DIMS).items()
         self.params = {name: jnp.asarray(np.asarray(x) / 2) for name, x in drawn}  # or memories that learn run away
-        self.whole = jax.jit(self.called)
+        self.sloped = jax.jit(self.slopes)
+        self.whole = self.sloped_whole if "segments" in masks else jax.jit(self.called)
         self.begin = jax.jit(lambda *given: self.advance(*given, None))
         self.go_on = jax.jit(self.advance)
 
@@ -353,6 +381,24 @@ class Rows:
         params = params | self.operator.projected(x, x, params)
         return self.operator(q, k, v, tokens, tokens, self.mask, self.position, params, Sites())
 
+    def slopes(self, arrays, params, tokens, weights):
+        """Gradients by arrays and parameters of the weighed sum of all that comes out, and that."""
+
+        def weighed(arrays, params):
+            found = self.called(arrays, tokens, params)
+            return jnp.sum(found * weights), found
+
+        return jax.grad(weighed, argnums=(0, 1), has_aux=True)(arrays, params)
+
+    def weights(self):
+        """For the sum, of all that comes out."""
+        shape = (BATCH, LONG, *[1] * (1 if self.operator.reads == "stream" else 2))
+        return np.cos(np.arange(BATCH * LONG)).astype(np.float32).reshape(shape)
+
+    def sloped_whole(self, arrays, tokens):
+        """All rows at once, by the program that has the gradients too."""
+        return self.sloped(arrays, self.params, tokens, self.weights())[1]
+
     def advance(self, arrays, tokens, rows, state):
         """The next rows, and the state behind them."""
         asked = Asked.of(jnp.broadcast_to(rows, (BATCH, len(rows))), tokens, self.mask)
@@ -370,19 +416,35 @@ class Rows:
             return False
         for size in sizes:
             given = arrays, tokens, np.arange(start, start + size)
-            some, state = self.begin(*given) if state is None else self.go_on(*given, state)
-            found, start = [*found, some], start + size
+            some, after = self.begin(*given) if state is None else self.go_on(*given, state)
+            assert state is None or types(after) == types(state), "a state keeps its shapes and types"
+            found, start, state = [*found, some], start + size, after
         assert start == LONG
         np.testing.assert_allclose(np.concatenate(found, axis=1), whole, rtol=1e-5, atol=1e-5)
         return True
 
 
+def types(state):
+    """The tree of a state, and what its leaves are."""
+    return jax.tree.structure(state), [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+
+
+@functools.lru_cache(maxsize=4)
+def sequence(operator, masks):
+    """Rows of the operator under a mask, whose programs more than one check calls."""
+    return Rows(operator, masks)
+
+
 def check_state(operator):
-    """Row after row by a state, or seven at a time, they come out as all at once: also where some are padding."""
+    """Row after row by a state, or seven at a time, they come out as all at once: also where some are padding.
+
+    Under a second mask, if it may have one, only the beginning is another, of a row.
+    """
     if not operator.carries:
         return
-    first = CONTEXT if "context" in operator.reads_tokens else 1
-    one, several = [first] + [1] * (LONG - first), [7, 7, 7, 1, 1]
+    begun = [CONTEXT] if "context" in operator.reads_tokens else [1]
+    left = (LONG - begun[0]) % 7
+    several, one = [*begun, 7, 7, *[7] * (left == 7), *[1] * (LONG - begun[0] - 14)], [7, 7] + [1] * (LONG - 14)
     more = (
         {"causal & dilated_window(2, 2)"}
         if operator.any_mask
@@ -391,25 +453,23 @@ def check_state(operator):
         else ()
     )
     for masks, all_sizes in {"causal": (one, several), **dict.fromkeys(more, (several,))}.items():
-        rows = Rows(operator, masks)
+        rows = sequence(operator, masks)
         for sizes in all_sizes:
             for padding in range(len(VALID)):
                 draws = range(padding, 60, len(VALID))
                 assert any(rows.check(seed, sizes) for seed in draws), "no draw shows anything"
-    for dtype in (jnp.float32, jnp.bfloat16):
-        given = rows.drawn(0, dtype), rows.tokens(0)
-        some, state = jax.eval_shape(lambda given=given: rows.advance(*given, jnp.arange(7), None))
-        again = jax.eval_shape(lambda state, given=given: rows.advance(*given, jnp.arange(7, 9), state), state)[1]
-        assert some.dtype == dtype
-        assert jax.tree.leaves(again) == jax.tree.leaves(state), "a state keeps its shapes and types"
-        assert jax.tree.structure(again) == jax.tree.structure(state)
+    given = rows.drawn(0, jnp.bfloat16), rows.tokens(0)
+    some, state = jax.eval_shape(lambda: rows.advance(*given, jnp.arange(7), None))
+    again = jax.eval_shape(lambda state: rows.advance(*given, jnp.arange(7, 9), state), state)[1]
+    assert some.dtype == jnp.bfloat16
+    assert types(again) == types(state), "a state keeps its shapes and types"
 
 
 def check_segments(operator):
     """Segments packed into one sequence come out as each does alone, and so do gradients; or it says why not."""
     if not operator.carries:
         return
-    packed, alone = Rows(operator, "causal & segments"), Rows(operator, "causal")
+    packed, alone = sequence(operator, "causal & segments"), sequence(operator, "causal")
     tokens = packed.tokens(0)
     allowed = packed.mask.dense(tokens, tokens)
     visible = np.asarray(operator.visible(tokens, tokens, allowed))
@@ -421,30 +481,29 @@ def check_segments(operator):
     assert not (visible & ~allowed).any(), "a segment sees another"
     assert operator.any_mask or (visible == allowed).all()
 
-    def parts(rows, arrays, params, tokens, slopes):
-        def weighed(arrays, params):
-            found = rows.called(arrays, tokens, params)
-            return jnp.sum(found * slopes), found
+    arrays, weights = packed.drawn(0), packed.weights()
+    gradients, found = jax.tree.map(np.asarray, packed.sloped(arrays, packed.params, tokens, weights))
+    # All that are alone are one batch, as long as the longest: what follows the shorter ones is padding.
+    apart = [(i, start, length) for i in range(BATCH) for start, length in zip(STARTS[i], PACKED[i], strict=True)]
+    most = max(length for *_, length in apart)
+    kept = np.arange(most) < np.array([[length] for *_, length in apart])
 
-        return jax.grad(weighed, argnums=(0, 1), has_aux=True)(arrays, params)
+    def each(x):
+        x = np.asarray(x)
+        rows = [np.minimum(start + np.arange(most), LONG - 1) for _, start, _ in apart]
+        return np.stack([x[i, its] for (i, *_), its in zip(apart, rows, strict=True)])
 
-    arrays = packed.drawn(0)
-    slopes = np.cos(np.arange(BATCH * LONG)).reshape(BATCH, LONG, *[1] * (1 if operator.reads == "stream" else 2))
-    gradients, found = jax.jit(functools.partial(parts, packed))(arrays, packed.params, tokens, slopes)
-    arrays, gradients, found = jax.tree.map(np.asarray, (arrays, gradients, found))
-    apart, of_params, rows = jax.jit(functools.partial(parts, alone)), [], np.arange(LONG)
-    for i in range(BATCH):
-        for segment in range(3):
-            here = rows[SEGMENT[i] == segment]
-            its = jax.tree.map(lambda x, i=i, here=here: x[i : i + 1, here], (arrays, tokens, slopes))
-            given = its[0], alone.params, its[1]._replace(index=np.arange(len(here))[None]), its[2]
-            (by_array, by_param), known = jax.tree.map(np.asarray, apart(*given))
-            np.testing.assert_allclose(found[i, here], known[0], rtol=1e-5, atol=1e-5)
-            for name, x in by_array.items():
-                close(gradients[0][name][i, here], x[0], gradients[0][name])
-            of_params.append(by_param)
-    for name, x in gradients[1].items():
-        close(x, sum(one[name] for one in of_params), x)
+    arrays, tokens, weights = jax.tree.map(each, (arrays, tokens, weights))
+    tokens = tokens._replace(index=np.broadcast_to(np.arange(most), kept.shape), valid=tokens.valid & kept)
+    weights = weights * kept.reshape(*kept.shape, *[1] * (weights.ndim - 2))
+    by_segment, known = jax.tree.map(np.asarray, alone.sloped(arrays, alone.params, tokens, weights))
+    for number, (i, start, length) in enumerate(apart):
+        here = slice(start, start + length)
+        np.testing.assert_allclose(found[i, here], known[number, :length], rtol=1e-5, atol=1e-5)
+        for name, x in by_segment[0].items():
+            close(gradients[0][name][i, here], x[number, :length], gradients[0][name])
+    for name, x in by_segment[1].items():
+        close(gradients[1][name], x, gradients[1][name])
 
 
 def close(found, known, whole):
@@ -457,8 +516,7 @@ CHECKS = [
     check_shape,
     check_visible,
     check_unseen,
-    check_empty_rows,
-    check_batched_tokens,
+    check_padding,
     check_flags,
     check_pattern,
     check_state_size,
@@ -475,19 +533,21 @@ def check_stream(operator):
     assert operator.patterns <= {"causal_self", "noncausal_self"}, "the stream mixes with itself only"
     assert not any([operator.uses_rotation, operator.uses_bias, operator.has_pattern]), "there are no scores"
     params = made(operator, Dims(width=SIZE, heads=HEADS, head_size=SIZE, length=T))
-    x = jax.random.normal(jax.random.key(5), (BATCH, T, SIZE))
+    x = drawn(5, (BATCH, T, SIZE))
     segment = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
+    tokens = jax.tree.map(lambda f: np.broadcast_to(f, (BATCH, T)), sequential(T))._replace(segment=segment)
     causal, free = (
         ("causal & segments", "segments & ~sliding_window(1)") if operator.any_mask else ("causal", "bidirectional")
     )
     for text in [causal] * ("causal_self" in operator.patterns) + [free] * ("noncausal_self" in operator.patterns):
         mask = spec.build("masks", text, "mask")
         for dtype in (jnp.float32, jnp.bfloat16):
-            found = operator.mix(x.astype(dtype), sequential(T), mask, params, Sites())
+            found = jax.eval_shape(
+                lambda x, m=mask: operator.mix(x, sequential(T), m, params, Sites()), jnp.asarray(x, dtype)
+            )
             assert found.shape == x.shape
             assert found.dtype == dtype
-        tokens = jax.tree.map(lambda f: np.broadcast_to(f, (BATCH, T)), sequential(T))._replace(segment=segment)
-        slopes = jax.jacrev(lambda y, t=tokens, m=mask: operator.mix(y, t, m, params, Sites()).sum(axis=-1))(x)
+        slopes = jax.jit(jax.jacrev(lambda y, m=mask: operator.mix(y, tokens, m, params, Sites()).sum(axis=-1)))(x)
         touched = np.abs(np.einsum("btbsd->btsd", slopes)).sum(axis=-1) > 0
         allowed = mask.dense(tokens, tokens)
         visible = np.asarray(operator.visible(tokens, tokens, allowed))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_operators import (
-    check_empty_rows,
     check_flags,
+    check_padding,
     check_pattern,
     check_patterns,
     check_read_once,
@@ -70,7 +70,25 @@ class DividesByZero(Average):
 
     def __call__(self, q, k, v, tokens_q, tokens_k, mask, *rest):
         weights = jnp.asarray(mask.dense(tokens_q, tokens_k), v.dtype)
-        return jnp.einsum("TS,BSNK->BTNK", weights / weights.sum(axis=-1, keepdims=True), v)
+        weights = jnp.broadcast_to(weights / weights.sum(axis=-1, keepdims=True), (len(q), *weights.shape[-2:]))
+        return jnp.einsum("BTS,BSNK->BTNK", weights, v)
+
+
+class SlopesAtZero(Average):
+    """Zero where nothing is seen, and so steep there that the gradient is NaN."""
+
+    def __call__(self, q, k, *rest):
+        squares = super().__call__(q, jnp.square(k), jnp.square(rest[0]), *rest[1:])
+        return jnp.sqrt(squares)
+
+
+class PadsOneForAll(Average):
+    """Takes the padding of the first sequence for that of all."""
+
+    def __call__(self, q, k, v, tokens_q, tokens_k, *rest):
+        if tokens_q.valid.ndim == 2:
+            tokens_q = tokens_k = tokens_q._replace(valid=tokens_q.valid[0])
+        return super().__call__(q, k, v, tokens_q, tokens_k, *rest)
 
 
 class ClaimsMore(Average):
@@ -193,7 +211,9 @@ class CountsCalls(ShortConvolution):
         (ConvolvesThroughTheMask, check_stream),
         (ConvolvesScores, check_stream),
         (OrdersByFuture, check_unseen),
-        (DividesByZero, check_empty_rows),
+        (DividesByZero, check_padding),
+        (SlopesAtZero, check_padding),
+        (PadsOneForAll, check_padding),
         (PromisesAPattern, check_pattern),
         (PromisesABias, check_flags),
         (NoPatterns, check_patterns),
