@@ -1,5 +1,7 @@
 """What tests of corrected recurrences share: inputs, and all that a driver and the formula find, with gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,25 +42,36 @@ def state(params, seed=2):
     return np.random.default_rng(seed).normal(size=(batch, heads, size, values)).astype(np.float32)
 
 
-def with_gradients(compute, params):
-    """Outputs and states of `compute(**params)`, and the gradients of a sum of all of them."""
+@functools.lru_cache(maxsize=64)
+def compiled(function, **options):
+    """A call with these options, of arrays by name, compiled once for each of their shapes."""
+    return jax.jit(lambda **arrays: function(**arrays, **options))
 
-    def weighed(params):
-        found = compute(**params)
+
+@functools.lru_cache(maxsize=64)
+def _sloped(function, **options):
+    def weighed(params, more):
+        found = function(**params, **more, **options)
         total = 0.0
         for i, x in enumerate(jax.tree.leaves(found)):
             slope = np.cos(1.7 * np.arange(np.prod(x.shape)) + i).reshape(x.shape).astype(np.float32)
             total += jnp.sum(x.astype(jnp.promote_types(x.dtype, np.float32)) * slope)
         return total, found
 
-    (_, found), gradients = jax.jit(jax.value_and_grad(weighed, has_aux=True))(params)
+    return jax.jit(jax.value_and_grad(weighed, has_aux=True))
+
+
+def with_gradients(function, params, more=None, **options):
+    """Outputs and states of `function(**params, **more, **options)`, and the gradients of a sum of them by `params`."""
+    (_, found), gradients = _sloped(function, **options)(params, more or {})
     return jax.tree.map(np.asarray, (found, gradients))
 
 
-def by_formula(compute, params):
+def by_formula(function, params, more=None, **options):
     """The same in float64."""
     with jax.enable_x64(True):
-        return with_gradients(compute, jax.tree.map(lambda x: np.asarray(x, np.float64), params))
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        return with_gradients(function, wide, more, **options)
 
 
 def agree(found, known, tolerance=TOLERANCE["float32"]):

@@ -1,11 +1,9 @@
 """Titans' linear memory by every driver: against its formula in float64, and what the formula implies."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
-from delta_oracle import TOLERANCE, agree, by_formula, drawn, drivers, gate, state, with_gradients
+from delta_oracle import TOLERANCE, agree, by_formula, compiled, drawn, drivers, gate, state, with_gradients
 
 from positionbias.errors import ConfigError
 from positionbias.kernels import delta_rule, linear_attention, linear_memory
@@ -13,9 +11,10 @@ from positionbias.kernels.delta_recurrence.reference import linear_memory_refere
 
 
 def check(params, chunk, valid=None, tolerance=TOLERANCE["float32"]):
-    known = by_formula(functools.partial(linear_memory_reference, chunk=chunk, valid=valid), params)
+    more = {} if valid is None else {"valid": valid}
+    known = by_formula(linear_memory_reference, params, more, chunk=chunk)
     for impl in drivers():
-        found = with_gradients(functools.partial(linear_memory, chunk=chunk, valid=valid, impl=impl), params)
+        found = with_gradients(linear_memory, params, more, chunk=chunk, impl=impl)
         assert found[0][0].dtype == params["v"].dtype
         assert {x.dtype for x in found[0][1]} == {np.dtype(np.float32)}
         agree(found, known, tolerance)
@@ -27,7 +26,7 @@ def whole(length, dtype="float32"):
     return params | gates | {"initial_state": (state(params), state(params, 5))}
 
 
-@pytest.mark.parametrize("length", [1, 7, 63, 65, 130])
+@pytest.mark.parametrize("length", [1, 7, pytest.param(63, marks=pytest.mark.slow), 65, 130])
 def test_lengths(length):
     check(whole(length), 16)
 
@@ -69,7 +68,8 @@ def test_steps_that_are_not_valid(shape):
     valid = np.random.default_rng(7).random(shape) < 0.6
     check(whole(37), 8, np.broadcast_to(valid, (2, 37)))
     params = whole(37)
-    found, same = (linear_memory(**params, chunk=8, valid=v) for v in (valid, np.broadcast_to(valid, (2, 37))))
+    call = compiled(linear_memory, chunk=8)
+    found, same = (call(**params, valid=v) for v in (valid, np.broadcast_to(valid, (2, 37))))
     jax.tree.map(np.testing.assert_array_equal, found, same)
 
 
@@ -80,10 +80,10 @@ def test_what_is_in_steps_that_are_not_valid_changes_no_state():
         for name, x in params.items()
         if name[0] in "qkvrmf"
     }
-    found = [linear_memory(**{**params, **more}, chunk=8, valid=valid)[1] for more in ({}, other)]
+    found = [compiled(linear_memory, chunk=8)(**params | more, valid=valid)[1] for more in ({}, other)]
     jax.tree.map(np.testing.assert_array_equal, *found)
     before = {name: x[:, :13] for name, x in params.items() if name != "initial_state"}
-    cut = linear_memory(**before, initial_state=params["initial_state"], chunk=8)[1]
+    cut = compiled(linear_memory, chunk=8)(**before, initial_state=params["initial_state"])[1]
     agree(found[0], cut, 2e-6)
 
 
@@ -94,8 +94,8 @@ def test_forget_1_clears_the_memory(impl):
     for name, value in (("forget", 1), ("momentum", 0), ("rate", 0)):
         params[name][:, 16] = value
     later = {name: x[:, 16:] for name, x in params.items() if name != "initial_state"}
-    found = linear_memory(**params, chunk=1, impl=impl)
-    wanted = linear_memory(**later, chunk=1, impl=impl)
+    found = compiled(linear_memory, chunk=1, impl=impl)(**params)
+    wanted = compiled(linear_memory, chunk=1, impl=impl)(**later)
     agree((found[0][:, 16:], found[1]), wanted, 2e-6)
     np.testing.assert_array_equal(found[0][:, 16], 0)
 
@@ -107,10 +107,11 @@ def test_without_momentum_a_chunk_of_1_is_the_gated_delta_rule(impl):
     zeros = np.zeros_like(rate)
     start = params["initial_state"][0]
     given = {**params, "momentum": zeros, "initial_state": (start, np.zeros_like(start))}
-    o, (last, _) = linear_memory(**given, chunk=1, impl=impl)
+    o, (last, _) = compiled(linear_memory, chunk=1, impl=impl)(**given)
     strength = 2 * rate / left
     rows = {"q": params["q"], "k": params["k"], "v": params["v"] * left[..., None]}
-    wanted = delta_rule(**rows, strength=strength, log_decay=np.log(left), initial_state=start, impl=impl)
+    told = {**rows, "strength": strength, "log_decay": np.log(left), "initial_state": start}
+    wanted = compiled(delta_rule, impl=impl)(**told)
     agree((o, last), wanted, 4e-6)
 
 
@@ -118,18 +119,21 @@ def test_without_momentum_a_chunk_of_1_is_the_gated_delta_rule(impl):
 def test_one_chunk_without_a_memory_before_it_is_a_recurrence_that_corrects_nothing(impl):
     params = whole(40)
     rows = {name: params[name] for name in ("q", "k", "v", "rate", "forget")}
-    o, (last, _) = linear_memory(**rows, momentum=np.zeros_like(params["rate"]), chunk=40, impl=impl)
+    call = compiled(linear_memory, chunk=40, impl=impl)
+    o, (last, _) = call(**rows, momentum=np.zeros_like(params["rate"]))
     keys = params["k"] * 2 * params["rate"][..., None]
-    agree((o, last), linear_attention(params["q"], keys, params["v"], log_decay=np.log(1 - params["forget"])), 4e-6)
+    told = {"q": params["q"], "k": keys, "v": params["v"], "log_decay": np.log(1 - params["forget"])}
+    agree((o, last), compiled(linear_attention)(**told), 4e-6)
 
 
 @pytest.mark.parametrize("impl", drivers())
 def test_a_sequence_cut_where_a_chunk_ends_is_the_whole(impl):
     params = whole(40)
     rows = {name: x for name, x in params.items() if name != "initial_state"}
-    whole_o, whole_states = linear_memory(**params, chunk=8, impl=impl)
-    first = linear_memory(**{n: x[:, :16] for n, x in rows.items()}, initial_state=params["initial_state"], chunk=8)
-    second = linear_memory(**{n: x[:, 16:] for n, x in rows.items()}, initial_state=first[1], chunk=8, impl=impl)
+    call, first_call = compiled(linear_memory, chunk=8, impl=impl), compiled(linear_memory, chunk=8)
+    whole_o, whole_states = call(**params)
+    first = first_call(**{n: x[:, :16] for n, x in rows.items()}, initial_state=params["initial_state"])
+    second = call(**{n: x[:, 16:] for n, x in rows.items()}, initial_state=first[1])
     agree((second[0], second[1]), (whole_o[:, 16:], whole_states), 2e-6)
 
 
