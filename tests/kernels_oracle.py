@@ -142,20 +142,24 @@ def _spread(kind, array, rows, columns):
 
 
 def with_gradients(compute, through):
-    """A function of params: all that `compute` finds, by name, and the gradients of a sum of the parts `through`."""
+    """A function of params: all that `compute` finds, by name, and the gradients of a sum of the parts `through`.
 
-    def weighed(params):
+    It may be told a share of each of these in the sum, 1 by default.
+    """
+
+    def weighed(params, shares):
         o, stats = compute(params)
         parts = {"o": o, **{name: x for name, x in stats._asdict().items() if x is not None}}
         total = 0.0
         for name in through:
             x = parts[name]
             slope = np.cos(1.7 * np.arange(np.prod(x.shape)) + len(name)).reshape(x.shape).astype(np.float32)
-            total += jnp.sum(x.astype(jnp.promote_types(x.dtype, np.float32)) * slope)
+            share = 1.0 if shares is None else shares[name]
+            total += share * jnp.sum(x.astype(jnp.promote_types(x.dtype, np.float32)) * slope)
         return total, parts
 
-    def both(params):
-        (_, parts), gradients = jax.value_and_grad(weighed, has_aux=True, allow_int=True)(params)
+    def both(params, shares=None):
+        (_, parts), gradients = jax.value_and_grad(weighed, has_aux=True, allow_int=True)(params, shares)
         return parts, gradients
 
     return both
@@ -175,9 +179,9 @@ def formula(case, stats=(), through=("o",)):
 
     run = jax.jit(with_gradients(compute, through))
 
-    def of(params):
+    def of(params, shares=None):
         with jax.enable_x64(True):
-            return jax.tree.map(np.asarray, run(widened(params)))
+            return jax.tree.map(np.asarray, run(widened(params), shares))
 
     return of
 
@@ -185,7 +189,7 @@ def formula(case, stats=(), through=("o",)):
 def kernel(case, impl, stats=(), through=("o",)):
     """A function of params, compiled once: parts and gradients by a driver."""
     run = jax.jit(with_gradients(functools.partial(case.by_kernel, impl, tuple(stats)), through))
-    return lambda params: jax.tree.map(np.asarray, run(params))
+    return lambda params, shares=None: jax.tree.map(np.asarray, run(params, shares))
 
 
 def agree(found, known, tolerance=TOLERANCE["float32"], about=""):
