@@ -1,5 +1,7 @@
 """The objective protocol, over every registered objective: what is trained, asked and measured of a task's batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,12 @@ def tasks(objective):
     return [name for name in names if (objective.spec_name, name) not in REFUSED]
 
 
+@functools.lru_cache(maxsize=8)
+def drawn(task, condition):
+    """A batch, which objectives of one task share."""
+    return jax.jit(lambda key: task.batch(key, condition, 16))(jax.random.key(3))
+
+
 @pytest.fixture
 def setting(tiny):
     def make(objective, task, **more):
@@ -45,7 +53,7 @@ def setting(tiny):
         text = spec.canonical(objective)
         experiment = build(tiny({"task": task, "objective": text, "model.inputs": inputs, **own, **more}))
         condition = experiment.task.conditions()[0]
-        return experiment, condition, experiment.task.batch(jax.random.key(3), condition, 16)
+        return experiment, condition, drawn(experiment.task, condition)
 
     return make
 
@@ -60,8 +68,8 @@ def modes(experiment, batch):
 def check_prepare(setting, objective):
     """Shapes, kinds and where answers stand stay; weights are finite, from 0, and some row weighs."""
     for task in tasks(objective):
-        experiment, condition, drawn = setting(objective, task)
-        for batch in modes(experiment, drawn):
+        experiment, condition, plain = setting(objective, task)
+        for batch in modes(experiment, plain):
             prepared(objective, experiment, condition, batch)
 
 
@@ -100,13 +108,16 @@ def check_ask(setting, objective):
         assert rows.min() >= 0
         assert rows.max() < batch.weights.shape[1]
         tokens = experiment.spread(asked.tokens, 16)
-        model = jax.jit(experiment.initialise)(jax.random.key(1))
         length = experiment.task.context_length(condition)
         if objective.targets != "tokens" or (np.asarray(batch.source) < 0).all():
             continue
         other = batch.inputs.at[jnp.arange(16)[:, None], batch.source].add(1) % experiment.task.input.size
         asked_other = objective.ask(batch._replace(inputs=other), experiment.task, condition)
-        call = jax.jit(lambda inputs, m=model, t=tokens, c=length: m(inputs, t, c, Sites()))
+
+        def called(inputs, made=experiment.initialise, tokens=tokens, length=length):
+            return made(jax.random.key(1))(inputs, tokens, length, Sites())
+
+        call = jax.jit(called)
         found, changed = call(asked.inputs), call(asked_other.inputs)
         at = np.arange(16)[:, None], rows
         np.testing.assert_array_equal(found[at], changed[at], "a row that answers depends on its own answer")
@@ -119,9 +130,11 @@ def check_learns(setting, objective):
         for microbatch in (64, 16):
             experiment, _, _ = setting(objective, task, **{"train.batch_size": 64})
             program = Program(experiment, Auto(Layout("loop"), microbatch, 90))
-            state = jax.jit(jax.vmap(program.fresh))(program.replicas())
-            one = jax.tree.map(lambda x: x[0], (state, program.replicas()))
-            _, metrics = jax.jit(lambda s, o, p=program: p.advance(s, o, (), 0))(*one)
+
+            def trained(replica, program=program):
+                return program.advance(program.fresh(replica), replica, (), 0)[1]
+
+            metrics = jax.jit(trained)(jax.tree.map(lambda x: x[0], program.replicas()))
             losses.append(np.asarray(metrics["loss"]))
         np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-4)
         assert losses[0][-30:].mean() < losses[0][:30].mean()

@@ -29,16 +29,19 @@ PLACED = {
 }  # fmt: skip
 
 
-def call(operator, arrays, tokens_q, tokens_k, mask, given):
-    """One operator of either kind on these arrays and streams."""
+def called(operator, *asked):
+    """What one operator of either kind makes of each (arrays, tokens_q, tokens_k, mask, streams), in one program."""
     params = made(operator, DIMS)
 
-    def one(arrays, given):
+    def one(arrays, tokens_q, tokens_k, mask, given):
         if operator.reads == "stream":
             return operator.mix(given[0], tokens_q, mask, params, Sites())
         return operator(*arrays, tokens_q, tokens_k, mask, NONE, params | operator.projected(*given, params), Sites())
 
-    return np.asarray(jax.jit(one)(arrays, given))
+    def each(arrays):
+        return [one(now, *told, given) for (now, given), (_, *told, _) in zip(arrays, asked, strict=True)]
+
+    return jax.tree.map(np.asarray, jax.jit(each)([(arrays, given) for arrays, *_, given in asked]))
 
 
 def cut(tokens, stop, whole):
@@ -59,18 +62,18 @@ def test_it_is_as_causal_as_it_is_called_or_refused_with_its_reason(built, patte
     check_pattern(built, pattern, "layer 3")
     (q, k, v), tokens_q, tokens_k, mask = setting(built, pattern)
     given = streams((q, k, v))
-    whole = call(built, (q, k, v), tokens_q, tokens_k, mask, given)
-    assert np.isfinite(whole).all()
-    assert (np.abs(whole) > 0).any()
-    if pattern.startswith("noncausal"):
-        return
+    asked, stops = [((q, k, v), tokens_q, tokens_k, mask, given)], (2, 5) if pattern.startswith("causal") else ()
     own, counts = pattern.endswith("self"), any(word in spec.canonical(built) for word in COUNTING)
-    for stop in (2, 5):
+    for stop in stops:
         rows = slice(0, q.shape[1] if counts else stop)
         first = cut(tokens_q, stop, counts)
         keys = first if own else tokens_k
         arrays = q[:, rows], *((x[:, rows] for x in (k, v)) if own else (k, v))
-        some = call(built, arrays, first, keys, mask, (given[0][:, rows], given[1][:, rows] if own else given[1]))
+        asked.append((arrays, first, keys, mask, (given[0][:, rows], given[1][:, rows] if own else given[1])))
+    whole, *parts = called(built, *asked)
+    assert np.isfinite(whole).all()
+    assert (np.abs(whole) > 0).any()
+    for stop, some in zip(stops, parts, strict=True):
         np.testing.assert_allclose(some[:, :stop], whole[:, :stop], rtol=1e-5, atol=1e-5)
 
 
@@ -82,8 +85,8 @@ def test_what_knows_no_places_is_equivariant(built):
     given, mask = streams((q, k, v)), spec.build("masks", "bidirectional", "mask")
     order = np.array([3, 0, 5, 1, 4, 2])
     told = type(tokens)(*(field[order] for field in tokens))._replace(index=tokens.index)
-    found = call(built, (q, k, v), tokens, tokens, mask, given)
-    moved = call(built, [x[:, order] for x in (q, k, v)], told, told, mask, [x[:, order] for x in given])
+    turned = [x[:, order] for x in (q, k, v)], told, told, mask, [x[:, order] for x in given]
+    found, moved = called(built, ((q, k, v), tokens, tokens, mask, given), turned)
     np.testing.assert_allclose(moved, found[:, order], rtol=1e-4, atol=1e-5)
 
 
