@@ -129,12 +129,17 @@ def test_the_added_row_is_embedded_at_its_position(tiny):
     experiment = made(tiny, "token_prepending", **{**SEGMENTS, "model.assignment": "reversed"})
     condition = experiment.task.conditions()[0]
     model = jax.jit(experiment.initialise)(jax.random.key(0))
-    batch = experiment.task.batch(jax.random.key(1), condition, 2)
-    sites = Sites(record=["added", "embedding"])
-    model(batch.inputs, experiment.assigned(batch.tokens, 4, None), 4, sites)
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
+
+    def read(inputs):
+        sites = Sites(record=["added", "embedding"])
+        model(inputs, experiment.assigned(batch.tokens, 4, None), 4, sites)
+        return sites.recorded
+
+    recorded = jax.jit(read)(batch.inputs)
     table, content = (np.asarray(x[...]) for x in (model.embedding.params["table"], model.embedding.table))
-    np.testing.assert_allclose(sites.recorded["added"][0], np.asarray(model.row.vector[...]) + table[5:], atol=1e-6)
-    np.testing.assert_allclose(sites.recorded["embedding"][0], content[batch.inputs[0]] + table[4::-1], atol=1e-6)
+    np.testing.assert_allclose(recorded["added"][0], np.asarray(model.row.vector[...]) + table[5:], atol=1e-6)
+    np.testing.assert_allclose(recorded["embedding"][0], content[batch.inputs[0]] + table[4::-1], atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ contextual_token

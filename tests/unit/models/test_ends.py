@@ -32,10 +32,14 @@ def parts(experiment):
     """A batch of two, its embeddings and the outputs of a fresh model."""
     condition = experiment.task.conditions()[0]
     batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
-    model = jax.jit(experiment.initialise)(jax.random.key(0))
-    sites = Sites(record=["embedding"])
-    outputs = model(batch.inputs, batch.tokens, experiment.task.context_length(condition), sites)
-    return batch, np.asarray(sites.recorded["embedding"]), np.asarray(outputs)
+
+    def called(key):
+        sites = Sites(record=["embedding"])
+        context = experiment.task.context_length(condition)
+        outputs = experiment.initialise(key)(batch.inputs, batch.tokens, context, sites)
+        return sites.recorded["embedding"], outputs
+
+    return batch, *jax.tree.map(np.asarray, jax.jit(called)(jax.random.key(0)))
 
 
 def widened(tiny, inputs):

@@ -369,8 +369,11 @@ def test_a_row_that_holds_an_answer_is_not_asked_for_another(name, task, conditi
         " holds one answer and is asked for another, which stands in no input; allowed: a task like 'reversal', or"
         " another objective."
     )
-    key = jax.random.key(0)
-    rows = objective(name).rows(built.batch(key, built.conditions()[0], 4, world_of(built, key)))
+
+    def rows_of(key):
+        return objective(name).rows(built.batch(key, built.conditions()[0], 4, world_of(built, key)))
+
+    rows = jax.jit(rows_of)(jax.random.key(0))
     assert (np.sort(rows, axis=-1)[:, 1:] == np.sort(rows, axis=-1)[:, :-1]).any(axis=-1).all()
 
 

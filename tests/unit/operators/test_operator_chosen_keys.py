@@ -28,26 +28,35 @@ def masked(text):
 
 
 def arrays(length, seed=0):
-    return [jax.random.normal(jax.random.key(seed + i), (2, length, N, H)) for i in range(3)]
+    return [normal(seed + i, (2, length, N, H)) for i in range(3)]
+
+
+def normal(seed, shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def made(one, length, seed=3):
     """Parameters and what is made of a stream."""
     dims = Dims(width=6, heads=N, head_size=H, length=length)
-    params = {n: jax.random.normal(jax.random.key(seed), m.shape) for n, m in one.parameters(dims).items()}
-    x = jax.random.normal(jax.random.key(seed + 1), (2, length, 6))
-    return params | one.projected(x, x, params)
+    params = {n: normal(seed, m.shape) for n, m in one.parameters(dims).items()}
+    x = normal(seed + 1, (2, length, 6))
+    return params | jax.jit(one.projected)(x, x, params)
 
 
 def mixed(one, given, tokens, mask, position=NONE, params=None):
-    return one(*given, tokens, tokens, masked(mask), position, params or {}, Sites())
+    told = tokens, tokens, masked(mask), position
+    return jax.jit(lambda given, params: one(*given, *told, params, Sites()))(given, params or {})
 
 
 def pattern(one, given, tokens, mask, params=None):
-    kept = {}
-    site = Reads(lambda name, value: kept.setdefault(name, value))
-    one(*given, tokens, tokens, masked(mask), NONE, params or {}, site)
-    return np.asarray(kept["pattern"])
+    told = tokens, tokens, masked(mask), NONE
+
+    def read(given, params):
+        kept = {}
+        one(*given, *told, params, Reads(lambda name, value: kept.setdefault(name, value)))
+        return kept["pattern"]
+
+    return np.asarray(jax.jit(read)(given, params or {}))
 
 
 def softmax(scores, keys, length):
@@ -103,8 +112,8 @@ def test_choices_of_regions_have_no_gradient():
         return jax.numpy.einsum("BNTS,BSNH->BTNH", weights, v)
 
     for one_, other in zip(
-        jax.grad(lambda *x: (mixed(one, x, tokens, "causal") ** 2).sum(), argnums=(0, 1, 2))(*arrays(8)),
-        jax.grad(lambda *x: (by_choice(*x) ** 2).sum(), argnums=(0, 1, 2))(*arrays(8)),
+        jax.jit(jax.grad(lambda *x: (mixed(one, x, tokens, "causal") ** 2).sum(), argnums=(0, 1, 2)))(*arrays(8)),
+        jax.jit(jax.grad(lambda *x: (by_choice(*x) ** 2).sum(), argnums=(0, 1, 2)))(*arrays(8)),
         strict=True,
     ):
         np.testing.assert_allclose(one_, other, rtol=1e-4, atol=1e-5)
@@ -156,7 +165,7 @@ def test_the_search_is_trained_by_its_shares():
     def loss(searched):
         return (mixed(one, given, tokens, "causal", params=params | {"searched": searched}) ** 2).sum()
 
-    slope = np.abs(np.asarray(jax.grad(loss)(params["searched"]))).sum(axis=(0, 2))
+    slope = np.abs(np.asarray(jax.jit(jax.grad(loss))(params["searched"]))).sum(axis=(0, 2))
     assert (slope[:8] == 0).all()  # the second anchor, 8 places back, is there from row 8 on
     assert (slope[8:] > 0).all()
 

@@ -1,5 +1,6 @@
 """Reading an evaluation set back: what is not one, is damaged, or says that it is of another task."""
 
+import functools
 import json
 import shutil
 
@@ -108,11 +109,18 @@ def test_metadata_of_something_else(copy, changes, told):
     assert refused(copy).startswith(told)
 
 
+@functools.cache
+def four():
+    """Items of the task, drawn once."""
+    task = spec.build("tasks", TASK, "task")
+    return export.drawn(task, task.conditions()[0], 4, 0, 0)
+
+
 def batch_and(**changes):
     """Rows as TFDS gives them, some fields changed, with the task and the condition that they are checked against."""
     task = spec.build("tasks", TASK, "task")
     condition = task.conditions()[0]
-    columns = {**export.drawn(task, condition, 4, 0, 0), **changes}
+    columns = four() | changes
     return [{name: column[item] for name, column in columns.items()} for item in range(4)], task, condition
 
 

@@ -343,8 +343,12 @@ def test_moving_documents_moves_what_is_said_of_them(given):
     task = spec.build("tasks", given, "task")
     condition = find_condition(task, "forward", "condition")
     place = jnp.asarray(np.random.default_rng(0).permutation(task.documents))
-    drawn_and_moved = jax.jit(lambda item: (item, rearranged(item, place, task)))
-    item, moved = drawn_and_moved(task.sample(jax.random.key(5), condition))
+
+    def drawn_and_moved(key):
+        item = task.sample(key, condition)
+        return item, rearranged(item, place, task)
+
+    item, moved = jax.jit(drawn_and_moved)(jax.random.key(5))
     assert moved.targets.tolist() == item.targets.tolist()
     assert moved.inputs.tolist() != item.inputs.tolist()
     documents, start, path, answer = read(task, moved)
