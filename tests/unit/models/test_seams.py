@@ -56,9 +56,13 @@ def test_an_operator_may_read_the_stream(tiny):
     assert not any(hasattr(mixing, name) for name in ("query", "key", "value", "output"))
     condition = experiment.task.conditions()[0]
     batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
-    sites = Sites(record=["*"])
-    model(batch.inputs, batch.tokens, 4, sites)
-    seen = sites.recorded
+
+    def read(inputs):
+        sites = Sites(record=["*"])
+        model(inputs, batch.tokens, 4, sites)
+        return sites.recorded
+
+    seen = jax.jit(read)(batch.inputs)
     normed = model.stack.blocks[0].norm_attention(seen["embedding"])
     kernel = mixing.own["kernel"][...]
     expected = normed * kernel[0] + jnp.pad(normed, ((0, 0), (1, 0), (0, 0)))[:, :-1] * kernel[1]

@@ -56,7 +56,7 @@ def test_examples_share_all_that_is_not_told_of_each(tiny, overrides, own):
     """So that the biases of a scheme are made once, and not once an example."""
     experiment = build(tiny({"task": spec.canonical(TASK), "model.position": "rope", **overrides}))
     batch, _ = drawn(TASK, 8)
-    made = experiment.trained(jax.random.key(0), batch)
+    made = jax.eval_shape(lambda key: experiment.trained(key, batch), jax.random.key(0))
     assert {name for name, field in made.tokens._asdict().items() if field.ndim > 1} == own
     assert all(field.shape == (8, 4) for name, field in made.tokens._asdict().items() if name in own)
 

@@ -37,7 +37,7 @@ def dense(mask):
     return np.asarray(mixed(Softmax(), mask, ROPE))
 
 
-def pattern(one, mask, params=None):
+def pattern(one, mask, params=None, given=None):
     told = sequential(T), sequential(T), spec.build("masks", mask, "test"), NONE
 
     def read(given, params):
@@ -45,7 +45,7 @@ def pattern(one, mask, params=None):
         one(*given, *told, params, Reads(lambda name, value: kept.setdefault(name, value)))
         return kept["pattern"]
 
-    return np.asarray(jax.jit(read)(arrays(), params or {}))
+    return np.asarray(jax.jit(read)(given or arrays(), params or {}))
 
 
 @pytest.mark.parametrize("pool", ["max", "mean"])
@@ -79,14 +79,11 @@ def test_segments_by_hand():
 
 def test_logsparse_has_every_earlier_key_once():
     """With all keys alike each summand has one share, and each key of a block of 2^l the 2^l-th part of it."""
-    one, kept = operator("combiner('logsparse')"), {}
-    told = sequential(T), sequential(T), spec.build("masks", "causal", "test"), NONE, {}
-    zero = np.zeros((1, T, 1, H), np.float32)
-    one(zero, zero, zero, *told, Reads(lambda name, value: kept.setdefault(name, value)))
+    found = pattern(operator("combiner('logsparse')"), "causal", given=[np.zeros((1, T, 1, H), np.float32)] * 3)
     for t in range(T):
         sizes = [2**level for level in range(4) if t >> level & 1]
         wanted = np.concatenate([*(np.full(n, 1 / n) for n in sizes[::-1]), [1.0]]) / (1 + len(sizes))
-        np.testing.assert_allclose(kept["pattern"][0, 0, t, : t + 1], wanted, rtol=1e-5)
+        np.testing.assert_allclose(found[0, 0, t, : t + 1], wanted, rtol=1e-5)
 
 
 def test_reversed_attention_is_the_transpose_and_its_columns_are_what_is_sent():
