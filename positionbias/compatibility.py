@@ -21,6 +21,7 @@ from positionbias.list import entries
 from positionbias.operators.base import Operator, Pattern
 from positionbias.spec import ConfigError
 
+TOLD = ("interventions", "analyses")  # axes that no config names
 AXES = ("masks", "positions", "assignments", "operators", "architectures", "objectives")
 PAIRS = (
     ("operators", "positions"),
@@ -165,7 +166,7 @@ def patterns() -> Matrix:
 
 def page() -> str:
     """What BUILD.md says of members: a table an axis, and the matrices."""
-    parts = [f"### {axis.capitalize()}\n\n{members_table(axis)}" for axis in AXES]
+    parts = [f"### {axis.capitalize()}\n\n{members_table(axis)}" for axis in (*AXES, *TOLD)]
     parts.append(f"### Operators and patterns\n\n{PATTERNS}\n\n{table(patterns())}")
     for rows, columns in PAIRS:
         parts.append(f"### {rows.capitalize()} and {columns}\n\n{matrix_table(rows, columns)}")
