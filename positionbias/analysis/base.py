@@ -85,6 +85,7 @@ class Analysis:
     axes: ClassVar[Axes]
     shown: ClassVar[str]
     labels: ClassVar[Labels] = {}
+    any_rows: ClassVar[bool] = False  # whether layers may have other rows than the inputs: fewer, or one that is added
     whole: ClassVar[bool] = False  # whether it makes sense only if every layer has what it reads
 
     def reads(self) -> tuple[str, ...]:
@@ -100,7 +101,6 @@ class Analysis:
 
     def layers(self, subject: Subject) -> list[int]:
         """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all."""
-        shapes: dict[str, Any] = {}
 
         def recorded() -> dict[str, jax.Array]:
             return subject.apply(subject.batch(jax.random.key(0), 1), ["*"])[1]
@@ -118,8 +118,10 @@ class Analysis:
             lacking = sorted(set(range(config.model.layers)) - set(found))
             raise ConfigError(f"--analyses: {name} reads {needs} of every layer, not so of layer {lacking[0]}, {told}.")
         length = subject.run.task.length(subject.condition)
-        if PATTERN in self.reads() and shapes[PATTERN.replace("*", str(found[0]))].shape[-2:] != (length, length):
-            raise ConfigError(f"--analyses: {name} reads attention among all {length} rows, not so with {told}.")
+        first = {site: shapes[site.replace("*", str(found[0]))].shape for site in self.reads()}
+        rows = {n for site, shape in first.items() for n in (shape[-2:] if site == PATTERN else shape[1:2])}
+        if not self.any_rows and rows != {length}:
+            raise ConfigError(f"--analyses: {name} reads {needs} of all {length} rows of inputs, not so with {told}.")
         return found
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:

@@ -29,6 +29,7 @@ class GradientInfluence(Analysis):
 
     axes: ClassVar[Axes] = {"influence": ("layer", "position"), "distance": ("layer", "distance")}
     shown = "influence"
+    any_rows = True
 
     def reads(self) -> tuple[str, ...]:
         return (STREAM,)

@@ -44,6 +44,7 @@ class HeadGating(Analysis):
         **dict.fromkeys(("without_facilitating", "without_interfering", "without_irrelevant"), ()),
     }
     shown = "facilitating"
+    any_rows = True
 
     def __post_init__(self) -> None:
         require(0 < self.weight <= 1000, "weight", self.weight, "a number above 0, up to 1000")

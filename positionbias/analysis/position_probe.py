@@ -47,6 +47,7 @@ class PositionProbe(Analysis):
 
     axes: ClassVar[Axes] = {"explained": ("layer",), "shuffled": ("layer",)}
     shown = "explained"
+    any_rows = True
 
     def __post_init__(self) -> None:
         require(0 < self.penalty <= 1e6, "penalty", self.penalty, "a number above 0, up to 1000000")

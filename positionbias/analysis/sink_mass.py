@@ -21,7 +21,7 @@ class SinkMass(Analysis):
 
     The mass of a head is the mean of A[i, column] over rows i >= column + `after`, as the first rows have few others to
     look at; "heads" counts those above `threshold` (Gu et al. 2024, "When Attention Sink Emerges", arXiv 2410.10781,
-    has 0.3). "even" is the mass of rows that attend evenly to what they see: a sink is what is far above it.
+    has 0.3). "even" is the mass of rows that attend evenly to all that has any weight: a sink is what is far above.
     """
 
     column: int = 0

@@ -81,6 +81,24 @@ def test_the_same_key_finds_the_same(made, name):
 
 
 @pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    """A folder with an encoder and a decoder."""
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+
+    raw = {
+        "name": "beside",
+        "task": "associative_recall(pairs=2, keys=4, values=4, delays=3)",
+        "model": {"layers": 1, "width": 4, "heads": 1, "architecture": "encoder_decoder"},
+        "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
+        "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
+    }
+    folder = tmp_path_factory.mktemp("beside")
+    train(resolve(apply_overrides(raw, {})), folder, [], str)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def lacking(tmp_path_factory):
     """Folders with models by their operator, which a test needs one of."""
     from positionbias.config.cli import apply_overrides
@@ -100,6 +118,17 @@ def lacking(tmp_path_factory):
         return folder
 
     return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_decoder_beside_an_encoder_is_refused_where_its_rows_are_not_those_of_the_inputs(name, beside):
+    analysis = build(name)
+    if analysis.any_rows:
+        (found,) = Asker(beside, [analysis], items=4).asked()
+        assert all(np.isfinite(x).all() for x in found.trained.values())
+    else:
+        with pytest.raises(ConfigError, match=f"--analyses: {name}.* of all 7 rows of inputs, not so with"):
+            Asker(beside, [analysis])
 
 
 @pytest.mark.parametrize("name", NAMES)

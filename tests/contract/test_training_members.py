@@ -53,7 +53,7 @@ def test_members_are_built_from_text_and_told_as_text(axis, text):
 
 
 def test_every_axis_has_a_contract():
-    elsewhere = {"assignments", "masks", "positions", "operators", "tasks"}
+    elsewhere = {"analyses", "assignments", "masks", "positions", "operators", "tasks"}
     assert set(spec.axes()) == set(PROTOCOLS) | elsewhere, "write a contract for the new axis, and name it here"
 
 
