@@ -29,7 +29,7 @@ def header() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),  # processes that wanted a core in the last minute
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -41,7 +41,8 @@ class AttentionFree(Operator):
         site: SiteFunction,
     ) -> jax.Array:
         allowed = over_heads(mask.dense(tokens_q, tokens_k))
-        share = allowed / jnp.maximum(jnp.sum(allowed, axis=-1, keepdims=True), 1)
+        seen = allowed.sum(axis=-1, keepdims=True)  # by numpy where it is known: XLA takes long to fold so large a sum
+        share = allowed / jnp.maximum(seen, 1)
         pattern = site("pattern", jnp.broadcast_to(share, (len(q), q.shape[2], *share.shape[-2:])))
         return jnp.einsum("BNTS,BSNK->BTNK", pattern.astype(v.dtype), v)
 
