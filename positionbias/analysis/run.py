@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,10 @@ class Asker:
             analysis.check(subject)
             self.layers[analysis] = analysis.layers(subject)
 
+    @functools.cached_property
+    def _untrained(self) -> dict[str, Tree]:
+        return self.run.untrained()
+
     def _subject(self, run: LoadedRun) -> Subject:
         return Subject(run, self.condition, self.items)
 
@@ -102,7 +107,7 @@ class Asker:
             if self.there(analysis):
                 continue
             ask = jax.jit(layout.over(lambda replica, a=analysis: self._ask(a, *replica)))
-            both = (self.run.weights, self.run.untrained())
+            both = (self.run.weights, self._untrained)
             trained, drawn = (jax.device_get(ask(layout.place((weights, self.run.keys)))) for weights in both)
             yield Asked(analysis, self.layers[analysis], trained, drawn)
 
