@@ -28,7 +28,7 @@ Measured, mean of four replicas at the four sizes, with the numbers that all lay
     hla2                    0.271 0.712 0.955 0.992     192 to 4,224
     delta                   0.192 0.917 0.998 1.000     232 to 2,752
     gated_delta             0.077 0.253 0.974 0.999     232 to 2,752; 0.253 is [-0.154, 0.659], two replicas learn
-    titans                  0.160 0.439 0.908 1.000     296 to 6,848
+    titans                  0.213 0.719 0.998 1.000     296 to 6,848; 0.719 is [0.151, 1.288], one replica 0.18
     window                  0.049 0.186 0.515 0.838     576 to 3,136; ceilings 0.094 0.229 0.553 0.878
     gated_slot              0.549 0.741 0.844 0.994     384 to 2,176
     based                   0.993 1.000 1.000 1.000   1,285 to 5,977
