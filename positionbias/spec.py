@@ -95,13 +95,14 @@ def _node(node: ast.expr, field: str, text: str) -> Node:
     raise ConfigError(f"{field}: {told!r}{where} is not a spec; {how}.")
 
 
-def _tree(text: Any, field: str) -> ast.expr:
+def _tree(text: Any, field: str, end: str = "") -> ast.expr:
+    """What `text` with `end` behind it reads as; errors tell the text alone."""
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{field}: {text!r} is not a spec; write name or name(argument=value, ...).")
     if sum(text.count(sign) for sign in "(~[") > NESTING:
         raise ConfigError(f"{field}: {show(text)} is nested too deeply; allowed: {NESTING} signs of '(', '[' and '~'.")
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text.strip() + end, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ConfigError(f"{field}: cannot read {text!r}; write name or name(argument=value, ...).") from None
 
@@ -128,7 +129,7 @@ def _pattern(node: ast.expr, field: str, text: str) -> list[Node]:
 
 def parse_several(text: str, field: str) -> list[Node]:
     """The nodes of `SPEC, SPEC2, ...`."""
-    tree = _tree(f"{text}," if text.strip() else text, field)
+    tree = _tree(text, field, end=",")
     return [_node(element, field, text) for element in (tree.elts if isinstance(tree, ast.Tuple) else [tree])]
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject
 from positionbias.analysis.heads import HEADS, others, top, without
 from positionbias.arrays import Key
-from positionbias.spec import member, require
+from positionbias.spec import ConfigError, member, require
 from positionbias.tasks.base import Batch
 
 DRAWS = 8  # of random heads
@@ -24,7 +24,7 @@ class RetrievalHeads(Analysis):
 
     arXiv 2404.15574, "Retrieval Head Mechanistically Explains Long-Context Factuality", whose needle is here the
     evidence of an answer, and whose decoding the row that answers. Then the `share` of all heads with the highest
-    scores, one at least, are set to 0, and as many others, drawn eight times. "score" is by head; "intact", "without"
+    scores, one at least and half of them at most, are set to 0, and as many others, drawn eight times. "score" is by head; "intact", "without"
     and "without_others" are accuracies of the whole model, without the first and without the others, on fresh items.
     """
 
@@ -43,6 +43,19 @@ class RetrievalHeads(Analysis):
         kind = subject.run.task.input.kind
         require(kind == "tokens", "task", subject.run.config.task, "a task of tokens, as a head's evidence is one")
 
+    def layers(self, subject: Subject) -> list[int]:
+        found = super().layers(subject)
+        heads = len(found) * subject.run.config.model.heads
+        if 2 * self._count(heads) > heads:
+            raise ConfigError(
+                f"--analyses: share = {self.share} sets {self._count(heads)} of {heads} heads to 0, which leaves fewer"
+                " others to compare with; allowed: half of the heads at most, of two or more."
+            )
+        return found
+
+    def _count(self, heads: int) -> int:
+        return max(1, round(self.share * heads))
+
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> jax.Array:
             names = [PATTERN.replace("*", str(layer)) for layer in layers]
@@ -59,7 +72,7 @@ class RetrievalHeads(Analysis):
 
         found, fresh, drawn = jax.random.split(key, 3)
         score = subject.averaged(subject.batch(found), one)
-        count = max(1, round(self.share * score.size))
+        count = self._count(score.size)
         chosen, batch = top(score, count), subject.batch(fresh)
 
         def control(key: jax.Array) -> jax.Array:

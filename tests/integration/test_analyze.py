@@ -76,6 +76,7 @@ def test_a_damaged_file_is_named_and_asked_again(folder, capsys):
         ("look_back, look_back", [], "--analyses: 'look_back, look_back' has one twice; allowed: each once."),
         ("sink_mass(threshold=2)", [], "threshold = 2"),
         ("sink_mass(column=9)", [], "column + after = 10 is not allowed; allowed: 0 to "),
+        ("retrieval_heads(share=0.8)", [], "--analyses: share = 0.8 sets 2 of 2 heads to 0, which leaves fewer others"),
         ("rollout", [], "--analyses: rollout reads layers.*.attention.pattern of every layer, not so of layer 0"),
         ("look_back", ["--condition", "shift"], "--condition: unknown condition 'shift', did you mean 'shifted'?"),
         ("look_back", ["--items", "0"], "--items: 0 is not allowed; allowed: a whole number from 1 to "),

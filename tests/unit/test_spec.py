@@ -100,6 +100,7 @@ def test_several_specs_are_parted_by_commas():
     assert [spec.str_node(node) for node in spec.parse_several(" a ", "x")] == ["a"]
     for text in ("", " ", "a,", ",", "]+[a", "[a, b]", "(a, b)"):
         assert refused(spec.parse_several, text, "x").startswith("x: ")
+    assert refused(spec.parse_several, "a b", "x").startswith("x: cannot read 'a b'; "), "as it was given"
 
 
 def test_an_element_of_a_pattern_may_be_an_expression():
