@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from positionbias.analysis.base import Analysis, Axes, Labels, Subject, last_rows
 from positionbias.analysis.heads import HEADS
-from positionbias.arrays import Bool, Key
+from positionbias.arrays import Bool, Int, Key
 from positionbias.models import edits
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -50,13 +50,15 @@ class Patching(Analysis):
         task = subject.run.task
         tokens = (task.input.kind, subject.run.experiment.objective.targets) == ("tokens", "tokens")
         require(tokens, "task", subject.run.config.task, "a task of tokens, as one is put in place of another")
+        require(subject.items >= 2, "items", subject.items, "2 or more, as the token is that of another item")
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names = {kind: [site.replace("*", str(layer)) for layer in layers] for kind, site in SITES.items()}
         heads, length = subject.run.config.model.heads, subject.run.task.length(subject.condition)
 
-        def one(batch: Batch) -> dict[str, jax.Array]:
-            corrupted, told = _corrupted(batch), [name for some in names.values() for name in some]
+        def one(both: Batch) -> dict[str, jax.Array]:
+            batch, corrupted = (both._replace(inputs=both.inputs[:, i]) for i in range(2))
+            told = [name for some in names.values() for name in some]
             rows, each = last_rows(subject, batch), jnp.arange(len(batch.inputs))
             outputs, clean = subject.apply(batch, told)
             other = subject.apply(corrupted)[0][each, rows]
@@ -88,14 +90,16 @@ class Patching(Analysis):
             found["heads"] = by_head.reshape(count, heads)
             return found | {"clean": margin(outputs[each, rows]), "corrupted": margin(other)}
 
-        found = subject.averaged(subject.batch(key), one)
+        batch = subject.batch(key)  # whose pieces may have a single item, so that it is corrupted as a whole
+        inputs = jnp.stack([batch.inputs, _corrupted(batch)], axis=1)
+        found = subject.averaged(batch._replace(inputs=inputs), one)
         gap = found["clean"] - found["corrupted"]
         shares = {kind: (found[kind] - found["corrupted"]) / jnp.where(gap == 0, 1.0, gap) for kind in SITES}
         return found | shares
 
 
-def _corrupted(batch: Batch) -> Batch:
-    """The batch with the token of each item's evidence replaced by that of the next item's."""
+def _corrupted(batch: Batch) -> Int[jax.Array, "B T"]:
+    """Inputs of the batch with the token of each item's evidence replaced by that of the next item's."""
     at, each = batch.last_evidence[:, -1], jnp.arange(len(batch.inputs))
     token = batch.inputs[each, at]
-    return batch._replace(inputs=batch.inputs.at[each, at].set(jnp.roll(token, -1)))
+    return batch.inputs.at[each, at].set(jnp.roll(token, -1))

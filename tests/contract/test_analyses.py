@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from positionbias import spec
+from positionbias.analysis import base
 from positionbias.analysis.base import Subject
 from positionbias.analysis.run import Asker, label, write
 from positionbias.errors import ConfigError
@@ -78,6 +79,20 @@ def test_the_same_key_finds_the_same(made, name):
     first, again, other = (np.asarray(measure(jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("gradient_influence", "head_gating")])
+def test_numbers_do_not_depend_on_how_items_are_split(name, made, monkeypatch):
+    """Into pieces of one item each, as of a long task or a prime number of items; those left out draw by the piece."""
+    analysis, run = build(name), Asker(made, [], items=4).run
+    one = dataclasses.replace(run, replica=0, weights=jax.tree.map(lambda x: x[0], run.weights), keys=run.keys[0])
+    subject = Subject(one, run.task.conditions()[0], 4)
+    layers, found = analysis.layers(subject), []
+    for tokens in (base.TOKENS, LENGTH):
+        monkeypatch.setattr(base, "TOKENS", tokens)
+        found.append(jax.jit(lambda key: analysis.measure(subject, layers, key))(jax.random.key(3)))
+    for key in analysis.axes:
+        np.testing.assert_allclose(*(arrays[key] for arrays in found), rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @pytest.fixture(scope="module")

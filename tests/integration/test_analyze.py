@@ -79,6 +79,7 @@ def test_a_damaged_file_is_named_and_asked_again(folder, capsys):
         ("retrieval_heads(share=0.8)", [], "--analyses: share = 0.8 sets 2 of 2 heads to 0, which leaves fewer others"),
         ("rollout", [], "--analyses: rollout reads layers.*.attention.pattern of every layer, not so of layer 0"),
         ("look_back", ["--condition", "shift"], "--condition: unknown condition 'shift', did you mean 'shifted'?"),
+        ("patching", ["--items", "1"], "items = 1 is not allowed; allowed: 2 or more"),
         ("look_back", ["--items", "0"], "--items: 0 is not allowed; allowed: a whole number from 1 to "),
         ("look_back", ["--step", "7"], "step: "),
     ],
