@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import pathlib
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -98,7 +99,8 @@ class Asker:
         except (OSError, ValueError):
             return False
         wanted = self.settings(analysis)
-        return path.with_suffix(".npz").exists() and {name: found.get(name) for name in wanted} == wanted
+        whole = isinstance(found, dict) and zipfile.is_zipfile(path.with_suffix(".npz"))
+        return whole and {name: found.get(name) for name in wanted} == wanted
 
     def asked(self) -> Iterator[Asked]:
         """Every analysis, in the order wanted, but for those that are there."""
@@ -126,6 +128,7 @@ def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib
         np.savez(held, **one.trained, **{f"at_init/{name}": x for name, x in one.drawn.items()})  # type: ignore[arg-type]
         with replacing(path.with_suffix(".npz")) as file:
             file.write(held.getvalue())
+            path.unlink(missing_ok=True)  # which would tell other numbers, should the new one not come to be written
     told = {
         **settings,
         "shown": one.analysis.shown,

@@ -151,7 +151,7 @@ ANALYSIS = {
 def read_analyses(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """What `positionbias.analyze` found in a run folder, by the names of its files in their order. Raises ConfigError.
 
-    Of every array with numbers there are as many as its sizes say, and labels as there are places.
+    Of every array with numbers there are as many as its sizes say, of both models, and labels as there are places.
     """
     found = {path.stem: read(path, ANALYSIS) for path in sorted((folder / "analysis").glob("*.json"))}
     for name, one in found.items():
@@ -159,6 +159,7 @@ def read_analyses(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
             counts = {len(array[told]) for told in ("numbers", "at_init") if told in array}
             sizes = dict(zip(array["axes"], array["sizes"], strict=False))
             astray = any(len(one["labels"][axis]) != size for axis, size in sizes.items() if axis in one["labels"])
+            astray |= ("numbers" in array) != ("at_init" in array)
             if astray or len(array["axes"]) != len(array["sizes"]) or counts - {math.prod(array["sizes"])}:
                 path, place = str(folder / "analysis" / f"{name}.json"), f"arrays.{key}"
                 allowed = "the file as it was written, or none"

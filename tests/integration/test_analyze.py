@@ -8,6 +8,7 @@ import pytest
 
 from positionbias import analyze
 from positionbias.errors import ConfigError
+from positionbias.files import WriteError
 from positionbias.training.loop import train
 
 
@@ -63,10 +64,34 @@ def test_a_damaged_file_is_named_and_asked_again(folder, capsys):
     path.write_text(path.read_text().replace('"sizes"', '"size"', 1))
     with pytest.raises(ConfigError, match=r"analysis/look_back.json' is damaged at 'arrays.distance.sizes'"):
         ask(folder, "look_back")
-    path.write_text("{")
-    capsys.readouterr()
+    told = json.loads(path.read_text().replace('"size"', '"sizes"', 1))
+    del told["arrays"]["even"]["at_init"]
+    path.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"analysis/look_back.json' is damaged at 'arrays.even'"):
+        ask(folder, "look_back")
+    for text in ("{", "null", "[]"):
+        path.write_text(text)
+        capsys.readouterr()
+        assert ask(folder, "look_back") == 0
+        assert "there already" not in capsys.readouterr().out
+    numbers = path.with_suffix(".npz")
+    numbers.write_bytes(numbers.read_bytes()[:-30])
     assert ask(folder, "look_back") == 0
-    assert "there already" not in capsys.readouterr().out
+    assert "there already" not in capsys.readouterr().out, "numbers that cannot be read"
+
+
+def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypatch):
+    """Where the second of both files cannot be written."""
+    from positionbias.analysis import run
+
+    def full(path, told):
+        raise WriteError("no space")
+
+    ask(folder, "look_back", "--items", "2")
+    with monkeypatch.context() as patched, pytest.raises(WriteError):
+        patched.setattr(run, "write_json", full)
+        ask(folder, "look_back", "--items", "3")
+    assert not (folder / "analysis" / "look_back.json").exists()
 
 
 @pytest.mark.parametrize(
