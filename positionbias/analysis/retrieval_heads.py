@@ -24,7 +24,8 @@ class RetrievalHeads(Analysis):
 
     arXiv 2404.15574, "Retrieval Head Mechanistically Explains Long-Context Factuality", whose needle is here the
     evidence of an answer, and whose decoding the row that answers. Then the `share` of all heads with the highest
-    scores, one at least and half of them at most, are set to 0, and as many others, drawn eight times. "score" is by head; "intact", "without"
+    scores, one at least and half of them at most, are set to 0, and as many others,
+    drawn eight times. "score" is by head; "intact", "without"
     and "without_others" are accuracies of the whole model, without the first and without the others, on fresh items.
     """
 

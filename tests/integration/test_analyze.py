@@ -88,8 +88,8 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
         raise WriteError("no space")
 
     ask(folder, "look_back", "--items", "2")
-    with monkeypatch.context() as patched, pytest.raises(WriteError):
-        patched.setattr(run, "write_json", full)
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.raises(WriteError):
         ask(folder, "look_back", "--items", "3")
     assert not (folder / "analysis" / "look_back.json").exists()
 
