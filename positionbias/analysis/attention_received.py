@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject, patterns
+from positionbias.analysis.base import Analysis, Axes, Subject, evenly, patterns
 from positionbias.arrays import Key
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
@@ -29,10 +29,7 @@ class AttentionReceived(Analysis):
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> dict[str, jax.Array]:
             found = patterns(subject, layers, batch)
-            seen = found > 0
-            even = seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1)
-            return {
-                name: jnp.mean(jnp.sum(x, axis=-2), axis=(1, 2)) for name, x in (("received", found), ("even", even))
-            }
+            each = {"received": found, "even": evenly(found)}
+            return {name: jnp.mean(jnp.sum(x, axis=-2), axis=(1, 2)) for name, x in each.items()}
 
         return subject.averaged(subject.batch(key), one)

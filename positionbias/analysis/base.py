@@ -19,6 +19,7 @@ Axes = Mapping[str, tuple[str, ...]]
 Labels = Mapping[str, tuple[str, ...]]
 TOKENS = 4096  # of examples that are computed at once
 PATTERN = "layers.*.attention.pattern"
+STREAM = "layers.*.stream"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +103,10 @@ class Analysis:
     def layers(self, subject: Subject) -> list[int]:
         """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all."""
 
-        def recorded() -> dict[str, jax.Array]:
-            return subject.apply(subject.batch(jax.random.key(0), 1), ["*"])[1]
-
-        shapes = jax.eval_shape(recorded)
+        shapes = jax.eval_shape(lambda: subject.apply(subject.batch(jax.random.key(0), 1), ["*"])[1])
         config, found = subject.run.config, list[int]()
         for layer in range(config.model.layers):
-            if all(site.replace("*", str(layer), 1) in shapes for site in self.reads()):
+            if all(sites([layer], site)[0] in shapes for site in self.reads()):
                 found.append(layer)
         told = f"model.architecture = {config.model.architecture}, model.operator = {config.model.operator}"
         name, needs = canonical(self), " and ".join(self.reads())
@@ -118,7 +116,7 @@ class Analysis:
             lacking = sorted(set(range(config.model.layers)) - set(found))
             raise ConfigError(f"--analyses: {name} reads {needs} of every layer, not so of layer {lacking[0]}, {told}.")
         length = subject.run.task.length(subject.condition)
-        first = {site: shapes[site.replace("*", str(found[0]))].shape for site in self.reads()}
+        first = {site: shapes[sites(found, site)[0]].shape for site in self.reads()}
         rows = {n for site, shape in first.items() for n in (shape[-2:] if site == PATTERN else shape[1:2])}
         if not self.any_rows and rows != {length}:
             raise ConfigError(f"--analyses: {name} reads {needs} of all {length} rows of inputs, not so with {told}.")
@@ -129,11 +127,29 @@ class Analysis:
         raise NotImplementedError
 
 
+def sites(layers: Sequence[int], site: str) -> list[str]:
+    """The names of a site, with `*` for the layer, in these layers."""
+    return [site.replace("*", str(layer), 1) for layer in layers]
+
+
+def recorded(
+    subject: Subject, layers: Sequence[int], site: str, batch: Batch, edit: Any = None
+) -> Float[jax.Array, "L B ..."]:
+    """What a site holds in each of these layers, which have it in one shape."""
+    names = sites(layers, site)
+    _, found = subject.apply(batch, names, edit)
+    return jnp.stack([found[name].astype(jnp.float32) for name in names])
+
+
 def patterns(subject: Subject, layers: list[int], batch: Batch) -> Float[jax.Array, "L B N T T"]:
     """The attention of each of these layers, causal or not: weights of rows on columns."""
-    names = [PATTERN.replace("*", str(layer)) for layer in layers]
-    _, sites = subject.apply(batch, names)
-    return jnp.stack([sites[name].astype(jnp.float32) for name in names])
+    return recorded(subject, layers, PATTERN, batch)
+
+
+def evenly(pattern: Float[jax.Array, "... T T"]) -> Float[jax.Array, "... T T"]:
+    """The attention of rows that attend evenly to all that they give any weight: what preferences are held against."""
+    seen = pattern > 0
+    return seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1)
 
 
 def last_rows(subject: Subject, batch: Batch) -> Int[jax.Array, "B"]:

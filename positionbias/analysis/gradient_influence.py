@@ -8,13 +8,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject, last_rows
+from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, last_rows, recorded
 from positionbias.arrays import Key
 from positionbias.models import edits
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
-
-STREAM = "layers.*.stream"
 
 
 @member("analyses", "gradient_influence")
@@ -35,15 +33,13 @@ class GradientInfluence(Analysis):
         return (STREAM,)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        names = [STREAM.replace("*", str(layer)) for layer in layers]
         length, width = subject.run.task.length(subject.condition), subject.run.config.model.width
 
         def one(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
             rows = last_rows(subject, batch)
 
             def projected(shift: jax.Array) -> jax.Array:
-                _, sites = subject.apply(batch, names, {"embedding": edits.add(shift)})
-                streams = jnp.stack([sites[name] for name in names]).astype(jnp.float32)
+                streams = recorded(subject, layers, STREAM, batch, {"embedding": edits.add(shift)})
                 at = rows - (length - streams.shape[2])  # a decoder has the last rows only
                 hidden = jnp.take_along_axis(streams, at[None, :, None, None], axis=2)[:, :, 0]
                 return jnp.sum(hidden * jax.random.normal(key, hidden.shape), axis=(1, 2))

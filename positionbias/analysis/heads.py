@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from positionbias.analysis.base import sites
 from positionbias.arrays import Bool, Float, Key
 from positionbias.models import edits
 
@@ -15,12 +16,12 @@ HEADS = "layers.*.attention.heads"  # each head's mix of values
 
 def without(layers: list[int], chosen: Bool[jax.Array, "L N"]) -> dict[str, Any]:
     """The edit that sets the outputs of these heads to 0."""
-    return {HEADS.replace("*", str(layer)): edits.zero(heads=chosen[i]) for i, layer in enumerate(layers)}
+    return {name: edits.zero(heads=chosen[i]) for i, name in enumerate(sites(layers, HEADS))}
 
 
 def gated(layers: list[int], gates: Float[jax.Array, "L N"]) -> dict[str, Any]:
     """The edit that multiplies the outputs of heads by gates."""
-    return {HEADS.replace("*", str(layer)): edits.scale(gates[i][:, None]) for i, layer in enumerate(layers)}
+    return {name: edits.scale(gates[i][:, None]) for i, name in enumerate(sites(layers, HEADS))}
 
 
 def top(scores: Float[jax.Array, "L N"], count: int) -> Bool[jax.Array, "L N"]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject, patterns
+from positionbias.analysis.base import Analysis, Axes, Subject, evenly, patterns
 from positionbias.arrays import Key
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
@@ -30,11 +30,9 @@ class Induction(Analysis):
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> dict[str, jax.Array]:
             found = patterns(subject, layers, batch)  # [L, B, N, T, T]
-            seen = found > 0
-            even = seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1)
             rows, each = subject.run.answer_rows(batch), jnp.arange(len(batch.query))[:, None]
             told = {}
-            for name, x in (("", found), ("_even", even)):
+            for name, x in (("", found), ("_even", evenly(found))):
                 before = jnp.diagonal(x, offset=-1, axis1=-2, axis2=-1)
                 told[f"previous{name}"] = jnp.mean(before, axis=(1, 3))
                 at = x[:, each, :, rows, batch.last_evidence]  # [B, A, L, N]

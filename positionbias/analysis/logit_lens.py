@@ -8,13 +8,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject
+from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, recorded, sites
 from positionbias.arrays import Key
 from positionbias.models import edits
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
-
-STREAM = "layers.*.stream"
 
 
 @member("analyses", "logit_lens")
@@ -45,18 +43,17 @@ class LogitLens(Analysis):
         require(kind == "tokens", "task", subject.run.config.task, "a task that answers by tokens")
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        names = [STREAM.replace("*", str(layer)) for layer in layers]
+        last = sites(layers, STREAM)[-1]
 
         def one(batch: Batch) -> dict[str, jax.Array]:
-            _, sites = subject.apply(batch, names)
             rows, each = subject.run.answer_rows(batch), jnp.arange(len(batch.query))[:, None]
 
             def read(stream: jax.Array) -> dict[str, jax.Array]:
-                outputs, _ = subject.apply(batch, (), {names[-1]: edits.replace(stream)})
+                outputs, _ = subject.apply(batch, (), {last: edits.replace(stream)})
                 told = subject.answers(outputs, batch)
                 return {**told, "said": subject.run.experiment.objective.said(outputs[each, rows])}
 
-            found = jax.lax.map(read, jnp.stack([sites[name] for name in names]))  # [L, B, A] each
+            found = jax.lax.map(read, recorded(subject, layers, STREAM, batch))  # [L, B, A] each
             agrees = (found["said"] == found["said"][-1]).astype(jnp.float32)
             stays = jnp.flip(jnp.cumprod(jnp.flip(agrees, axis=0), axis=0), axis=0)
             told = {name: jnp.mean(found[name], axis=(1, 2)) for name in ("accuracy", "log_probability")}

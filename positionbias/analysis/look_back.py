@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject, patterns
+from positionbias.analysis.base import Analysis, Axes, Subject, evenly, patterns
 from positionbias.arrays import Key
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
@@ -32,10 +32,8 @@ class LookBack(Analysis):
 
         def one(batch: Batch) -> dict[str, jax.Array]:
             found = patterns(subject, layers, batch)
-            seen = found > 0
-            even = seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1)
-            spread = -jnp.where(seen, found * jnp.log(jnp.where(seen, found, 1.0)), 0.0)
-            each = {"distance": found * back, "even": even * back, "entropy": spread}
+            spread = -found * jnp.log(jnp.where(found > 0, found, 1.0))
+            each = {"distance": found * back, "even": evenly(found) * back, "entropy": spread}
             return {name: jnp.mean(jnp.sum(x, axis=-1), axis=(1, 3)) for name, x in each.items()}
 
         return subject.averaged(subject.batch(key), one)

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Labels, Subject, last_rows
+from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, last_rows, sites
 from positionbias.analysis.heads import HEADS
 from positionbias.arrays import Bool, Int, Key
 from positionbias.models import edits
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
 
-SITES = {"stream": "layers.*.stream", "attention": "layers.*.attention.output", "heads": HEADS}
+SITES = {"stream": STREAM, "attention": "layers.*.attention.output", "heads": HEADS}
 PLACES = ("evidence", "answer", "elsewhere")
 
 
@@ -53,7 +53,7 @@ class Patching(Analysis):
         require(subject.items >= 2, "items", subject.items, "2 or more, as the token is that of another item")
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        names = {kind: [site.replace("*", str(layer)) for layer in layers] for kind, site in SITES.items()}
+        names = {kind: sites(layers, site) for kind, site in SITES.items()}
         heads, length = subject.run.config.model.heads, subject.run.task.length(subject.condition)
 
         def one(both: Batch) -> dict[str, jax.Array]:

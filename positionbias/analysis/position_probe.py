@@ -9,12 +9,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject
+from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, recorded
 from positionbias.arrays import Float, Key
 from positionbias.spec import member, require
-from positionbias.tasks.base import Batch
-
-STREAM = "layers.*.stream"
 
 
 def explained(
@@ -59,15 +56,11 @@ class PositionProbe(Analysis):
         require(subject.items >= 2, "items", subject.items, "2 or more, to fit and to judge")
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        names = [STREAM.replace("*", str(layer)) for layer in layers]
         drawn, order = jax.random.split(key)
         count = subject.items // 2
 
-        def streams(batch: Batch) -> jax.Array:
-            _, sites = subject.apply(batch, names)
-            return jnp.stack([sites[name].astype(jnp.float32) for name in names])  # [L, B, T, D]
-
-        fitted, judged = (streams(subject.batch(one, count)) for one in jax.random.split(drawn))
+        batches = (subject.batch(one, count) for one in jax.random.split(drawn))
+        fitted, judged = (recorded(subject, layers, STREAM, batch) for batch in batches)  # [L, B, T, D]
         rows = fitted.shape[2]
         train, test = (x.reshape(len(layers), -1, x.shape[-1]) for x in (fitted, judged))
         number = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.float32), (count, rows)).reshape(-1)

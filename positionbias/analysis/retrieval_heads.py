@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject
+from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject, sites
 from positionbias.analysis.heads import HEADS, others, top, without
 from positionbias.arrays import Key
 from positionbias.spec import ConfigError, member, require
@@ -24,9 +24,9 @@ class RetrievalHeads(Analysis):
 
     arXiv 2404.15574, "Retrieval Head Mechanistically Explains Long-Context Factuality", whose needle is here the
     evidence of an answer, and whose decoding the row that answers. Then the `share` of all heads with the highest
-    scores, one at least and half of them at most, are set to 0, and as many others,
-    drawn eight times. "score" is by head; "intact", "without"
-    and "without_others" are accuracies of the whole model, without the first and without the others, on fresh items.
+    scores, one at least and half of them at most, are set to 0, and as many others, drawn eight times. "score" is by
+    head; "intact", "without" and "without_others" are accuracies of the whole model, without the first and without the
+    others, on fresh items.
     """
 
     share: float = 0.05
@@ -59,13 +59,13 @@ class RetrievalHeads(Analysis):
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> jax.Array:
-            names = [PATTERN.replace("*", str(layer)) for layer in layers]
-            outputs, sites = subject.apply(batch, names)
+            names = sites(layers, PATTERN)
+            outputs, patterns = subject.apply(batch, names)
             rows, each = subject.run.answer_rows(batch), jnp.arange(len(batch.query))[:, None]
             said = subject.run.experiment.objective.said(outputs[each, rows])  # [B, A]
             scores = []
             for name in names:
-                column = jnp.argmax(sites[name], axis=-1)[each, :, rows]  # [B, A, N]
+                column = jnp.argmax(patterns[name], axis=-1)[each, :, rows]  # [B, A, N]
                 evidence = jnp.any(column[..., None] == batch.evidence[:, :, None], axis=-1)
                 told = jnp.take_along_axis(batch.inputs[:, None], column, axis=-1)
                 scores.append(jnp.mean(evidence & (told == said[..., None]), axis=(0, 1)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject, patterns
+from positionbias.analysis.base import Analysis, Axes, Subject, evenly, patterns
 from positionbias.arrays import Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -43,9 +43,8 @@ class SinkMass(Analysis):
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> tuple[jax.Array, jax.Array]:
             rows = patterns(subject, layers, batch)[..., self.column + self.after :, :]
-            seen = rows > 0
-            even = seen[..., self.column] / jnp.maximum(jnp.sum(seen, axis=-1), 1)
-            return jnp.mean(rows[..., self.column], axis=(1, 3)), jnp.mean(even, axis=(1, 3))
+            mass, even = (jnp.mean(x[..., self.column], axis=(1, 3)) for x in (rows, evenly(rows)))
+            return mass, even
 
         mass, even = subject.averaged(subject.batch(key), one)
         return {"mass": mass, "even": even, "heads": jnp.mean(mass > self.threshold, axis=-1)}
