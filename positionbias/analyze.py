@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 
 from positionbias import launch
 from positionbias.config import cli
@@ -38,16 +37,9 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--items: {given.items} is not allowed; allowed: a whole number from 1 to {MOST_SEQUENCES}.")
     workdir = launch.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
-    from positionbias.training.run_folder import FolderInUse, locked
 
     launch.set_up(read_config(workdir))
-    try:
-        with locked(workdir):
-            _analyse(workdir, given)
-    except FolderInUse as error:
-        print(f"error: {error}", file=sys.stderr)
-        return launch.IN_USE
-    return 0
+    return launch.alone(workdir, lambda: _analyse(workdir, given))
 
 
 def _analyse(workdir: pathlib.Path, given: argparse.Namespace) -> None:

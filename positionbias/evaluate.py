@@ -11,6 +11,7 @@ from typing import Any
 from positionbias import launch, spec
 from positionbias.config import cli, resolve
 from positionbias.config.schema import MOST_SEQUENCES
+from positionbias.files import safe_name
 from positionbias.spec import ConfigError
 
 
@@ -60,19 +61,12 @@ def main(argv: list[str]) -> int:
         given.data_dir = exported.find(launch.folder(given.data_dir, "--data_dir"))
     workdir = launch.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
-    from positionbias.training.run_folder import FolderInUse, locked
 
     config = read_config(workdir)
     launch.set_up(config)
     if given.task is not None:
         _check_task(given.task, config.task)
-    try:
-        with locked(workdir):  # so that no training prunes the checkpoint or cuts the results meanwhile
-            _evaluate(workdir, given)
-    except FolderInUse as error:
-        print(f"error: {error}", file=sys.stderr)
-        return launch.IN_USE
-    return 0
+    return launch.alone(workdir, lambda: _evaluate(workdir, given))
 
 
 def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
@@ -96,7 +90,7 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     for count, one in enumerate(measurer.measured(), start=1):
         base = one if one.variant.intervention is None else base
         assert base is not None  # every length begins without an intervention
-        name = "_".join([label, *([_safe(one.variant.name)] if one.variant.name else [])])
+        name = "_".join([label, *([safe_name(one.variant.name)] if one.variant.name else [])])
         again.write(workdir, name, one, base)
         if one.variant == wanted[0]:
             print(spec.canonical(measurer.run.task))
@@ -132,11 +126,7 @@ def _sizes(task: Any) -> str:
 def _label(given: argparse.Namespace, step: int) -> str:
     """`step000600`, after what is measured where it is not the task trained on, whole."""
     told = [given.task, given.conditions, given.data_dir and given.data_dir.parent.name]
-    return "_".join([*(_safe(text) for text in told if text), f"step{step:06d}"])
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
+    return "_".join([*(safe_name(text) for text in told if text), f"step{step:06d}"])
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
         sync(path.parent)
 
 
+def safe_name(text: str) -> str:
+    """A spec or the like as far as a file may be called so."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replace a text file atomically."""
     with replacing(path) as stream:

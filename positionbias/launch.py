@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from positionbias import runtime
@@ -51,6 +52,19 @@ def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = N
     if outcome.status == "stopped":
         say(f"stopped at step {outcome.step} of {config.train.steps}; the same command goes on from there")
     return outcome.code
+
+
+def alone(workdir: pathlib.Path, do: Callable[[], None]) -> int:
+    """Do something to a run folder that no training may prune or cut meanwhile; returns the exit code."""
+    from positionbias.training.run_folder import FolderInUse, locked
+
+    try:
+        with locked(workdir):
+            do()
+    except FolderInUse as error:
+        print(f"error: {error}", file=sys.stderr)
+        return IN_USE
+    return 0
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

@@ -18,7 +18,7 @@ from positionbias.analysis.base import Analysis, Subject
 from positionbias.arrays import Key, Tree
 from positionbias.evaluation.loading import LoadedRun, load
 from positionbias.evaluation.statistics import interval
-from positionbias.files import read_json, replacing, write_json, writing
+from positionbias.files import read_json, replacing, safe_name, write_json, writing
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Condition, find_condition
@@ -36,9 +36,8 @@ def parsed(text: str) -> list[Analysis]:
 
 
 def label(analysis: Analysis) -> str:
-    """The name of its files: its spec, as far as a file may be called so."""
-    text = spec.canonical(analysis)
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
+    """The name of its files."""
+    return safe_name(spec.canonical(analysis))
 
 
 @dataclasses.dataclass(frozen=True)
