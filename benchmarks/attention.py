@@ -142,14 +142,7 @@ def main(argv: list[str]) -> int:
     given, _ = parse_command_line(_parser(), argv)
     check(given, NAMES, MOST, ("minutes",))
     runtime.configure()
-    for name, value in DEFAULTS["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    stop = time.perf_counter() + 60 * given.minutes
-
-    def over() -> bool:
-        return time.perf_counter() > stop
-
+    over = timed.settled(given, DEFAULTS)
     rows: list[dict[str, Any]] = []
     print(f"{'mask':<14}{'T':>6}{'visible':>9}  {'mode':<8} {'impl':<16}", end="")
     print(f"{'min ms':>10}{'median':>10}{'ratio':>8}{'MiB':>10}{'us/tile':>12}   (ratio to {given.baseline})")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -109,14 +108,7 @@ def main(argv: list[str]) -> int:
     given, _ = parse_command_line(_parser(), argv)
     check(given, NAMES, MOST, ("minutes",))
     runtime.configure()
-    for name, value in DEFAULTS["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    stop = time.perf_counter() + 60 * given.minutes
-
-    def over() -> bool:
-        return time.perf_counter() > stop
-
+    over = timed.settled(given, DEFAULTS)
     print(f"{'kind':<14}{'T':>6}  {'mode':<8} {'impl':<14}", end="")
     print(f"{'min ms':>10}{'median':>10}{'ratio':>8}{'MiB':>10}   (ratio to {given.baseline})")
     rows: list[dict[str, Any]] = []

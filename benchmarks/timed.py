@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import functools
 import importlib.metadata
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +45,15 @@ class Program:
     def output(self) -> np.ndarray:
         """What a forward run makes."""
         return np.asarray(self.call(), np.float32)
+
+
+def settled(given: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]]) -> Callable[[], bool]:
+    """Fill in what was not given by the defaults of this platform, "cpu" or "gpu"; whether the minutes are over."""
+    for name, value in defaults["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    stop = time.perf_counter() + 60 * given.minutes
+    return lambda: time.perf_counter() > stop
 
 
 def prepared(
