@@ -54,6 +54,22 @@ def as_users():
         yield
 
 
+def _trained(raw, folder):
+    """Train a config as it is told, in a folder that is returned: for fixtures that live longer than `tiny`."""
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+    from positionbias.training.loop import train
+
+    train(resolve(apply_overrides(raw, {})), folder, [], str)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run():
+    """`small_run(raw, folder)` trains a config and returns the folder."""
+    return _trained
+
+
 @pytest.fixture
 def tiny():
     """A config that trains in about a second; dotted overrides change it: `tiny(**{"train.steps": 20})`."""

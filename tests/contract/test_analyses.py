@@ -12,7 +12,6 @@ from positionbias.analysis.base import Subject
 from positionbias.analysis.run import Asker, label, write
 from positionbias.errors import ConfigError
 from positionbias.evaluation import stored
-from positionbias.training.loop import train
 
 NAMES = spec.names("analyses")
 SMALL = {"head_gating": "head_gating(updates=2, seeds=1, batch=4)"}
@@ -20,11 +19,8 @@ LAYERS, HEADS, LENGTH = 2, 2, 7
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, small_run):
     """A folder with two replicas of two layers, hardly trained."""
-    from positionbias.config.cli import apply_overrides
-    from positionbias.config.resolve import resolve
-
     raw = {
         "name": "analysed",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=3)",
@@ -33,9 +29,7 @@ def made(tmp_path_factory):
         "train": {"steps": 2, "batch_size": 4, "replicas": 2, "log_every": 2},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    folder = tmp_path_factory.mktemp("run")
-    train(resolve(apply_overrides(raw, {})), folder, [], str)
-    return folder
+    return small_run(raw, tmp_path_factory.mktemp("run"))
 
 
 def build(name):
@@ -96,11 +90,8 @@ def test_numbers_do_not_depend_on_how_items_are_split(name, made, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory):
+def beside(tmp_path_factory, small_run):
     """A folder with an encoder and a decoder."""
-    from positionbias.config.cli import apply_overrides
-    from positionbias.config.resolve import resolve
-
     raw = {
         "name": "beside",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=3)",
@@ -108,16 +99,12 @@ def beside(tmp_path_factory):
         "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
         "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
-    folder = tmp_path_factory.mktemp("beside")
-    train(resolve(apply_overrides(raw, {})), folder, [], str)
-    return folder
+    return small_run(raw, tmp_path_factory.mktemp("beside"))
 
 
 @pytest.fixture(scope="module")
-def lacking(tmp_path_factory):
+def lacking(tmp_path_factory, small_run):
     """Folders with models by their operator, which a test needs one of."""
-    from positionbias.config.cli import apply_overrides
-    from positionbias.config.resolve import resolve
 
     def run(operator):
         folder = tmp_path_factory.getbasetemp() / f"lacking_{operator}"
@@ -129,7 +116,7 @@ def lacking(tmp_path_factory):
                 "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
                 "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
             }
-            train(resolve(apply_overrides(raw, {})), folder, [], str)
+            small_run(raw, folder)
         return folder
 
     return run

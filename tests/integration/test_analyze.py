@@ -9,14 +9,10 @@ import pytest
 from positionbias import analyze
 from positionbias.errors import ConfigError
 from positionbias.files import WriteError
-from positionbias.training.loop import train
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from positionbias.config.cli import apply_overrides
-    from positionbias.config.resolve import resolve
-
+def folder(tmp_path_factory, small_run):
     raw = {
         "name": "analysed",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=2)",
@@ -24,9 +20,7 @@ def folder(tmp_path_factory):
         "train": {"steps": 2, "batch_size": 4, "replicas": 2, "log_every": 2},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    made = tmp_path_factory.mktemp("run")
-    train(resolve(apply_overrides(raw, {})), made, [], str)
-    return made
+    return small_run(raw, tmp_path_factory.mktemp("run"))
 
 
 def ask(folder, analyses, *more):

@@ -10,14 +10,10 @@ from positionbias.analysis.base import Subject
 from positionbias.analysis.logit_lens import LogitLens
 from positionbias.evaluation.loading import load
 from positionbias.models import edits
-from positionbias.training.loop import train
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    from positionbias.config.cli import apply_overrides
-    from positionbias.config.resolve import resolve
-
+def subject(tmp_path_factory, small_run):
     raw = {
         "name": "lens",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2)",
@@ -25,9 +21,7 @@ def subject(tmp_path_factory):
         "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    folder = tmp_path_factory.mktemp("run")
-    train(resolve(apply_overrides(raw, {})), folder, [], str)
-    run = load(folder)
+    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
     return Subject(run, run.task.conditions()[0], 64)
 
 
