@@ -26,6 +26,7 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--step", type=int, help="checkpoint to analyse; default: the newest")
     made.add_argument("--condition", metavar="NAME", help="of the items; default: the one trained on")
+    made.add_argument("--replicas", default="all", metavar="I[,J]", help="which of the run's, from 0; default: all")
     made.add_argument("--items", type=int, help="items a replica; default: evaluation.influence_items of the config")
     return made
 
@@ -47,7 +48,8 @@ def _analyse(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     from positionbias.reporting.report import write_report
 
     wanted = run.parsed(given.analyses)
-    asker = run.Asker(workdir, wanted, step=given.step, condition=given.condition, items=given.items)
+    told = {"step": given.step, "condition": given.condition, "items": given.items}
+    asker = run.Asker(workdir, wanted, **told, replicas=run.numbered(given.replicas))
     for one in wanted:
         if asker.there(one):
             print(f"{run.label(one)}: there already")

@@ -35,6 +35,17 @@ def parsed(text: str) -> list[Analysis]:
     return found
 
 
+def numbered(text: str) -> list[int] | None:
+    """The replicas that `--replicas` names, None for all."""
+    if text == "all":
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    found = sorted({int(part) for part in parts if part.isascii() and part.isdigit()})
+    if len(found) < len(parts):
+        raise ConfigError(f"--replicas: {text!r} is not allowed; allowed: 'all', or numbers such as '0,2', each once.")
+    return found
+
+
 def label(analysis: Analysis) -> str:
     """The name of its files."""
     return safe_name(spec.canonical(analysis))
@@ -61,9 +72,12 @@ class Asker:
         step: int | None = None,
         condition: str | None = None,
         items: int | None = None,
+        replicas: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.wanted = folder, wanted
-        self.run = load(folder, step, "all")
+        self.run, self.replicas = load(folder, step, "all"), None if replicas is None else list(replicas)
+        if replicas is not None:
+            self.run = _of(self.run, replicas)
         grid = self.run.task.conditions()
         self.condition: Condition = grid[0]
         if condition is not None:
@@ -88,7 +102,7 @@ class Asker:
     def settings(self, analysis: Analysis) -> dict[str, Any]:
         """What its numbers depend on, but for the run."""
         told = {"step": self.run.step, "condition": self.condition.name, "items": self.items}
-        return {"analysis": spec.full(analysis), **told}
+        return {"analysis": spec.full(analysis), **told, "of_replicas": "all" if self.replicas is None else self.replicas}
 
     def there(self, analysis: Analysis) -> bool:
         """Whether its files are there, of the same checkpoint and items."""
@@ -115,6 +129,15 @@ class Asker:
     def _ask(self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         one = dataclasses.replace(self.run, replica=0, weights=weights, keys=key)
         return analysis.measure(self._subject(one), self.layers[analysis], stream(key, f"analysis/{label(analysis)}"))
+
+
+def _of(run: LoadedRun, replicas: Sequence[int]) -> LoadedRun:
+    """The same run with only these replicas."""
+    count, at = len(run.keys), np.asarray(replicas)
+    wrong = [i for i in replicas if not 0 <= i < count]
+    if wrong:
+        raise ConfigError(f"--replicas: {wrong[0]} is not allowed; allowed: 0 to {count - 1}, as the run has {count}.")
+    return dataclasses.replace(run, weights=jax.tree.map(lambda x: x[at], run.weights), keys=run.keys[at])
 
 
 def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib.Path:

@@ -52,6 +52,20 @@ def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
     assert json.loads((folder / "analysis" / "look_back.json").read_text())["condition"] == "shifted"
 
 
+def test_some_of_the_replicas_are_asked_as_among_all(folder, capsys):
+    numbers = {}
+    for replicas in ("all", "1"):
+        assert ask(folder, "sink_mass", "--replicas", replicas) == 0
+        assert "there already" not in capsys.readouterr().out
+        with np.load(folder / "analysis" / "sink_mass.npz") as kept:
+            numbers[replicas] = dict(kept)
+    assert numbers["1"].keys() == numbers["all"].keys()
+    for name, found in numbers["1"].items():
+        np.testing.assert_allclose(found, numbers["all"][name][1:], rtol=1e-5, atol=1e-7, err_msg=name)
+    told = json.loads((folder / "analysis" / "sink_mass.json").read_text())
+    assert (told["of_replicas"], told["replicas"]) == ([1], 1)
+
+
 def test_a_damaged_file_is_named_and_asked_again(folder, capsys):
     ask(folder, "look_back")
     path = folder / "analysis" / "look_back.json"
@@ -101,6 +115,8 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
         ("patching", ["--items", "1"], "items = 1 is not allowed; allowed: 2 or more"),
         ("look_back", ["--items", "0"], "--items: 0 is not allowed; allowed: a whole number from 1 to "),
         ("look_back", ["--step", "7"], "step: "),
+        ("look_back", ["--replicas", "2"], "--replicas: 2 is not allowed; allowed: 0 to 1, as the run has 2."),
+        ("look_back", ["--replicas", "0, 0"], "--replicas: '0, 0' is not allowed; allowed: 'all', or numbers such as"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(folder, analyses, more, words):
