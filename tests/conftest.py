@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import os
 import pathlib
 
@@ -34,6 +35,18 @@ def pytest_configure(config):
     flags = " ".join(f"--{name}={str(here).lower()}" for name, (here, _) in HASTE.items())
     if config.option.markexpr != "accelerator" and flags not in given:  # workers have those of who started them
         os.environ["XLA_FLAGS"] = f"{given} {flags}"
+
+
+# Every compiled program holds pieces of memory of its own, of which Linux gives a process 65,530: one more is a crash.
+MOST_PIECES, EVERY = 30_000, 25  # kept, and tests after which they are counted: one makes a few hundred at most
+PIECES = pathlib.Path("/proc/self/maps")
+ended = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Forget all programs before there are too many of them."""
+    if next(ended) % EVERY == 0 and PIECES.exists() and PIECES.read_bytes().count(b"\n") > MOST_PIECES:
+        jax.clear_caches()
 
 
 ROOT = pathlib.Path(__file__).parents[1]
