@@ -102,7 +102,8 @@ class Asker:
     def settings(self, analysis: Analysis) -> dict[str, Any]:
         """What its numbers depend on, but for the run."""
         told = {"step": self.run.step, "condition": self.condition.name, "items": self.items}
-        return {"analysis": spec.full(analysis), **told, "of_replicas": "all" if self.replicas is None else self.replicas}
+        of = "all" if self.replicas is None else self.replicas
+        return {"analysis": spec.full(analysis), **told, "of_replicas": of}
 
     def there(self, analysis: Analysis) -> bool:
         """Whether its files are there, of the same checkpoint and items."""
