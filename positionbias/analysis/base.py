@@ -88,6 +88,9 @@ class Analysis:
     labels: ClassVar[Labels] = {}
     any_rows: ClassVar[bool] = False  # whether layers may have other rows than the inputs: fewer, or one that is added
     whole: ClassVar[bool] = False  # whether it makes sense only if every layer has what it reads
+    draws: ClassVar[bool] = (
+        False  # whether it draws by the piece, so that numbers depend a little on how items are split
+    )
 
     def reads(self) -> tuple[str, ...]:
         """Patterns of the sites that it records, `*` for the layer."""

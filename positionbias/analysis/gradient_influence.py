@@ -28,6 +28,7 @@ class GradientInfluence(Analysis):
     axes: ClassVar[Axes] = {"influence": ("layer", "position"), "distance": ("layer", "distance")}
     shown = "influence"
     any_rows = True
+    draws = True
 
     def reads(self) -> tuple[str, ...]:
         return (STREAM,)

@@ -45,6 +45,7 @@ class HeadGating(Analysis):
     }
     shown = "facilitating"
     any_rows = True
+    draws = True
 
     def __post_init__(self) -> None:
         require(0 < self.weight <= 1000, "weight", self.weight, "a number above 0, up to 1000")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,14 @@ def table(found: Asked) -> str:
         flat = [np.mean(x, axis=0).reshape(-1, sizes[-1]) for x in both]
         for i, (now, before) in enumerate(zip(*flat, strict=True)):
             where = f" of {axes[0]} {found.analysis.named(axes[0], i, found.layers)}" if len(axes) > 1 else ""
-            lines.append(f"  {name}{where}: {_means(now)}; before training {_means(before)}")
+            labels = found.analysis.labels.get(axes[-1])
+            lines.append(f"  {name}{where}: {_means(now, labels)}; before training {_means(before)}")
     return "\n".join(lines)
 
 
-def _means(values: np.ndarray) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
+def _means(values: np.ndarray, labels: Sequence[str] | None = None) -> str:
+    told = [f"{value:.3f}" for value in values]
+    return " ".join(told) if labels is None else ", ".join(f"{name} {x}" for name, x in zip(labels, told, strict=True))
 
 
 def _told(one: Mapping[str, Any]) -> str:

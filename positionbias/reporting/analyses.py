@@ -39,7 +39,8 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
         return []
     title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
     told = f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}."
-    if len(array["axes"]) == 2 and (array["axes"][1] == "head" or array["axes"][1] in one["labels"]):
+    first, last = array["axes"][0], array["axes"][-1]
+    if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
         ticks = [[_named(one, axis, at) for at in range(size)] for axis, size in _sizes(array).items()]
         both = _means(array, "numbers"), _means(array, "at_init")
         svg = figures.two_maps(name, title, *both, list(_sizes(array)), ticks)

@@ -380,8 +380,9 @@ def two_maps(
             panel.grid(False)
             panel.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
             panel.set_title(title, fontsize=10)
-            panel.set_yticks(range(len(ticks[0])), ticks[0])
-            panel.set_xticks(range(len(ticks[1])), ticks[1])
+            for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
+                every = -(-len(told) // 16)  # more would run into each other
+                setter(range(0, len(told), every), told[::every])
             panel.set_xlabel(axes_told[1])
             if values.size <= FEW:
                 for (i, j), value in np.ndenumerate(values):
@@ -389,4 +390,4 @@ def two_maps(
                     panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if dark else BLACK)
         axes.ravel()[0].set_ylabel(axes_told[0])
 
-    return _draw(name, label, paint, height=1.1 + 0.45 * max(2, len(trained)), panels=(1, 2))
+    return _draw(name, label, paint, height=min(5.0, 1.1 + 0.45 * max(2, len(trained))), panels=(1, 2))

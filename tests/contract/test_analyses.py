@@ -42,7 +42,7 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     assert analysis.shown in analysis.axes
     asker = Asker(made, [analysis], items=4)
     (found,) = asker.asked()
-    sizes = {"layer": len(found.layers), "head": HEADS, "position": LENGTH, "distance": LENGTH}
+    sizes = {"layer": len(found.layers), "head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH}
     sizes |= {axis: len(names) for axis, names in analysis.labels.items()}
     for arrays in (found.trained, found.drawn):
         assert arrays.keys() == analysis.axes.keys()
@@ -75,9 +75,9 @@ def test_the_same_key_finds_the_same(made, name):
     assert (first != other).any()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("gradient_influence", "head_gating")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not spec.load_member("analyses", name, "analyses").draws])
 def test_numbers_do_not_depend_on_how_items_are_split(name, made, monkeypatch):
-    """Into pieces of one item each, as of a long task or a prime number of items; those left out draw by the piece."""
+    """Into pieces of one item each, as of a long task or a prime number of items."""
     analysis, run = build(name), Asker(made, [], items=4).run
     one = dataclasses.replace(run, replica=0, weights=jax.tree.map(lambda x: x[0], run.weights), keys=run.keys[0])
     subject = Subject(one, run.task.conditions()[0], 4)
