@@ -1,10 +1,14 @@
 """Rollout against its exact values for attention without content."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from positionbias.analysis.rollout import rolled
+from positionbias.analysis.base import Subject
+from positionbias.analysis.rollout import Rollout, rolled
+from positionbias.evaluation.loading import load
+from positionbias.theory.rollout import rollout
 
 T = 32
 CAUSAL = np.tri(T) / np.arange(1, T + 1)[:, None]
@@ -34,3 +38,22 @@ def test_with_a_residual_half_of_a_row_is_itself():
     half = (CAUSAL + np.eye(T)) / 2
     found = rolled(jnp.asarray(layers, jnp.float32), residual=True)
     np.testing.assert_allclose(found[1], half @ half, atol=1e-6)
+
+
+def test_even_attention_is_that_of_theory_for_the_mask(tmp_path, small_run):
+    raw = {
+        "name": "even",
+        "task": "associative_recall(pairs=2, keys=4, values=4, delays=1)",
+        "model": {"layers": 2, "width": 8, "heads": 2, "mask": "causal & sliding_window(3)"},
+        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
+        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
+    }
+    run = load(small_run(raw, tmp_path / "run"))
+    condition = run.task.conditions()[0]
+    found = Rollout().measure(Subject(run, condition, 4), [0, 1], jax.random.key(0))
+    length = run.task.length(condition)
+    row, column = np.indices((length, length))
+    known = rollout((column <= row) & (column > row - 3), None, 2)[-1]
+    np.testing.assert_allclose(found["even"][1], known, atol=1e-6)
+    assert float(found["even_source"][1]) == pytest.approx(known @ np.arange(length), abs=1e-5)
+    assert np.abs(found["influence"][1] - known).max() > 1e-3
