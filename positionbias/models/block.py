@@ -6,7 +6,7 @@ Modules are thin: they hold parameters and call pure functions of arrays. Nothin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +14,15 @@ from flax import nnx
 
 from positionbias.arrays import Float, Int, Tree
 from positionbias.masks.base import Mask
+from positionbias.models.apart import NOTHING, each_added, over_heads, read_apart
+from positionbias.models.dense import Dense
 from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
 from positionbias.operators.asked import Asked
-from positionbias.positions.base import Matrix, Parameters, Placed
+from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
-
-
-class Dense(nnx.Module):
-    """x W (+ b), W [in, out]."""
-
-    def __init__(self, blueprint: Blueprint, kind: str, size_in: int, size_out: int, noise: Noise) -> None:
-        self.weight = blueprint.create(Matrix((size_in, size_out), kind, size_in), noise)
-        self.bias = blueprint.variable(jnp.zeros(size_out), kind) if blueprint.config.bias else None
-
-    def __call__(self, x: Float[jax.Array, "... I"]) -> Float[jax.Array, "... O"]:
-        y = x @ self.weight[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Norm(nnx.Module):
@@ -118,9 +108,11 @@ class Attention(nnx.Module):
         mask: Mask,
         site: Scoped,
         lender: Attention | None = None,
+        apart: Mapping[str, jax.Array] = NOTHING,
     ) -> Float[jax.Array, "B T W"]:
-        q = self._queries(x)
-        k, v = (self if lender is None else lender).keys_values(stream)
+        """`apart` holds the normed "query", "key" and "value" inputs [B, T, N, D] of heads that differ from `x`."""
+        q = self.query.each(apart["query"]) if "query" in apart else self._queries(x)
+        k, v = (self if lender is None else lender).keys_values(stream, apart)
         q, k, v = site("query", q), site("key", k), site("value", v)
         more = self.operator.projected(x, stream, values(self.own))
         return self._mixed(self.operator, q, k, v, tokens_q, tokens_k, mask, site, more)
@@ -143,12 +135,17 @@ class Attention(nnx.Module):
         mixed, state = self.operator.advance(q, k, v, asked, *told, state)
         return self._joined(mixed, site), state
 
-    def keys_values(self, stream: Float[jax.Array, "B S E"]) -> tuple[jax.Array, jax.Array]:
-        """Keys [B, S, N, H] and values [B, S, N, K] of the stream."""
-        shared = (*stream.shape[:2], self.heads, stream.shape[-1])
-        k = jnp.broadcast_to(stream[:, :, None], shared) if self.key is None else self._heads(self.key(stream))
-        v = jnp.broadcast_to(stream[:, :, None], shared) if self.value is None else self._heads(self.value(stream))
-        return k, v
+    def keys_values(
+        self, stream: Float[jax.Array, "B S E"], apart: Mapping[str, jax.Array] = NOTHING
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys [B, S, N, H] and values [B, S, N, K] of the stream, or of what each head reads apart."""
+
+        def made(dense: Dense | None, name: str) -> jax.Array:
+            if name in apart:
+                return apart[name] if dense is None else dense.each(apart[name])
+            return over_heads(stream, self.heads) if dense is None else self._heads(dense(stream))
+
+        return made(self.key, "key"), made(self.value, "value")
 
     def _mixed(
         self,
@@ -168,8 +165,13 @@ class Attention(nnx.Module):
 
     def _joined(self, mixed: jax.Array, site: Scoped) -> jax.Array:
         """What all heads together give."""
-        mixed = site("heads", mixed).reshape(*mixed.shape[:2], -1)
-        return site("output", mixed if self.output is None else self.output(mixed))
+        mixed, output = site("heads", mixed), self.output
+        if site.wanted("head_outputs"):
+            added = each_added(mixed, None if output is None else output.weight[...])
+            total = jnp.sum(site("head_outputs", added), axis=2)
+            return site("output", total if output is None else output.shifted(total))
+        joined = mixed.reshape(*mixed.shape[:2], -1)
+        return site("output", joined if output is None else output(joined))
 
     def _queries(self, x: jax.Array) -> jax.Array:
         return self.query(x).reshape(*x.shape[:2], self.heads, -1)
@@ -262,17 +264,27 @@ class Block(nnx.Module):
         memory: tuple[Float[jax.Array, "B S D"], Tokens] | None = None,
     ) -> Float[jax.Array, "B T W"]:
         """The stream after this layer. Keys and values are made of `memory`, or else of the layer's normed input."""
-        normed = self.norm_attention(x)
+        under = site.under("attention")
+        reads = under("input", x)
+        normed = self.norm_attention(reads)
         read, tokens_read = memory or (normed, tokens)
-        x = self._join(x, self.attention(normed, read, tokens, tokens_read, mask, site.under("attention")))
+        told = normed, read, tokens, tokens_read, mask, under
+        if isinstance(self.attention, Attention):
+            names = ("query",) if memory else ("query", "key", "value")  # memory is of several inputs
+            apart = read_apart(reads, self.norm_attention, self.attention.heads, under, names)
+            x = self._join(x, self.attention(*told, apart=apart))
+        else:
+            x = self._join(x, self.attention(*told))
         if self.cross is not None:
             assert self.norm_cross is not None
             assert encoded is not None
             assert tokens_encoded is not None
             assert mask_cross is not None
-            normed = self.norm_cross(x)
-            added = self.cross(normed, encoded, tokens, tokens_encoded, mask_cross, site.under("cross"))
-            x = self._join(x, added)
+            under = site.under("cross")
+            reads = under("input", x)
+            told = self.norm_cross(reads), encoded, tokens, tokens_encoded, mask_cross, under
+            apart = read_apart(reads, self.norm_cross, self.cross.heads, under, ("query",))
+            x = self._join(x, self.cross(*told, apart=apart))
         return self._fed(x, site)
 
     def step(
@@ -302,7 +314,8 @@ class Block(nnx.Module):
         """Past the MLP."""
         if self.mlp is not None:
             assert self.norm_mlp is not None
-            x = self._join(x, self.mlp(self.norm_mlp(x), site.under("mlp")))
+            under = site.under("mlp")
+            x = self._join(x, self.mlp(self.norm_mlp(under("input", x)), under))
         return site("stream", x)
 
 

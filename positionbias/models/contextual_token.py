@@ -13,7 +13,8 @@ from positionbias.masks.base import Mask, attended, compose, reach
 from positionbias.masks.order import Bidirectional
 from positionbias.models.added import AddsARow, at, begin, opened
 from positionbias.models.base import Model, own_inputs, visible
-from positionbias.models.block import Dense, Stack, activated
+from positionbias.models.block import Stack, activated
+from positionbias.models.dense import Dense
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites

@@ -24,6 +24,7 @@ from positionbias.errors import ConfigError
 
 # Where a site has heads and rows, by the last part of its name; the others have rows at 1, if any, and no heads.
 HEADS = {"query": 2, "key": 2, "value": 2, "heads": 2, "scores": 1, "pattern": 1}
+HEADS |= dict.fromkeys(("query_input", "key_input", "value_input", "head_outputs"), 2)
 ROWS = {"scores": 2, "pattern": 2}
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from positionbias.arrays import Float, Shaped
-from positionbias.models.block import Dense
+from positionbias.models.dense import Dense
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.positions.base import Matrix
 from positionbias.spec import ConfigError, canonical

@@ -3,15 +3,19 @@
 | site | shape | where |
 |---|---|---|
 | `embedding` | [B, T, D] | after token and position embedding, before the first layer and before a row is added |
+| `layers.L.attention.input` | [B, T, D] | the stream that attention reads, before its norm |
+| `layers.L.attention.query_input`, `.key_input`, `.value_input` | [B, T, N, D] | the same, a head each |
 | `layers.L.attention.query`, `.key` | [B, T, N, H] | before rotation |
 | `layers.L.attention.value` | [B, T, N, K] | |
 | `layers.L.attention.scores` | [B, N, T, S] | scaled and biased, before the mask; operators that have a pattern |
 | `layers.L.attention.pattern` | [B, N, T, S] | weights on values; operators that have a pattern |
 | `layers.L.attention.heads` | [B, T, N, K] | each head's mix of values |
+| `layers.L.attention.head_outputs` | [B, T, N, *] | what each head adds to the stream: all but a bias of the output |
 | `layers.L.attention.output` | [B, T, *] | what attention adds to the stream |
 | `layers.L.attention.lookahead` | [B, T] | how far each row of the operator `lookahead` looks |
 | `layers.L.attention.penalty` | [B] | what an operator adds to the training loss |
 | `layers.L.cross.*` | as above | cross attention of a decoder layer; T decoder rows, S encoder columns |
+| `layers.L.mlp.input` | [B, T, D] | the stream that the MLP reads, before its norm |
 | `layers.L.mlp.hidden`, `.output` | [B, T, *] | after the nonlinearity; what the MLP adds |
 | `layers.L.stream` | [B, T, D] | the stream after layer L |
 | `final` | [B, T, *] | after the last norm, before the readout, which reads it |
@@ -22,6 +26,12 @@
 
 In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Where a row is added, `layers.*` have T + 1
 rows, that one at 0 or, in summary_token, at C; `embedding` and `final` have the T rows of the inputs.
+
+An edit of an `input` changes what the part reads; the stream that goes past it is as it was. Each head is told its own
+by the three sites that have heads, which come after `attention.input`; what an operator reads of the stream beside
+queries, keys and values, and an operator on the stream itself, has `attention.input` alone. Keys and values have an
+input where they are made of the layer's own stream: not in cross attention, the second of two stacks, or a looped model
+with memory. These three and `head_outputs` are made only where they are recorded or edited.
 
 What is done to a site that is edited is an `Edit`, of which `models.edits` has the kinds. Names recorded and edited,
 and kinds of edits, are static, values are arrays. A site that is neither recorded nor edited is the identity.

@@ -11,6 +11,7 @@ from flax import nnx
 
 from positionbias.arrays import Float, Int, Mapped, Tree
 from positionbias.masks.base import Mask, attended, reach
+from positionbias.models.apart import read_apart
 from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Attention, Mlp, Norm, Stack
 from positionbias.models.ends import Embedding, Readout
@@ -38,8 +39,11 @@ class Asking(nnx.Module):
     def __call__(
         self, x: jax.Array, read: jax.Array, tokens: Tokens, mask: Mask, site: Scoped, lender: Attention
     ) -> jax.Array:
-        normed = self.norm_attention(x)
-        return self._fed(x, self.attention(normed, read, tokens, tokens, mask, site.under("attention"), lender), site)
+        under = site.under("attention")
+        reads = under("input", x)
+        apart = read_apart(reads, self.norm_attention, self.attention.heads, under, ("query",))
+        added = self.attention(self.norm_attention(reads), read, tokens, tokens, mask, under, lender, apart)
+        return self._fed(x, added, site)
 
     def step(self, x: jax.Array, asked: Asked, kept: Kept, site: Scoped) -> jax.Array:
         """Some rows, given the keys and values of what was read."""
@@ -51,7 +55,8 @@ class Asking(nnx.Module):
         x = x + added if self.carries else added
         if self.mlp is not None:
             assert self.norm_mlp is not None
-            added = self.mlp(self.norm_mlp(x), site.under("mlp"))
+            under = site.under("mlp")
+            added = self.mlp(self.norm_mlp(under("input", x)), under)
             x = x + added if self.carries else added
         return site("stream", x)
 

@@ -28,15 +28,20 @@ def setting(tiny):
 def test_every_documented_site_of_a_decoder_is_there(setting):
     sites = Sites(record=["*"])
     setting(sites)
-    attention = ["query", "key", "value", "scores", "pattern", "heads", "output"]
+    attention = ["input", "query_input", "key_input", "value_input", "query", "key", "value", "scores", "pattern"]
+    attention += ["heads", "head_outputs", "output"]
     expected = ["embedding", *(f"layers.0.attention.{n}" for n in attention)]
-    expected += ["layers.0.mlp.hidden", "layers.0.mlp.output", "layers.0.stream", "final"]
+    expected += ["layers.0.mlp.input", "layers.0.mlp.hidden", "layers.0.mlp.output", "layers.0.stream", "final"]
     assert list(sites.recorded) == expected
     shapes = {name.removeprefix("layers.0."): value.shape for name, value in sites.recorded.items()}
     assert shapes["embedding"] == shapes["stream"] == shapes["final"] == (3, 8, 16)
     assert shapes["attention.query"] == shapes["attention.heads"] == (3, 8, 2, 8)
     assert shapes["attention.pattern"] == shapes["attention.scores"] == (3, 2, 8, 8)
     assert shapes["mlp.hidden"] == (3, 8, 64)
+    assert shapes["attention.input"] == shapes["mlp.input"] == (3, 8, 16)
+    assert {shapes[f"attention.{n}"] for n in ("query_input", "key_input", "value_input", "head_outputs")} == {
+        (3, 8, 2, 16)
+    }
 
 
 def test_patterns_are_causal_distributions(setting):
