@@ -47,20 +47,24 @@ class Subject:
             "log_probability": objective.log_probability(given, target),
         }
 
-    def averaged(self, batch: Batch, function: Callable[..., Tree], *keys: Key[jax.Array, ""]) -> Tree:
+    def averaged(
+        self, batch: Batch, function: Callable[..., Tree], *keys: Key[jax.Array, ""], beside: Tree = None
+    ) -> Tree:
         """The mean over pieces of the batch of what `function` makes of each, itself a mean over its items.
 
         Pieces are as small as they have to be: patterns of attention grow with the square of the length. Each is given
-        keys of its own, one for every one told.
+        keys of its own, one for every one told. `beside`, if told, holds arrays [B, ...] with something of every item,
+        which the function gets its part of behind the batch.
         """
         length, count = self.run.task.length(self.condition), len(batch.query)
         most = max(TOKENS // length, 1)
         size = max(size for size in range(1, most + 1) if count % size == 0)
         own, shared = own_and_shared(batch.tokens)
-        split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (batch._replace(tokens=None), own))  # type: ignore[arg-type]
+        told = () if beside is None else (beside,)
+        split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (batch._replace(tokens=None), own, told))  # type: ignore[arg-type]
 
-        def one(piece: tuple[Batch, Any, list[jax.Array]]) -> Tree:
-            return function(piece[0]._replace(tokens=of_both(piece[1], shared)), *piece[2])
+        def one(piece: tuple[Batch, Any, tuple[Tree, ...], list[jax.Array]]) -> Tree:
+            return function(piece[0]._replace(tokens=of_both(piece[1], shared)), *piece[2], *piece[3])
 
         found = jax.lax.map(one, (*split, [jax.random.split(key, count // size) for key in keys]))
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
@@ -80,7 +84,7 @@ class Analysis:
 
     `axes` names the axes of every array that `measure` returns, () of a number; `shown` is the array that the report
     draws, a curve if it has one axis, a map if it has two. The axis "layer" is made of the layers in `layers`, one of
-    `labels` of what these say, and others of numbers.
+    `labels` of what these say, or of `labelled` where that depends on arguments or the run, and others of numbers.
     """
 
     axes: ClassVar[Axes]
@@ -99,9 +103,9 @@ class Analysis:
     def check(self, subject: Subject) -> None:
         """Raise ConfigError where it cannot ask this run, for other reasons than the sites it reads."""
 
-    def named(self, axis: str, at: int, layers: Sequence[int]) -> str:
-        """What stands at a place of an axis."""
-        return self.labels[axis][at] if axis in self.labels else str(layers[at] if axis == "layer" else at)
+    def labelled(self, subject: Subject, layers: Sequence[int]) -> Labels:
+        """What stands at the places of axes that are not of numbers."""
+        return self.labels
 
     def layers(self, subject: Subject) -> list[int]:
         """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all."""

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from positionbias import spec
-from positionbias.analysis.base import Analysis, Subject
+from positionbias.analysis.base import Analysis, Labels, Subject
 from positionbias.arrays import Key, Tree
 from positionbias.evaluation.loading import LoadedRun, load
 from positionbias.evaluation.statistics import interval
@@ -56,9 +56,13 @@ class Asked:
     """What an analysis found: arrays [R, ...] of the trained replicas and of the same as they were drawn."""
 
     analysis: Analysis
-    layers: list[int]
+    labels: Labels  # of the axes that have them, layers among them
     trained: dict[str, np.ndarray]
     drawn: dict[str, np.ndarray]
+
+    def named(self, axis: str, at: int) -> str:
+        """What stands at a place of an axis."""
+        return self.labels[axis][at] if axis in self.labels else str(at)
 
 
 class Asker:
@@ -87,10 +91,11 @@ class Asker:
             self.run, replica=0, weights=jax.tree.map(lambda x: x[0], self.run.weights), keys=self.run.keys[0]
         )
         subject = self._subject(one)
-        self.layers = {}
+        self.layers, self.labels = dict[Analysis, list[int]](), dict[Analysis, Labels]()
         for analysis in wanted:
             analysis.check(subject)
-            self.layers[analysis] = analysis.layers(subject)
+            found = self.layers[analysis] = analysis.layers(subject)
+            self.labels[analysis] = {"layer": tuple(map(str, found)), **analysis.labelled(subject, found)}
 
     @functools.cached_property
     def _untrained(self) -> dict[str, Tree]:
@@ -125,7 +130,7 @@ class Asker:
             ask = jax.jit(layout.over(lambda replica, a=analysis: self._ask(a, *replica)))
             both = (self.run.weights, self._untrained)
             trained, drawn = (jax.device_get(ask(layout.place((weights, self.run.keys)))) for weights in both)
-            yield Asked(analysis, self.layers[analysis], trained, drawn)
+            yield Asked(analysis, self.labels[analysis], trained, drawn)
 
     def _ask(self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         one = dataclasses.replace(self.run, replica=0, weights=weights, keys=key)
@@ -155,10 +160,7 @@ def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib
     told = {
         **settings,
         "shown": one.analysis.shown,
-        "labels": {
-            "layer": [str(layer) for layer in one.layers],
-            **{k: list(v) for k, v in one.analysis.labels.items()},
-        },
+        "labels": {axis: list(names) for axis, names in one.labels.items()},
         "replicas": len(next(iter(one.trained.values()))),
         "arrays": {name: _told(axes, one.trained[name], one.drawn[name]) for name, axes in one.analysis.axes.items()},
     }

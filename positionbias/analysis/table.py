@@ -30,8 +30,8 @@ def table(found: Asked) -> str:
             continue
         flat = [np.mean(x, axis=0).reshape(-1, sizes[-1]) for x in both]
         for i, (now, before) in enumerate(zip(*flat, strict=True)):
-            where = f" of {axes[0]} {found.analysis.named(axes[0], i, found.layers)}" if len(axes) > 1 else ""
-            labels = found.analysis.labels.get(axes[-1])
+            where = f" of {axes[0]} {found.named(axes[0], i)}" if len(axes) > 1 else ""
+            labels = found.labels.get(axes[-1]) if axes[-1] != "layer" else None
             lines.append(f"  {name}{where}: {_means(now, labels)}; before training {_means(before)}")
     return "\n".join(lines)
 

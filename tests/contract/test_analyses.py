@@ -42,8 +42,8 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     assert analysis.shown in analysis.axes
     asker = Asker(made, [analysis], items=4)
     (found,) = asker.asked()
-    sizes = {"layer": len(found.layers), "head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH}
-    sizes |= {axis: len(names) for axis, names in analysis.labels.items()}
+    sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH}
+    sizes |= {axis: len(names) for axis, names in found.labels.items()}
     for arrays in (found.trained, found.drawn):
         assert arrays.keys() == analysis.axes.keys()
         for key, axes in analysis.axes.items():

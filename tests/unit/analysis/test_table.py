@@ -14,7 +14,14 @@ def test_places_have_their_names_and_single_numbers_their_intervals():
     }
     found["stream"][:, 1, 3] = (0.25, 0.75)
     found["total"][:] = (0.5, 0.7)
-    text = table(Asked(analysis, [0, 2], found, {name: np.zeros_like(x) for name, x in found.items()}))
+    text = table(
+        Asked(
+            analysis,
+            {"layer": ("0", "2"), **analysis.labels},
+            found,
+            {name: np.zeros_like(x) for name, x in found.items()},
+        )
+    )
     told = "evidence 0.000, context 0.000, after 0.000, answer 0.500, random 0.000; before training 0.000 0.000"
     assert f"  stream of layer 2: {told}" in text
     assert "  total: 0.600 [-0.671, 1.871], before training 0.000" in text
