@@ -56,6 +56,14 @@ class Subject:
         keys of its own, one for every one told. `beside`, if told, holds arrays [B, ...] with something of every item,
         which the function gets its part of behind the batch.
         """
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), self._pieces(batch, function, keys))
+
+    def each(self, batch: Batch, function: Callable[[Batch], Tree]) -> Tree:
+        """What `function` makes of every item, [B, ...], asked with as many of them at a time as in `averaged`."""
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._pieces(batch, function, ()))
+
+    def _pieces(self, batch: Batch, function: Callable[..., Tree], keys: Sequence[Key[jax.Array, ""]]) -> Tree:
+        """What `function` makes of each piece of the batch, one behind the other."""
         length, count = self.run.task.length(self.condition), len(batch.query)
         most = max(TOKENS // length, 1)
         size = max(size for size in range(1, most + 1) if count % size == 0)
@@ -66,8 +74,7 @@ class Subject:
         def one(piece: tuple[Batch, Any, tuple[Tree, ...], list[jax.Array]]) -> Tree:
             return function(piece[0]._replace(tokens=of_both(piece[1], shared)), *piece[2], *piece[3])
 
-        found = jax.lax.map(one, (*split, [jax.random.split(key, count // size) for key in keys]))
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        return jax.lax.map(one, (*split, [jax.random.split(key, count // size) for key in keys]))
 
     def accuracy(self, batch: Batch, edit: Any = None) -> dict[str, Float[jax.Array, ""]]:
         """The mean "accuracy" and "log_probability" of the answers of a batch, under an edit."""
