@@ -56,13 +56,15 @@ class Subject:
         keys of its own, one for every one told. `beside`, if told, holds arrays [B, ...] with something of every item,
         which the function gets its part of behind the batch.
         """
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), self._pieces(batch, function, keys))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), self._pieces(batch, function, keys, beside))
 
     def each(self, batch: Batch, function: Callable[[Batch], Tree]) -> Tree:
         """What `function` makes of every item, [B, ...], asked with as many of them at a time as in `averaged`."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._pieces(batch, function, ()))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._pieces(batch, function, (), None))
 
-    def _pieces(self, batch: Batch, function: Callable[..., Tree], keys: Sequence[Key[jax.Array, ""]]) -> Tree:
+    def _pieces(
+        self, batch: Batch, function: Callable[..., Tree], keys: Sequence[Key[jax.Array, ""]], beside: Tree
+    ) -> Tree:
         """What `function` makes of each piece of the batch, one behind the other."""
         length, count = self.run.task.length(self.condition), len(batch.query)
         most = max(TOKENS // length, 1)

@@ -15,7 +15,7 @@ from positionbias.evaluation import stored
 
 NAMES = spec.names("analyses")
 SMALL = {"head_gating": "head_gating(updates=2, seeds=1, batch=4)"}
-LAYERS, HEADS, LENGTH = 2, 2, 7
+LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 7, 2, 4
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     assert analysis.shown in analysis.axes
     asker = Asker(made, [analysis], items=4)
     (found,) = asker.asked()
-    sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH}
+    sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
+    sizes |= {"part": PAIRS + 1, "role": ROLES}
     sizes |= {axis: len(names) for axis, names in found.labels.items()}
     for arrays in (found.trained, found.drawn):
         assert arrays.keys() == analysis.axes.keys()
