@@ -8,18 +8,17 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject, sites
-from positionbias.analysis.heads import HEADS, others, top, without
+from positionbias.analysis.base import PATTERN, Axes, Subject, sites
+from positionbias.analysis.chosen_heads import ABLATED, ChosenHeads
+from positionbias.analysis.heads import HEADS
 from positionbias.arrays import Key
-from positionbias.spec import ConfigError, member, require
+from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
-
-DRAWS = 8  # of random heads
 
 
 @member("analyses", "retrieval_heads")
 @dataclasses.dataclass(frozen=True)
-class RetrievalHeads(Analysis):
+class RetrievalHeads(ChosenHeads):
     """Share of answers at which a head's strongest column is evidence, and holds what is said (Wu et al. 2024).
 
     arXiv 2404.15574, "Retrieval Head Mechanistically Explains Long-Context Factuality", whose needle is here the
@@ -29,13 +28,8 @@ class RetrievalHeads(Analysis):
     others, on fresh items.
     """
 
-    share: float = 0.05
-
-    axes: ClassVar[Axes] = {"score": ("layer", "head"), "intact": (), "without": (), "without_others": ()}
+    axes: ClassVar[Axes] = {"score": ("layer", "head"), **ABLATED}
     shown = "score"
-
-    def __post_init__(self) -> None:
-        require(0 < self.share < 1, "share", self.share, "a number between 0 and 1")
 
     def reads(self) -> tuple[str, ...]:
         return (PATTERN, HEADS)
@@ -43,19 +37,6 @@ class RetrievalHeads(Analysis):
     def check(self, subject: Subject) -> None:
         kind = subject.run.task.input.kind
         require(kind == "tokens", "task", subject.run.config.task, "a task of tokens, as a head's evidence is one")
-
-    def layers(self, subject: Subject) -> list[int]:
-        found = super().layers(subject)
-        heads = len(found) * subject.run.config.model.heads
-        if 2 * self._count(heads) > heads:
-            raise ConfigError(
-                f"--analyses: share = {self.share} sets {self._count(heads)} of {heads} heads to 0, which leaves fewer"
-                " others to compare with; allowed: half of the heads at most, of two or more."
-            )
-        return found
-
-    def _count(self, heads: int) -> int:
-        return max(1, round(self.share * heads))
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> jax.Array:
@@ -73,15 +54,4 @@ class RetrievalHeads(Analysis):
 
         found, fresh, drawn = jax.random.split(key, 3)
         score = subject.averaged(subject.batch(found), one)
-        count = self._count(score.size)
-        chosen, batch = top(score, count), subject.batch(fresh)
-
-        def control(key: jax.Array) -> jax.Array:
-            return subject.accuracy(batch, without(layers, others(key, chosen, count)))["accuracy"]
-
-        return {
-            "score": score,
-            "intact": subject.accuracy(batch)["accuracy"],
-            "without": subject.accuracy(batch, without(layers, chosen))["accuracy"],
-            "without_others": jnp.mean(jax.lax.map(control, jax.random.split(drawn, DRAWS))),
-        }
+        return {"score": score, **self.ablated(subject, layers, score, fresh, drawn)}

@@ -109,7 +109,7 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
         ("look_back, look_back", [], "--analyses: 'look_back, look_back' has one twice; allowed: each once."),
         ("sink_mass(threshold=2)", [], "threshold = 2"),
         ("sink_mass(column=9)", [], "column + after = 10 is not allowed; allowed: 0 to "),
-        ("retrieval_heads(share=0.8)", [], "--analyses: share = 0.8 sets 2 of 2 heads to 0, which leaves fewer others"),
+        ("retrieval_heads(share=0.8)", [], "--analyses: share = 0.8 takes 2 of 2 heads, which leaves fewer others"),
         ("rollout", [], "--analyses: rollout reads layers.*.attention.pattern of every layer, not so of layer 0"),
         ("look_back", ["--condition", "shift"], "--condition: unknown condition 'shift', did you mean 'shifted'?"),
         ("patching", ["--items", "1"], "items = 1 is not allowed; allowed: 2 or more"),
