@@ -15,7 +15,7 @@ MOST = 64  # numbers of an array in the terminal; all are in the files
 
 
 def table(found: Asked) -> str:
-    """Every number with its interval, arrays of at most 64 by their means, a line a layer; and before training."""
+    """Every number with its interval, arrays of at most 64 by their means, a line a row; and before training."""
     lines = [spec.canonical(found.analysis)]
     for name, axes in found.analysis.axes.items():
         trained = found.trained[name]
@@ -29,9 +29,10 @@ def table(found: Asked) -> str:
             lines.append(f"  {name}: {now}, before training {before}")
             continue
         flat = [np.mean(x, axis=0).reshape(-1, sizes[-1]) for x in both]
-        for i, (now, before) in enumerate(zip(*flat, strict=True)):
-            where = f" of {axes[0]} {found.named(axes[0], i)}" if len(axes) > 1 else ""
-            labels = found.labels.get(axes[-1]) if axes[-1] != "layer" else None
+        labels = found.labels.get(axes[-1]) if axes[-1] != "layer" else None
+        for place, now, before in zip(np.ndindex(*sizes[:-1]), *flat, strict=True):
+            named = [f" {axis} {found.named(axis, at)}" for axis, at in zip(axes[:-1], place, strict=False)]
+            where = f" of{','.join(named)}" if named else ""
             lines.append(f"  {name}{where}: {_means(now, labels)}; before training {_means(before)}")
     return "\n".join(lines)
 
