@@ -17,10 +17,11 @@ from positionbias.analysis.base import Subject
 from positionbias.arrays import Bool, Float, Int
 from positionbias.models import edits
 from positionbias.spec import ConfigError, canonical, require
-from positionbias.tasks.base import Batch
+from positionbias.tasks.base import Batch, world_of
 from positionbias.tokens import Tokens
 
 BLOCKS = 8  # of a task without segments
+LOOKED_AT = 64  # items that show which roles there are
 CONSTANT = 1e-4  # of its root mean square: what varies less is rounding
 
 
@@ -55,6 +56,35 @@ def parts(subject: Subject, batch: Batch) -> Float[jax.Array, "B T P"]:
     behind = (segment == 0) & (index > last) & jnp.asarray(batch.tokens.valid)
     part = jnp.where(behind, many + 1, segment)
     return (part[..., None] == 1 + jnp.arange(many + 1)).astype(jnp.float32)
+
+
+def roles(subject: Subject) -> int:
+    """How many roles rows have, numbered from 0; where items differ in them, those that some items show."""
+    task, condition = subject.run.task, subject.condition
+    if task.shared_tokens:
+        return int(np.max(task.tokens(condition).role)) + 1
+    with jax.ensure_compile_time_eval():  # as it is a size of arrays
+        key = jax.random.key(0)
+        found = jax.jit(lambda key, world: task.batch(key, condition, LOOKED_AT, world))(key, world_of(task, key))
+        return int(jnp.max(found.tokens.role)) + 1
+
+
+def of_roles(subject: Subject, batch: Batch) -> Float[jax.Array, "B T U"]:
+    """1 for the role of a row, U of them; what is hidden has none."""
+    tokens = batch.tokens
+    found = (jnp.asarray(tokens.role)[..., None] == jnp.arange(roles(subject))) & jnp.asarray(tokens.valid)[..., None]
+    return jnp.broadcast_to(found, (len(batch.query), *found.shape[-2:])).astype(jnp.float32)
+
+
+def grouped(
+    attention: Float[jax.Array, "... B N T S"], of: Float[jax.Array, "B T G"], to: Float[jax.Array, "B S H"]
+) -> Float[jax.Array, "... B N G H"]:
+    """The attention from a row of one group to all rows of another: a mean over rows, a sum over columns.
+
+    0 where a group has no rows.
+    """
+    share = of / jnp.maximum(jnp.sum(of, axis=1, keepdims=True), 1)
+    return jnp.einsum("...BNTS,BTG,BSH->...BNGH", attention, share, to, precision="highest")
 
 
 def evidence_rows(batch: Batch) -> Bool[jax.Array, "B A T"]:

@@ -1,0 +1,85 @@
+"""Grouped attention and contributions against loops over a model's patterns."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from positionbias import spec
+from positionbias.analysis.base import Subject
+from positionbias.analysis.information_contribution import InformationContribution
+from positionbias.analysis.segments import grouped
+from positionbias.errors import ConfigError
+from positionbias.evaluation.loading import load
+
+PAIRS = 3
+ROWS = [[1, 2], [3, 4], [5, 6], [7, 8]]  # of pairs, and of the question; row 0 is filler in front
+ROLES = [[0], [1, 3, 5], [2, 4, 6], [7, 8]]  # filler, keys, values, question
+
+
+def test_grouped_attention_sums_columns_and_averages_rows():
+    attention = jnp.array([[[[0.1, 0.2, 0.7], [0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]]])
+    groups = jnp.array([[[1.0, 0, 0], [1, 0, 0], [0, 1, 0]]])  # rows 0 and 1, row 2, and none
+    np.testing.assert_allclose(
+        grouped(attention, groups, groups)[0, 0], [[0.525, 0.475, 0], [1, 0, 0], [0, 0, 0]], atol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory, small_run):
+    raw = {
+        "name": "contribution",
+        "task": "associative_recall(pairs=3, keys=4, values=4, queries=2, delays=2, padding=1)",
+        "model": {"layers": 2, "width": 8, "heads": 2, "init": {"query": "fan_in(scale=9.0)"}},
+        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
+        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
+    }
+    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    return Subject(run, run.task.conditions()[0], 16)
+
+
+@pytest.fixture(scope="module")
+def both(subject):
+    """What it finds, and items, outputs and the mean over heads of patterns [layers, items, T, T]."""
+    key = jax.random.key(0)
+    found = jax.device_get(jax.jit(lambda: InformationContribution().measure(subject, [0, 1], key))())
+    batch = subject.batch(key)
+    outputs, sites = subject.run.apply(batch, ["*.pattern"])
+    return found, batch, outputs, np.stack([sites[f"layers.{i}.attention.pattern"] for i in (0, 1)]).mean(axis=2)
+
+
+@pytest.mark.parametrize(("name", "groups"), [("by_part", ROWS), ("by_role", ROLES)])
+def test_attention_is_grouped_by_parts_and_by_roles(both, name, groups):
+    found, _, _, pattern = both
+    for g, h in np.ndindex(len(groups), len(groups)):
+        of, to = groups[g], groups[h]
+        known = pattern[:, :, of][..., to].sum(-1).mean((1, 2))
+        np.testing.assert_allclose(found[name][:, g, h], known, atol=1e-5)
+        even = np.mean([sum(column <= row for column in to) / (row + 1) for row in of])
+        np.testing.assert_allclose(found[f"{name}_even"][:, g, h], even, atol=1e-5)
+
+
+def test_contributions_are_of_rows_that_answer_and_their_peak_is_of_all_layers(subject, both):
+    found, batch, outputs, pattern = both
+    query, slot = np.asarray(batch.query), np.asarray(batch.evidence_slot)
+    contribution = np.zeros((2, 16, PAIRS))
+    for layer, item, pair in np.ndindex(2, 16, PAIRS):
+        contribution[layer, item, pair] = pattern[layer, item, query[item]][:, ROWS[pair]].sum(-1).mean()
+    np.testing.assert_allclose(found["contribution"], contribution.mean(1), atol=1e-5)
+    summed = contribution.sum(0)
+    assert found["peak"] == pytest.approx(summed.max(-1).mean(), abs=1e-5)
+    assert found["found"] == pytest.approx(np.mean([summed[i].argmax() in slot[i] for i in range(16)]), abs=1e-6)
+    assert 0 < found["found"] < 1
+    assert found["found_by_chance"] == pytest.approx(2 / 3, abs=1e-6)
+    answer = np.asarray(subject.answers(outputs, batch)["log_probability"]).mean(-1)
+    for name, y in (("relation", answer), ("relation_shuffled", np.roll(answer, -1))):
+        assert found[name] == pytest.approx(np.corrcoef(summed.max(-1), y)[0, 1], abs=1e-3)
+
+
+def test_a_task_of_one_segment_is_refused():
+    task = spec.build("tasks", "associative_recall(pairs=1, keys=4, values=4, delays=2)", "task")
+    run = types.SimpleNamespace(task=task)
+    with pytest.raises(ConfigError, match="information_contribution compares segments"):
+        InformationContribution().check(Subject(run, task.conditions()[0], 4))
