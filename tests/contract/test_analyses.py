@@ -44,6 +44,9 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     (found,) = asker.asked()
     sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
     sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
+    sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
+    sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
+    sizes |= {"waits": LAYERS + 1, "transfers": LAYERS + 1}
     sizes |= {axis: len(names) for axis, names in found.labels.items()}
     for arrays in (found.trained, found.drawn):
         assert arrays.keys() == analysis.axes.keys()
