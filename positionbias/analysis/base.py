@@ -19,6 +19,7 @@ Axes = Mapping[str, tuple[str, ...]]
 Labels = Mapping[str, tuple[str, ...]]
 TOKENS = 4096  # of examples that are computed at once
 PATTERN = "layers.*.attention.pattern"
+SCORES = "layers.*.attention.scores"
 STREAM = "layers.*.stream"
 
 
@@ -133,7 +134,7 @@ class Analysis:
             raise ConfigError(f"--analyses: {name} reads {needs} of every layer, not so of layer {lacking[0]}, {told}.")
         length = subject.run.task.length(subject.condition)
         first = {site: shapes[sites(found, site)[0]].shape for site in self.reads()}
-        rows = {n for site, shape in first.items() for n in (shape[-2:] if site == PATTERN else shape[1:2])}
+        rows = {n for site, shape in first.items() for n in (shape[-2:] if site in (PATTERN, SCORES) else shape[1:2])}
         if not self.any_rows and rows != {length}:
             raise ConfigError(f"--analyses: {name} reads {needs} of all {length} rows of inputs, not so with {told}.")
         return found
