@@ -9,9 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import Analysis, Axes, Subject, evenly, patterns
-from positionbias.analysis.segments import asked, check_items, correlation, grouped, of_roles
+from positionbias.analysis.segments import (
+    asked,
+    check_context,
+    check_items,
+    context_rows,
+    correlation,
+    grouped,
+    of_roles,
+)
 from positionbias.arrays import Key
-from positionbias.spec import ConfigError, canonical, member
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 
@@ -35,17 +43,10 @@ class ContextAttention(Analysis):
 
     def check(self, subject: Subject) -> None:
         check_items(subject)
-        task = subject.run.task
-        rows, length = task.context_length(subject.condition), task.length(subject.condition)
-        if not 0 < rows < length:
-            raise ConfigError(
-                f"--analyses: context_attention holds a context against what is asked of it, but the context of the"
-                f" task {canonical(task)} is {rows} of {length} rows; allowed: from 1 to {length - 1}."
-            )
+        check_context(subject, self)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        task, heads = subject.run.task, subject.run.config.model.heads
-        context = jnp.arange(task.length(subject.condition)) < task.context_length(subject.condition)
+        heads, context = subject.run.config.model.heads, context_rows(subject)
 
         def one(batch: Batch) -> dict[str, jax.Array]:
             outputs, _ = subject.apply(batch)

@@ -30,14 +30,16 @@ class InformationContribution(Analysis):
     """Attention grouped by segments and roles, what segments contribute to answers, and what goes with its peak.
 
     Huang et al. 2025 (arXiv 2505.11754): grouped attention GA(g, h) is the sum over columns of h and mean over rows of
-    g of A; the contribution IC of a segment is GA from rows that answer, a mean over heads, at a layer. "contribution"
-    is by layer and segment; "by_part" is GA by layer between parts (segments, and the question behind them), "by_role"
-    between roles, means over heads; "_even" those of rows that attend evenly to what they see.
+    g of A; the contribution IC of a segment is GA from a row that answers, a mean over heads, at a layer.
+    "contribution" is by layer and segment, the mean over answers; "by_part" is GA by layer between parts (segments,
+    and the question behind them), "by_role" between roles, means over heads; "_even" those of rows that attend evenly
+    to what they see.
 
-    "peak" is the greatest IC of a segment, summed over layers, of an item, the mean; "found" the share of items where
-    that segment holds evidence, "found_by_chance" that of a segment at random. "relation" is the correlation over items
-    of their peak with the log-probability of what is right, a mean over answers (the paper has median peaks of 2.22 of
-    right items and 1.72 of wrong ones), and "relation_shuffled" with that of the next item.
+    "peak" is the greatest IC of a segment, summed over layers, of an answer, the mean; "found" the share of answers
+    where that segment holds their evidence, "found_by_chance" that of a segment at random. "relation" is the
+    correlation over answers of their peak with the log-probability of what is right (the paper, whose answers are of
+    several rows, has median peaks of 2.22 where it is right and 1.72 where it is wrong), "relation_shuffled" with that
+    of the next item's.
     """
 
     axes: ClassVar[Axes] = {
@@ -57,27 +59,26 @@ class InformationContribution(Analysis):
             outputs, _ = subject.apply(batch)
             attention, part = patterns(subject, layers, batch), parts(subject, batch)
             segment, role = part[..., :-1], of_roles(subject, batch)
-            answers = jnp.ones((*batch.query.shape, 1))
-            needed = jnp.any(evidence_rows(batch), axis=1).astype(jnp.float32)
-            holds = jnp.einsum("BT,BTG->BG", needed, segment) > 0
-            told = {"answer": jnp.mean(subject.answers(outputs, batch)["log_probability"], axis=-1)}
+            holds = jnp.einsum("BAT,BTG->BAG", evidence_rows(batch).astype(jnp.float32), segment) > 0
+            told = {"answer": subject.answers(outputs, batch)["log_probability"]}
             for name, x in (("", attention), ("_even", evenly(attention))):
-                from_answers = asked(x, subject.run.answer_rows(batch))
-                contribution = jnp.mean(grouped(from_answers, answers, segment)[..., 0, :], axis=2)  # [L, B, G]
-                told[f"contribution{name}"] = jnp.moveaxis(contribution, 1, 0)
+                heads = jnp.mean(x, axis=2, keepdims=True)  # [L, B, 1, T, T]
+                answers = asked(heads, subject.run.answer_rows(batch))[:, :, 0]  # [L, B, A, T]
+                told[f"contribution{name}"] = jnp.einsum("LBAT,BTG->BALG", answers, segment, precision="highest")
                 for group, rows in (("part", part), ("role", role)):
-                    told[f"by_{group}{name}"] = jnp.moveaxis(jnp.mean(grouped(x, rows, rows), axis=2), 1, 0)
-            summed = jnp.sum(told["contribution"], axis=1)  # [B, G]
+                    told[f"by_{group}{name}"] = jnp.moveaxis(grouped(heads, rows, rows)[:, :, 0], 1, 0)
+            summed = jnp.sum(told["contribution"], axis=2)  # [B, A, G]
+            best = jnp.argmax(summed, axis=-1)[..., None]
             told["peak"] = jnp.max(summed, axis=-1)
-            best = jnp.argmax(summed, axis=-1)[:, None]
-            told["found"] = jnp.take_along_axis(holds, best, axis=-1)[:, 0].astype(jnp.float32)
+            told["found"] = jnp.take_along_axis(holds, best, axis=-1)[..., 0].astype(jnp.float32)
             told["found_by_chance"] = jnp.mean(holds, axis=-1)
             return told
 
         found = subject.each(subject.batch(key), one)
         answer = found.pop("answer")
         relation = {
-            "relation": correlation(found["peak"], answer),
-            "relation_shuffled": correlation(found["peak"], jnp.roll(answer, -1)),
+            "relation": correlation(found["peak"].reshape(-1), answer.reshape(-1)),
+            "relation_shuffled": correlation(found["peak"].reshape(-1), jnp.roll(answer, -1, axis=0).reshape(-1)),
         }
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found) | relation
+        named = {name: x.reshape(-1, *x.shape[x.ndim - len(self.axes[name]) :]) for name, x in found.items()}
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), named) | relation

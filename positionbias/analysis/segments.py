@@ -87,6 +87,12 @@ def grouped(
     return jnp.einsum("...BNTS,BTG,BSH->...BNGH", attention, share, to, precision="highest")
 
 
+def context_rows(subject: Subject) -> Bool[jax.Array, "T"]:
+    """The rows of the context, 0 to C - 1."""
+    task = subject.run.task
+    return jnp.arange(task.length(subject.condition)) < task.context_length(subject.condition)
+
+
 def evidence_rows(batch: Batch) -> Bool[jax.Array, "B A T"]:
     """The rows that each answer needs."""
     index = jnp.arange(batch.weights.shape[-1])
@@ -166,4 +172,15 @@ def check_segments(subject: Subject, asks: object) -> None:
         raise ConfigError(
             f"--analyses: {canonical(asks)} compares segments, of which the task {canonical(subject.run.task)} has"
             f" {found} in condition {subject.condition.name}; allowed: from 2."
+        )
+
+
+def check_context(subject: Subject, asks: object) -> None:
+    """Raise ConfigError where there is no context, or nothing beside it."""
+    task = subject.run.task
+    rows, length = task.context_length(subject.condition), task.length(subject.condition)
+    if not 0 < rows < length:
+        raise ConfigError(
+            f"--analyses: {canonical(asks)} holds a context against what is asked of it, but the context of the task"
+            f" {canonical(task)} is {rows} of {length} rows; allowed: from 1 to {length - 1}."
         )

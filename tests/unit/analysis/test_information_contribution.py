@@ -64,18 +64,18 @@ def test_attention_is_grouped_by_parts_and_by_roles(both, name, groups):
 def test_contributions_are_of_rows_that_answer_and_their_peak_is_of_all_layers(subject, both):
     found, batch, outputs, pattern = both
     query, slot = np.asarray(batch.query), np.asarray(batch.evidence_slot)
-    contribution = np.zeros((2, 16, PAIRS))
-    for layer, item, pair in np.ndindex(2, 16, PAIRS):
-        contribution[layer, item, pair] = pattern[layer, item, query[item]][:, ROWS[pair]].sum(-1).mean()
-    np.testing.assert_allclose(found["contribution"], contribution.mean(1), atol=1e-5)
+    contribution = np.zeros((2, 16, 2, PAIRS))
+    for layer, item, answer, pair in np.ndindex(2, 16, 2, PAIRS):
+        contribution[layer, item, answer, pair] = pattern[layer, item, query[item, answer], ROWS[pair]].sum()
+    np.testing.assert_allclose(found["contribution"], contribution.mean((1, 2)), atol=1e-5)
     summed = contribution.sum(0)
     assert found["peak"] == pytest.approx(summed.max(-1).mean(), abs=1e-5)
-    assert found["found"] == pytest.approx(np.mean([summed[i].argmax() in slot[i] for i in range(16)]), abs=1e-6)
+    assert found["found"] == pytest.approx((summed.argmax(-1) == slot).mean(), abs=1e-6)
     assert 0 < found["found"] < 1
-    assert found["found_by_chance"] == pytest.approx(2 / 3, abs=1e-6)
-    answer = np.asarray(subject.answers(outputs, batch)["log_probability"]).mean(-1)
-    for name, y in (("relation", answer), ("relation_shuffled", np.roll(answer, -1))):
-        assert found[name] == pytest.approx(np.corrcoef(summed.max(-1), y)[0, 1], abs=1e-3)
+    assert found["found_by_chance"] == pytest.approx(1 / 3, abs=1e-6)
+    answer = np.asarray(subject.answers(outputs, batch)["log_probability"])
+    for name, y in (("relation", answer), ("relation_shuffled", np.roll(answer, -1, axis=0))):
+        assert found[name] == pytest.approx(np.corrcoef(summed.max(-1).ravel(), y.ravel())[0, 1], abs=1e-3)
 
 
 def test_a_task_of_one_segment_is_refused():
