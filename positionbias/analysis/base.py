@@ -59,9 +59,9 @@ class Subject:
         """
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), self._pieces(batch, function, keys, beside))
 
-    def each(self, batch: Batch, function: Callable[[Batch], Tree]) -> Tree:
+    def each(self, batch: Batch, function: Callable[..., Tree], beside: Tree = None) -> Tree:
         """What `function` makes of every item, [B, ...], asked with as many of them at a time as in `averaged`."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._pieces(batch, function, (), None))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._pieces(batch, function, (), beside))
 
     def _pieces(
         self, batch: Batch, function: Callable[..., Tree], keys: Sequence[Key[jax.Array, ""]], beside: Tree
