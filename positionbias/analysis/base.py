@@ -101,6 +101,7 @@ class Analysis:
     shown: ClassVar[str]
     labels: ClassVar[Labels] = {}
     any_rows: ClassVar[bool] = False  # whether layers may have other rows than the inputs: fewer, or one that is added
+    across: ClassVar[Mapping[str, tuple[str, str]]] = {}  # correlations over replicas, of two arrays of one number each
     whole: ClassVar[bool] = False  # whether it makes sense only if every layer has what it reads
     draws: ClassVar[bool] = (
         False  # whether it draws by the piece, so that numbers depend a little on how items are split

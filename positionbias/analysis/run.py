@@ -17,7 +17,7 @@ from positionbias import spec
 from positionbias.analysis.base import Analysis, Labels, Subject
 from positionbias.arrays import Key, Tree
 from positionbias.evaluation.loading import LoadedRun, load
-from positionbias.evaluation.statistics import interval
+from positionbias.evaluation.statistics import correlation, interval
 from positionbias.files import read_json, replacing, safe_name, write_json, writing
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
@@ -162,7 +162,8 @@ def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib
         "shown": one.analysis.shown,
         "labels": {axis: list(names) for axis, names in one.labels.items()},
         "replicas": len(next(iter(one.trained.values()))),
-        "arrays": {name: _told(axes, one.trained[name], one.drawn[name]) for name, axes in one.analysis.axes.items()},
+        "arrays": {name: _told(axes, one.trained[name], one.drawn[name]) for name, axes in one.analysis.axes.items()}
+        | {name: {"axes": [], "sizes": [], **both} for name, both in across(one).items()},
     }
     write_json(path, told)
     return path
@@ -174,6 +175,15 @@ def _told(axes: tuple[str, ...], trained: np.ndarray, drawn: np.ndarray) -> dict
     if trained[0].size > MOST_NUMBERS:
         return told
     return told | {"numbers": _intervals(trained), "at_init": _intervals(drawn)}
+
+
+def across(one: Asked) -> dict[str, dict[str, list[dict[str, float | None]]]]:
+    """Of every name in `Analysis.across` the correlation over replicas, trained and as they were drawn."""
+    both = (("numbers", one.trained), ("at_init", one.drawn))
+    return {
+        name: {told: [correlation(*(list(map(float, arrays[of])) for of in pair)).to_dict()] for told, arrays in both}
+        for name, pair in one.analysis.across.items()
+    }
 
 
 def _intervals(values: np.ndarray) -> list[dict[str, float | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -40,7 +41,8 @@ class SegmentAttention(Analysis):
     factor, rows brought back to their sums. "without" is by head what the log-probability (nats) gains at 0; "scaled"
     and "accuracy" are by factor, of all heads, the log-probability and the accuracy. "_other" are the same of as many
     other segments (`segments.gold`; as at 1 where there are none). Of a cause, "without" has the sign that "relation"
-    has not. "strongest" is the most of "segment", a number a replica, to hold against accuracy.
+    has not. "strongest" is the most of "segment", "answered" the log-probability as it is; "over_replicas" is the
+    correlation of these two over replicas, where there are three that differ.
     """
 
     axes: ClassVar[Axes] = {
@@ -48,7 +50,9 @@ class SegmentAttention(Analysis):
         **dict.fromkeys(("relation", "relation_shuffled", "without", "without_other"), ("layer", "head")),
         **dict.fromkeys(("scaled", "scaled_other", "accuracy", "accuracy_other"), ("factor",)),
         "strongest": (),
+        "answered": (),
     }
+    across: ClassVar[Mapping[str, tuple[str, str]]] = {"over_replicas": ("strongest", "answered")}
     shown = "segment"
     labels: ClassVar[Labels] = {"factor": tuple(f"{factor:g}" for factor in FACTORS)}
 
@@ -74,7 +78,7 @@ class SegmentAttention(Analysis):
             one = len(single)
             told[f"scaled{name}"], told[f"accuracy{name}"] = log[one:], right[one:]
             told[f"without{name}"] = log[:one].reshape(len(layers), heads) - log[one + FACTORS.index(1.0)]
-        return told | {"strongest": jnp.max(told["segment"])}
+        return told | {"strongest": jnp.max(told["segment"]), "answered": jnp.mean(answer)}
 
     def _shares(self, subject: Subject, layers: list[int], batch: Batch) -> dict[str, jax.Array]:
         """Of every item and answer the shares by layer and head, and the log-probability of what is right."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from positionbias import spec
-from positionbias.analysis.run import Asked
+from positionbias.analysis.run import Asked, across
 from positionbias.evaluation.statistics import interval
 
 MOST = 64  # numbers of an array in the terminal; all are in the files
@@ -34,6 +34,9 @@ def table(found: Asked) -> str:
             named = [f" {axis} {found.named(axis, at)}" for axis, at in zip(axes[:-1], place, strict=False)]
             where = f" of{','.join(named)}" if named else ""
             lines.append(f"  {name}{where}: {_means(now, labels)}; before training {_means(before)}")
+    for name, both in across(found).items():
+        now, before = (_told(both[told][0]) for told in ("numbers", "at_init"))
+        lines.append(f"  {name}: {now}, before training {before}")
     return "\n".join(lines)
 
 

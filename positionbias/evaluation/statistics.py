@@ -16,6 +16,7 @@ from positionbias.arrays import Float
 from positionbias.spec import ConfigError
 
 LEVEL = 0.95
+NORMAL = 1.959964  # how many standard deviations of a normal law hold LEVEL of it
 INDICES = ("primacy", "recency", "tilt", "middle_dip")
 SOLVED_WITHIN = 0.02  # a replica has solved a task when its mean accuracy is at most this far below its ceiling's mean
 DECIDING_REPLICAS = 8  # fewer replicas than this cannot settle a verdict on which they disagree
@@ -64,6 +65,23 @@ def interval(values: Values) -> Interval:
         return Interval(mean, None, None, 1)
     half = _quantile(n - 1) * float(known.std(ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n)
+
+
+def correlation(a: Values, b: Values) -> Interval:
+    """Pearson's correlation over replicas of two values of each, and its 95 % interval by Fisher's z, from four on.
+
+    None below three replicas that have both, and where one of the two is the same in all.
+    """
+    both = np.stack([_replicas(a), _replicas(b)])
+    both = both[:, np.isfinite(both).all(axis=0)]
+    n = both.shape[1]
+    if n < 3 or (np.ptp(both, axis=1) == 0).any():
+        return Interval(None, None, None, n)
+    r = float(np.clip(np.corrcoef(both)[0, 1], -1, 1))
+    if n == 3 or abs(r) == 1:
+        return Interval(r, None, None, n)
+    half = NORMAL / (n - 3) ** 0.5
+    return Interval(r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half)), n)
 
 
 def paired_difference(a: Values, b: Values) -> Interval:

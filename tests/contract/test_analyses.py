@@ -59,7 +59,8 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     write(made, found, asker.settings(analysis))
     told = stored.read_analyses(made)[label(analysis)]
     assert told["analysis"] == spec.full(analysis)
-    assert list(told["arrays"]) == list(analysis.axes)
+    assert list(told["arrays"]) == [*analysis.axes, *analysis.across]
+    assert all(analysis.axes[of] == () for pair in analysis.across.values() for of in pair)
     with np.load(made / "analysis" / f"{label(analysis)}.npz") as kept:
         np.testing.assert_array_equal(kept[analysis.shown], found.trained[analysis.shown])
     assert asker.there(analysis)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from positionbias.analysis.base import Subject
+from positionbias.analysis.run import Asked, across
 from positionbias.analysis.segment_attention import FACTORS, SegmentAttention
+from positionbias.analysis.table import table
 from positionbias.evaluation.loading import load
 
 T, PAIRS = 8, 3  # rows, pairs
@@ -97,3 +99,17 @@ def test_answers_change_with_attention_to_the_asked_pair_and_to_the_next(subject
         known = changed(subject, batch, 0, [layer], [head], by) - intact
         assert found[f"without{name}"][layer, head] == pytest.approx(known, abs=1e-4)
     assert abs(found[f"without{name}"]).max() > 1e-2
+
+
+def test_attention_and_answers_are_correlated_over_replicas():
+    """Of the arrays of one number a replica, before training as after it, in the file and in the terminal."""
+    analysis = SegmentAttention()
+    sizes = {"layer": 1, "head": 1, "factor": len(FACTORS)}
+    blank = {name: np.zeros((4, *(sizes[axis] for axis in axes))) for name, axes in analysis.axes.items()}
+    trained = {**blank, "strongest": np.array([0.1, 0.2, 0.3, 0.4]), "answered": np.array([-4.0, -1.0, -3.0, -2.0])}
+    found = Asked(analysis, [0], trained, blank)
+    told = across(found)["over_replicas"]
+    assert told["numbers"][0]["mean"] == pytest.approx(0.4)
+    assert told["at_init"] == [{"mean": None, "low": None, "high": None}]
+    assert table(found).splitlines()[-1].startswith("  over_replicas: 0.400 [")
+    assert table(found).endswith("before training nothing")

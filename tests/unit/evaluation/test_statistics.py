@@ -5,6 +5,7 @@ import pytest
 
 from positionbias.evaluation.statistics import (
     Interval,
+    correlation,
     indices,
     interval,
     paired_difference,
@@ -27,6 +28,22 @@ def test_interval_is_students_t_over_replicas():
 def test_interval_of_two_uses_one_degree_of_freedom():
     found = interval([0.0, 1.0])  # t(1 degree, 97.5 %) = 12.7062, standard error 1/2
     assert found.high == pytest.approx(0.5 + 12.706204736174698 / 2, abs=1e-9)
+
+
+def test_correlation_has_fishers_interval():
+    """r = 0.8 of five: tanh(atanh(0.8) -+ 1.96 / sqrt(2)) = -0.2796 and 0.9862."""
+    found = correlation([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0])
+    assert (found.mean, found.n) == (pytest.approx(0.8), 5)
+    assert found.low == pytest.approx(-0.2796401, abs=1e-6)
+    assert found.high == pytest.approx(0.9861962, abs=1e-6)
+
+
+def test_correlation_of_few_replicas_or_of_equal_ones_says_less():
+    assert correlation([1.0, 2.0, None], [1.0, 3.0, 4.0]) == Interval(None, None, None, 2)
+    assert correlation([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]) == Interval(None, None, None, 4)
+    three = correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0])
+    assert (three.mean, three.low, three.high) == (pytest.approx(0.5), None, None)
+    assert correlation([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]).low is None
 
 
 def test_one_replica_has_no_interval():
