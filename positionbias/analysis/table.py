@@ -34,9 +34,8 @@ def table(found: Asked) -> str:
             named = [f" {axis} {found.named(axis, at)}" for axis, at in zip(axes[:-1], place, strict=False)]
             where = f" of{','.join(named)}" if named else ""
             lines.append(f"  {name}{where}: {_means(now, labels)}; before training {_means(before)}")
-    for name, both in across(found).items():
-        now, before = (_told(both[told][0]) for told in ("numbers", "at_init"))
-        lines.append(f"  {name}: {now}, before training {before}")
+    for name, told in across(found).items():
+        lines.append(f"  {name}: {_told(told['numbers'][0])}, before training {_told(told['at_init'][0])}")
     return "\n".join(lines)
 
 

@@ -64,6 +64,13 @@ def test_what_is_hidden_is_of_no_part():
     np.testing.assert_array_equal(found[:, -1, -1], 1)
 
 
+def test_padding_is_of_no_part_wherever_it_stands():
+    subject, batch = lying([1, 1, 2, 2, 0, 0], [[0]])
+    hidden = batch.tokens._replace(valid=np.array([True, False, True, True, False, True]))
+    found = np.asarray(parts(subject, batch._replace(tokens=hidden)))[0]
+    assert [int(row.argmax()) if row.any() else None for row in found] == [0, None, 1, 1, None, 2]
+
+
 @pytest.mark.parametrize(
     ("text", "blocks"),
     [
