@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, last_rows, sites
 from positionbias.analysis.heads import HEADS
-from positionbias.arrays import Bool, Int, Key
+from positionbias.analysis.pairs import check_pairs, corrupted
+from positionbias.arrays import Bool, Key
 from positionbias.models import edits
-from positionbias.spec import member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 SITES = {"stream": STREAM, "attention": "layers.*.attention.output", "heads": HEADS}
@@ -47,21 +48,18 @@ class Patching(Analysis):
         return tuple(SITES.values())
 
     def check(self, subject: Subject) -> None:
-        task = subject.run.task
-        tokens = (task.input.kind, subject.run.experiment.objective.targets) == ("tokens", "tokens")
-        require(tokens, "task", subject.run.config.task, "a task of tokens, as one is put in place of another")
-        require(subject.items >= 2, "items", subject.items, "2 or more, as the token is that of another item")
+        check_pairs(subject)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names = {kind: sites(layers, site) for kind, site in SITES.items()}
         heads, length = subject.run.config.model.heads, subject.run.task.length(subject.condition)
 
         def one(both: Batch) -> dict[str, jax.Array]:
-            batch, corrupted = (both._replace(inputs=both.inputs[:, i]) for i in range(2))
+            batch, changed = (both._replace(inputs=both.inputs[:, i]) for i in range(2))
             told = [name for some in names.values() for name in some]
             rows, each = last_rows(subject, batch), jnp.arange(len(batch.inputs))
             outputs, clean = subject.apply(batch, told)
-            other = subject.apply(corrupted)[0][each, rows]
+            other = subject.apply(changed)[0][each, rows]
             right, wrong = batch.targets[each, batch.query[:, -1]], jnp.argmax(other, axis=-1)
             counted = (right != wrong).astype(jnp.float32)
 
@@ -73,7 +71,7 @@ class Patching(Analysis):
                     name: edits.replace(clean[name], rows=row[i], heads=None if head is None else head[i])
                     for i, name in enumerate(names[kind])
                 }
-                return margin(subject.apply(corrupted, (), change)[0][each, rows])
+                return margin(subject.apply(changed, (), change)[0][each, rows])
 
             count, index = len(layers), jnp.arange(length)
             at = jnp.stack([index == batch.last_evidence[:, -1, None], index == rows[:, None]])  # [place, B, T]
@@ -91,15 +89,8 @@ class Patching(Analysis):
             return found | {"clean": margin(outputs[each, rows]), "corrupted": margin(other)}
 
         batch = subject.batch(key)  # whose pieces may have a single item, so that it is corrupted as a whole
-        inputs = jnp.stack([batch.inputs, _corrupted(batch)], axis=1)
+        inputs = jnp.stack([batch.inputs, corrupted(batch)], axis=1)
         found = subject.averaged(batch._replace(inputs=inputs), one)
         gap = found["clean"] - found["corrupted"]
         shares = {kind: (found[kind] - found["corrupted"]) / jnp.where(gap == 0, 1.0, gap) for kind in SITES}
         return found | shares
-
-
-def _corrupted(batch: Batch) -> Int[jax.Array, "B T"]:
-    """Inputs of the batch with the token of each item's evidence replaced by that of the next item's."""
-    at, each = batch.last_evidence[:, -1], jnp.arange(len(batch.inputs))
-    token = batch.inputs[each, at]
-    return batch.inputs.at[each, at].set(jnp.roll(token, -1))
