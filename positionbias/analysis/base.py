@@ -30,6 +30,7 @@ class Subject:
     run: LoadedRun  # of one replica, whose weights may be traced
     condition: Condition
     items: int
+    given: Tree = ()  # what `Analysis.given` found of this replica
 
     def batch(self, key: Key[jax.Array, ""], items: int | None = None) -> Batch:
         """Items of the replica's own, or as many as told."""
@@ -113,6 +114,13 @@ class Analysis:
 
     def check(self, subject: Subject) -> None:
         """Raise ConfigError where it cannot ask this run, for other reasons than the sites it reads."""
+
+    def given(self, run: LoadedRun) -> Tree:
+        """Arrays [R, ...] of all replicas of a run that it reads beside their weights: `subject.given` in `measure`.
+
+        Raises ConfigError where the run has not what it needs.
+        """
+        return ()
 
     def labelled(self, subject: Subject, layers: Sequence[int]) -> Labels:
         """What stands at the places of axes that are not of numbers."""

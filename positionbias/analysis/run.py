@@ -79,9 +79,9 @@ class Asker:
         replicas: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.wanted = folder, wanted
-        self.run, self.replicas = load(folder, step, "all"), None if replicas is None else list(replicas)
-        if replicas is not None:
-            self.run = _of(self.run, replicas)
+        whole = load(folder, step, "all")
+        self.replicas = None if replicas is None else list(replicas)
+        self.run = whole if replicas is None else _of(whole, replicas)
         grid = self.run.task.conditions()
         self.condition: Condition = grid[0]
         if condition is not None:
@@ -92,17 +92,20 @@ class Asker:
         )
         subject = self._subject(one)
         self.layers, self.labels = dict[Analysis, list[int]](), dict[Analysis, Labels]()
+        self.given = dict[Analysis, Tree]()
         for analysis in wanted:
             analysis.check(subject)
             found = self.layers[analysis] = analysis.layers(subject)
+            given = analysis.given(whole)
+            self.given[analysis] = given if replicas is None else _picked(given, replicas)
             self.labels[analysis] = {"layer": tuple(map(str, found)), **analysis.labelled(subject, found)}
 
     @functools.cached_property
     def _untrained(self) -> dict[str, Tree]:
         return self.run.untrained()
 
-    def _subject(self, run: LoadedRun) -> Subject:
-        return Subject(run, self.condition, self.items)
+    def _subject(self, run: LoadedRun, given: Tree = ()) -> Subject:
+        return Subject(run, self.condition, self.items, given)
 
     def settings(self, analysis: Analysis) -> dict[str, Any]:
         """What its numbers depend on, but for the run."""
@@ -128,22 +131,30 @@ class Asker:
             if self.there(analysis):
                 continue
             ask = jax.jit(layout.over(lambda replica, a=analysis: self._ask(a, *replica)))
-            both = (self.run.weights, self._untrained)
-            trained, drawn = (jax.device_get(ask(layout.place((weights, self.run.keys)))) for weights in both)
+            both, told = (self.run.weights, self._untrained), (self.run.keys, self.given[analysis])
+            trained, drawn = (jax.device_get(ask(layout.place((weights, *told)))) for weights in both)
             yield Asked(analysis, self.labels[analysis], trained, drawn)
 
-    def _ask(self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        one = dataclasses.replace(self.run, replica=0, weights=weights, keys=key)
-        return analysis.measure(self._subject(one), self.layers[analysis], stream(key, f"analysis/{label(analysis)}"))
+    def _ask(
+        self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""], given: Tree
+    ) -> dict[str, jax.Array]:
+        one = self._subject(dataclasses.replace(self.run, replica=0, weights=weights, keys=key), given)
+        return analysis.measure(one, self.layers[analysis], stream(key, f"analysis/{label(analysis)}"))
 
 
 def _of(run: LoadedRun, replicas: Sequence[int]) -> LoadedRun:
     """The same run with only these replicas."""
-    count, at = len(run.keys), np.asarray(replicas)
+    count = len(run.keys)
     wrong = [i for i in replicas if not 0 <= i < count]
     if wrong:
         raise ConfigError(f"--replicas: {wrong[0]} is not allowed; allowed: 0 to {count - 1}, as the run has {count}.")
-    return dataclasses.replace(run, weights=jax.tree.map(lambda x: x[at], run.weights), keys=run.keys[at])
+    return dataclasses.replace(run, weights=_picked(run.weights, replicas), keys=_picked(run.keys, replicas))
+
+
+def _picked(tree: Tree, replicas: Sequence[int]) -> Tree:
+    """Arrays of these replicas alone."""
+    at = np.asarray(replicas)
+    return jax.tree.map(lambda x: x[at], tree)
 
 
 def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib.Path:

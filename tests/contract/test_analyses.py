@@ -29,7 +29,7 @@ def made(tmp_path_factory, small_run):
         "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
         "model": {"layers": LAYERS, "width": 8, "heads": HEADS, "mask": "causal", "position": "rope"},
         "optimizer": {"learning_rate": 1e-2},
-        "train": {"steps": 2, "batch_size": 4, "replicas": 2, "log_every": 2},
+        "train": {"steps": 4, "batch_size": 4, "replicas": 2, "log_every": 1},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
     return small_run(raw, tmp_path_factory.mktemp("run"))
@@ -68,25 +68,31 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     assert not Asker(made, [analysis], items=2).there(analysis)
 
 
+def of_first(folder, analysis):
+    """The first replica of a run, with four items."""
+    run = Asker(folder, [], items=4).run
+    weights, given = (jax.tree.map(lambda x: x[0], tree) for tree in (run.weights, analysis.given(run)))
+    one = dataclasses.replace(run, replica=0, weights=weights, keys=run.keys[0])
+    return Subject(one, run.task.conditions()[0], 4, given)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_key_finds_the_same(made, name):
-    """And another one something else: the items are drawn by it."""
-    analysis, run = build(name), Asker(made, [], items=4).run
-    one = dataclasses.replace(run, replica=0, weights=jax.tree.map(lambda x: x[0], run.weights), keys=run.keys[0])
-    subject = Subject(one, run.task.conditions()[0], 4)
+    """And another one something else: the items, or what values are held against, are drawn by it."""
+    analysis = build(name)
+    subject = of_first(made, analysis)
     layers = analysis.layers(subject)
     measure = jax.jit(lambda key: analysis.measure(subject, layers, key))
     first, again, other = (jax.device_get(measure(jax.random.key(seed))) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert any((first[key] != other[key]).any() for key in first)
+    assert any((first[key] != other[key]).any() for key in analysis.axes)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not spec.load_member("analyses", name, "analyses").draws])
 def test_numbers_do_not_depend_on_how_items_are_split(name, made, monkeypatch):
     """Into pieces of one item each, as of a long task or a prime number of items."""
-    analysis, run = build(name), Asker(made, [], items=4).run
-    one = dataclasses.replace(run, replica=0, weights=jax.tree.map(lambda x: x[0], run.weights), keys=run.keys[0])
-    subject = Subject(one, run.task.conditions()[0], 4)
+    analysis = build(name)
+    subject = of_first(made, analysis)
     layers, found = analysis.layers(subject), []
     for tokens in (base.TOKENS, LENGTH):
         monkeypatch.setattr(base, "TOKENS", tokens)
@@ -102,7 +108,7 @@ def beside(tmp_path_factory, small_run):
         "name": "beside",
         "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
         "model": {"layers": 1, "width": 4, "heads": 1, "architecture": "encoder_decoder"},
-        "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
+        "train": {"steps": 4, "batch_size": 2, "replicas": 1, "log_every": 1},
         "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
     return small_run(raw, tmp_path_factory.mktemp("beside"))
