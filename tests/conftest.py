@@ -83,6 +83,24 @@ def small_run():
     return _trained
 
 
+@pytest.fixture(scope="session")
+def drawn_run():
+    """`drawn_run(raw)` is a loaded run of one replica as it is drawn, in no folder: for what needs no training."""
+    import dataclasses
+
+    from positionbias.config.build import build
+    from positionbias.config.cli import apply_overrides
+    from positionbias.config.resolve import resolve
+    from positionbias.evaluation.loading import LoadedRun
+
+    def run(raw):
+        experiment = build(resolve(apply_overrides(raw, {})))
+        made = LoadedRun(pathlib.Path("nowhere"), 0, 0, experiment, {}, jax.random.key(0))
+        return dataclasses.replace(made, weights=made.untrained())
+
+    return run
+
+
 @pytest.fixture
 def tiny():
     """A config that trains in about a second; dotted overrides change it: `tiny(**{"train.steps": 20})`."""

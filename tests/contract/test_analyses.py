@@ -19,6 +19,7 @@ SMALL = {
     "head_gating": "head_gating(updates=2, seeds=1, batch=4)",
 }
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
+WIDTH = 8
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def made(tmp_path_factory, small_run):
     raw = {
         "name": "analysed",
         "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
-        "model": {"layers": LAYERS, "width": 8, "heads": HEADS, "mask": "causal", "position": "rope"},
+        "model": {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "mask": "causal", "position": "rope"},
         "optimizer": {"learning_rate": 1e-2},
         "train": {"steps": 4, "batch_size": 4, "replicas": 2, "log_every": 1},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
@@ -47,7 +48,7 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     (found,) = asker.asked()
     sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
     sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
-    sizes |= {"waits": LAYERS + 1, "transfers": LAYERS + 1}
+    sizes |= {"waits": LAYERS + 1, "transfers": LAYERS + 1, "value": WIDTH // HEADS}
     sizes |= {axis: len(names) for axis, names in found.labels.items()}
     for arrays in (found.trained, found.drawn):
         assert arrays.keys() == analysis.axes.keys()
