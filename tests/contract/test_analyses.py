@@ -69,6 +69,13 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
     assert not Asker(made, [analysis], items=2).there(analysis)
 
 
+def test_what_is_read_beside_weights_is_that_of_the_replicas_asked(made):
+    analysis = build("change_point")
+    both, second = (Asker(made, [analysis], items=4, replicas=of).given[analysis]["loss"] for of in (None, [1]))
+    np.testing.assert_array_equal(second, both[1:])
+    assert (both[0] != both[1]).any()
+
+
 def of_first(folder, analysis):
     """The first replica of a run, with four items."""
     run = Asker(folder, [], items=4).run
