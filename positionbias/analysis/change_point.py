@@ -41,14 +41,14 @@ class ChangePoint(Analysis):
     the checkpoint, by its step; "explained" that share, had the second level begun there (0 at the first), and "most"
     the largest of it, at the step "at"; "before" and "after" are the levels.
 
-    The null has the same increments in `draws` other orders, so that it falls as far by the same steps: "permuted" is
+    The null has the same increments in `orders` others, so that it falls as far by the same steps: "permuted" is
     the mean of its "most", and "chance" the share of orders that reach the curve's own, which counts as one of them. It
     tells whether falls come together: where one interval has all of it, every order does, and "sharpest", the largest
     fall of one interval as a share of that from the first to the last, is about 1; log more often there.
     "log_probability" is that of the right answers of fresh items with the weights that are asked, nats.
     """
 
-    draws: int = 1000
+    orders: int = 1000
 
     axes: ClassVar[Axes] = {
         **dict.fromkeys(("loss", "explained"), ("step",)),
@@ -58,7 +58,7 @@ class ChangePoint(Analysis):
     any_rows = True
 
     def __post_init__(self) -> None:
-        require(1 <= self.draws <= MOST, "draws", self.draws, f"a whole number from 1 to {MOST}")
+        require(1 <= self.orders <= MOST, "orders", self.orders, f"a whole number from 1 to {MOST}")
 
     def reads(self) -> tuple[str, ...]:
         return ()
@@ -86,7 +86,7 @@ class ChangePoint(Analysis):
             curve = jnp.cumsum(jax.random.permutation(key, falls))
             return jnp.max(explained(jnp.concatenate([jnp.zeros(1), curve])))
 
-        null = jax.lax.map(other, jax.random.split(drawn, self.draws))
+        null = jax.lax.map(other, jax.random.split(drawn, self.orders))
         total = loss[0] - loss[-1]
         most = share[at]
         return {
@@ -96,7 +96,7 @@ class ChangePoint(Analysis):
             "most": most,
             "permuted": jnp.mean(null),
             # Sums of the same numbers in another order differ by rounding.
-            "chance": (1 + jnp.sum(null >= most - 1e-5)) / (1 + self.draws),
+            "chance": (1 + jnp.sum(null >= most - 1e-5)) / (1 + self.orders),
             "before": jnp.sum(jnp.where(second, 0, loss)) / jnp.sum(~second),
             "after": jnp.sum(jnp.where(second, loss, 0)) / jnp.sum(second),
             "sharpest": jnp.where(total > 0, jnp.max(-falls) / jnp.where(total > 0, total, 1.0), 0.0),

@@ -21,7 +21,7 @@ def analysed(run: Run) -> list[str]:
     if not run.analyses:
         return []
     shown = [svg for name, one in run.analyses.items() for svg in _figures(name, one)]
-    body = [row for one in run.analyses.values() for row in _rows(one)]
+    body = [row for name, one in run.analyses.items() for row in _rows(name, one)]
     found = [side_by_side(shown)] if shown else []
     if body:
         caption = (
@@ -37,7 +37,7 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
     array = one["arrays"].get(one["shown"], {})
     if not array.get("numbers") or not 1 <= len(array["axes"]) <= 2:
         return []
-    title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
+    title = f"{_called(name)}: {one['shown'].replace('_', ' ')}"
     told = f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}."
     first, last = array["axes"][0], array["axes"][-1]
     if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
@@ -50,8 +50,9 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
     return [figure(svg, f"{told} Dashed, in paler colours: before training. {band(one['replicas'])}")]
 
 
-def _called(one: Mapping[str, Any]) -> str:
-    return str(one["analysis"]).partition("(")[0].replace("_", " ").capitalize()
+def _called(name: str) -> str:
+    """What is said of the file of that name, whose arguments it has where they are not the usual."""
+    return name.replace("_", " ").capitalize()
 
 
 def _sizes(array: Mapping[str, Any]) -> dict[str, int]:
@@ -78,16 +79,18 @@ def _lines(one: Mapping[str, Any], array: Mapping[str, Any], which: str) -> dict
     return dict(zip(labels, numbered, strict=False))
 
 
-def _rows(one: Mapping[str, Any]) -> list[list[str]]:
+def _rows(called: str, one: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each number of arrays that have one, or one for each of a few places with names, such as layers."""
     found: list[list[str]] = []
     for name, array in one["arrays"].items():
-        if not array.get("numbers") or len(array["numbers"]) > MOST or len(array["axes"]) > 1:
+        named = len(array["axes"]) <= 1 and all(axis in one["labels"] for axis in array["axes"])
+        if not named or not array.get("numbers") or len(array["numbers"]) > MOST:
             continue
         for i, place in enumerate(np.ndindex(*array["sizes"])):
             at = zip(array["axes"], place, strict=True)
             where = ", ".join(f"{axis} {_named(one, axis, number)}" for axis, number in at)
             told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
             found.append(
-                ["" if found else _called(one), told, between(array["numbers"][i]), between(array["at_init"][i])]
+                ["" if found else _called(called), told, between(array["numbers"][i]), between(array["at_init"][i])]
             )
     return found

@@ -383,6 +383,8 @@ def two_maps(
             for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
                 every = -(-len(told) // 16)  # more would run into each other
                 setter(range(0, len(told), every), told[::every])
+            if max(map(len, ticks[1])) > 5:
+                panel.tick_params(axis="x", labelrotation=45)
             panel.set_xlabel(axes_told[1])
             if values.size <= FEW:
                 for (i, j), value in np.ndenumerate(values):

@@ -24,10 +24,10 @@ def subject(drawn_run):
     return Subject(run, run.task.conditions()[0], 4)
 
 
-def found(subject, loss, draws=200):
+def found(subject, loss, orders=200):
     given = {"loss": jnp.asarray(loss, jnp.float32), "step": 10.0 * (1 + jnp.arange(len(loss)))}
     measured = dataclasses.replace(subject, given=given)
-    return jax.jit(lambda: ChangePoint(draws).measure(measured, [], jax.random.key(0)))()
+    return jax.jit(lambda: ChangePoint(orders).measure(measured, [], jax.random.key(0)))()
 
 
 def test_the_share_is_that_of_the_two_best_levels():
