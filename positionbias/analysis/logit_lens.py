@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, recorded, sites
-from positionbias.arrays import Key
+from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.models import edits
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
+
+
+def read_out(
+    subject: Subject, layers: list[int], batch: Batch, function: Callable[[Float[jax.Array, "B T V"]], Tree]
+) -> Tree:
+    """What `function` makes of the outputs as they are if the model stops behind each layer, with a leading L."""
+    last = sites(layers, STREAM)[-1]
+
+    def read(stream: jax.Array) -> Tree:
+        outputs, _ = subject.apply(batch, (), {last: edits.replace(stream)})
+        return function(outputs)
+
+    return jax.lax.map(read, recorded(subject, layers, STREAM, batch))
+
+
+def settled(agrees: Bool[jax.Array, "L ..."]) -> Int[jax.Array, "..."]:
+    """The first layer from which on all agree with the last one, which does with itself."""
+    stays = jnp.cumprod(jnp.flip(agrees.astype(jnp.int32), axis=0), axis=0)
+    return len(agrees) - jnp.sum(stays, axis=0)
 
 
 @member("analyses", "logit_lens")
@@ -43,21 +63,17 @@ class LogitLens(Analysis):
         require(kind == "tokens", "task", subject.run.config.task, "a task that answers by tokens")
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-        last = sites(layers, STREAM)[-1]
-
         def one(batch: Batch) -> dict[str, jax.Array]:
             rows, each = subject.run.answer_rows(batch), jnp.arange(len(batch.query))[:, None]
 
-            def read(stream: jax.Array) -> dict[str, jax.Array]:
-                outputs, _ = subject.apply(batch, (), {last: edits.replace(stream)})
-                told = subject.answers(outputs, batch)
-                return {**told, "said": subject.run.experiment.objective.said(outputs[each, rows])}
+            def read(outputs: jax.Array) -> dict[str, jax.Array]:
+                said = subject.run.experiment.objective.said(outputs[each, rows])
+                return {**subject.answers(outputs, batch), "said": said}
 
-            found = jax.lax.map(read, recorded(subject, layers, STREAM, batch))  # [L, B, A] each
-            agrees = (found["said"] == found["said"][-1]).astype(jnp.float32)
-            stays = jnp.flip(jnp.cumprod(jnp.flip(agrees, axis=0), axis=0), axis=0)
+            found = read_out(subject, layers, batch, read)  # [L, B, A] each
+            agrees = found["said"] == found["said"][-1]
             told = {name: jnp.mean(found[name], axis=(1, 2)) for name in ("accuracy", "log_probability")}
-            settled = 1 + len(layers) - jnp.sum(stays, axis=0)
-            return {**told, "agrees": jnp.mean(agrees, axis=(1, 2)), "commitment": jnp.mean(settled)}
+            commitment = jnp.mean(1 + settled(agrees))
+            return {**told, "agrees": jnp.mean(agrees, axis=(1, 2)), "commitment": commitment}
 
         return subject.averaged(subject.batch(key), one)
