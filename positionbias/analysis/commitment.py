@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, last_rows, sites
 from positionbias.analysis.logit_lens import read_out, settled
-from positionbias.analysis.pairs import corrupted
+from positionbias.analysis.pairs import check_pairs, corrupted
 from positionbias.arrays import Bool, Int, Key
 from positionbias.models import edits
-from positionbias.spec import member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 
@@ -54,12 +54,7 @@ class Commitment(Analysis):
         return (STREAM,)
 
     def check(self, subject: Subject) -> None:
-        run = subject.run
-        tokens = (run.task.input.kind, run.experiment.objective.targets) == ("tokens", "tokens")
-        require(tokens, "task", run.config.task, "a task of tokens, as one is put in place of another")
-        require(subject.items >= 2, "items", subject.items, "2 or more, as the token is that of another item")
-        residual = run.config.model.residual
-        require(residual != "concatenate", "model.residual", residual, "'add' or 'none': streams of one width")
+        check_pairs(subject)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         before = ["embedding", *sites(layers[:-1], STREAM)]  # the stream in front of every layer
