@@ -85,8 +85,11 @@ def of_first(folder, analysis):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_key_finds_the_same(made, name):
-    """And another one something else: the items, or what values are held against, are drawn by it."""
+def test_the_same_key_finds_the_same_however_items_are_split(name, made, monkeypatch):
+    """And another one something else: the items, or what values are held against, are drawn by it.
+
+    Pieces are of one item each, as of a long task or a prime number of items.
+    """
     analysis = build(name)
     subject = of_first(made, analysis)
     layers = analysis.layers(subject)
@@ -94,19 +97,12 @@ def test_the_same_key_finds_the_same(made, name):
     first, again, other = (jax.device_get(measure(jax.random.key(seed))) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert any((first[key] != other[key]).any() for key in analysis.axes)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if not spec.load_member("analyses", name, "analyses").draws])
-def test_numbers_do_not_depend_on_how_items_are_split(name, made, monkeypatch):
-    """Into pieces of one item each, as of a long task or a prime number of items."""
-    analysis = build(name)
-    subject = of_first(made, analysis)
-    layers, found = analysis.layers(subject), []
-    for tokens in (base.TOKENS, LENGTH):
-        monkeypatch.setattr(base, "TOKENS", tokens)
-        found.append(jax.jit(lambda key: analysis.measure(subject, layers, key))(jax.random.key(3)))
+    if analysis.draws:
+        return
+    monkeypatch.setattr(base, "TOKENS", LENGTH)
+    split = jax.jit(lambda key: analysis.measure(subject, layers, key))(jax.random.key(0))
     for key in analysis.axes:
-        np.testing.assert_allclose(*(arrays[key] for arrays in found), rtol=1e-4, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(split[key], first[key], rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @pytest.fixture(scope="module")
