@@ -65,8 +65,7 @@ class _HigherOrder(Recurrent):
 
         mixed = self._nested(q, k, only_valid(values, tokens), one)
         if self.norm == "ratio":
-            mixed, total = mixed[..., :-1], mixed[..., -1:]
-            mixed = jnp.where(total == 0, 0.0, mixed / jnp.where(total == 0, 1.0, total))
+            mixed = kernels.divided(mixed)
         mixed = mixed.astype(v.dtype)
         return only_valid(normed(mixed) if self.norm == "rms" else mixed, tokens), after
 

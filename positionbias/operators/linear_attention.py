@@ -131,7 +131,4 @@ def unordered(
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     state = jnp.einsum("BSNF,BSNK->BNFK", k, v)
     found = jnp.einsum("BTNF,BNFK->BTNK", q, state)
-    if normalise:
-        found, total = found[..., :-1], found[..., -1:]
-        found = jnp.where(total == 0, 0.0, found / jnp.where(total == 0, 1.0, total))
-    return found, state
+    return kernels.divided(found) if normalise else found, state

@@ -57,11 +57,18 @@ def linear_attention(
     """
     problem = posed(q, k, v, log_decay, value_log_decay, initial_state, inclusive, reverse, normalise, resets, chunk)
     o, state = choose(problem, impl).driver.run(problem)
-    if not normalise:
-        return o, state
-    total = o[..., -1:]
-    o = jnp.where(total == 0, 0.0, o[..., :-1] / jnp.where(total == 0, 1.0, total))
-    return o.astype(v.dtype), state
+    return (divided(o) if normalise else o).astype(v.dtype), state
+
+
+def divided(sums: Float[jax.Array, "... K+1"]) -> Float[jax.Array, "... K"]:
+    """The columns but the last, over the last; 0 where that is 0.
+
+    Totals are brought to 1 before they divide: a quotient's derivative is over the square of what divides, which is 0
+    in float32 of totals below 1e-22.
+    """
+    nothing = sums[..., -1:] == 0
+    scaled = sums / jax.lax.stop_gradient(jnp.where(nothing, 1.0, sums[..., -1:]))
+    return jnp.where(nothing, 0.0, scaled[..., :-1] / jnp.where(nothing, 1.0, scaled[..., -1:]))
 
 
 def linear_choice(*args: Any, impl: str | None = None, platform: str | None = None, **kwargs: Any) -> Choice:

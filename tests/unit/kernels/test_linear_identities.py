@@ -114,6 +114,15 @@ def test_what_is_divided_by_nothing_is_nothing():
     np.testing.assert_array_equal(call(told)[0][:, :3], 0.0)
 
 
+def test_what_is_divided_by_next_to_nothing_is_as_of_larger_sums():
+    told = drawn(8, normalise=True, state=False)
+    call, small = compiled(normalise=True), 1e-30
+    made = jax.jit(jax.value_and_grad(lambda q, told: jnp.sum(call(told | {"q": q})[0] ** 2)))
+    o, gradients = made(told["q"], told)
+    same, larger = made(told["q"] * np.float32(small), told)
+    close((same, larger * small), (o, gradients))
+
+
 @pytest.mark.parametrize("gates", ["none", "key and value"])
 def test_memory_grows_as_steps(gates):
     def taken(length):
