@@ -183,17 +183,31 @@ WIDE = {"model.width": 128, "train.steps": 2000, "optimizer.learning_rate": 1e-2
 
 # Settings by operator, beside those of the config.
 RECIPES: dict[str, dict[str, Any]] = {
+    "ahla": {"task": SHORTER, "train.steps": 2500, **LIKENED},
     "associative_memory": {"task": TWO_PAIRS.format(4, 1, 4), **WIDE},
     "combiner": {"model.operator": layers("combiner(span=2)")},
     "gated_stochastic": {"model.operator": layers("gated_stochastic(width=16, window=16)"), **BY_PAIR},
-    "ahla": {"task": SHORTER, "train.steps": 2500, **LIKENED},
     "hla3": {"task": SHORTER, "train.steps": 3000, **LIKENED},
+    "lawcat": {
+        "model.operator": layers("lawcat(features=64, slowness=256.0)"),
+        "model.init.query": "fan_in(scale=4.0)",
+        "model.init.key": "fan_in(scale=4.0)",
+        "task": "associative_recall(pairs=4, keys=16, values=16, queries=4, delays=8, shift=0)",
+        "train.steps": 3000,
+    },
     "orthogonal_memory": {
         "model.operator": layers("orthogonal_memory(slots=32, window=2)"),
         "model.heads": 4,
         "task": TWO_PAIRS.format(4, 2, 8),
     },
     "power": {"model.operator": layers("power(block=4)"), **BY_PAIR},
+    "routing": {
+        "model.operator": layers("routing(region=2, top=6, causal=False)"),
+        "model.mask": "bidirectional",
+        "task": "associative_recall(pairs=8, keys=32, values=32, queries=8, delays=8, shift=0)",
+        "train.steps": 2000,
+        **LIKENED,
+    },
     "shared_prompt": {
         "model.operator": "[short_convolution(width=5, gated=True), shared_prompt]",
         "model.mlp": True,
