@@ -227,6 +227,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model.operator": layers("varied_window(width=8)"),
         "model.mask": "bidirectional",
         "model.position": "learned",
+        "model.heads": 8,
         "task": "associative_recall(pairs=4, keys=16, values=16, queries=4, delays=24, shift=0)",
     },
 }
