@@ -29,7 +29,8 @@ class Combiner(Operator):
     """Combiner: one softmax over keys and over summaries of spans, each a softmax over its own, so that all are seen.
 
     Ren et al. 2021 (arXiv 2107.05768). The key of a span's summary is the `pool` of its keys, the value its values
-    weighted by softmax(pooled queries . keys). A query sees by `form`
+    weighted by softmax(pooled queries . keys), of the span's own queries: every query is given the same mean of a span,
+    and a head cannot choose among its tokens. A query sees by `form`
 
     - `fixed`: its own segment of `span` tokens up to itself, and the summaries of earlier segments;
     - `logsparse`: itself, and for every l with floor(t / 2^l) odd the summary of the 2^l tokens of the block before

@@ -38,7 +38,8 @@ class OrthogonalMemory(Recurrent):
     h_j = b_j (1 / t) sum over i <= t of b_j . x_i; keys and values are the slots themselves, and in the window the x_i,
     with a trained number a head and distance added to the score. `join`: one softmax over slots and window (`joint`),
     or the sum of one each (`sum`); the source does not say which. A mean of projections is the projection of the mean,
-    so that of what lies behind the window `slots` numbers a head are left.
+    so that of what lies behind the window `slots` numbers a head are left, which hold few keys with their values: where
+    each key with each value has a direction of its own, all of these are no more than `heads` times `slots`.
     """
 
     slots: int = 16
