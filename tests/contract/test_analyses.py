@@ -19,18 +19,18 @@ SMALL = {
     "head_gating": "head_gating(updates=2, seeds=1, batch=4)",
 }
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
-WIDTH = 8
+WIDTH, ITEMS = 8, 16
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, small_run):
-    """A folder with two replicas of two layers, hardly trained."""
+    """A folder with two replicas of two layers, hardly trained, but that say some values."""
     raw = {
         "name": "analysed",
         "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
         "model": {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "mask": "causal", "position": "rope"},
-        "optimizer": {"learning_rate": 1e-2},
-        "train": {"steps": 4, "batch_size": 4, "replicas": 2, "log_every": 1},
+        "optimizer": {"learning_rate": 3e-2},
+        "train": {"steps": 30, "batch_size": 16, "replicas": 2, "log_every": 2},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
     return small_run(raw, tmp_path_factory.mktemp("run"))
@@ -44,7 +44,7 @@ def build(name):
 def test_arrays_have_the_axes_that_are_declared(made, name):
     analysis = build(name)
     assert analysis.shown in analysis.axes
-    asker = Asker(made, [analysis], items=4)
+    asker = Asker(made, [analysis], items=ITEMS)
     (found,) = asker.asked()
     sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
     sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
@@ -77,11 +77,11 @@ def test_what_is_read_beside_weights_is_that_of_the_replicas_asked(made):
 
 
 def of_first(folder, analysis):
-    """The first replica of a run, with four items."""
-    run = Asker(folder, [], items=4).run
+    """The first replica of a run, with its items."""
+    run = Asker(folder, [], items=ITEMS).run
     weights, given = (jax.tree.map(lambda x: x[0], tree) for tree in (run.weights, analysis.given(run)))
     one = dataclasses.replace(run, replica=0, weights=weights, keys=run.keys[0])
-    return Subject(one, run.task.conditions()[0], 4, given)
+    return Subject(one, run.task.conditions()[0], ITEMS, given)
 
 
 @pytest.mark.parametrize("name", NAMES)
