@@ -67,12 +67,6 @@ class KnockOut(Analysis):
             evidence = jnp.any(index == piece.evidence[:, -1, :, None], axis=1) & ~own
             kinds = jnp.stack([evidence, own, ~evidence & ~own])[:, None] & sees  # [kind, L, B, T]
 
-            def instead(some: Bool[jax.Array, "L B T"]) -> Bool[jax.Array, "draws L B T"]:
-                """As many of the others, the first ones in an order of each item's own."""
-                others = kinds[2][:, :, None]
-                place = jnp.argsort(jnp.argsort(jnp.where(others, order, 2.0), axis=-1), axis=-1)  # [L, B, draws, T]
-                return jnp.moveaxis(others & (place < jnp.sum(some, axis=-1)[..., None, None]), 2, 0)
-
             def result(edit: Edits | None = None) -> dict[str, jax.Array]:
                 answers = subject.answers(subject.apply(piece, (), edit)[0], piece)
                 return {name: jnp.mean(x[:, -1]) for name, x in answers.items()}
@@ -85,7 +79,7 @@ class KnockOut(Analysis):
             def of_window(window: Bool[jax.Array, "L"]) -> dict[str, jax.Array]:
                 return jax.lax.map(lambda columns: without(columns & window[:, None, None]), asked)
 
-            asked = jnp.concatenate([kinds, *(instead(kinds[i]) for i in range(len(FEW)))])
+            asked = jnp.concatenate([kinds, *(instead(kinds[i], kinds[2], order) for i in range(len(FEW)))])
             plain, told = result(), {"seen": jnp.mean(jnp.sum(kinds, axis=-1), axis=-1).T}
             for name, x in jax.lax.map(of_window, windows).items():  # [first, and all, asked]
                 change = x - plain[name]
@@ -97,3 +91,11 @@ class KnockOut(Analysis):
 
         measured: dict[str, jax.Array] = subject.averaged(batch, one, beside=draws)
         return measured
+
+
+def instead(
+    some: Bool[jax.Array, "L B T"], others: Bool[jax.Array, "L B T"], order: Float[jax.Array, "B draws T"]
+) -> Bool[jax.Array, "draws L B T"]:
+    """As many of the others as there are of some, or all, in every draw: the first in an order of each item's own."""
+    place = jnp.argsort(jnp.argsort(jnp.where(others[:, :, None], order, 2.0), axis=-1), axis=-1)  # [L, B, draws, T]
+    return jnp.moveaxis(others[:, :, None] & (place < jnp.sum(some, axis=-1)[..., None, None]), 2, 0)

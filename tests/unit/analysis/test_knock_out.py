@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from positionbias.analysis.base import Subject
-from positionbias.analysis.knock_out import KnockOut
+from positionbias.analysis.knock_out import KnockOut, instead
 from positionbias.errors import ConfigError
 from positionbias.evaluation.loading import load
 from positionbias.models import edits
@@ -89,6 +89,14 @@ def test_controls_are_other_columns_and_cost_nothing_where_evidence_alone_is_rea
     assert patched
     assert abs(float(found["log_probability"][0, 0])) > 30 * abs(float(found["controls_log_probability"][0, 0]))
     assert float(found["controls_log_probability"][0, 0]) != 0
+
+
+def test_as_many_others_are_taken_in_their_order_or_all_there_are():
+    some = jnp.array([[[1, 1, 0, 0, 0], [0, 1, 1, 1, 0]]], bool)
+    others = jnp.array([[[0, 0, 1, 1, 1], [1, 0, 0, 0, 1]]], bool)
+    order = jnp.array([[[0.0, 0.1, 0.9, 0.2, 0.5]], [[0.9, 0.0, 0.1, 0.2, 0.3]]])
+    expected = np.array([[[[0, 0, 0, 1, 1], [1, 0, 0, 0, 1]]]], bool)
+    np.testing.assert_array_equal(instead(some, others, order), expected)
 
 
 def test_a_window_is_one_layer_at_least():
