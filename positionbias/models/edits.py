@@ -93,20 +93,42 @@ def project_out(
     directions: Float[jax.Array, "n D"] | Float[jax.Array, "D"], *, heads: Any = None, rows: Any = None
 ) -> Edit:
     """What is there, but for its part in the span of `directions` of the last axis, which need not be orthogonal."""
-    vectors = jnp.atleast_2d(jnp.asarray(directions))
+    basis = orthonormal(jnp.atleast_2d(jnp.asarray(directions)))
+    return Edit(lambda was: was - (was @ basis.T) @ basis, heads, rows)
+
+
+def interchange(
+    value: Any,
+    basis: Float[jax.Array, "n D"],
+    weights: Float[jax.Array, "n"] | float = 1.0,
+    *,
+    heads: Any = None,
+    rows: Any = None,
+) -> Edit:
+    """What is there, with `value` in its place along an orthonormal `basis` of some of the last axis.
+
+    Of each direction a share: with `weights` m and the basis B it is x + B' diag(m) B (value - x).
+    """
 
     def change(was: jax.Array) -> jax.Array:
-        basis = jnp.zeros(vectors.shape, jnp.float32)
-        for i, vector in enumerate(vectors.astype(jnp.float32)):
-            left = vector
-            for _ in range(2):  # the second time for what rounding has left
-                left = left - basis.T @ (basis @ left)
-            size = jnp.linalg.norm(left)
-            other = size > 1e-5 * jnp.linalg.norm(vector)  # than those before span already
-            basis = basis.at[i].set(jnp.where(other, left / jnp.where(other, size, 1.0), 0.0))
-        return was - (was @ basis.T) @ basis
+        return was + ((jnp.asarray(value) - was) @ basis.T * weights) @ basis
 
     return Edit(change, heads, rows)
+
+
+def orthonormal(vectors: Float[jax.Array, "n D"]) -> Float[jax.Array, "n D"]:
+    """An orthonormal basis of their span, by Gram-Schmidt, with 0 for those that others before them span already."""
+    told = jnp.asarray(vectors, jnp.float32)
+
+    def next_one(i: int, basis: jax.Array) -> jax.Array:
+        left = told[i]
+        for _ in range(2):  # the second time for what rounding has left
+            left = left - jnp.matmul(jnp.matmul(basis, left, precision="highest"), basis, precision="highest")
+        size = jnp.linalg.norm(left)
+        other = size > 1e-5 * jnp.linalg.norm(told[i])  # than those before span already
+        return basis.at[i].set(jnp.where(other, left / jnp.where(other, size, 1.0), 0.0))
+
+    return jax.lax.fori_loop(0, len(told), next_one, jnp.zeros_like(told))
 
 
 def restrict(

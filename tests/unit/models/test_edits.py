@@ -79,6 +79,22 @@ def test_projecting_out_leaves_what_is_orthogonal():
     np.testing.assert_allclose(made(edits.project_out(one), STREAM) @ one, 0, atol=1e-5)
 
 
+def test_an_interchange_is_along_the_basis_alone():
+    """Of the weights' share, in the rows that are told."""
+    value = DRAW.normal(size=STREAM.shape).astype(np.float32)
+    basis = np.asarray(edits.orthonormal(DRAW.normal(size=(2, K)).astype(np.float32)))
+    np.testing.assert_allclose(basis @ basis.T, np.eye(2), atol=1e-6)
+    found = made(edits.interchange(value, basis, rows=1), STREAM)
+    np.testing.assert_allclose(found[:, 1] @ basis.T, value[:, 1] @ basis.T, atol=1e-5)
+    off = np.eye(K) - basis.T @ basis
+    np.testing.assert_allclose(found[:, 1] @ off, STREAM[:, 1] @ off, atol=1e-5)
+    np.testing.assert_array_equal(np.delete(found, 1, axis=1), np.delete(STREAM, 1, axis=1))
+    half = made(edits.interchange(value, basis, np.array([0.5, 0.0], np.float32)), STREAM)
+    np.testing.assert_allclose(half @ basis[0], (STREAM + value) @ basis[0] / 2, atol=1e-5)
+    np.testing.assert_allclose(half @ basis[1], STREAM @ basis[1], atol=1e-5)
+    np.testing.assert_allclose(made(edits.interchange(value, np.eye(K, dtype=np.float32)), STREAM), value, atol=1e-5)
+
+
 def test_restricted_attention_is_softmax_under_a_narrower_mask():
     scores = DRAW.normal(size=(B, N, T, T)).astype(np.float32)
     seen, fewer = np.tri(T, dtype=bool), np.tri(T, dtype=bool) & (np.arange(T) != 1)
