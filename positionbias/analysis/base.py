@@ -52,22 +52,22 @@ class Subject:
     def averaged(
         self, batch: Batch, function: Callable[..., Tree], *keys: Key[jax.Array, ""], beside: Tree = None
     ) -> Tree:
-        """The mean over pieces of the batch of what `function` makes of each, itself a mean over its items.
+        """The mean over pieces of the batch of what `function` makes of each, itself a mean over its items."""
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), self.pieces(batch, function, *keys, beside=beside))
+
+    def each(self, batch: Batch, function: Callable[..., Tree], beside: Tree = None) -> Tree:
+        """What `function` makes of every item, [B, ...]."""
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.pieces(batch, function, beside=beside))
+
+    def pieces(
+        self, batch: Batch, function: Callable[..., Tree], *keys: Key[jax.Array, ""], beside: Tree = None
+    ) -> Tree:
+        """What `function` makes of each piece of the batch, one after another along a new first axis.
 
         Pieces are as small as they have to be: patterns of attention grow with the square of the length. Each is given
         keys of its own, one for every one told. `beside`, if told, holds arrays [B, ...] with something of every item,
         which the function gets its part of behind the batch.
         """
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), self._pieces(batch, function, keys, beside))
-
-    def each(self, batch: Batch, function: Callable[..., Tree], beside: Tree = None) -> Tree:
-        """What `function` makes of every item, [B, ...], asked with as many of them at a time as in `averaged`."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._pieces(batch, function, (), beside))
-
-    def _pieces(
-        self, batch: Batch, function: Callable[..., Tree], keys: Sequence[Key[jax.Array, ""]], beside: Tree
-    ) -> Tree:
-        """What `function` makes of each piece of the batch, one behind the other."""
         length, count = self.run.task.length(self.condition), len(batch.query)
         most = max(TOKENS // length, 1)
         size = max(size for size in range(1, most + 1) if count % size == 0)
