@@ -16,8 +16,17 @@ from positionbias.evaluation import stored
 NAMES = spec.names("analyses")
 SMALL = {
     "binding_mechanisms": "binding_mechanisms(updates=2)",
+    "boundless_das": "boundless_das(updates=2, batch=4)",
+    "das": "das(dimensions=2, updates=2, batch=4)",
     "head_gating": "head_gating(updates=2, seeds=1, batch=4)",
+    "linear_probe": "linear_probe(examples=16, updates=2)",
+    "method_benchmark": "method_benchmark(examples=16, updates=2, batch=4)",
+    "rank_one_knob": "rank_one_knob(updates=2, batch=4)",
+    "sparse_features": "sparse_features(updates=2, batch=4)",
+    "steering": "steering(examples=16)",
+    "subspace_illusion": "subspace_illusion(updates=2, batch=4)",
 }
+SIDED = {"rank_one_knob": "use"}  # those that go between conditions of the same items, and one of such a pair
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
 WIDTH, ITEMS = 8, 16
 
@@ -36,15 +45,35 @@ def made(tmp_path_factory, small_run):
     return small_run(raw, tmp_path_factory.mktemp("run"))
 
 
+@pytest.fixture(scope="module")
+def sided(tmp_path_factory, small_run):
+    """Another one, with conditions of the same items, trained for long enough to answer some of them."""
+    raw = {
+        "name": "sided",
+        "task": "context_or_prior(subjects=4, relations=1, objects=3, folds=2, documents=1)",
+        "model": {"layers": LAYERS, "width": 8, "heads": HEADS, "mask": "causal", "position": "rope"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"steps": 20, "batch_size": 16, "replicas": 2, "log_every": 20},
+        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
+    }
+    return small_run(raw, tmp_path_factory.mktemp("sided"))
+
+
+@pytest.fixture
+def folder(name, request):
+    """The folder that an analysis can be asked of."""
+    return request.getfixturevalue("sided" if name in SIDED else "made")
+
+
 def build(name):
     return spec.build("analyses", SMALL.get(name, name), "analyses")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_arrays_have_the_axes_that_are_declared(made, name):
+def test_arrays_have_the_axes_that_are_declared(folder, name):
     analysis = build(name)
     assert analysis.shown in analysis.axes
-    asker = Asker(made, [analysis], items=ITEMS)
+    asker = Asker(folder, [analysis], items=ITEMS, condition=SIDED.get(name))
     (found,) = asker.asked()
     sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
     sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
@@ -57,16 +86,16 @@ def test_arrays_have_the_axes_that_are_declared(made, name):
             assert np.isfinite(arrays[key]).all(), key
     differ = [key for key in analysis.axes if (found.trained[key] != found.drawn[key]).any()]
     assert differ, "training changes nothing of what it tells"
-    write(made, found, asker.settings(analysis))
-    told = stored.read_analyses(made)[label(analysis)]
+    write(folder, found, asker.settings(analysis))
+    told = stored.read_analyses(folder)[label(analysis)]
     assert told["analysis"] == spec.full(analysis)
     assert list(told["arrays"]) == [*analysis.axes, *analysis.across]
     assert all(analysis.axes[of] == () for pair in analysis.across.values() for of in pair)
-    with np.load(made / "analysis" / f"{label(analysis)}.npz") as kept:
+    with np.load(folder / "analysis" / f"{label(analysis)}.npz") as kept:
         np.testing.assert_array_equal(kept[analysis.shown], found.trained[analysis.shown])
     assert asker.there(analysis)
     assert list(asker.asked()) == [], "what is there is not asked again"
-    assert not Asker(made, [analysis], items=2).there(analysis)
+    assert not Asker(folder, [analysis], items=2, condition=SIDED.get(name)).there(analysis)
 
 
 def test_what_is_read_beside_weights_is_that_of_the_replicas_asked(made):
@@ -78,20 +107,21 @@ def test_what_is_read_beside_weights_is_that_of_the_replicas_asked(made):
 
 def of_first(folder, analysis):
     """The first replica of a run, with its items."""
-    run = Asker(folder, [], items=ITEMS).run
+    asker = Asker(folder, [], items=ITEMS, condition=SIDED.get(analysis.spec_name))
+    run = asker.run
     weights, given = (jax.tree.map(lambda x: x[0], tree) for tree in (run.weights, analysis.given(run)))
     one = dataclasses.replace(run, replica=0, weights=weights, keys=run.keys[0])
-    return Subject(one, run.task.conditions()[0], ITEMS, given)
+    return Subject(one, asker.condition, ITEMS, given)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_key_finds_the_same_however_items_are_split(name, made, monkeypatch):
+def test_the_same_key_finds_the_same_however_items_are_split(name, folder, monkeypatch):
     """And another one something else: the items, or what values are held against, are drawn by it.
 
     Pieces are of one item each, as of a long task or a prime number of items.
     """
     analysis = build(name)
-    subject = of_first(made, analysis)
+    subject = of_first(folder, analysis)
     layers = analysis.layers(subject)
     measure = jax.jit(lambda key: analysis.measure(subject, layers, key))
     first, again, other = (jax.device_get(measure(jax.random.key(seed))) for seed in (0, 0, 1))
@@ -122,13 +152,13 @@ def beside(tmp_path_factory, small_run):
 def lacking(tmp_path_factory, small_run):
     """Folders with models by their operator, which a test needs one of."""
 
-    def run(operator):
-        folder = tmp_path_factory.getbasetemp() / f"lacking_{operator}"
+    def run(operator, mlp=True):
+        folder = tmp_path_factory.getbasetemp() / f"lacking_{operator}_{mlp}"
         if not folder.exists():
             raw = {
                 "name": "lacking",
                 "task": "inverse_permutation(n=2, alphabet=2)",
-                "model": {"layers": 1, "width": 4, "heads": 1, "operator": operator, "position": "none"},
+                "model": {"layers": 1, "width": 4, "heads": 1, "operator": operator, "position": "none", "mlp": mlp},
                 "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
                 "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
             }
@@ -155,5 +185,6 @@ def test_a_model_without_what_is_read_is_refused(name, lacking):
     if not any("attention" in site for site in analysis.reads()):
         pytest.skip("every model has what it reads")
     operator = "fourier" if any(site.endswith("heads") for site in analysis.reads()) else "retention"
+    mlp = not any(".mlp." in site for site in analysis.reads())
     with pytest.raises(ConfigError, match=f"--analyses: {name}.* which no layer has with model.architecture = decoder"):
-        Asker(lacking(operator), [analysis])
+        Asker(lacking(operator, mlp), [analysis])
