@@ -20,13 +20,16 @@ SMALL = {
     "das": "das(dimensions=2, updates=2, batch=4)",
     "head_gating": "head_gating(updates=2, seeds=1, batch=4)",
     "linear_probe": "linear_probe(examples=16, updates=2)",
-    "method_benchmark": "method_benchmark(examples=16, updates=2, batch=4)",
+    "method_benchmark": "method_benchmark(variable='condition', examples=16, updates=2, batch=4)",
     "rank_one_knob": "rank_one_knob(updates=2, batch=4)",
     "sparse_features": "sparse_features(updates=2, batch=4)",
     "steering": "steering(examples=16)",
     "subspace_illusion": "subspace_illusion(updates=2, batch=4)",
 }
-SIDED = {"rank_one_knob": "use"}  # those that go between conditions of the same items, and one of such a pair
+SIDED = {
+    "method_benchmark": "use",
+    "rank_one_knob": "use",
+}  # those that go between conditions of the same items, and one of such a pair
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
 WIDTH, ITEMS = 8, 16
 
