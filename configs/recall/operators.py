@@ -85,11 +85,11 @@ Measured, mean of four replicas and interval, the ceiling, and the mean of near:
     lawcat              @lawcat
     orthogonal_memory   0.990 [0.961, 1.019] of 1.000, near 0.990
     power               0.252 [0.241, 0.264] of 0.252, near 0.997
-    routing             @routing
+    routing             0.982 [0.958, 1.007] of 1.000, near 0.982
     shared_prompt       0.563 [0.557, 0.570] of 0.562, near 1.000
     short_convolution   0.780 [0.757, 0.803] of 0.787, near 1.000
     stochastic          0.375 [0.368, 0.381] of 0.373, near 1.000
-    superlinear         @superlinear
+    superlinear         0.993 [0.990, 0.996] of 1.000, near 0.989
     varied_window       1.000 [0.999, 1.000] of 1.000, near 1.000
 
     reach     @
@@ -113,8 +113,8 @@ What had been in the way:
     short_convolution, associative_memory
                   one answer in a hundred was in reach. Of two pairs and four rows half do; a second convolution that is
                   not gated has no products of what the first made, so that it is
-    shared_prompt what asks is in segment 0, its prompt, and pairs are not: what the convolution carries is seen of them,
-                  here of 5 tokens, two of four pairs. MLPs choose, as attention has one row to read
+    shared_prompt what asks is in segment 0, its prompt, and pairs are not: what is seen of them the convolution
+                  carries, here of 5 tokens, two of four pairs. MLPs choose, as attention has one row to read
     stochastic, gated_stochastic, power
                   an ideal observer knows positions, and so whose a value is that the convolution carried on without its
                   key. With "segments" in layer 0 every row holds its own pair alone. Blocks of 4 are for more in reach
