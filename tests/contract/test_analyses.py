@@ -80,7 +80,7 @@ def test_arrays_have_the_axes_that_are_declared(folder, name):
     (found,) = asker.asked()
     sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
     sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
-    sizes |= {"waits": LAYERS + 1, "transfers": LAYERS + 1, "value": WIDTH // HEADS}
+    sizes |= {"waits": LAYERS + 1, "transfers": LAYERS + 1, "value": WIDTH // HEADS, "step": 3, "to_step": 3}
     sizes |= {axis: len(names) for axis, names in found.labels.items()}
     for arrays in (found.trained, found.drawn):
         assert arrays.keys() == analysis.axes.keys()
