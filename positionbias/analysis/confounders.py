@@ -115,7 +115,12 @@ class Confounders(Analysis):
                 f"--analyses: {canonical(self)} has student = {self.student}, which is not before the step that is"
                 f" asked, {run.step}; allowed: an earlier checkpoint, or 0 for models as drawn."
             )
-        return load(run.workdir, self.student, run.replica).weights if self.student else run.untrained()
+        if not self.student:
+            return run.untrained()
+        try:
+            return load(run.workdir, self.student, run.replica).weights
+        except ConfigError as error:
+            raise ConfigError(f"--analyses: {canonical(self)} reads a checkpoint: {error}") from None
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         student = dataclasses.replace(subject, run=dataclasses.replace(subject.run, weights=subject.given))

@@ -133,5 +133,5 @@ def test_the_student_is_the_replica_as_it_was_at_the_step(folder):
     assert equal(Confounders(student=2).given(first), load(folder, step=2, replica=1).weights)
     with pytest.raises(ConfigError, match=r"confounders\(student=4\) has student = 4, .* is asked, 4; allowed"):
         Confounders(student=4).given(run)
-    with pytest.raises(ConfigError, match=r"step: .*allowed in .*: 2, 4"):
+    with pytest.raises(ConfigError, match=r"confounders\(student=1\) reads a checkpoint: step: .*allowed in .*: 2, 4"):
         Confounders(student=1).given(run)
