@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Subject
+from positionbias.analysis.base import Subject
 from positionbias.analysis.edge_scores import estimated, exact, of_items, shares
-from positionbias.analysis.edges import Graph, Pair, Values, graph
-from positionbias.analysis.pairs import check_pairs
+from positionbias.analysis.edges import Graph, OfEdges, Pair, Values
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.spec import require
 from positionbias.tasks.base import Batch
@@ -23,7 +22,7 @@ MOST = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut(Analysis):
+class Cut(OfEdges):
     """How circuits are cut: scores of edges, the rule by them, and sizes as shares of all edges."""
 
     scores: Literal["eap", "eap_ig", "exact"] = "eap_ig"
@@ -31,21 +30,12 @@ class Cut(Analysis):
     rule: Literal["greedy", "threshold"] = "greedy"
     sizes: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.7)
 
-    whole: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         require(self.scores in SCORES, "scores", self.scores, f"one of {', '.join(SCORES)}")
         require(1 <= self.steps <= MOST, "steps", self.steps, f"a whole number from 1 to {MOST}")
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
         fits = bool(self.sizes) and all(0 < size < 1 for size in self.sizes) and list(self.sizes) == sorted(self.sizes)
         require(fits, "sizes", self.sizes, "shares of the edges between 0 and 1, such as (0.1, 0.5), that grow")
-
-    def reads(self) -> tuple[str, ...]:
-        return (STREAM,)
-
-    def check(self, subject: Subject) -> None:
-        check_pairs(subject)
-        graph(subject)
 
     @property
     def size_names(self) -> tuple[str, ...]:

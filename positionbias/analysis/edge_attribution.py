@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject
+from positionbias.analysis.base import Axes, Labels, Subject
 from positionbias.analysis.edge_scores import agreement, estimated, exact, of_items, shares
-from positionbias.analysis.edges import Pair, Values, graph
-from positionbias.analysis.pairs import check_pairs
+from positionbias.analysis.edges import OfEdges, Pair, Values, graph
 from positionbias.arrays import Float, Key
 from positionbias.spec import member, require
 
@@ -24,7 +23,7 @@ MOST = 1000
 
 @member("analyses", "edge_attribution")
 @dataclasses.dataclass(frozen=True)
-class EdgeAttribution(Analysis):
+class EdgeAttribution(OfEdges):
     """Share of the margin that each edge takes away, foretold by gradients (EAP, EAP-IG) and measured by patching.
 
     Syed et al. 2023 (arXiv 2310.10348) take the gradient of the clean run, "eap"; Hanna et al. 2024 (arXiv 2403.17806)
@@ -44,17 +43,9 @@ class EdgeAttribution(Analysis):
     }
     shown = "exact"
     labels: ClassVar[Labels] = {"method": METHODS}
-    whole = True
 
     def __post_init__(self) -> None:
         require(1 <= self.steps <= MOST, "steps", self.steps, f"a whole number from 1 to {MOST}")
-
-    def reads(self) -> tuple[str, ...]:
-        return (STREAM,)
-
-    def check(self, subject: Subject) -> None:
-        check_pairs(subject)
-        graph(subject)
 
     def labelled(self, subject: Subject, layers: Sequence[int]) -> Labels:
         return {**self.labels, **graph(subject).labels}

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.analysis.base import Labels, Subject, last_rows
+from positionbias.analysis.base import STREAM, Analysis, Labels, Subject, last_rows
+from positionbias.analysis.pairs import check_pairs
 from positionbias.arrays import Bool, Float, Int
 from positionbias.models.edits import Edit
 from positionbias.operators.base import Operator
@@ -128,6 +129,19 @@ def graph(subject: Subject) -> Graph:
             add(f"m{layer}", f"layers.{layer}.mlp.output", [f"m{layer}"], [(f"layers.{layer}.mlp.input", "")])
     readers.append(Block(f"layers.{config.layers - 1}.stream", ("output",), False, count))
     return Graph(tuple(senders), tuple(readers))
+
+
+class OfEdges(Analysis):
+    """What analyses of the edges of a whole model share: two prompts, and a model that is a graph."""
+
+    whole = True
+
+    def reads(self) -> tuple[str, ...]:
+        return (STREAM,)
+
+    def check(self, subject: Subject) -> None:
+        check_pairs(subject)
+        graph(subject)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject
+from positionbias.analysis.base import Axes, Labels, Subject
 from positionbias.analysis.edge_scores import exact, of_items, shares
-from positionbias.analysis.edges import Pair, Values, graph
-from positionbias.analysis.pairs import check_pairs
+from positionbias.analysis.edges import OfEdges, Pair, Values, graph
 from positionbias.arrays import Key
 from positionbias.spec import member
 
@@ -21,7 +20,7 @@ EDGE = ("sender", "reader")
 
 @member("analyses", "path_patching")
 @dataclasses.dataclass(frozen=True)
-class PathPatching(Analysis):
+class PathPatching(OfEdges):
     """Share of the margin that one edge takes away from a clean run, and gives back to a corrupted one.
 
     Goldowsky-Dill et al. 2023 (arXiv 2304.05969), Wang et al. 2022 (arXiv 2211.00593): what a sender adds to the stream
@@ -38,14 +37,6 @@ class PathPatching(Analysis):
         **dict.fromkeys(("all_lost", "all_restored", "clean", "corrupted"), ()),
     }
     shown = "lost"
-    whole = True
-
-    def reads(self) -> tuple[str, ...]:
-        return (STREAM,)
-
-    def check(self, subject: Subject) -> None:
-        check_pairs(subject)
-        graph(subject)
 
     def labelled(self, subject: Subject, layers: Sequence[int]) -> Labels:
         return graph(subject).labels
