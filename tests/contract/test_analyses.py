@@ -26,10 +26,8 @@ SMALL = {
     "steering": "steering(examples=16)",
     "subspace_illusion": "subspace_illusion(updates=2, batch=4)",
 }
-SIDED = {
-    "method_benchmark": "use",
-    "rank_one_knob": "use",
-}  # those that go between conditions of the same items, and one of such a pair
+# Those that go between conditions of the same items, and one of such a pair.
+SIDED = {"method_benchmark": "use", "rank_one_knob": "use"}
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
 WIDTH, ITEMS = 8, 16
 
@@ -41,8 +39,8 @@ def made(tmp_path_factory, small_run):
         "name": "analysed",
         "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
         "model": {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "mask": "causal", "position": "rope"},
-        "optimizer": {"learning_rate": 3e-2},
-        "train": {"steps": 30, "batch_size": 16, "replicas": 2, "log_every": 2},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"steps": 120, "batch_size": 16, "replicas": 2, "log_every": 10},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
     return small_run(raw, tmp_path_factory.mktemp("run"))

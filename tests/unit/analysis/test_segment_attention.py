@@ -107,7 +107,7 @@ def test_attention_and_answers_are_correlated_over_replicas():
     sizes = {"layer": 1, "head": 1, "factor": len(FACTORS)}
     blank = {name: np.zeros((4, *(sizes[axis] for axis in axes))) for name, axes in analysis.axes.items()}
     trained = {**blank, "strongest": np.array([0.1, 0.2, 0.3, 0.4]), "answered": np.array([-4.0, -1.0, -3.0, -2.0])}
-    found = Asked(analysis, [0], trained, blank)
+    found = Asked(analysis, {"layer": ("0",), **analysis.labels}, trained, blank)
     told = across(found)["over_replicas"]
     assert told["numbers"][0]["mean"] == pytest.approx(0.4)
     assert told["at_init"] == [{"mean": None, "low": None, "high": None}]
