@@ -75,8 +75,17 @@ def _lines(one: Mapping[str, Any], array: Mapping[str, Any], which: str) -> dict
     split = [rows[i : i + size] for i in range(0, len(rows), size)]
     first = array["axes"][0]
     labels = [f"{first} {_named(one, first, i)}" for i in range(len(split))] if len(array["axes"]) == 2 else [""]
-    numbered = ([{"position": i, **row} for i, row in enumerate(some)] for some in split)
+    places = _places(one, array["axes"][-1], size)
+    numbered = ([{"position": at, **row} for at, row in zip(places, some, strict=True)] for some in split)
     return dict(zip(labels, numbered, strict=False))
+
+
+def _places(one: Mapping[str, Any], axis: str, size: int) -> list[float]:
+    """Where the numbers along an axis stand: at what its names say, such as steps and strengths, else one by one."""
+    try:
+        return [float(_named(one, axis, at)) for at in range(size)]
+    except ValueError:
+        return list(range(size))
 
 
 def _rows(called: str, one: Mapping[str, Any]) -> list[list[str]]:
