@@ -33,10 +33,11 @@ class Das(OfVariable):
       answers. Base and source are different items, each in either condition at random.
 
     "iia" is the share of fresh pairs that then say it, "changed" the same among those whose answer has to change, 0
-    where none has. Beside it, always: "shuffled", the same search and judgement with labels of values that the source
-    does not have; "random", as many directions at random; "whole", the whole stream interchanged; and "nothing", the
-    base left alone, which is the chance of a variable of two values. The models before training are the other control:
-    what can be taught to a map of random features is nothing that the model knows.
+    where none has. Beside it, always: "shuffled", the same search and judgement with labels of values that are drawn
+    whatever the source holds (of "evidence", those of a third row); "random", as many directions at random; "whole",
+    the whole stream interchanged; and "nothing", the base left alone, which is the chance of a variable of two values.
+    The models before training are the other control: what can be taught to a map of random features is nothing that the
+    model knows.
     """
 
     variable: str = "answer"

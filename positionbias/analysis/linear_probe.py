@@ -99,11 +99,11 @@ class LinearProbe(OfVariable):
         self, subject: Subject, names: list[str], key: Key[jax.Array, ""], count: int
     ) -> tuple[Float[jax.Array, "L place items D"], Int[jax.Array, "items"]]:
         """The streams of rows of each kind, and the value of the variable."""
-        drawn, own = jax.random.split(key)
+        drawn, own, sides = jax.random.split(key, 3)
         batch, length = subject.batch(drawn, count), subject.run.task.length(subject.condition)
         value = self._value(batch) if self.variable != "condition" else jnp.zeros(count, jnp.int32)
         if self.variable == "condition":
-            bit = jax.random.bernoulli(jax.random.fold_in(own, 1), shape=(count,))
+            bit = jax.random.bernoulli(sides, shape=(count,))
             batch, value = either(bit, batch, second_condition(subject).batch(drawn, count)), bit.astype(jnp.int32)
 
         def one(piece: Batch, key: Key[jax.Array, ""]) -> jax.Array:

@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
     after: Int[jax.Array, "B n"]  # and in what they get
     was: Int[jax.Array, "B"]  # the right answer of the base
     told: Int[jax.Array, "B"]  # the right answer with the value that comes with what they get
-    mixed: Int[jax.Array, "B"]  # the right answer with a value that does not come with it: a shuffled label
+    mixed: Int[jax.Array, "B"]  # the right answer with a value that is drawn whatever they get: a shuffled label
 
 
 class OfVariable(Analysis):
@@ -92,12 +92,13 @@ def right_answer(batch: Batch) -> Int[jax.Array, "B"]:
 
 
 def _answers(subject: Subject, names: Sequence[str], key: Key[jax.Array, ""], count: int) -> Pairs:
-    first, second, order = jax.random.split(key, 3)
+    first, second, third = jax.random.split(key, 3)
     base, source = subject.batch(first, count), subject.batch(second, count)
     held = _held(subject, names, source)[:, jnp.arange(count), last_rows(subject, source)]
     was, told = right_answer(base), right_answer(source)
     rows = last_rows(subject, base)[:, None]
-    mixed = jax.random.permutation(order, told)
+    # Of further items: answers of so few pairs as one cannot be dealt anew among them.
+    mixed = right_answer(subject.batch(third, count))
     return Pairs(base, rows, held[:, :, None], was[:, None], told[:, None], was, told, mixed)
 
 
@@ -150,15 +151,13 @@ def _alike(subject: Subject, other: Condition) -> bool:
 
 def _conditions(subject: Subject, names: Sequence[str], key: Key[jax.Array, ""], count: int) -> Pairs:
     second = second_condition(subject)
-    ours, theirs, bits, order = jax.random.split(key, 4)
-    bit, sent = jax.random.bernoulli(bits, shape=(2, count))
+    ours, theirs, bits = jax.random.split(key, 3)
+    bit, sent, unsent = jax.random.bernoulli(bits, shape=(3, count))
     both = [one.batch(ours, count) for one in (subject, second)]  # the same items, in either condition
     base = either(bit, *both)
     source = either(sent, *(one.batch(theirs, count) for one in (subject, second)))
     held = _held(subject, names, source)[:, jnp.arange(count), last_rows(subject, source)]
-    told, mixed = (
-        jnp.where(x, right_answer(both[1]), right_answer(both[0])) for x in (sent, jax.random.permutation(order, sent))
-    )
+    told, mixed = (jnp.where(x, right_answer(both[1]), right_answer(both[0])) for x in (sent, unsent))
     before, after = (x.astype(jnp.int32)[:, None] for x in (bit, sent))
     rows, was = last_rows(subject, base)[:, None], right_answer(base)
     return Pairs(base, rows, held[:, :, None], before, after, was, told, mixed)
