@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from positionbias.analysis.base import Subject, last_rows
+from positionbias.analysis.base import Subject, at_layer, last_outputs
 from positionbias.analysis.variables import Pairs, pairs, width
 from positionbias.arrays import Float, Key, Tree
 from positionbias.models import edits
@@ -73,15 +73,9 @@ def descended(
     return jax.lax.scan(step, (start, rule.init(start)), (jax.random.split(key, updates), shares))[0][0]
 
 
-def at_layer(names: Sequence[str], layer: jax.Array, edit: Callable[[int, jax.Array], Any], rows: jax.Array) -> Any:
-    """The edits `edit(number, rows)` of the site of one layer, which may be traced: others are edited in no row."""
-    return {name: edit(i, jnp.where(layer == i, rows, -1)) for i, name in enumerate(names)}
-
-
 def answers(subject: Subject, found: Pairs, edit: Any) -> Float[jax.Array, "B V"]:
     """What the bases say in the row of their last answer, under an edit."""
-    outputs, _ = subject.apply(found.base, (), edit)
-    return outputs[jnp.arange(len(outputs)), last_rows(subject, found.base)]
+    return last_outputs(subject, subject.apply(found.base, (), edit)[0], found.base)
 
 
 def interchanged(subject: Subject, names: Sequence[str], found: Pairs, layer: jax.Array, basis: Basis) -> jax.Array:

@@ -49,6 +49,11 @@ class Subject:
             "log_probability": objective.log_probability(given, target),
         }
 
+    def said(self, outputs: Float[jax.Array, "B T V"], batch: Batch) -> Int[jax.Array, "B A"]:
+        """What every answer says."""
+        each = jnp.arange(len(outputs))[:, None]
+        return self.run.experiment.objective.said(outputs[each, self.run.answer_rows(batch)])
+
     def averaged(
         self, batch: Batch, function: Callable[..., Tree], *keys: Key[jax.Array, ""], beside: Tree = None
     ) -> Tree:
@@ -158,13 +163,22 @@ def sites(layers: Sequence[int], site: str) -> list[str]:
     return [site.replace("*", str(layer), 1) for layer in layers]
 
 
+def stacked(subject: Subject, names: Sequence[str], batch: Batch, edit: Any = None) -> Float[jax.Array, "L B ..."]:
+    """What these sites hold, which have one shape."""
+    _, found = subject.apply(batch, names, edit)
+    return jnp.stack([found[name].astype(jnp.float32) for name in names])
+
+
 def recorded(
     subject: Subject, layers: Sequence[int], site: str, batch: Batch, edit: Any = None
 ) -> Float[jax.Array, "L B ..."]:
     """What a site holds in each of these layers, which have it in one shape."""
-    names = sites(layers, site)
-    _, found = subject.apply(batch, names, edit)
-    return jnp.stack([found[name].astype(jnp.float32) for name in names])
+    return stacked(subject, sites(layers, site), batch, edit)
+
+
+def at_layer(names: Sequence[str], layer: jax.Array, edit: Callable[[int, jax.Array], Any], rows: jax.Array) -> Any:
+    """The edits `edit(number, rows)` of the site of one layer, which may be traced: others are edited in no row."""
+    return {name: edit(i, jnp.where(layer == i, rows, -1)) for i, name in enumerate(names)}
 
 
 def patterns(subject: Subject, layers: list[int], batch: Batch) -> Float[jax.Array, "L B N T T"]:
@@ -181,3 +195,13 @@ def evenly(pattern: Float[jax.Array, "... T T"]) -> Float[jax.Array, "... T T"]:
 def last_rows(subject: Subject, batch: Batch) -> Int[jax.Array, "B"]:
     """The output row of each item's last answer."""
     return subject.run.answer_rows(batch)[:, -1]
+
+
+def last_outputs(subject: Subject, outputs: Float[jax.Array, "B T V"], batch: Batch) -> Float[jax.Array, "B V"]:
+    """The outputs of each item's last answer."""
+    return outputs[jnp.arange(len(outputs)), last_rows(subject, batch)]
+
+
+def right_answer(batch: Batch) -> Int[jax.Array, "B"]:
+    """The token that each item's last answer should be."""
+    return batch.targets[jnp.arange(len(batch.query)), batch.query[:, -1]]

@@ -11,7 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, last_rows, sites
+from positionbias.analysis.alignment import descended
+from positionbias.analysis.base import (
+    STREAM,
+    Analysis,
+    Axes,
+    Labels,
+    Subject,
+    at_layer,
+    last_outputs,
+    last_rows,
+    sites,
+    stacked,
+)
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.models import edits
 from positionbias.spec import ConfigError, member, require
@@ -100,16 +112,12 @@ class BindingMechanisms(Analysis):
         names = sites(layers, STREAM)
 
         def one(batch: Batch, pair: Pair) -> Float[jax.Array, "B L G"]:
-            rows, each = last_rows(subject, batch), jnp.arange(len(batch.query))
-            _, other = subject.apply(batch._replace(inputs=pair.inputs), names)
-            held = jnp.stack([other[name] for name in names])
+            rows = last_rows(subject, batch)[:, None]
+            held = stacked(subject, names, batch._replace(inputs=pair.inputs))
 
             def at(layer: jax.Array) -> Float[jax.Array, "B G"]:
-                there = {
-                    name: edits.replace(held[i], rows=jnp.where(layer == i, rows, -1)[:, None])
-                    for i, name in enumerate(names)
-                }
-                outputs = subject.apply(batch, (), there)[0][each, rows]
+                there = at_layer(names, layer, lambda i, rows: edits.replace(held[i], rows=rows), rows)
+                outputs = last_outputs(subject, subject.apply(batch, (), there)[0], batch)
                 return jax.nn.softmax(jnp.take_along_axis(outputs, pair.answers, axis=-1))
 
             return jnp.moveaxis(jax.lax.map(at, jnp.arange(len(layers))), 0, 1)
@@ -154,14 +162,8 @@ class BindingMechanisms(Analysis):
             "lexical": jnp.ones(count),
             "reflexive": jnp.ones(count),
         }
-        rule = optax.adam(self.rate)
-
-        def step(state: tuple[dict[str, jax.Array], optax.OptState], _: None) -> tuple[tuple, None]:
-            held, kept = state
-            change, kept = rule.update(jax.grad(loss)(held, *fit), kept)
-            return (optax.apply_updates(held, change), kept), None
-
-        (held, _), _ = jax.lax.scan(step, (start, rule.init(start)), None, self.updates)
+        rule, nothing = optax.adam(self.rate), jax.random.key(0)  # as every step sees all pairs
+        held = descended(lambda held, _, __: loss(held, *fit), start, rule, nothing, self.updates)
         return 1 - loss(held, *test)
 
     def _pair(self, subject: Subject, batch: Batch, key: Key[jax.Array, ""]) -> Pair:

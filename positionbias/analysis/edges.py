@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.analysis.base import STREAM, Analysis, Labels, Subject, last_rows
+from positionbias.analysis.base import STREAM, Analysis, Labels, Subject, last_outputs, right_answer
 from positionbias.analysis.pairs import check_pairs
 from positionbias.arrays import Bool, Float, Int
 from positionbias.models.edits import Edit
@@ -162,14 +162,14 @@ class Pair:
     @classmethod
     def of(cls, subject: Subject, graph: Graph, batch: Batch, inputs: Int[jax.Array, "B T"]) -> Pair:
         """Of items, and their corrupted inputs."""
-        each, other = jnp.arange(len(batch.query)), batch._replace(inputs=inputs)
-        said = subject.apply(other)[0][each, last_rows(subject, batch)]
-        return cls(subject, graph, batch, other, batch.targets[each, batch.query[:, -1]], jnp.argmax(said, axis=-1))
+        other = batch._replace(inputs=inputs)
+        said = last_outputs(subject, subject.apply(other)[0], other)
+        return cls(subject, graph, batch, other, right_answer(batch), jnp.argmax(said, axis=-1))
 
     def margin(self, outputs: Float[jax.Array, "B T V"]) -> Float[jax.Array, ""]:
         """m of these outputs."""
-        each, rows = jnp.arange(len(outputs)), last_rows(self.subject, self.clean)
-        margins = outputs[each, rows, self.right] - outputs[each, rows, self.wrong]
+        logits, each = last_outputs(self.subject, outputs, self.clean), jnp.arange(len(outputs))
+        margins = logits[each, self.right] - logits[each, self.wrong]
         return jnp.mean(jnp.where(self.right != self.wrong, margins, 0.0))
 
     def sent(self, batch: Batch) -> tuple[Float[jax.Array, ""], Values]:

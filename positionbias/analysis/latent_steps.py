@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, sites
+from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, at_layer, sites
 from positionbias.analysis.segments import check_items, evidence_rows
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.models import edits
@@ -62,7 +62,7 @@ class LatentSteps(Analysis):
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names, many = [EMBEDDING, *sites(layers, STREAM)], _steps(subject)
-        say, length = subject.run.experiment.objective.said, subject.run.task.length(subject.condition)
+        length = subject.run.task.length(subject.condition)
         steps = length - many + jnp.arange(many)
         drawn, picked = jax.random.split(key)
         batch = subject.batch(drawn)  # whose pieces may have a single item, so that items are paired as a whole
@@ -70,18 +70,18 @@ class LatentSteps(Analysis):
         following = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), {"inputs": batch.inputs, "own": own})
 
         def one(piece: Batch, beside: dict[str, Any]) -> dict[str, jax.Array]:
-            rows, each = subject.run.answer_rows(piece), jnp.arange(len(piece.query))[:, None]
+            rows = subject.run.answer_rows(piece)
             tokens = of_both(beside["own"], own_and_shared(piece.tokens)[1])
             _, other = subject.apply(piece._replace(inputs=beside["inputs"], tokens=tokens), names)
             outputs, _ = subject.apply(piece)
-            said, intact = say(outputs[each, rows]), subject.answers(outputs, piece)["log_probability"]
+            said, intact = subject.said(outputs, piece), subject.answers(outputs, piece)["log_probability"]
             at = (rows[..., None] == steps).astype(jnp.float32)  # [B, A, S]
 
             def told(edit: dict[str, edits.Edit]) -> tuple[Float[jax.Array, "S"], Float[jax.Array, "S"]]:
                 """What answers lose, and how many differ, an item, by step."""
                 outputs, _ = subject.apply(piece, (), edit)
                 lost = intact - subject.answers(outputs, piece)["log_probability"]
-                differ = (say(outputs[each, rows]) != said).astype(jnp.float32)
+                differ = (subject.said(outputs, piece) != said).astype(jnp.float32)
                 return jnp.einsum("ba,bas->s", lost, at) / len(at), jnp.einsum("ba,bas->s", differ, at) / len(at)
 
             def exchanged(row: Int[jax.Array, "B"]) -> tuple[jax.Array, jax.Array]:
@@ -92,10 +92,10 @@ class LatentSteps(Analysis):
 
             def behind(layer: jax.Array) -> jax.Array:
                 def one_step(step: Int[jax.Array, ""]) -> jax.Array:
-                    change = {
-                        name: edits.replace(other[name], rows=jnp.where(layer == i, shared(step), -1)[:, None])
-                        for i, name in enumerate(names[1:])
-                    }
+                    def one_layer(i: int, rows: jax.Array) -> edits.Edit:
+                        return edits.replace(other[names[1 + i]], rows=rows)
+
+                    change = at_layer(names[1:], layer, one_layer, shared(step)[:, None])
                     return jnp.sum(jnp.where(steps == step, 0, told(change)[1]))
 
                 return jax.lax.map(one_step, steps)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from positionbias.analysis.alignment import MOST, descended
-from positionbias.analysis.base import STREAM, Axes, Labels, Subject, last_rows, sites
-from positionbias.analysis.variables import OfVariable, either, right_answer, second_condition
+from positionbias.analysis.base import STREAM, Axes, Labels, Subject, last_rows, right_answer, sites, stacked
+from positionbias.analysis.variables import OfVariable, either, second_condition
 from positionbias.arrays import Float, Int, Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -113,8 +113,7 @@ class LinearProbe(OfVariable):
             taken = jnp.any(piece.evidence.reshape(len(answer), -1, 1) == index, axis=1) | (index == answer[:, None])
             random = jnp.argmax(jnp.where(taken, -1.0, draw), axis=1)
             rows = jnp.stack([evidence, answer, random])
-            _, streams = subject.apply(piece, names)
-            return jnp.stack([streams[name][jnp.arange(len(answer)), rows] for name in names])
+            return stacked(subject, names, piece)[:, jnp.arange(len(answer)), rows]
 
         found = subject.pieces(batch, one, own)  # [piece, L, place, items, D]
         return jnp.moveaxis(found, 0, 2).reshape(len(names), len(PLACES), count, -1), value

@@ -64,11 +64,8 @@ class LogitLens(Analysis):
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> dict[str, jax.Array]:
-            rows, each = subject.run.answer_rows(batch), jnp.arange(len(batch.query))[:, None]
-
             def read(outputs: jax.Array) -> dict[str, jax.Array]:
-                said = subject.run.experiment.objective.said(outputs[each, rows])
-                return {**subject.answers(outputs, batch), "said": said}
+                return {**subject.answers(outputs, batch), "said": subject.said(outputs, batch)}
 
             found = read_out(subject, layers, batch, read)  # [L, B, A] each
             agrees = found["said"] == found["said"][-1]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from positionbias.analysis.alignment import MOST, Training, answers, descended, interchanged, rotated, subspaces
-from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites
+from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites, stacked
 from positionbias.analysis.variables import OfVariable, Pairs, pairs
 from positionbias.arrays import Float, Int, Key
 from positionbias.spec import member, require
@@ -90,9 +90,8 @@ class MethodBenchmark(OfVariable):
 
         def one(batch: Batch, key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array]:
             found = pairs(subject, names, self.variable, key, len(batch.query))
-            _, streams = subject.apply(found.base, names)
             each = jnp.arange(len(batch.query))[:, None]
-            return jnp.stack([streams[name][each, found.rows] for name in names]), found.before
+            return stacked(subject, names, found.base)[:, each, found.rows], found.before
 
         drawn, own = jax.random.split(key)
         streams, value = subject.pieces(subject.batch(drawn, self.examples), one, own)  # [piece, L, B, n, D]

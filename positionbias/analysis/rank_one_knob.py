@@ -8,9 +8,20 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import Training, at_layer, rotated, subspaces
-from positionbias.analysis.base import STREAM, Axes, Labels, Subject, last_rows, sites
-from positionbias.analysis.variables import OfVariable, either, right_answer, second_condition
+from positionbias.analysis.alignment import Training, rotated, subspaces
+from positionbias.analysis.base import (
+    STREAM,
+    Axes,
+    Labels,
+    Subject,
+    at_layer,
+    last_outputs,
+    last_rows,
+    right_answer,
+    sites,
+    stacked,
+)
+from positionbias.analysis.variables import OfVariable, either, second_condition
 from positionbias.arrays import Float, Key
 from positionbias.models import edits
 from positionbias.spec import member
@@ -67,10 +78,8 @@ class RankOneKnob(OfVariable):
             means = []
             for one in (subject, other):
                 drawn = one.batch(key, len(batch.query))
-                _, streams = one.apply(drawn, names)
-                each, rows = jnp.arange(len(drawn.query)), last_rows(one, drawn)
-                mean = jnp.stack([jnp.mean(streams[name][each, rows], axis=0) for name in names])
-                means.append(jnp.einsum("kld,ld->kl", vectors, mean, precision="highest"))
+                held = stacked(one, names, drawn)[:, jnp.arange(len(drawn.query)), last_rows(one, drawn)]
+                means.append(jnp.einsum("kld,ld->kl", vectors, jnp.mean(held, axis=1), precision="highest"))
             return jnp.stack(means)
 
         batch = subject.batch(items)  # of which only the number counts
@@ -84,15 +93,15 @@ class RankOneKnob(OfVariable):
             bit, wanted = jax.random.bernoulli(bits, shape=(2, count))
             base = either(bit, *both)
             told = jnp.where(wanted, right_answer(both[1]), right_answer(both[0]))
-            rows, each = last_rows(subject, base), jnp.arange(count)
+            rows = last_rows(subject, base)
             embedded = [
                 side.apply(x, ["embedding"])[1]["embedding"] for side, x in zip((subject, other), both, strict=True)
             ]
             untold = {"embedding": edits.replace((embedded[0] + embedded[1]) / 2)}
 
             def right(edit: dict[str, edits.Edit]) -> jax.Array:
-                outputs, _ = subject.apply(base, (), edit)
-                return jnp.mean(subject.run.experiment.objective.right(outputs[each, rows], told).astype(jnp.float32))
+                said = last_outputs(subject, subject.apply(base, (), edit)[0], base)
+                return jnp.mean(subject.run.experiment.objective.right(said, told).astype(jnp.float32))
 
             def turned(layer: jax.Array, which: int, strength: jax.Array) -> dict[str, edits.Edit]:
                 u, center = vectors[which, layer], middle[which, layer]
@@ -113,8 +122,7 @@ class RankOneKnob(OfVariable):
                 return jax.lax.map(at, jnp.array(STRENGTHS))
 
             aim = either(wanted, *both)
-            _, streams = subject.apply(aim, names)
-            held = jnp.stack([streams[name][each, last_rows(subject, aim)] for name in names])
+            held = stacked(subject, names, aim)[:, jnp.arange(count), last_rows(subject, aim)]
 
             def whole(layer: jax.Array) -> jax.Array:
                 return right(

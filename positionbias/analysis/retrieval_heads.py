@@ -43,7 +43,7 @@ class RetrievalHeads(ChosenHeads):
             names = sites(layers, PATTERN)
             outputs, patterns = subject.apply(batch, names)
             rows, each = subject.run.answer_rows(batch), jnp.arange(len(batch.query))[:, None]
-            said = subject.run.experiment.objective.said(outputs[each, rows])  # [B, A]
+            said = subject.said(outputs, batch)  # [B, A]
             scores = []
             for name in names:
                 column = jnp.argmax(patterns[name], axis=-1)[each, :, rows]  # [B, A, N]

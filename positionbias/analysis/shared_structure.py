@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, last_rows, sites
+from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, at_layer, last_outputs, last_rows, sites
 from positionbias.arrays import Float, Int, Key
 from positionbias.models import edits
 from positionbias.spec import ConfigError, member, require
@@ -67,17 +67,16 @@ class SharedStructure(Analysis):
             far, near, picked = jax.random.split(key, 3)
 
             def said(edit: dict[str, edits.Edit]) -> jax.Array:
-                return _said(subject, subject.apply(base, (), edit)[0][each, rows])
+                return _said(subject, subject.apply(base, (), edit)[0], base)
 
             own = said({})
 
             def follow(streams: Float[jax.Array, "L B D"], told: Int[jax.Array, "B"]) -> Float[jax.Array, "L"]:
                 def at(layer: jax.Array) -> jax.Array:
-                    there = {
-                        name: edits.replace(streams[i][:, None], rows=jnp.where(layer == i, rows, -1)[:, None])
-                        for i, name in enumerate(names)
-                    }
-                    return jnp.mean((told != own) & (said(there) == told))
+                    def exchanged(i: int, rows: jax.Array) -> edits.Edit:
+                        return edits.replace(streams[i][:, None], rows=rows)
+
+                    return jnp.mean((told != own) & (said(at_layer(names, layer, exchanged, rows[:, None])) == told))
 
                 return jax.lax.map(at, jnp.arange(len(layers)))
 
@@ -86,7 +85,7 @@ class SharedStructure(Analysis):
                 batch = source.batch(drawn, len(each))
                 outputs, streams = source.apply(batch, names)
                 answering = last_rows(source, batch)
-                told = _said(source, outputs[each, answering])
+                told = _said(source, outputs, batch)
                 held = jnp.stack([streams[site] for site in names])
                 found[name] = follow(held[:, each, answering], told)
                 found[f"{name}_pairs"] = jnp.mean(told != own)
@@ -107,5 +106,6 @@ class SharedStructure(Analysis):
         }
 
 
-def _said(subject: Subject, outputs: Float[jax.Array, "B V"]) -> Int[jax.Array, "B"]:
-    return subject.run.experiment.objective.said(outputs)
+def _said(subject: Subject, outputs: Float[jax.Array, "B T V"], batch: Batch) -> Int[jax.Array, "B"]:
+    """What the last answers say."""
+    return subject.run.experiment.objective.said(last_outputs(subject, outputs, batch))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from positionbias.analysis.alignment import MOST, descended
-from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, sites
+from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, sites, stacked
 from positionbias.analysis.variables import of_one_width, width
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.models import edits
@@ -132,7 +132,7 @@ class SparseFeatures(Analysis):
         size = width(subject, names[0])
         drawn, first = jax.random.split(started)
         decoder = unit(jax.random.normal(drawn, (len(names), self.multiple * size, size)))
-        x = _streams(subject, names, subject.batch(first, self.batch))
+        x = stacked(subject, names, subject.batch(first, self.batch))
         center = jnp.mean(x, axis=(1, 2))
         scale = jnp.sqrt(jnp.mean(jnp.square(x - center[:, None, None]), axis=(1, 2, 3))) + 1e-6
         fixed = {"center": center, "scale": scale}
@@ -143,7 +143,7 @@ class SparseFeatures(Analysis):
             return {kind: {"decoder": decoder, **parameters[kind], **fixed} for kind in KINDS}
 
         def loss(parameters: Tree, key: jax.Array, _: jax.Array) -> jax.Array:
-            x = _streams(subject, names, subject.batch(key, self.batch))
+            x = stacked(subject, names, subject.batch(key, self.batch))
             total = jnp.zeros(())
             for dictionary in whole(parameters).values():
                 made = jax.vmap(self._rebuilt)(dictionary, x)
@@ -175,7 +175,7 @@ class SparseFeatures(Analysis):
         self, subject: Subject, names: list[str], dictionary: Tree, batch: Batch
     ) -> tuple[Float[jax.Array, "L F"], Float[jax.Array, "L F"]]:
         """What setting each feature to 0 does to the log-odds of answers, to first order; how often it is on."""
-        x = _streams(subject, names, batch)
+        x = stacked(subject, names, batch)
 
         def said(shift: Float[jax.Array, "L B T D"]) -> jax.Array:
             edit = {name: edits.add(shift[i]) for i, name in enumerate(names)}
@@ -195,7 +195,7 @@ class SparseFeatures(Analysis):
         batch: Batch,
     ) -> dict[str, Any]:
         """Losses of answers and squared errors by layer, and what the log-odds are without each of these features."""
-        x, index = _streams(subject, names, batch), jnp.arange(len(names))
+        x, index = stacked(subject, names, batch), jnp.arange(len(names))
         learned = several["learned"]
 
         def answered(layer: jax.Array, value: Float[jax.Array, "B T D"]) -> tuple[jax.Array, jax.Array]:
@@ -226,11 +226,6 @@ class SparseFeatures(Analysis):
             found[kind] = losses(made)
             found[f"error_{kind}"] = jnp.mean(jnp.square(x - made), axis=(1, 2, 3))
         return found
-
-
-def _streams(subject: Subject, names: list[str], batch: Batch) -> Float[jax.Array, "L B T D"]:
-    _, found = subject.apply(batch, names)
-    return jnp.stack([found[name].astype(jnp.float32) for name in names])
 
 
 def _answered(subject: Subject, batch: Batch, edit: Any) -> tuple[Float[jax.Array, "B A"], Float[jax.Array, "B A"]]:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import MOST, answers, at_layer
-from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites
+from positionbias.analysis.alignment import MOST, answers
+from positionbias.analysis.base import STREAM, Axes, Labels, Subject, at_layer, sites, stacked
 from positionbias.analysis.variables import OfVariable, pairs
 from positionbias.arrays import Float, Key
 from positionbias.models import edits
@@ -91,9 +91,8 @@ class Steering(OfVariable):
 
         def one(batch: Batch, key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array]:
             found = pairs(subject, names, self.variable, key, len(batch.query))
-            _, streams = subject.apply(found.base, names)
             each = jnp.arange(len(batch.query))[:, None]
-            there = jnp.stack([streams[name][each, found.rows] for name in names])  # [L, B, n, D]
+            there = stacked(subject, names, found.base)[:, each, found.rows]  # [L, B, n, D]
             is_value = jax.nn.one_hot(found.before, values)
             total = jnp.einsum("bnc,lbnd->lcd", is_value, there, precision="highest")
             return total / len(each), jnp.sum(is_value, axis=(0, 1)) / len(each)

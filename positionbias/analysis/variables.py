@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Subject, last_rows, sites
+from positionbias.analysis.base import STREAM, Analysis, Subject, last_rows, right_answer, sites, stacked
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.spec import ConfigError, canonical, require, show, unknown
 from positionbias.tasks.base import Batch, Condition
@@ -81,20 +81,10 @@ def pairs(subject: Subject, names: Sequence[str], variable: str, key: Key[jax.Ar
     return {"answer": _answers, "evidence": _evidence, "condition": _conditions}[variable](subject, names, key, count)
 
 
-def _held(subject: Subject, names: Sequence[str], batch: Batch) -> Float[jax.Array, "L B T D"]:
-    _, found = subject.apply(batch, names)
-    return jnp.stack([found[name] for name in names])
-
-
-def right_answer(batch: Batch) -> Int[jax.Array, "B"]:
-    """The token that each item's last answer should be."""
-    return batch.targets[jnp.arange(len(batch.query)), batch.query[:, -1]]
-
-
 def _answers(subject: Subject, names: Sequence[str], key: Key[jax.Array, ""], count: int) -> Pairs:
     first, second, third = jax.random.split(key, 3)
     base, source = subject.batch(first, count), subject.batch(second, count)
-    held = _held(subject, names, source)[:, jnp.arange(count), last_rows(subject, source)]
+    held = stacked(subject, names, source)[:, jnp.arange(count), last_rows(subject, source)]
     was, told = right_answer(base), right_answer(source)
     rows = last_rows(subject, base)[:, None]
     # Of further items: answers of so few pairs as one cannot be dealt anew among them.
@@ -116,7 +106,7 @@ def _evidence(subject: Subject, names: Sequence[str], key: Key[jax.Array, ""], c
     rivals = _rivals(base)
     at = base.last_evidence[:, -1]
     other, third = jax.lax.top_k(jnp.where(rivals, jax.random.uniform(picked, rivals.shape), -1.0), 2)[1].T
-    streams = _held(subject, names, base)
+    streams = stacked(subject, names, base)
     held = jnp.zeros_like(streams).at[:, each, at].set(streams[:, each, other])
     held = held.at[:, each, other].set(streams[:, each, at])
     before, after = (jnp.broadcast_to(jnp.array(told), (count, 2)) for told in ([1, 0], [0, 1]))
@@ -156,7 +146,7 @@ def _conditions(subject: Subject, names: Sequence[str], key: Key[jax.Array, ""],
     both = [one.batch(ours, count) for one in (subject, second)]  # the same items, in either condition
     base = either(bit, *both)
     source = either(sent, *(one.batch(theirs, count) for one in (subject, second)))
-    held = _held(subject, names, source)[:, jnp.arange(count), last_rows(subject, source)]
+    held = stacked(subject, names, source)[:, jnp.arange(count), last_rows(subject, source)]
     told, mixed = (jnp.where(x, right_answer(both[1]), right_answer(both[0])) for x in (sent, unsent))
     before, after = (x.astype(jnp.int32)[:, None] for x in (bit, sent))
     rows, was = last_rows(subject, base)[:, None], right_answer(base)
