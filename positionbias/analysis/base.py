@@ -192,6 +192,12 @@ def evenly(pattern: Float[jax.Array, "... T T"]) -> Float[jax.Array, "... T T"]:
     return seen / jnp.maximum(jnp.sum(seen, axis=-1, keepdims=True), 1)
 
 
+def kl(base: Float[jax.Array, "... V"], other: Float[jax.Array, "... V"]) -> Float[jax.Array, "..."]:
+    """KL(base || other) in nats, of logits."""
+    p, q = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (base, other))
+    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
 def last_rows(subject: Subject, batch: Batch) -> Int[jax.Array, "B"]:
     """The output row of each item's last answer."""
     return subject.run.answer_rows(batch)[:, -1]

@@ -59,17 +59,16 @@ class Commitment(Analysis):
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         before = ["embedding", *sites(layers[:-1], STREAM)]  # the stream in front of every layer
 
-        def one(three: Batch) -> dict[str, jax.Array]:
-            batch, wronged, other = (three._replace(inputs=three.inputs[:, i]) for i in range(3))
-            rows, each = last_rows(subject, batch), jnp.arange(len(three.query))
+        def one(batch: Batch, inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            wronged, other = (batch._replace(inputs=x) for x in inputs)
 
             def said(outputs: jax.Array) -> Int[jax.Array, "B"]:
-                return subject.run.experiment.objective.said(outputs[each, rows])
+                return subject.said(outputs, batch)[:, -1]
 
             outputs, clean = subject.apply(batch, before)
             _, foreign = subject.apply(other, before)
             told = said(outputs)
-            elsewhere = jnp.arange(three.weights.shape[-1]) != rows[:, None]  # [B, T]
+            elsewhere = jnp.arange(batch.weights.shape[-1]) != last_rows(subject, batch)[:, None]  # [B, T]
 
             def restored(streams: dict[str, jax.Array], layer: jax.Array) -> Bool[jax.Array, "B"]:
                 change = {
@@ -87,8 +86,8 @@ class Commitment(Analysis):
             }
 
         batch = subject.batch(key)  # whose pieces may have a single item, so that others are told as a whole
-        inputs = jnp.stack([batch.inputs, corrupted(batch), jnp.roll(batch.inputs, 1, axis=0)], axis=1)
-        return _shares(subject.each(batch._replace(inputs=inputs), one), len(layers))
+        others = corrupted(batch), jnp.roll(batch.inputs, 1, axis=0)
+        return _shares(subject.each(batch, one, beside=others), len(layers))
 
 
 def _shares(found: dict[str, jax.Array], many: int) -> dict[str, jax.Array]:

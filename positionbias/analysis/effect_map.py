@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import Analysis, Axes, Subject
+from positionbias.analysis.base import Analysis, Axes, Subject, kl
 from positionbias.arrays import Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -45,17 +45,16 @@ class EffectMap(Analysis):
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         length = subject.run.task.length(subject.condition)
 
-        def one(both: Batch) -> dict[str, jax.Array]:
-            batch, other = (both._replace(inputs=both.inputs[:, i]) for i in range(2))
+        def one(batch: Batch, others: jax.Array) -> dict[str, jax.Array]:
             outputs, _ = subject.apply(batch)
-            before, right = jax.nn.log_softmax(outputs), subject.answers(outputs, batch)["accuracy"]
+            right = subject.answers(outputs, batch)["accuracy"]
             rows, each = subject.run.answer_rows(batch), jnp.arange(len(outputs))[:, None]
 
             def with_other(at: jax.Array) -> dict[str, jax.Array]:
-                inputs = batch.inputs.at[:, at].set(other.inputs[:, at])
+                inputs = batch.inputs.at[:, at].set(others[:, at])
                 differ = jnp.any((inputs != batch.inputs).reshape(len(inputs), -1), axis=1).astype(jnp.float32)
                 changed, _ = subject.apply(batch._replace(inputs=inputs))
-                apart = jnp.sum(jnp.exp(before) * (before - jax.nn.log_softmax(changed)), axis=-1)  # [B, T]
+                apart = kl(outputs, changed)  # [B, T]
                 lost = right - subject.answers(changed, batch)["accuracy"]
                 return {
                     "effect": jnp.mean(differ[:, None] * apart, axis=0),
@@ -67,8 +66,7 @@ class EffectMap(Analysis):
             return jax.lax.map(with_other, jnp.arange(length))
 
         batch = subject.batch(key)  # whose pieces may have a single item, so that it is paired as a whole
-        inputs = jnp.stack([batch.inputs, jnp.roll(batch.inputs, -1, axis=0)], axis=1)
-        found = subject.averaged(batch._replace(inputs=inputs), one)
+        found = subject.averaged(batch, one, beside=jnp.roll(batch.inputs, -1, axis=0))
         share = jnp.where(found["changed"] == 0, 1.0, found["changed"])
         of_those = {name: found[name] / share for name in ("answers", "lost")}
         return found | of_those | {"effect": (found["effect"] / share[:, None]).T}

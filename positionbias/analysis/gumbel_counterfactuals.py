@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from positionbias.analysis.base import Analysis, Axes, Subject
 from positionbias.analysis.heads import HEADS, without
-from positionbias.analysis.patching import corrupted
+from positionbias.analysis.pairs import check_pairs, corrupted
 from positionbias.arrays import Bool, Float, Int, Key
-from positionbias.spec import member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 BY_HEAD = ("answers", "others")
@@ -65,16 +65,14 @@ class GumbelCounterfactuals(Analysis):
         return (HEADS,)
 
     def check(self, subject: Subject) -> None:
-        run = subject.run
-        tokens = (run.task.input.kind, run.experiment.objective.targets) == ("tokens", "tokens")
-        require(tokens, "task", run.config.task, "a task of tokens, as one is drawn and one put in place of another")
-        require(subject.items >= 2, "items", subject.items, "2 or more, as the token is that of another item")
+        check_pairs(subject)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         heads = subject.run.config.model.heads
 
-        def one(both: Batch, keys: Key[jax.Array, "B"]) -> dict[str, jax.Array]:
-            batch, swapped = (both._replace(inputs=both.inputs[:, i]) for i in range(2))
+        def one(batch: Batch, beside: tuple[Int[jax.Array, "B T"], Key[jax.Array, "B"]]) -> dict[str, jax.Array]:
+            inputs, keys = beside
+            swapped = batch._replace(inputs=inputs)
             logits, _ = subject.apply(batch)
             drawn, seen, anew = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
             said = jax.vmap(jax.random.categorical)(drawn, logits)  # [B, T]
@@ -118,9 +116,8 @@ class GumbelCounterfactuals(Analysis):
 
         asked, noise = jax.random.split(key)
         batch = subject.batch(asked)  # whose pieces may have a single item, so that others are told as a whole
-        inputs = jnp.stack([batch.inputs, corrupted(batch)], axis=1)
         keys = jax.random.split(noise, subject.items)
-        found = subject.averaged(batch._replace(inputs=inputs), one, beside=keys)
+        found = subject.averaged(batch, one, beside=(corrupted(batch), keys))
         count = jnp.where(found["swapped"] == 0, 1.0, found["swapped"])
         return {name: found[name] / (count if name.startswith("swap") else 1.0) for name in self.axes}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -71,16 +71,11 @@ class LastToken(Analysis):
         asked, drawn = jax.random.split(key)
         batch, many = subject.batch(asked), len(layers)
         means, matched = self._means(subject, layers, batch, drawn)
-        # The means travel with the items that they replace streams of, so that both are split into the same pieces.
-        whole = batch._replace(targets={"targets": batch.targets, "means": means})  # type: ignore[arg-type]
 
-        def one(both: Batch) -> dict[str, jax.Array]:
-            held: Any = both.targets
-            piece, mean = both._replace(targets=held["targets"]), held["means"]  # [B, L, T, D]
+        def one(piece: Batch, mean: Float[jax.Array, "B L T D"]) -> dict[str, jax.Array]:
             outputs, _ = subject.apply(piece)
-            rows, each = subject.run.answer_rows(piece), jnp.arange(len(piece.query))[:, None]
-            say = subject.run.experiment.objective.said
-            said, right = say(outputs[each, rows]), subject.answers(outputs, piece)["accuracy"]
+            rows = subject.run.answer_rows(piece)
+            said, right = subject.said(outputs, piece), subject.answers(outputs, piece)["accuracy"]
             index = jnp.arange(piece.weights.shape[-1])
             own = index[:, None] == index
             answers = jnp.any(rows[..., None] == index, axis=1)[..., None]  # [B, T, 1]
@@ -95,7 +90,7 @@ class LastToken(Analysis):
                     reads = answers & (i < wait + transfer)
                     allowed: Bool[jax.Array, "B T T"] = own | reads | ~cut | (i < wait)
                     change[name] = edits.restrict(jnp.broadcast_to(allowed, (len(rows), *own.shape)))
-                got = say(subject.apply(piece, (), change)[0][each, rows])
+                got = subject.said(subject.apply(piece, (), change)[0], piece)
                 return jnp.mean(right * (got == said))
 
             waits = jnp.arange(many + 1)
@@ -106,7 +101,7 @@ class LastToken(Analysis):
                 "accuracy": jnp.mean(right),
             }
 
-        found = subject.averaged(whole, one)
+        found = subject.averaged(batch, one, beside=means)
         right = jnp.where(found["accuracy"] > 0, found["accuracy"], 1.0)
         waiting, peeking = found["waiting"] / right, found["peeking"].reshape(many + 1, many + 1) / right
         wait = jnp.max(jnp.where(waiting >= self.kept, jnp.arange(many + 1), 0))

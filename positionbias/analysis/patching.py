@@ -8,10 +8,20 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, last_rows, sites
+from positionbias.analysis.base import (
+    STREAM,
+    Analysis,
+    Axes,
+    Labels,
+    Subject,
+    last_outputs,
+    last_rows,
+    right_answer,
+    sites,
+)
 from positionbias.analysis.heads import HEADS
 from positionbias.analysis.pairs import check_pairs, corrupted
-from positionbias.arrays import Bool, Key
+from positionbias.arrays import Bool, Int, Key
 from positionbias.models import edits
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
@@ -54,16 +64,17 @@ class Patching(Analysis):
         names = {kind: sites(layers, site) for kind, site in SITES.items()}
         heads, length = subject.run.config.model.heads, subject.run.task.length(subject.condition)
 
-        def one(both: Batch) -> dict[str, jax.Array]:
-            batch, changed = (both._replace(inputs=both.inputs[:, i]) for i in range(2))
+        def one(batch: Batch, inputs: Int[jax.Array, "B T"]) -> dict[str, jax.Array]:
+            changed = batch._replace(inputs=inputs)
             told = [name for some in names.values() for name in some]
             rows, each = last_rows(subject, batch), jnp.arange(len(batch.inputs))
             outputs, clean = subject.apply(batch, told)
-            other = subject.apply(changed)[0][each, rows]
-            right, wrong = batch.targets[each, batch.query[:, -1]], jnp.argmax(other, axis=-1)
+            other = subject.apply(changed)[0]
+            right, wrong = right_answer(batch), jnp.argmax(last_outputs(subject, other, batch), axis=-1)
             counted = (right != wrong).astype(jnp.float32)
 
-            def margin(logits: jax.Array) -> jax.Array:
+            def margin(outputs: jax.Array) -> jax.Array:
+                logits = last_outputs(subject, outputs, batch)
                 return jnp.mean(counted * (logits[each, right] - logits[each, wrong]))
 
             def patched(kind: str, row: Bool[jax.Array, "L B T"], head: Any = None) -> jax.Array:
@@ -71,7 +82,7 @@ class Patching(Analysis):
                     name: edits.replace(clean[name], rows=row[i], heads=None if head is None else head[i])
                     for i, name in enumerate(names[kind])
                 }
-                return margin(subject.apply(changed, (), change)[0][each, rows])
+                return margin(subject.apply(changed, (), change)[0])
 
             count, index = len(layers), jnp.arange(length)
             at = jnp.stack([index == batch.last_evidence[:, -1, None], index == rows[:, None]])  # [place, B, T]
@@ -86,11 +97,10 @@ class Patching(Analysis):
             }
             by_head = jax.lax.map(lambda head: patched("heads", everywhere, head), alone)
             found["heads"] = by_head.reshape(count, heads)
-            return found | {"clean": margin(outputs[each, rows]), "corrupted": margin(other)}
+            return found | {"clean": margin(outputs), "corrupted": margin(other)}
 
         batch = subject.batch(key)  # whose pieces may have a single item, so that it is corrupted as a whole
-        inputs = jnp.stack([batch.inputs, corrupted(batch)], axis=1)
-        found = subject.averaged(batch._replace(inputs=inputs), one)
+        found = subject.averaged(batch, one, beside=corrupted(batch))
         gap = found["clean"] - found["corrupted"]
         shares = {kind: (found[kind] - found["corrupted"]) / jnp.where(gap == 0, 1.0, gap) for kind in SITES}
         return found | shares

@@ -8,18 +8,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject, sites
+from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject, kl, sites
 from positionbias.analysis.segments import check_segments, count, evidence_rows, parts
-from positionbias.arrays import Float, Int, Key
+from positionbias.arrays import Int, Key
 from positionbias.models import edits
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
-
-
-def divergence(base: Float[jax.Array, "... V"], other: Float[jax.Array, "... V"]) -> Float[jax.Array, "..."]:
-    """KL(base || other) in nats, of logits."""
-    p, q = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (base, other))
-    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
 
 @member("analyses", "segment_suppression")
@@ -63,7 +57,7 @@ class SegmentSuppression(Analysis):
                 allowed = ~inside[:, None, :] | inside[:, :, None]
                 change = {name: edits.restrict(allowed) for name in sites(layers, PATTERN)}
                 outputs, _ = subject.apply(batch, (), change)
-                return divergence(base, outputs), subject.answers(outputs, batch)["log_probability"] - intact
+                return kl(base, outputs), subject.answers(outputs, batch)["log_probability"] - intact
 
             told, change = jax.lax.map(without, jnp.arange(many))  # [G, B, T], [G, B, A]
             needs = jnp.einsum("BAT,BTG->GBA", evidence_rows(batch).astype(jnp.float32), part[..., :-1]) > 0

@@ -9,7 +9,7 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.gumbel_counterfactuals import GumbelCounterfactuals, hindsight
-from positionbias.analysis.patching import corrupted
+from positionbias.analysis.pairs import corrupted
 from positionbias.evaluation.loading import load
 from positionbias.models import edits
 

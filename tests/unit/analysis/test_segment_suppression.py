@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from positionbias.analysis.base import Subject
-from positionbias.analysis.segment_suppression import SegmentSuppression, divergence
+from positionbias.analysis.base import Subject, kl
+from positionbias.analysis.segment_suppression import SegmentSuppression
 from positionbias.evaluation.loading import load
 
 ITEMS, T = 16, 8
@@ -16,7 +16,7 @@ ROWS = [[0, 1], [2, 3], [4, 5], [6, 7]]  # three pairs and the question
 def test_divergence_is_that_of_two_known_distributions():
     """KL((1/2, 1/2) || (1/4, 3/4)) = log(2 / sqrt(3)), however logits are shifted."""
     base, other = jnp.zeros(2) + 3, jnp.log(jnp.array([1.0, 3.0])) - 5
-    assert float(divergence(base, other)) == pytest.approx(np.log(2 / np.sqrt(3)), abs=1e-6)
+    assert float(kl(base, other)) == pytest.approx(np.log(2 / np.sqrt(3)), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
