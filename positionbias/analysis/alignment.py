@@ -54,6 +54,11 @@ def rotated(key: Key[jax.Array, ""], count: int, size: int) -> Float[jax.Array, 
     return edits.orthonormal(jax.random.normal(key, (count, size)))
 
 
+def unit(vectors: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
+    """Of length 1; what is nothing stays so."""
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def descended(
     loss: Callable[[Tree, jax.Array, jax.Array], jax.Array],
     start: Tree,
@@ -85,6 +90,12 @@ def interchanged(subject: Subject, names: Sequence[str], found: Pairs, layer: ja
         names, layer, lambda i, rows: edits.interchange(found.held[i], vectors, shares, rows=rows), found.rows
     )
     return answers(subject, found, edit)
+
+
+def margins(found: Pairs, said: Float[jax.Array, "B V"]) -> Float[jax.Array, "B"]:
+    """The logit of what should be said minus that of the base's own answer, their log odds in nats."""
+    each = jnp.arange(len(said))
+    return said[each, found.told] - said[each, found.was]
 
 
 def cost(subject: Subject, said: Float[jax.Array, "B V"], told: jax.Array) -> Float[jax.Array, ""]:

@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from positionbias.analysis.alignment import MOST, Training, answers, descended, interchanged, rotated, subspaces
+from positionbias.analysis.alignment import (
+    MOST,
+    Training,
+    answers,
+    descended,
+    interchanged,
+    margins,
+    rotated,
+    subspaces,
+    unit,
+)
 from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites, stacked
-from positionbias.analysis.variables import OfVariable, Pairs, pairs
+from positionbias.analysis.variables import OfVariable, pairs
 from positionbias.arrays import Float, Int, Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -29,10 +39,10 @@ class MethodBenchmark(OfVariable):
     CausalGym (Arora et al. 2024, arXiv 2402.12560): a `variable` of two values ("evidence" or "condition", see
     `OfVariable`) whose cause is known by construction; each method finds one direction of the stream that separates or
     moves it; and the interchange along it in fresh pairs changes log p(answer with the other value) - log p(own answer)
-    by "log_odds", by layer and method, the mean over pairs. Methods: the difference of "means" of `examples` pairs; the
-    weights of a logistic "probe"; "das", one direction learned by `updates` steps of interchanges; "pca", the first
-    principal component; a "random" direction; and the "whole" stream, all that these rows hold: where that is the
-    key as well, as of "evidence", rows change places and no more.
+    by "log_odds", by layer and method, the mean over the pairs where the two differ. Methods: the difference of "means"
+    of `examples` pairs; the weights of a logistic "probe"; "das", one direction learned by `updates` steps of
+    interchanges; "pca", the first principal component; a "random" direction; and the "whole" stream, all that these
+    rows hold: where that is the key as well, as of "evidence", rows change places and no more.
 
     "shuffled" are those that learn from labels, taught shuffled ones: what a method makes of no cause, to be taken from
     the above.
@@ -108,31 +118,24 @@ class MethodBenchmark(OfVariable):
         """The log odds that an interchange along each direction moves, and one of the whole stream."""
         size = directions.shape[-1]
 
-        def one(batch: Batch, key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array]:
+        def one(batch: Batch, key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array, jax.Array]:
             found = pairs(subject, names, self.variable, key, len(batch.query))
-            before = _odds(answers(subject, found, {}), found)
+            before = margins(found, answers(subject, found, {}))
 
             def of(layer: jax.Array) -> tuple[jax.Array, jax.Array]:
                 def along(basis: tuple[jax.Array, jax.Array]) -> jax.Array:
-                    return _odds(interchanged(subject, names, found, layer, basis), found) - before
+                    # 0 where both answers are one.
+                    return jnp.mean(margins(found, interchanged(subject, names, found, layer, basis)) - before)
 
                 each = (directions[layer][:, None], jnp.ones((directions.shape[1], 1)))
                 return jax.lax.map(along, each), along((jnp.eye(size), jnp.ones(size)))
 
-            return jax.lax.map(of, jnp.arange(len(names)))
+            differ = jnp.mean((found.told != found.was).astype(jnp.float32))
+            return *jax.lax.map(of, jnp.arange(len(names))), differ
 
-        return subject.averaged(subject.batch(items), one, key)  # of the items only the number counts
-
-
-def _odds(said: Float[jax.Array, "B V"], found: Pairs) -> Float[jax.Array, ""]:
-    each = jnp.arange(len(said))
-    return jnp.mean(said[each, found.told] - said[each, found.was])
-
-
-def unit(direction: Float[jax.Array, "D"]) -> Float[jax.Array, "D"]:
-    """Of length 1; what is nothing stays so."""
-    size = jnp.linalg.norm(direction)
-    return direction / jnp.where(size == 0, 1.0, size)
+        moved, whole, share = subject.averaged(subject.batch(items), one, key)  # of the items only the number counts
+        share = jnp.where(share == 0, 1.0, share)
+        return moved / share, whole / share
 
 
 def means(streams: Float[jax.Array, "M D"], value: Int[jax.Array, "M"]) -> Float[jax.Array, "D"]:

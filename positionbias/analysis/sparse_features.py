@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from positionbias.analysis.alignment import MOST, descended
+from positionbias.analysis.alignment import MOST, descended, unit
 from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, sites, stacked
 from positionbias.analysis.variables import of_one_width, width
 from positionbias.arrays import Float, Int, Key, Tree
@@ -237,8 +237,3 @@ def _answered(subject: Subject, batch: Batch, edit: Any) -> tuple[Float[jax.Arra
     others = jax.nn.logsumexp(jnp.where(is_right, -jnp.inf, said), axis=-1)
     odds = jnp.take_along_axis(said, right[..., None], axis=-1)[..., 0] - others
     return subject.answers(outputs, batch)["log_probability"], odds
-
-
-def unit(rows: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
-    """Of length 1."""
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

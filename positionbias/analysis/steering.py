@@ -8,10 +8,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import MOST, answers
+from positionbias.analysis.alignment import MOST, answers, margins
 from positionbias.analysis.base import STREAM, Axes, Labels, Subject, at_layer, sites, stacked
 from positionbias.analysis.variables import OfVariable, pairs
-from positionbias.arrays import Float, Key
+from positionbias.arrays import Bool, Float, Key
 from positionbias.models import edits
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -27,7 +27,7 @@ class Steering(OfVariable):
     Marks and Tegmark 2023 (arXiv 2310.06824, difference in means) and Turner et al. 2023 (arXiv 2308.10248, activation
     addition). The mean stream behind a layer for every value of the `variable`, which is one of those of `das`, is that
     of `examples` items, in the rows where it stands. Other items then get strength times (mean with another value -
-    mean with their own) in these rows, 0 for values that no example had.
+    mean with their own) in these rows, and nothing where no example had one of the two.
 
     "turned" is the share that then answers as is right with the other value, among those whose answer has to change,
     and "margin" the mean logit of that answer minus that of their own, in nats. "random_turned" and "random_margin"
@@ -49,7 +49,7 @@ class Steering(OfVariable):
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         shown, items, *own = jax.random.split(key, 4)
         names = sites(layers, STREAM)
-        means = self._means(subject, names, shown, own[0])  # [L, C, D]
+        means, seen = self._means(subject, names, shown, own[0])  # [L, C, D], [C]
 
         def one(batch: Batch, key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
             drawn, picked = jax.random.split(key)
@@ -64,13 +64,14 @@ class Steering(OfVariable):
                     edit = at_layer(names, layer, lambda _, rows: edits.add(strength * added, rows=rows), found.rows)
                     said = answers(subject, found, edit)
                     right = subject.run.experiment.objective.right(said, found.told)
-                    margin = said[each, found.told] - said[each, found.was]
-                    return {"turned": jnp.mean(differ * right), "margin": jnp.mean(differ * margin)}
+                    margin = jnp.mean(differ * margins(found, said))
+                    return {"turned": jnp.mean(differ * right), "margin": margin}
 
                 return jax.lax.map(at, jnp.array(STRENGTHS))
 
             def of(layer: jax.Array) -> dict[str, jax.Array]:
-                shift = means[layer][found.after] - means[layer][found.before]
+                known = (seen[found.after] & seen[found.before])[..., None]
+                shift = jnp.where(known, means[layer][found.after] - means[layer][found.before], 0.0)
                 random = jax.random.normal(jax.random.fold_in(picked, layer), shift.shape)
                 size = (jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (shift, random))
                 random = random * next(size) / next(size)
@@ -85,8 +86,8 @@ class Steering(OfVariable):
 
     def _means(
         self, subject: Subject, names: list[str], items: Key[jax.Array, ""], key: Key[jax.Array, ""]
-    ) -> Float[jax.Array, "L C D"]:
-        """The mean stream of every value, 0 where there was none."""
+    ) -> tuple[Float[jax.Array, "L C D"], Bool[jax.Array, "C"]]:
+        """The mean stream of every value, and which values there were."""
         values = subject.run.task.output.size if self.variable == "answer" else 2
 
         def one(batch: Batch, key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array]:
@@ -98,4 +99,4 @@ class Steering(OfVariable):
             return total / len(each), jnp.sum(is_value, axis=(0, 1)) / len(each)
 
         total, share = subject.averaged(subject.batch(items, self.examples), one, key)
-        return total / jnp.where(share == 0, 1.0, share)[:, None]
+        return total / jnp.where(share == 0, 1.0, share)[:, None], share > 0

@@ -8,15 +8,16 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import Training, answers, interchanged, rotated, subspaces
+from positionbias.analysis.alignment import Training, answers, interchanged, margins, rotated, subspaces, unit
 from positionbias.analysis.base import Axes, Labels, Subject, sites
-from positionbias.analysis.variables import OfVariable, Pairs, pairs, width
+from positionbias.analysis.variables import OfVariable, pairs, width
 from positionbias.arrays import Float, Key
 from positionbias.models import edits
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 HIDDEN, OUTPUT = "layers.*.mlp.hidden", "layers.*.mlp.output"
+LEAST = 1e-4  # of a part's length, that of the whole being 1
 PARTS = ("full", "row_space", "null_space", "random", "whole")
 
 
@@ -62,16 +63,16 @@ class SubspaceIllusion(OfVariable):
         maps = [read_by(subject, *pair) for pair in zip(names, sites(layers, OUTPUT), strict=True)]
         row, null = (jnp.stack(part) for part in zip(*map(parts, maps, found), strict=True))
         random = jnp.stack([rotated(one, 1, found.shape[-1])[0] for one in jax.random.split(picked, len(names))])
-        several = jnp.stack([found, unit(row), unit(null), random], axis=1)  # [L, 4, H]
+        several = jnp.stack([found, *(unit(x) for x in (row, null)), random], axis=1)  # [L, 4, H]
         everything = (jnp.eye(found.shape[-1]), jnp.ones(found.shape[-1]))
 
         def one(batch: Batch, key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
             told = pairs(subject, names, self.variable, key, len(batch.query))
             differ = (told.told != told.was).astype(jnp.float32)
-            before = _margin(told, answers(subject, told, {}))
+            before = margins(told, answers(subject, told, {}))
 
             def effect(layer: jax.Array, basis: tuple[jax.Array, jax.Array]) -> jax.Array:
-                after = _margin(told, interchanged(subject, names, told, layer, basis))
+                after = margins(told, interchanged(subject, names, told, layer, basis))
                 return jnp.mean(differ * (after - before))
 
             def of(layer: jax.Array) -> jax.Array:
@@ -87,11 +88,6 @@ class SubspaceIllusion(OfVariable):
         return shares | {"row_norm": jnp.linalg.norm(row, axis=-1)}
 
 
-def _margin(found: Pairs, said: Float[jax.Array, "B V"]) -> Float[jax.Array, "B"]:
-    each = jnp.arange(len(said))
-    return said[each, found.told] - said[each, found.was]
-
-
 def read_by(subject: Subject, hidden: str, output: str) -> Float[jax.Array, "D H"]:
     """The linear map from one site to another, of the last row of one item."""
     batch = subject.batch(jax.random.key(0), 1)
@@ -103,13 +99,11 @@ def read_by(subject: Subject, hidden: str, output: str) -> Float[jax.Array, "D H
 
 
 def parts(reader: Float[jax.Array, "D H"], vector: Float[jax.Array, "H"]) -> tuple[jax.Array, jax.Array]:
-    """What of a vector lies in the row space of a matrix, and what in its null space."""
+    """What of a vector of length 1 lies in the row space of a matrix, and what in its null space."""
     basis = edits.orthonormal(reader)
     row = jnp.matmul(jnp.matmul(basis, vector, precision="highest"), basis, precision="highest")
-    return row, vector - row
-
-
-def unit(vectors: Float[jax.Array, "... H"]) -> Float[jax.Array, "... H"]:
-    """Of length 1; 0 for what rounding leaves of nothing."""
-    size = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return jnp.where(size > 1e-4, vectors / jnp.where(size > 1e-4, size, 1.0), 0.0)
+    both = (row, vector - row)
+    sizes = (jnp.linalg.norm(part) for part in both)
+    # What rounding leaves of nothing would else be brought to length 1.
+    row, null = (jnp.where(size > LEAST, part, 0.0) for part, size in zip(both, sizes, strict=True))
+    return row, null

@@ -13,7 +13,7 @@ WAY = np.array([3.0, 0.0, 4.0, 0.0], np.float32) / 5
 
 
 @pytest.fixture(scope="module")
-def planted():
+def separated():
     """Streams whose value is along WAY, with more variance along another axis."""
     random = np.random.default_rng(0)
     value = random.integers(0, 2, 400)
@@ -21,8 +21,8 @@ def planted():
     return jnp.asarray(noise + 2 * value[:, None] * WAY, jnp.float32), jnp.asarray(value)
 
 
-def test_the_probe_and_the_means_of_many_find_what_separates_and_the_component_what_varies(planted):
-    streams, value = planted
+def test_the_probe_and_the_means_of_many_find_what_separates_and_the_component_what_varies(separated):
+    streams, value = separated
     assert abs(float(probe(streams, value) @ WAY)) > 0.95
     quiet = streams.at[:, 1].multiply(0.01)
     assert float(means(quiet, value) @ WAY) > 0.99
@@ -31,8 +31,8 @@ def test_the_probe_and_the_means_of_many_find_what_separates_and_the_component_w
     assert abs(float(component(streams) @ known)) == pytest.approx(1, abs=1e-4)
 
 
-def test_one_value_alone_has_no_direction_and_no_nan(planted):
-    streams, value = planted
+def test_one_value_alone_has_no_direction_and_no_nan(separated):
+    streams, value = separated
     for found in (means(streams, value * 0), component(streams * 0), probe(streams * 0, value)):
         assert np.isfinite(np.asarray(found)).all()
 
@@ -63,3 +63,12 @@ def test_rows_exchanged_as_a_whole_change_nothing_without_positions_and_a_learne
     assert first["das"] > 2 * max(abs(first["random"]), 1)
     assert first["das"] > float(found["shuffled"][0, 2]) + 1
     np.testing.assert_allclose(found["log_odds"][1], 0, atol=1e-4, err_msg="no row behind reads the last stream")
+
+
+def test_what_is_moved_is_told_of_the_pairs_whose_answers_differ(planted):
+    """The planted boolean turns -10 to 10 in them; in half of all pairs both sides are one, and nothing is to move."""
+    analysis, names = MethodBenchmark(variable="condition"), ["layers.0.stream"]
+    way = jnp.asarray(planted.rotation[0])[None, None]
+    items, own = jax.random.split(jax.random.key(0))
+    moved, _ = jax.jit(lambda: analysis._moved(planted, names, way, items, own))()
+    assert float(moved[0, 0]) == pytest.approx(20, abs=0.1)
