@@ -374,21 +374,24 @@ def two_maps(
     known = np.concatenate([trained.ravel(), drawn.ravel()])
     known = known[np.isfinite(known)]
     low, high = (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
+    signed = -low > 0.1 * high  # losses beside gains: white is 0
+    if signed:
+        low, high = min(low, -high), max(high, -low)
 
     def paint(axes: Any) -> None:
         for panel, values, title in zip(axes.ravel(), (trained, drawn), ("trained", "before training"), strict=True):
             panel.grid(False)
-            panel.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+            panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
             panel.set_title(title, fontsize=10)
             for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
                 every = -(-len(told) // 16)  # more would run into each other
                 setter(range(0, len(told), every), told[::every])
             if max(map(len, ticks[1])) > 5:
-                panel.tick_params(axis="x", labelrotation=45)
+                panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
             panel.set_xlabel(axes_told[1])
             if values.size <= FEW:
                 for (i, j), value in np.ndenumerate(values):
-                    dark = (value - low) > 0.6 * (high - low)
+                    dark = abs(value) > 0.6 * high
                     panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if dark else BLACK)
         axes.ravel()[0].set_ylabel(axes_told[0])
 
