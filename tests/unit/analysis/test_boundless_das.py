@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from positionbias.analysis.boundless_das import BoundlessDas, boundary
 
@@ -23,4 +22,5 @@ def test_the_planted_boolean_is_found_with_few_directions(planted):
     found = jax.jit(lambda: search.measure(planted, [0], jax.random.key(0)))()
     assert found["iia"][0] > 0.95
     assert 1 <= found["size"][0] <= 4
-    assert float(found["shuffled"][0]) == pytest.approx(0.5, abs=0.1)
+    # No better than chance; and worse where objects come along, so that what is said is neither of the two answers.
+    assert float(found["shuffled"][0]) < 0.6
