@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from positionbias.analysis.base import Subject, at_layer, last_outputs
-from positionbias.analysis.variables import Pairs, pairs, width
+from positionbias.analysis.variables import OfVariable, Pairs, pairs, width
 from positionbias.arrays import Float, Key, Tree
 from positionbias.models import edits
 from positionbias.spec import require
@@ -39,6 +39,20 @@ class Training:
         """For a basis that `polar` mends after every step, and whose steps are therefore clipped."""
         falling = optax.linear_schedule(self.rate, 0.0, self.updates)
         return optax.chain(optax.adam(falling), optax.clip_by_global_norm(STEP))
+
+
+class Taught(OfVariable):
+    """What analyses share that learn directions of a variable: by `updates` steps of a `batch` each, at a `rate`."""
+
+    updates: int
+    batch: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        self._training()
+
+    def _training(self) -> Training:
+        return Training(self.updates, self.batch, self.rate)
 
 
 def polar(matrix: Float[jax.Array, "n D"]) -> Float[jax.Array, "n D"]:

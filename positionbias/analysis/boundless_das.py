@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from positionbias.analysis.alignment import Training, cost, descended, interchanged, judged, polar, rotated
+from positionbias.analysis.alignment import Taught, cost, descended, interchanged, judged, polar, rotated
 from positionbias.analysis.base import STREAM, Axes, Subject, sites
-from positionbias.analysis.variables import OfVariable, pairs, width
+from positionbias.analysis.variables import pairs, width
 from positionbias.arrays import Float, Key
 from positionbias.spec import member, require
 
@@ -21,7 +21,7 @@ HOT = 1 / 8  # and at the start, as a share of the width
 
 @member("analyses", "boundless_das")
 @dataclasses.dataclass(frozen=True)
-class BoundlessDas(OfVariable):
+class BoundlessDas(Taught):
     """`das` with a whole rotation R of the stream and a learned number of its directions, by layer.
 
     Wu et al. 2023, "Interpretability at Scale: Identifying Causal Mechanisms in Alpaca" (arXiv 2305.08809): a base x
@@ -51,10 +51,7 @@ class BoundlessDas(OfVariable):
     def __post_init__(self) -> None:
         require(0 < self.boundary_rate <= 1, "boundary_rate", self.boundary_rate, "a number above 0, up to 1")
         require(0 <= self.weight <= 1000, "weight", self.weight, "a number from 0 to 1000")
-        self._training()
-
-    def _training(self) -> Training:
-        return Training(self.updates, self.batch, self.rate)
+        super().__post_init__()
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         learned, asked = jax.random.split(key)

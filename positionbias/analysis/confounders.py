@@ -85,7 +85,7 @@ class Confounders(Analysis):
     same replica at its checkpoint of the step `student`, or with 0 as it was drawn: of one kind, initialisation and
     world, so that the difference is what training between the two made of it. Against a student as drawn it is low
     where an architecture looks by itself; what training goes through, as a shortcut that it drops again, shows against
-    an earlier checkpoint only. As drawn the two are one, and all numbers are 0.
+    an earlier checkpoint only. With 0 a model as drawn is its own student, and all its numbers are 0.
 
     "auc" is the probability that an input that is evidence has a higher difference than one that is not, "auc_teacher"
     and "auc_student" that of the sensitivity alone; 0.5 is chance. "mended" is the part of those items that the student

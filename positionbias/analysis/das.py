@@ -8,16 +8,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import Training, judged, subspaces
+from positionbias.analysis.alignment import Taught, judged, subspaces
 from positionbias.analysis.base import STREAM, Axes, Subject, sites
-from positionbias.analysis.variables import OfVariable
 from positionbias.arrays import Key
 from positionbias.spec import member, require
 
 
 @member("analyses", "das")
 @dataclasses.dataclass(frozen=True)
-class Das(OfVariable):
+class Das(Taught):
     """Interchange-intervention accuracy of `dimensions` directions that are learned to carry a variable, by layer.
 
     Geiger et al. 2024, "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
@@ -55,10 +54,7 @@ class Das(OfVariable):
 
     def __post_init__(self) -> None:
         require(self.dimensions >= 1, "dimensions", self.dimensions, "a whole number from 1 to model.width")
-        self._training()
-
-    def _training(self) -> Training:
-        return Training(self.updates, self.batch, self.rate)
+        super().__post_init__()
 
     def check(self, subject: Subject) -> None:
         super().check(subject)

@@ -11,7 +11,7 @@ import optax
 
 from positionbias.analysis.alignment import (
     MOST,
-    Training,
+    Taught,
     answers,
     descended,
     interchanged,
@@ -21,7 +21,7 @@ from positionbias.analysis.alignment import (
     unit,
 )
 from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites, stacked
-from positionbias.analysis.variables import OfVariable, pairs
+from positionbias.analysis.variables import pairs
 from positionbias.arrays import Float, Int, Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import Batch
@@ -33,7 +33,7 @@ TURNS = 50  # of power iteration
 
 @member("analyses", "method_benchmark")
 @dataclasses.dataclass(frozen=True)
-class MethodBenchmark(OfVariable):
+class MethodBenchmark(Taught):
     """Log odds, in nats, that an interchange along the direction of each method moves, of one known cause.
 
     CausalGym (Arora et al. 2024, arXiv 2402.12560): a `variable` of two values ("evidence" or "condition", see
@@ -62,10 +62,7 @@ class MethodBenchmark(OfVariable):
 
     def __post_init__(self) -> None:
         require(1 <= self.examples <= MOST, "examples", self.examples, f"a whole number from 1 to {MOST}")
-        self._training()
-
-    def _training(self) -> Training:
-        return Training(self.updates, self.batch, self.rate)
+        super().__post_init__()
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names = sites(layers, STREAM)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import Training, rotated, subspaces
+from positionbias.analysis.alignment import Taught, rotated, subspaces
 from positionbias.analysis.base import (
     STREAM,
     Axes,
@@ -21,7 +21,7 @@ from positionbias.analysis.base import (
     sites,
     stacked,
 )
-from positionbias.analysis.variables import OfVariable, either, second_condition
+from positionbias.analysis.variables import either, second_condition
 from positionbias.arrays import Float, Key
 from positionbias.models import edits
 from positionbias.spec import member
@@ -32,7 +32,7 @@ STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
 @member("analyses", "rank_one_knob")
 @dataclasses.dataclass(frozen=True)
-class RankOneKnob(OfVariable):
+class RankOneKnob(Taught):
     """Share of items answered as the condition asks that one number along one direction is set to, by layer.
 
     Minder et al. 2024, "Controllable Context Sensitivity and the Knob Behind It" (arXiv 2411.07404). A unit vector u is
@@ -60,12 +60,6 @@ class RankOneKnob(OfVariable):
     labels: ClassVar[Labels] = {"strength": tuple(f"{strength:g}" for strength in STRENGTHS)}
     draws = True
     variable = "condition"
-
-    def __post_init__(self) -> None:
-        self._training()
-
-    def _training(self) -> Training:
-        return Training(self.updates, self.batch, self.rate)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         learned, picked, items, measured, own = jax.random.split(key, 5)

@@ -21,7 +21,7 @@ class SharedStructure(Analysis):
     """Share of items that say another item's answer once they have its stream in the row that answers, by layer.
 
     Interchange interventions (Geiger et al. 2021, arXiv 2106.02997) between tasks: the source is an item of the
-    condition `other` of the run's task (by default the last of its conditions), the base one of the condition that is
+    condition `other` of the run's task (by default the last but for that which is asked), the base one of that which is
     asked, and the stream behind a layer, in the row of the last answer, goes from one to the other. "across" counts
     bases that then say what the source says, among the pairs that say different things; "within" is the same with
     sources of the base's own condition, and so what `across` would be if all structure were shared; "elsewhere" has the
@@ -52,11 +52,13 @@ class SharedStructure(Analysis):
                 "--analyses: shared_structure goes from one condition to another, and task ="
                 f" {subject.run.config.task} has one; allowed: a task with two or more."
             )
-        self._other(subject)
+        allowed = f"another condition than {subject.condition.name}, which is asked"
+        require(self._other(subject) != subject.condition, "other", self.other, allowed)
 
     def _other(self, subject: Subject) -> Condition:
-        conditions = subject.run.task.conditions()
-        return find_condition(subject.run.task, self.other, "other") if self.other else conditions[-1]
+        if self.other:
+            return find_condition(subject.run.task, self.other, "other")
+        return [one for one in subject.run.task.conditions() if one != subject.condition][-1]
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         others = dataclasses.replace(subject, condition=self._other(subject))

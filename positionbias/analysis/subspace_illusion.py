@@ -8,9 +8,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.alignment import Training, answers, interchanged, margins, rotated, subspaces, unit
+from positionbias.analysis.alignment import Taught, answers, interchanged, margins, rotated, subspaces, unit
 from positionbias.analysis.base import Axes, Labels, Subject, sites
-from positionbias.analysis.variables import OfVariable, pairs, width
+from positionbias.analysis.variables import pairs, width
 from positionbias.arrays import Float, Key
 from positionbias.models import edits
 from positionbias.spec import member
@@ -23,7 +23,7 @@ PARTS = ("full", "row_space", "null_space", "random", "whole")
 
 @member("analyses", "subspace_illusion")
 @dataclasses.dataclass(frozen=True)
-class SubspaceIllusion(OfVariable):
+class SubspaceIllusion(Taught):
     """Effects of a direction of an MLP's hidden layer, of its part that the MLP's output reads, and of the rest.
 
     Makelov et al. 2023, "Is This the Subspace You Are Looking for?" (arXiv 2311.17030): a direction v is found as by
@@ -46,12 +46,6 @@ class SubspaceIllusion(OfVariable):
     shown = "effect"
     labels: ClassVar[Labels] = {"part": PARTS}
     draws = True
-
-    def __post_init__(self) -> None:
-        self._training()
-
-    def _training(self) -> Training:
-        return Training(self.updates, self.batch, self.rate)
 
     def reads(self) -> tuple[str, ...]:
         return (HIDDEN, OUTPUT)

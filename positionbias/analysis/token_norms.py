@@ -34,7 +34,8 @@ class TokenNorms(Analysis):
     turn less. Euclidean norms, means over rows: "embedding" by role, before the first layer, "stream" by role behind
     every layer, "position" the same by position; "turned" is 1 - cos of the angle by which a layer turns rows of a
     role. "intact" is the log-probability (nats) of answers; "levelled" where every embedding is brought to the mean
-    norm of its item; "swapped" where it gets the norm of the next row, the control, as it is changed as much.
+    norm of its item; "swapped" where it gets the norm of the next row, the control: all norms change, and stay as
+    unlike.
     """
 
     axes: ClassVar[Axes] = {

@@ -44,11 +44,21 @@ def test_a_model_that_says_one_thing_whatever_it_reads_has_no_pairs(folder):
     assert all((np.asarray(x) == 0).all() for x in found.values())
 
 
+def test_the_other_condition_is_never_the_one_that_is_asked(folder):
+    run = load(folder)
+    grid = run.task.conditions()
+    for asked in grid:
+        expected = grid[-1] if asked != grid[-1] else grid[-2]
+        assert SharedStructure()._other(Subject(run, asked, 8)) == expected
+
+
 def test_what_has_no_other_condition_is_refused(folder, monkeypatch):
     run = load(folder)
     first = run.task.conditions()[0]
     with pytest.raises(ConfigError, match="other: unknown condition 'shift', did you mean 'shifted'"):
         SharedStructure(other="shift").check(Subject(run, first, 8))
+    with pytest.raises(ConfigError, match=f"other = {first.name!r} is not allowed; allowed: another condition than"):
+        SharedStructure(other=first.name).check(Subject(run, first, 8))
     monkeypatch.setattr(type(run.task), "conditions", lambda task: (first,))
     with pytest.raises(ConfigError, match="has one; allowed: a task with two or more"):
         SharedStructure().check(Subject(run, first, 8))
