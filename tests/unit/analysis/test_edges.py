@@ -113,7 +113,7 @@ def test_what_senders_send_is_the_stream(told):
 def test_no_edge_leaves_a_run_as_it_is_and_all_make_it_the_other(told):
     _, found = told
     assert abs(found["clean"] - found["corrupted"]) > 0.1
-    assert float(found["none"]) == float(found["clean"])
+    assert float(found["none"]) == pytest.approx(float(found["clean"]), rel=1e-6)  # of another program
     for name, known in (("all", "corrupted"), ("all back", "clean"), ("all to output", "clean")):
         assert float(found[name]) == pytest.approx(float(found[known]), abs=1e-5), name
 
