@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.evaluation.loading import LoadedRun
-from positionbias.spec import ConfigError, canonical
+from positionbias.spec import ConfigError, canonical, require
 from positionbias.tasks.base import Batch, Condition
 from positionbias.tokens import of_both, own_and_shared
 
@@ -39,6 +39,12 @@ class Subject:
     def apply(self, batch: Batch, record: Any = (), edit: Any = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Outputs, and recorded sites; see `LoadedRun.apply`."""
         return self.run.apply(batch, record, edit, self.condition.name)
+
+    def require_tokens(self, allowed: str, *, read: bool = False, said: bool = False) -> None:
+        """Raise ConfigError, with what is `allowed`, where what the model reads, or says, as told, are not tokens."""
+        kinds = (self.run.task.input.kind, self.run.experiment.objective.targets)
+        wrong = any(asked and kind != "tokens" for asked, kind in zip((read, said), kinds, strict=True))
+        require(not wrong, "task", self.run.config.task, allowed)
 
     def answers(self, outputs: Float[jax.Array, "B T V"], batch: Batch) -> dict[str, Float[jax.Array, "B A"]]:
         """Of every answer whether it is right, as 0 or 1, and the log-probability of the right one in nats."""

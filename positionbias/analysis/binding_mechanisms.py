@@ -87,8 +87,8 @@ class BindingMechanisms(Analysis):
     def check(self, subject: Subject) -> None:
         task, told = subject.run.task, subject.run.config.task
         allowed = f"a task that binds entities in {FEWEST} or more groups of equal size and asks by one for its partner"
-        tokens = (task.input.kind, subject.run.experiment.objective.targets) == ("tokens", "tokens")
-        require(tokens and task.movable, "task", told, allowed)
+        subject.require_tokens(allowed, read=True, said=True)
+        require(task.movable, "task", told, allowed)
         require(task.segments(subject.condition) >= FEWEST, "task", told, allowed)
         sizes = np.bincount(np.asarray(task.tokens(subject.condition).segment).ravel())[1:]
         require(len(set(sizes.tolist())) == 1, "task", told, allowed)

@@ -36,10 +36,7 @@ class EffectMap(Analysis):
         return ()
 
     def check(self, subject: Subject) -> None:
-        said = subject.run.experiment.objective.targets
-        require(
-            said == "tokens", "task", subject.run.config.task, "a task whose answers are tokens, as these have odds"
-        )
+        subject.require_tokens("a task whose answers are tokens, as these have odds", said=True)
         require(subject.items >= 2, "items", subject.items, "2 or more, as inputs are those of another item")
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:

@@ -63,9 +63,7 @@ class LastToken(Analysis):
         return (PATTERN, STREAM)
 
     def check(self, subject: Subject) -> None:
-        task = subject.run.task
-        tokens = (task.input.kind, subject.run.experiment.objective.targets) == ("tokens", "tokens")
-        require(tokens, "task", subject.run.config.task, "a task of tokens, as rows of the same one are averaged")
+        subject.require_tokens("a task of tokens, as rows of the same one are averaged", read=True, said=True)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         asked, drawn = jax.random.split(key)

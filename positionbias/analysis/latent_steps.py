@@ -12,7 +12,7 @@ from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, at_layer
 from positionbias.analysis.segments import check_items, evidence_rows
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.models import edits
-from positionbias.spec import ConfigError, canonical, member, require
+from positionbias.spec import ConfigError, canonical, member
 from positionbias.tasks.base import Batch
 from positionbias.tokens import of_both, own_and_shared
 
@@ -50,8 +50,7 @@ class LatentSteps(Analysis):
         return (STREAM, EMBEDDING)
 
     def check(self, subject: Subject) -> None:
-        kind = subject.run.experiment.objective.targets
-        require(kind == "tokens", "task", subject.run.config.task, "a task that answers by tokens")
+        subject.require_tokens("a task that answers by tokens", said=True)
         check_items(subject)
         if _steps(subject) < 2:
             raise ConfigError(

@@ -57,8 +57,7 @@ class LinearProbe(OfVariable):
     def check(self, subject: Subject) -> None:
         super().check(subject)
         if self.variable in ("evidence", "question"):
-            told = subject.run.config.task
-            require(subject.run.task.input.kind == "tokens", "task", told, "a task of tokens, as the variable is one")
+            subject.require_tokens("a task of tokens, as the variable is one", read=True)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names, task = sites(layers, STREAM), subject.run.task

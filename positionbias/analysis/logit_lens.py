@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from positionbias.analysis.base import STREAM, Analysis, Axes, Subject, recorded, sites
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.models import edits
-from positionbias.spec import member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 
@@ -59,8 +59,7 @@ class LogitLens(Analysis):
         return (STREAM,)
 
     def check(self, subject: Subject) -> None:
-        kind = subject.run.experiment.objective.targets
-        require(kind == "tokens", "task", subject.run.config.task, "a task that answers by tokens")
+        subject.require_tokens("a task that answers by tokens", said=True)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> dict[str, jax.Array]:

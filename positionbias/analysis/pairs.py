@@ -13,9 +13,7 @@ from positionbias.tasks.base import Batch
 
 def check_pairs(subject: Subject) -> None:
     """Raise ConfigError where there is no other prompt."""
-    task = subject.run.task
-    tokens = (task.input.kind, subject.run.experiment.objective.targets) == ("tokens", "tokens")
-    require(tokens, "task", subject.run.config.task, "a task of tokens, as one is put in place of another")
+    subject.require_tokens("a task of tokens, as one is put in place of another", read=True, said=True)
     require(subject.items >= 2, "items", subject.items, "2 or more, as the token is that of another item")
 
 

@@ -12,7 +12,7 @@ from positionbias.analysis.base import PATTERN, Axes, Subject, sites
 from positionbias.analysis.chosen_heads import ABLATED, ChosenHeads
 from positionbias.analysis.heads import HEADS
 from positionbias.arrays import Key
-from positionbias.spec import member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 
@@ -35,8 +35,7 @@ class RetrievalHeads(ChosenHeads):
         return (PATTERN, HEADS)
 
     def check(self, subject: Subject) -> None:
-        kind = subject.run.task.input.kind
-        require(kind == "tokens", "task", subject.run.config.task, "a task of tokens, as a head's evidence is one")
+        subject.require_tokens("a task of tokens, as a head's evidence is one", read=True)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         def one(batch: Batch) -> jax.Array:

@@ -12,7 +12,7 @@ from positionbias.analysis.base import PATTERN, Analysis, Axes, Subject, kl, sit
 from positionbias.analysis.segments import check_segments, count, evidence_rows, parts
 from positionbias.arrays import Int, Key
 from positionbias.models import edits
-from positionbias.spec import member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
 
@@ -41,8 +41,7 @@ class SegmentSuppression(Analysis):
 
     def check(self, subject: Subject) -> None:
         check_segments(subject, self)
-        kind = subject.run.experiment.objective.targets
-        require(kind == "tokens", "task", subject.run.config.task, "a task that answers by tokens, which have odds")
+        subject.require_tokens("a task that answers by tokens, which have odds", said=True)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         many = count(subject)

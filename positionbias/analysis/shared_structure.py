@@ -43,10 +43,7 @@ class SharedStructure(Analysis):
 
     def check(self, subject: Subject) -> None:
         task = subject.run.task
-        said = subject.run.experiment.objective.targets
-        require(
-            said == "tokens", "task", subject.run.config.task, "a task whose answers are tokens, as these can be equal"
-        )
+        subject.require_tokens("a task whose answers are tokens, as these can be equal", said=True)
         if len(task.conditions()) < 2:
             raise ConfigError(
                 "--analyses: shared_structure goes from one condition to another, and task ="

@@ -70,10 +70,7 @@ class SparseFeatures(Analysis):
         return (STREAM,)
 
     def check(self, subject: Subject) -> None:
-        said = subject.run.experiment.objective.targets
-        require(
-            said == "tokens", "task", subject.run.config.task, "a task whose answers are tokens, as these have odds"
-        )
+        subject.require_tokens("a task whose answers are tokens, as these have odds", said=True)
         size = self.multiple * subject.run.config.model.width
         if size < max(2 * TOP, self.active):
             raise ConfigError(

@@ -43,10 +43,10 @@ class OfVariable(Analysis):
     def check(self, subject: Subject) -> None:
         if self.variable not in self.allowed:
             raise unknown("variable", "variable", self.variable, self.allowed)
-        told, said = subject.run.config.task, subject.run.experiment.objective.targets
-        require(said == "tokens", "task", told, "a task whose answers are tokens, as these can be equal")
+        told = subject.run.config.task
+        subject.require_tokens("a task whose answers are tokens, as these can be equal", said=True)
         if self.variable == "evidence":
-            require(subject.run.task.input.kind == "tokens", "task", told, "a task of tokens, as the evidence is one")
+            subject.require_tokens("a task of tokens, as the evidence is one", read=True)
             batch = subject.batch(jax.random.key(0), CHECKED)
             at, each = batch.last_evidence[:, -1], jnp.arange(CHECKED)
             copies = jnp.all(batch.inputs[each, at] == right_answer(batch))

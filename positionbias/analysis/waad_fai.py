@@ -77,10 +77,7 @@ class WaadFai(ChosenHeads):
     def check(self, subject: Subject) -> None:
         last = subject.run.task.length(subject.condition) - 1
         require(self.low <= last, "low", self.low, f"1 to {last}, as there are {last + 1} rows")
-        kind = subject.run.experiment.objective.targets
-        require(
-            kind == "tokens", "task", subject.run.config.task, "a task that answers by tokens, which have an entropy"
-        )
+        subject.require_tokens("a task that answers by tokens, which have an entropy", said=True)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         batch, index = subject.batch(key), jnp.arange(subject.run.task.length(subject.condition))
