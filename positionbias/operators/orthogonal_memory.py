@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias.arrays import Bool, Float
 from positionbias.operators.asked import Asked, with_before
@@ -26,6 +28,8 @@ from positionbias.operators.recurrent import (
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
+
+LEAST_ROWS = 8  # of a block of queries, which are multiplied at once
 
 
 @member("operators", "orthogonal_memory")
@@ -81,14 +85,14 @@ class OrthogonalMemory(Recurrent):
             total = tuple(_sums(x, asked, before) for x, before in zip(total, begun, strict=True))
         mean = total[0] / jnp.maximum(total[1], 1)[..., None]
         far = jnp.einsum("BTNH,NHR->BTNR", q, basis) * mean
-        near, nearby, seen, kept = self._window(q, token, asked, params["by_distance"], held(state, "window"))
+        near, seen, read, kept = self._window(q, token, asked, params["by_distance"], held(state, "window"))
         if self.join == "joint":
             everything = jnp.concatenate([far, near], axis=-1)
             weights = masked_softmax(everything, jnp.concatenate([jnp.ones_like(far, bool), seen], axis=-1))
             by_far, by_near = weights[..., : self.slots], weights[..., self.slots :]
         else:
             by_far, by_near = jax.nn.softmax(far, axis=-1), masked_softmax(near, seen)
-        mixed = jnp.einsum("BTNR,NHR->BTNH", by_far * mean, basis) + jnp.einsum("BTNW,BTWNH->BTNH", by_near, nearby)
+        mixed = jnp.einsum("BTNR,NHR->BTNH", by_far * mean, basis) + read(by_near)
         mixed = only_valid(mixed.reshape(*x.shape[:2], -1).astype(x.dtype), tokens)
         after: State = {"total": tuple(x[:, -1] for x in total), "window": kept}
         return mixed @ params["output"].astype(x.dtype), after
@@ -101,28 +105,49 @@ class OrthogonalMemory(Recurrent):
         by_distance: Float[jax.Array, "N W"],
         before: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[
-        Float[jax.Array, "B T N W"],
-        Float[jax.Array, "B T W N H"],
-        Bool[jax.Array, "B T N W"],
+        Float[jax.Array, "B T N K"],
+        Bool[jax.Array, "B T N K"],
+        Callable[[Float[jax.Array, "B T N K"]], Float[jax.Array, "B T N H"]],
         tuple[Float[jax.Array, "B W-1 N H"], Bool[jax.Array, "B W-1"]],
     ]:
-        """Scores of the tokens 0 to `window` - 1 places back, those tokens, which are there, and what is carried on."""
+        """Scores of tokens nearby, which are seen, what weights of them read, and what is carried on.
+
+        In blocks of queries, which share the keys of their own rows and of the `size` before these: by row, every key
+        would be copied `window` times.
+        """
         length, size = token.shape[1], min(self.window, asked.length) - 1
         parts = token, there(asked.tokens_q, len(token))
         both = [with_before(x, y, size) for x, y in zip(parts, before or (None, None), strict=True)]
+        rows = min(max(size + 1, LEAST_ROWS), length)
+        count = -(-length // rows)
 
-        def back(x: jax.Array, axis: int = 1) -> jax.Array:
-            places = range(size, -1, -1)
-            return jnp.stack([jax.lax.slice_in_dim(x, at, at + length, axis=axis) for at in places], axis=axis + 1)
+        def cut(x: Float[jax.Array, "B T ..."]) -> Float[jax.Array, "B count rows ..."]:
+            x = jnp.pad(x, [(0, 0), (0, count * rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+            return x.reshape(len(x), count, rows, *x.shape[2:])
 
-        nearby, seen = back(both[0][0]), back(both[1][0])
+        def keys(x: Float[jax.Array, "B W-1+T ..."]) -> Float[jax.Array, "B count W-1+rows ..."]:
+            if count == 1:
+                return x[:, None]
+            return jnp.concatenate([cut(x[:, : count * rows])[:, :, :size], cut(x[:, size:])], axis=2)
+
+        def joined(x: Float[jax.Array, "B count rows ..."]) -> Float[jax.Array, "B T ..."]:
+            return x.reshape(len(x), count * rows, *x.shape[3:])[:, :length]
+
+        back = np.arange(rows)[:, None] + size - np.arange(rows + size)
+        nearby, seen = keys(both[0][0]), keys(both[1][0])[:, :, None] & ((back >= 0) & (back <= size))
         carried, resets = both[1][1], asked.resets()
         if resets is not None:
-            run = runs(resets, size)
-            seen = seen & (back(run, run.ndim - 1) == run[..., size:, None])
-            carried = carried & (run[..., length:] == run[..., -1:])
-        scores = jnp.einsum("BTNH,BTWNH->BTNW", q, nearby) + by_distance.astype(jnp.float32)[:, : size + 1]
-        return scores, nearby, jnp.broadcast_to(seen[:, :, None], scores.shape), (both[0][1], carried)
+            run = jnp.atleast_2d(runs(resets, size))
+            seen = seen & (keys(run)[:, :, None] == cut(run[:, size:])[..., None])
+            carried = carried & (run[:, length:] == run[:, -1:])
+        by_distance = jnp.take(by_distance.astype(jnp.float32), np.clip(back, 0, size), axis=1)
+        scores = jnp.einsum("BCINH,BCJNH->BCINJ", cut(q), nearby) + by_distance.transpose(1, 0, 2)
+        seen = jnp.broadcast_to(seen[:, :, :, None], scores.shape)
+
+        def read(weights: Float[jax.Array, "B T N K"]) -> Float[jax.Array, "B T N H"]:
+            return joined(jnp.einsum("BCINJ,BCJNH->BCINH", cut(weights), nearby))
+
+        return joined(scores), joined(seen), read, (both[0][1], carried)
 
 
 def _sums(

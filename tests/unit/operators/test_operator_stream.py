@@ -129,10 +129,11 @@ def orthogonal(one, mask, window, join):
 
 
 @pytest.mark.parametrize("join", ["joint", "sum"])
+@pytest.mark.parametrize("window", [1, 4, 7])
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
-def test_orthogonal_memory_attends_to_means_of_coefficients_and_to_a_window(mask, join):
-    one = setting(f"orthogonal_memory(slots=3, window=4, join={join!r})", mask)
-    close(mix(one), orthogonal(one, mask, 4, join))
+def test_orthogonal_memory_attends_to_means_of_coefficients_and_to_a_window(mask, window, join):
+    one = setting(f"orthogonal_memory(slots=3, window={window}, join={join!r})", mask)
+    close(mix(one), orthogonal(one, mask, window, join))
 
 
 def test_orthogonal_memory_tells_apart_no_tokens_behind_the_window_but_by_their_mean():
