@@ -17,6 +17,7 @@ NAMES = spec.names("analyses")
 SMALL = {
     "binding_mechanisms": "binding_mechanisms(updates=2)",
     "boundless_das": "boundless_das(updates=2, batch=4)",
+    "contrastive_head_gating": "contrastive_head_gating('shifted', updates=2, seeds=1, batch=4)",
     "das": "das(dimensions=2, updates=2, batch=4)",
     "head_gating": "head_gating(updates=2, seeds=1, batch=4)",
     "linear_probe": "linear_probe(examples=16, updates=2)",
