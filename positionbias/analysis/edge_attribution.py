@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.analysis.base import Axes, Labels, Subject
-from positionbias.analysis.edge_scores import agreement, estimated, exact, of_items, shares
+from positionbias.analysis.edge_scores import agreement, error, estimated, exact, of_items, shares
 from positionbias.analysis.edges import OfEdges, Pair, Values, graph
 from positionbias.arrays import Float, Key
 from positionbias.spec import member, require
@@ -32,14 +32,16 @@ class EdgeAttribution(OfEdges):
     of m clean - m corrupted, and of one sign: what an answer needs is above 0. Whether an estimate ranks edges as they
     are is told by Spearman's correlation with "exact" over all edges: "agreement" of signed shares, and
     "agreement_of_sizes" of their sizes, by which circuits are cut. Those of random numbers are the control, the mean
-    over eight rankings.
+    over eight rankings. How far an estimate is from what edges are worth is "error", summed |estimate - exact| over
+    summed |exact|, of all edges: 0 where it is exact, 1 where it is 0 everywhere; the control has "exact" itself, dealt
+    out to edges in the eight random orders.
     """
 
     steps: int = 5
 
     axes: ClassVar[Axes] = {
         **dict.fromkeys(("exact", "eap", "eap_ig"), ("sender", "reader")),
-        **dict.fromkeys(("agreement", "agreement_of_sizes"), ("method",)),
+        **dict.fromkeys(("agreement", "agreement_of_sizes", "error"), ("method",)),
     }
     shown = "exact"
     labels: ClassVar[Labels] = {"method": METHODS}
@@ -75,4 +77,6 @@ class EdgeAttribution(OfEdges):
             return jnp.stack([*(agreement(of[name], of["exact"]) for name in METHODS[:2]), control])
 
         sizes = {name: jnp.abs(x) for name, x in edges.items()}
-        return told | {"agreement": by_method(edges), "agreement_of_sizes": by_method(sizes)}
+        dealt = jax.lax.map(lambda x: error(edges["exact"][jnp.argsort(x)], edges["exact"]), random)
+        errors = jnp.stack([*(error(edges[name], edges["exact"]) for name in METHODS[:2]), jnp.mean(dealt)])
+        return told | {"agreement": by_method(edges), "agreement_of_sizes": by_method(sizes), "error": errors}

@@ -90,3 +90,9 @@ def agreement(first: Float[jax.Array, "E"], second: Float[jax.Array, "E"]) -> Fl
     a, b = centred(first), centred(second)
     size = jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2))
     return jnp.sum(a * b) / jnp.where(size == 0, 1.0, size)
+
+
+def error(estimates: Float[jax.Array, "E"], values: Float[jax.Array, "E"]) -> Float[jax.Array, ""]:
+    """Summed |estimate - value| by summed |value|: 1 for estimates of 0; 0 where all values are 0."""
+    size = jnp.sum(jnp.abs(values))
+    return jnp.where(size == 0, 0.0, jnp.sum(jnp.abs(estimates - values)) / jnp.where(size == 0, 1.0, size))

@@ -9,7 +9,7 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.edge_attribution import EdgeAttribution
-from positionbias.analysis.edge_scores import agreement, estimated, exact
+from positionbias.analysis.edge_scores import agreement, error, estimated, exact
 from positionbias.analysis.edges import Pair, graph
 from positionbias.analysis.pairs import corrupted
 from positionbias.analysis.path_patching import PathPatching
@@ -157,6 +157,26 @@ def test_ranks_agree_as_they_are_known_to():
     assert float(agreement(a, -a)) == pytest.approx(-1)
     assert float(agreement(a, jnp.zeros(4))) == 0
     assert float(agreement(jnp.array([1e-9, -1e-9, 1.0]), jnp.array([0.0, 0.0, 2.0]))) == pytest.approx(1)
+
+
+def test_an_error_is_of_all_that_edges_are_worth():
+    exact, estimates = jnp.array([2.0, -1.0, 0.0, 1.0]), jnp.array([1.0, 1.0, -0.5, 1.0])
+    assert float(error(estimates, exact)) == (1 + 2 + 0.5 + 0) / 4
+    assert float(error(exact, exact)) == 0
+    assert float(error(0 * exact, exact)) == 1
+    assert float(error(estimates, 0 * exact)) == 0
+
+
+def test_errors_are_told_by_method_and_of_the_values_dealt_anew(subject):
+    found = jax.jit(lambda: EdgeAttribution(steps=2).measure(subject, [0, 1], jax.random.key(0)))()
+    real = graph(subject).real
+    exact, *both = (np.asarray(found[name])[real] for name in ("exact", "eap", "eap_ig"))
+    known = [np.abs(x - exact).sum() / np.abs(exact).sum() for x in both]
+    np.testing.assert_allclose(found["error"][:2], known, rtol=1e-5)
+    assert known[0] != known[1]
+    ranked = jax.random.normal(jax.random.split(jax.random.key(0))[1], (8, len(exact)))
+    dealt = [np.abs(exact[np.argsort(x)] - exact).sum() / np.abs(exact).sum() for x in np.asarray(ranked)]
+    assert float(found["error"][2]) == pytest.approx(np.mean(dealt), rel=1e-5)
 
 
 def test_a_stream_that_is_no_sum_is_refused(subject):
