@@ -19,7 +19,7 @@ from positionbias.analysis.segments import (
     of_roles,
     parts,
 )
-from positionbias.arrays import Key
+from positionbias.arrays import Bool, Float, Key
 from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
@@ -32,8 +32,8 @@ class InformationContribution(Analysis):
     Huang et al. 2025 (arXiv 2505.11754): grouped attention GA(g, h) is the sum over columns of h and mean over rows of
     g of A; the contribution IC of a segment is GA from a row that answers, a mean over heads, at a layer.
     "contribution" is by layer and segment, the mean over answers; "by_part" is GA by layer between parts (segments,
-    and the question behind them), "by_role" between roles, means over heads; "_even" those of rows that attend evenly
-    to what they see.
+    and the question behind them), "by_role" between roles, means over heads and over the items that have rows
+    of the first of the two, 0 where none has; "_even" those of rows that attend evenly to what they see.
 
     "peak" is the greatest IC of a segment, summed over layers, of an answer, the mean; "found" the share of answers
     where that segment holds their evidence, "found_by_chance" that of a segment at random. "relation" is the
@@ -61,6 +61,7 @@ class InformationContribution(Analysis):
             segment, role = part[..., :-1], of_roles(subject, batch)
             holds = jnp.einsum("BAT,BTG->BAG", evidence_rows(batch).astype(jnp.float32), segment) > 0
             told = {"answer": subject.answers(outputs, batch)["log_probability"]}
+            told |= {f"has_{group}": jnp.any(rows > 0, axis=1) for group, rows in (("part", part), ("role", role))}
             for name, x in (("", attention), ("_even", evenly(attention))):
                 heads = jnp.mean(x, axis=2, keepdims=True)  # [L, B, 1, T, T]
                 answers = asked(heads, subject.run.answer_rows(batch))[:, :, 0]  # [L, B, A, T]
@@ -75,10 +76,21 @@ class InformationContribution(Analysis):
             return told
 
         found = subject.each(subject.batch(key), one)
-        answer = found.pop("answer")
+        answer, has = found.pop("answer"), {group: found.pop(f"has_{group}") for group in ("part", "role")}
         relation = {
             "relation": correlation(found["peak"].reshape(-1), answer.reshape(-1)),
             "relation_shuffled": correlation(found["peak"].reshape(-1), jnp.roll(answer, -1, axis=0).reshape(-1)),
         }
+        groups = {
+            f"by_{group}{name}": _over_those(found.pop(f"by_{group}{name}"), of)
+            for group, of in has.items()
+            for name in ("", "_even")
+        }
         named = {name: x.reshape(-1, *x.shape[x.ndim - len(self.axes[name]) :]) for name, x in found.items()}
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), named) | relation
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), named) | groups | relation
+
+
+def _over_those(attention: Float[jax.Array, "B L G H"], has: Bool[jax.Array, "B G"]) -> Float[jax.Array, "L G H"]:
+    """The mean over the items that have rows of a group; 0 where none has."""
+    weight = has / jnp.maximum(jnp.sum(has, axis=0), 1)
+    return jnp.einsum("BLGH,BG->LGH", attention, weight, precision="highest")

@@ -1,5 +1,6 @@
 """Grouped attention and contributions against loops over a model's patterns."""
 
+import dataclasses
 import types
 
 import jax
@@ -76,6 +77,29 @@ def test_contributions_are_of_rows_that_answer_and_their_peak_is_of_all_layers(s
     answer = np.asarray(subject.answers(outputs, batch)["log_probability"])
     for name, y in (("relation", answer), ("relation_shuffled", np.roll(answer, -1, axis=0))):
         assert found[name] == pytest.approx(np.corrcoef(summed.max(-1).ravel(), y.ravel())[0, 1], abs=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sometimes(Subject):
+    """Every second item has no keys: their rows are values there."""
+
+    def batch(self, key, items=None):
+        batch = super().batch(key, items)
+        role = np.broadcast_to(batch.tokens.role, batch.inputs.shape)
+        odd = np.arange(len(role))[:, None] % 2 == 1
+        return batch._replace(tokens=batch.tokens._replace(role=jnp.asarray(np.where(odd & (role == 1), 2, role))))
+
+
+def test_items_without_rows_of_a_role_are_left_out_of_its_mean(subject, both):
+    key, (_, _, _, pattern) = jax.random.key(0), both
+    asked = Sometimes(subject.run, subject.condition, subject.items)
+    found = jax.device_get(jax.jit(lambda: InformationContribution().measure(asked, [0, 1], key))())["by_role"]
+    values = [sorted(ROLES[1] + ROLES[2]) if item % 2 else ROLES[2] for item in range(16)]
+    to_values = [pattern[:, item][:, ROLES[1]][..., ROLES[2]].sum(-1).mean(-1) for item in range(0, 16, 2)]
+    np.testing.assert_allclose(found[:, 1, 2], np.mean(to_values, axis=0), atol=1e-5)
+    of_values = [pattern[:, item][:, rows][..., rows].sum(-1).mean(-1) for item, rows in enumerate(values)]
+    np.testing.assert_allclose(found[:, 2, 2], np.mean(of_values, axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
 
 
 def test_a_task_of_one_segment_is_refused():
