@@ -13,7 +13,7 @@ from positionbias.analysis.base import Axes, Labels, Subject
 from positionbias.analysis.circuits import Cut, faithfulness, overlap, used
 from positionbias.analysis.edges import graph
 from positionbias.arrays import Bool, Int, Key
-from positionbias.spec import member, unknown
+from positionbias.spec import member, require, unknown
 from positionbias.tasks.base import Batch, find_condition
 from positionbias.tokens import of_both, own_and_shared
 
@@ -52,6 +52,9 @@ class CircuitOverlap(Cut):
         conditions = [one.name for one in subject.run.task.conditions()]
         if self.against not in (*HALVES, *conditions):
             raise unknown("--analyses: against", "set of items", self.against, (*HALVES, *conditions))
+        # Other items of the condition that is asked are "items": the same question under two names.
+        allowed = f"{' or '.join(HALVES)}, or another condition than {subject.condition.name}, which is asked"
+        require(self.against != subject.condition.name, "against", self.against, allowed)
 
     def labelled(self, subject: Subject, layers: Sequence[int]) -> Labels:
         return {**self.labels, "size": self.size_names}

@@ -116,6 +116,9 @@ def test_halves_by_evidence_are_earlier_and_later_items(subject):
 def test_what_cannot_be_asked_is_told(subject):
     with pytest.raises(ConfigError, match="unknown set of items 'evidnce', did you mean 'evidence'"):
         CircuitOverlap(against="evidnce").check(subject)
+    CircuitOverlap(against="shifted").check(subject)
+    with pytest.raises(ConfigError, match=r"against = 'train' is not allowed; .* another condition than train"):
+        CircuitOverlap(against="train").check(subject)
     for wrong in ({"rule": "best"}, {"scores": "random"}, {"steps": 0}, {"sizes": (0.5, 0.1)}, {"sizes": (0.5, 1.0)}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Circuit(**wrong)
