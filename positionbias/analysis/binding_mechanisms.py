@@ -72,7 +72,6 @@ class BindingMechanisms(Analysis):
         "counted": (),
     }
     shown = "by_group"
-    draws = True
 
     def __post_init__(self) -> None:
         require(1 <= self.updates <= 100_000, "updates", self.updates, "a whole number from 1 to 100000")

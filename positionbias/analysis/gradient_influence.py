@@ -52,5 +52,6 @@ class GradientInfluence(Analysis):
             by_distance = jnp.einsum("lbt,btd->ld", sizes, counted, precision="highest")
             return {"influence": jnp.mean(sizes, axis=1), "distance": by_distance / len(rows)}
 
-        found = subject.averaged(subject.batch(key), one, jax.random.fold_in(key, 1))
+        drawn, own = jax.random.split(key)
+        found = subject.averaged(subject.batch(drawn), one, own)
         return {name: x / jnp.sum(x, axis=-1, keepdims=True) for name, x in found.items()}
