@@ -86,7 +86,8 @@ def all_pairs(tokens_q: Tokens, tokens_k: Tokens, causal: bool) -> Bool[Mapped, 
 
 
 def in_blocks(x: Float[jax.Array, "B T ..."], size: int) -> Float[jax.Array, "B U L ..."]:
-    """By blocks of tokens, the last filled up with zeros."""
+    """By blocks of tokens, the last filled up with zeros; of fewer tokens than `size`, one block of them all."""
+    size = min(size, x.shape[1])
     filled = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
     return filled.reshape(len(x), -1, size, *x.shape[2:])
 

@@ -120,17 +120,18 @@ class Combiner(Operator):
             inner, pooled = self._pools(q, k, kept, self.span)
             spans = pooled[:, :, None]  # the same for every column
             means = jnp.einsum("BNUL,BULNK->BUNK", inner.astype(v.dtype), values)[:, :, None]
-        shape = (*spans.shape[:2], self.span, *spans.shape[3:])
+        span = rows.shape[2]  # the whole sequence if that is shorter
+        shape = (*spans.shape[:2], span, *spans.shape[3:])
         spans, means = jnp.broadcast_to(spans, shape), jnp.broadcast_to(means, (*shape[:-1], v.shape[-1]))
         found = [jnp.einsum("BULNH,BUMNH->BNULM", rows, keys), jnp.einsum("BULNH,BVLNH->BNULV", rows, spans)]
-        own, number = np.ones((self.span, self.span), bool), np.arange(kept.shape[1])
+        own, number = np.ones((span, span), bool), np.arange(kept.shape[1])
         cover = number < number[:, None] if self.causal else number != number[:, None]
         cover = cover & jnp.any(kept, axis=-1)[:, None]
         seen = [kept[:, :, None] & (np.tril(own) if self.causal else own), cover[:, :, None]]
         seen = [jnp.broadcast_to((x & kept[..., None])[:, None], y.shape) for x, y in zip(seen, found, strict=True)]
         shares = masked_softmax(jnp.concatenate(found, axis=-1), jnp.concatenate(seen, axis=-1)).astype(v.dtype)
-        mixed = jnp.einsum("BNULM,BUMNK->BULNK", shares[..., : self.span], values)
-        mixed = mixed + jnp.einsum("BNULV,BVLNK->BULNK", shares[..., self.span :], means)
+        mixed = jnp.einsum("BNULM,BUMNK->BULNK", shares[..., :span], values)
+        mixed = mixed + jnp.einsum("BNULV,BVLNK->BULNK", shares[..., span:], means)
         return out_of_blocks(mixed, q.shape[1])
 
     def _by_levels(

@@ -58,6 +58,7 @@ class HyperAttention(Operator):
     def __post_init__(self) -> None:
         for name, low in (("block", 1), ("samples", 0), ("exact", 1), ("projections", 1), ("seed", 0)):
             require(getattr(self, name) >= low, name, getattr(self, name), f"a whole number from {low}")
+        require(self.samples <= 65536, "samples", self.samples, "at most 65536")
         require(self.projections <= 30, "projections", self.projections, "at most 30")
 
     @property

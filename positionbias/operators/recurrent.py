@@ -163,7 +163,8 @@ def only_valid(x: Float[jax.Array, "B T ..."], tokens: Tokens) -> Float[jax.Arra
 
 
 def in_chunks(x: Float[jax.Array, "B T ..."], size: int) -> Float[jax.Array, "chunks B size ..."]:
-    """The tokens in chunks, in float32, with zeros behind the last."""
+    """The tokens in chunks, in float32, with zeros behind the last; of fewer than `size`, one chunk of them all."""
+    size = min(size, x.shape[1])
     count = -(-x.shape[1] // size)
     x = jnp.pad(x.astype(jnp.float32), [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(len(x), count, size, *x.shape[2:]), 1, 0)

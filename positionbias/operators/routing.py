@@ -99,7 +99,7 @@ class Routing(Choosing):
         found = found * (q.shape[-1] ** -0.5 if self.scaled else 1.0)
         seen = (take(kept, best) & good[..., None])[:, :, None] & kept[..., None, None]  # [B, R, L, C, M]
         if self.causal:
-            places = np.arange(self.region)
+            places = np.arange(rows.shape[2])
             own = best[..., None] * self.region + places
             rows_at = np.arange(best.shape[1])[:, None] * self.region + places
             seen = seen & (own[:, :, None] <= rows_at[..., None, None])

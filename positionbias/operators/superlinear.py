@@ -119,7 +119,8 @@ class Superlinear(Choosing):
         params: Parameters,
     ) -> jax.Array:
         length = q.shape[1]
-        away = self.away(max(length, self.window + 1))  # one at least, which may be there for no query
+        window, away = min(self.window, length), self.away(length)
+        away = away if len(away) else np.array([length])  # one at least, which is there for no query
         searching = position.rotate(params["searched"].reshape(q.shape), tokens_q, "query")
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
         scale = q.shape[-1] ** -0.5 if self.scaled else 1.0
@@ -130,7 +131,7 @@ class Superlinear(Choosing):
 
         def chunk(part: tuple[jax.Array, ...]) -> jax.Array:
             q, searching, rows, before, after = part  # [B, L, N, H], [L]
-            close = rows[:, None] - np.arange(self.window)
+            close = rows[:, None] - np.arange(window)
             found = jnp.einsum("BLNH,BLWNH->BNLW", q, k[:, close.clip(0)], preferred_element_type=jnp.float32)
             found, seen = found * scale, allowed(rows, close)[:, None]
             anchors = rows[:, None] - away
@@ -142,17 +143,17 @@ class Superlinear(Choosing):
             chosen = jnp.take_along_axis(jnp.broadcast_to(anchors, search.shape), which, axis=-1)[..., None]
             reach = chosen - before[:, None, None] + span  # [B, N, L, C, M]
             inside = good[..., None] & (reach <= chosen + after[:, None, None])
-            inside = inside & (reach <= rows[:, None, None] - self.window)
+            inside = inside & (reach <= rows[:, None, None] - window)
             far_k, far_v = (jax.vmap(jax.vmap(lambda x, at: x[at]))(x, reach.clip(0)) for x in by_head)
             far = jnp.einsum("BLNH,BNLCMH->BNLCM", q, far_k, preferred_element_type=jnp.float32) * scale
             flat = reach.reshape(len(reach), -1, reach.shape[-2] * reach.shape[-1])  # a row a head and query
             inside = inside & allowed(jnp.tile(rows, q.shape[2]), flat).reshape(reach.shape)
-            both = [jnp.broadcast_to(x[:, :, :, None], (*far.shape[:4], self.window)) for x in (found, seen)]
+            both = [jnp.broadcast_to(x[:, :, :, None], (*far.shape[:4], window)) for x in (found, seen)]
             weights = masked_softmax(jnp.concatenate([both[0], far], -1), jnp.concatenate([both[1], inside], -1))
             weights = (weights * shares[..., None]).astype(v.dtype)
-            near = jnp.sum(weights[..., : self.window], axis=3)
+            near = jnp.sum(weights[..., :window], axis=3)
             mixed = jnp.einsum("BNLW,BLWNK->BLNK", near, v[:, close.clip(0)])
-            return mixed + jnp.einsum("BNLCM,BNLCMK->BLNK", weights[..., self.window :], far_v)
+            return mixed + jnp.einsum("BNLCM,BNLCMK->BLNK", weights[..., window:], far_v)
 
         rows = np.arange(length, dtype=np.int32)
         parts = [jnp.moveaxis(in_blocks(x, CHUNK), 1, 0) for x in (q, searching)]
@@ -170,9 +171,9 @@ class Superlinear(Choosing):
         return shares, which, good
 
     def _reach(self, length: int) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
-        """How far spans go back and on, of each query."""
+        """How far spans go back and on, of each query, as far as there are any keys."""
         root = np.sqrt(np.arange(1, length + 1))
-        before, after = (np.ceil(by * root).astype(np.int32) for by in (self.back, self.front))
+        before, after = (np.minimum(np.ceil(by * root), length).astype(np.int32) for by in (self.back, self.front))
         return before, after
 
     def _around(self, length: int) -> tuple[Mapped, Mapped, Mapped]:

@@ -235,7 +235,8 @@ class Titans(Recurrent):
         params: Parameters,
     ) -> tuple[Float[jax.Array, "B T N K"], State]:
         """Segment after segment, of what is searched for, queries, keys and values; and what is carried on."""
-        causal = jnp.tril(jnp.ones((self.chunk, self.chunk), bool))
+        length = arrays[0].shape[1]
+        causal = jnp.tril(jnp.ones((min(self.chunk, length),) * 2, bool))
 
         def one(state: Held, part: tuple[jax.Array, ...]) -> tuple[Held, jax.Array]:
             searched, q, k, v, valid, *rates = part

@@ -51,7 +51,7 @@ class VariedWindow(Operator):
     whole = "keys are sampled by what all tokens of a window hold"
 
     def __post_init__(self) -> None:
-        require(self.width >= 1, "width", self.width, "a whole number from 1")
+        require(1 <= self.width <= 65536, "width", self.width, "a whole number from 1 to 65536")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         zero = "constant(value=0.0)"
@@ -84,8 +84,8 @@ class VariedWindow(Operator):
         keys = sampled(k, low, part, valid) if near is None else jnp.einsum("BNWUS,BSNH->BNWUH", near, k)
         scores = jnp.einsum("BWLNH,BNWUH->BNWLU", in_blocks(q.astype(jnp.float32), self.width), keys)
         scores = scores * (q.shape[-1] ** -0.5 if self.scaled else 1.0)
-        places = np.arange(self.width)
-        scores = scores + params["table"][:, None, places[:, None] - places + self.width - 1]
+        own, places = np.arange(scores.shape[3]), np.arange(self.width)
+        scores = scores + params["table"][:, None, own[:, None] - places + self.width - 1]
         awake = jnp.broadcast_to(jnp.asarray(tokens_q.valid), q.shape[:2])
         shares = jax.nn.softmax(scores, axis=-1)
         if near is None:
