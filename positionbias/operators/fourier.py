@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Mapped
+from positionbias.arrays import Bool, Int, Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Dims, Parameters
@@ -40,9 +40,9 @@ class Fourier(Operator):
     def mix(self, x: jax.Array, tokens: Tokens, mask: Mask, params: Parameters, site: SiteFunction) -> jax.Array:
         made = jnp.fft.fft(x.astype(jnp.float32), axis=-1, norm="ortho")
         places = jnp.arange(x.shape[1])
-        turns = (places[:, None] * places % self.period) * (2 * jnp.pi / self.period)
+        angles = turned(places[:, None], places, self.period) * (2 * jnp.pi / self.period)
         allowed = jnp.asarray(mask.dense(tokens, tokens))
-        real, imaginary = (jnp.where(allowed, part(turns), 0.0) for part in (jnp.cos, jnp.sin))
+        real, imaginary = (jnp.where(allowed, part(angles), 0.0) for part in (jnp.cos, jnp.sin))
         found = real @ made.real + imaginary @ made.imag
         return (found * self.period**-0.5).astype(x.dtype)
 
@@ -51,3 +51,9 @@ class Fourier(Operator):
 
     def state_size(self, dims: Dims) -> int:
         return dims.length * dims.width
+
+
+def turned(t: Int[jax.Array, "..."], s: Int[jax.Array, "..."], period: int) -> Int[jax.Array, "..."]:
+    """t s modulo `period`, up to 65536; of two numbers below that the product has 32 bits, and no sign."""
+    t, s = (x.astype(jnp.uint32) % period for x in (t, s))
+    return t * s % period

@@ -44,10 +44,11 @@ class LightNet(Recurrent):
 
     arXiv 2405.21022: additive decay, causal or over all keys; each head's output over its root mean square, and through
     the sigmoid of a gate made of the stream by `rank` features. With `lrpe` (its MD-LRPE), names of fields of the
-    tokens, silu(q) and the weights of keys are turned by angles of these, an equal share of the channels each, cosines
-    and sines side by side so that each channel keeps its own decay; the position scheme's own rotation is of k itself
-    and of silu(q). Its MD-TPE, a recurrence over the embeddings, is the operator `md_tpe` of a layer in front. Of
-    another sequence, whose keys sum up as they are stored, queries read all or those up to their own place.
+    tokens, silu(q) and the weights of keys are turned by angles of these, an equal share of the channels each (but for
+    one channel, where they do not divide), cosines and sines side by side so that each channel keeps its own decay; the
+    position scheme's own rotation is of k itself and of silu(q). Its MD-TPE, a recurrence over the embeddings, is the
+    operator `md_tpe` of a layer in front. Of another sequence, whose keys sum up as they are stored, queries read all
+    or those up to their own place.
     """
 
     rank: int = 16
@@ -66,6 +67,8 @@ class LightNet(Recurrent):
         return frozenset(self.lrpe)
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
+        allowed = f"at most as many names as a head has channels, {dims.head_size}"
+        require(len(self.lrpe) <= dims.head_size, "lrpe", self.lrpe, allowed)
         return {
             "gate_in": Matrix((dims.width, self.rank), "gate", dims.width, "fan_in"),
             "gate_out": Matrix((self.rank, dims.heads * dims.values), "gate", self.rank, "fan_in"),
@@ -147,10 +150,11 @@ class LightNet(Recurrent):
         """Each channel as its cosine and its sine share."""
         if not self.lrpe:
             return x
-        share, channel = -(-x.shape[-1] // len(self.lrpe)), np.arange(x.shape[-1])
+        number = np.arange(x.shape[-1]) * len(self.lrpe) // x.shape[-1]  # of each channel's field
+        first, share = np.searchsorted(number, number), np.bincount(number)[number]
         fields = jnp.broadcast_arrays(*(jnp.asarray(getattr(tokens, name)) for name in self.lrpe))
-        places = jnp.stack(fields, axis=-1).astype(jnp.float32)[..., channel // share]
-        angle = places * (10000.0 ** (-(channel % share) / share)).astype(np.float32)
+        places = jnp.stack(fields, axis=-1).astype(jnp.float32)[..., number]
+        angle = places * (10000.0 ** ((first - np.arange(x.shape[-1])) / share)).astype(np.float32)
         angle = (angle if angle.ndim == 3 else angle[None])[:, :, None]
         return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)
 

@@ -29,10 +29,10 @@ class LinearAttention(Recurrent):
     """o_i = sum_j f(q_i) . f(k_j) v_j / sum_j f(q_i) . f(k_j), f a feature map (Katharopoulos et al. 2020).
 
     arXiv 2006.16236, equations 5 and 9; causal, or over all keys, of its own sequence or another. `feature`: `elu` is
-    elu(x) + 1 (the paper's), `relu` is max(x, 0), `exp` is e^x, `taylor` makes f(q) . f(k) = 1 + s + s^2 / 2 of s =
-    q . k / sqrt(H) (Based, Arora et al. 2024, arXiv 2402.18668), and `identity` is x / H^(1/4), which is not
-    normalised, since its sums may be 0. With `normalise=False` no other is either. Queries and keys are turned by the
-    position scheme before f. A row whose features have no key's in common is 0.
+    elu(x) + 1 (the paper's), `relu` is max(x, 0), `exp` is e^x, which float32 holds up to x = 88, `taylor` makes f(q)
+    . f(k) = 1 + s + s^2 / 2 of s = q . k / sqrt(H) (Based, Arora et al. 2024, arXiv 2402.18668), and `identity` is x /
+    H^(1/4), which is not normalised, since its sums may be 0. With `normalise=False` no other is either. Queries and
+    keys are turned by the position scheme before f. A row whose features have no key's in common is 0.
     """
 
     feature: Feature = "elu"
@@ -93,7 +93,7 @@ def features(x: Float[jax.Array, "... H"], feature: Feature) -> Float[jax.Array,
     """f(x), in float32."""
     x = x.astype(jnp.float32)
     if feature == "elu":
-        return jax.nn.elu(x) + 1.0
+        return jnp.where(x > 0, x + 1.0, jnp.exp(jnp.where(x > 0, 0.0, x)))  # jax.nn.elu(x) + 1 is 0 from -17 down
     if feature == "relu":
         return jax.nn.relu(x)
     if feature == "exp":

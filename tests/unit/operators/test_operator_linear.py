@@ -25,6 +25,7 @@ from operators_oracle import (
 
 from positionbias import kernels
 from positionbias.operators.lightnet import LightNet
+from positionbias.spec import ConfigError
 
 FEATURES = {
     "elu": lambda x: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))),
@@ -56,6 +57,14 @@ def test_linear_attention_is_a_share_of_products_of_features(feature, mask):
     known = mixed(weights, one.v)
     known[:, 3] = 0
     close(one.run(), known)
+
+
+@pytest.mark.parametrize("low", [-20.0, -60.0])
+def test_elu_keeps_apart_what_is_far_below_zero(low):
+    one = setting("linear_attention")
+    k = (one.k + low).astype(np.float32)
+    weights = lower(scores_of("elu", one.q, k.astype(np.float64)))
+    close(one.run(k=k), mixed(weights / weights.sum(axis=-1, keepdims=True), one.v))
 
 
 def test_linear_attention_without_a_divisor():
@@ -168,6 +177,19 @@ def test_lightnet_turned_by_two_fields(mask):
     below = np.einsum("ts,bsnh->btnh", seen, weights)
     share = np.einsum("btnh,bsnh,tsh,ts->bnts", silu(one.q) / below, weights, turn, seen)
     close(one.run(), normed(mixed(share, one.v)) * opened_lightnet(one))
+
+
+def test_lightnet_is_turned_by_every_field_where_channels_do_not_divide():
+    fields = ("position", "frame", "scale")  # H = 4
+    one = setting(f"lightnet(rank=2, lrpe={fields})")
+    told = one.tokens, *(one.tokens._replace(**{name: np.arange(T, dtype=np.int32) ** 2}) for name in fields)
+    still, *turned = (one.run(tokens=tokens) for tokens in told)
+    assert all(np.abs(found - still).max() > 1e-3 for found in turned)
+
+
+def test_lightnet_takes_no_more_fields_than_channels():
+    with pytest.raises(ConfigError, match="at most as many names as a head has channels, 4"):
+        setting("lightnet(lrpe=('position', 'frame', 'scale', 'role', 'segment'))")
 
 
 def test_lightnet_names_the_fields_it_reads():

@@ -8,6 +8,7 @@ from operators_oracle import DIMS, D, H, K, N, T, close, heads, mixed, normed, p
 from positionbias import spec
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
+from positionbias.operators.fourier import turned
 from positionbias.operators.softmax import Softmax
 from positionbias.positions.base import Dims
 from positionbias.tokens import sequential
@@ -77,6 +78,12 @@ def test_associative_memory_hears_of_nothing_farther_back():
 def test_fourier_over_all_keys_is_the_transform_of_fnet():
     one = setting(f"fourier(period={T})", "bidirectional")
     close(mix(one), np.fft.fft2(one.x.astype(np.float64), norm="ortho").real)
+
+
+def test_fourier_turns_places_beyond_46341_by_their_product():
+    t, s = np.array([46341, 65535, 70001]), np.array([46341, 65535, 69999])
+    np.testing.assert_array_equal(turned(t, s, 65536), t.astype(np.int64) * s % 65536)
+    np.testing.assert_array_equal(turned(t, s, 65521), t.astype(np.int64) * s % 65521)
 
 
 def test_fourier_is_a_sum_of_what_came_and_does_not_depend_on_what_will():
