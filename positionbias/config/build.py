@@ -286,7 +286,9 @@ def _check_attention(experiment: Experiment) -> None:
         beyond = np.argwhere(np.asarray(visible(operator, mask, q, k)) & ~allowed)
         if len(beyond):
             i, j = beyond[0]
-            why = operator.endless and f": nothing is cleared where a segment begins, as {operator.endless}"
+            why = ""
+            if operator.endless and (beyond[:, 1] < beyond[:, 0]).any():  # what a segment that begins would hide
+                why = f": nothing is cleared where a segment begins, as {operator.endless}"
             raise ConfigError(
                 f"model.operator: {spec.canonical(operator)} lets position {j} influence position {i} in {name},"
                 f" which the mask {spec.canonical(mask)} forbids{why}; allowed: a mask that contains what it mixes."

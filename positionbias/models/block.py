@@ -20,7 +20,8 @@ from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
 from positionbias.operators.asked import Asked
-from positionbias.positions.base import Parameters, Placed
+from positionbias.operators.base import Operator
+from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
 
@@ -97,7 +98,7 @@ class Attention(nnx.Module):
             value_size=self.head_size if factorised else width_kv,
         )
         self.table = blueprint.create_all(self.position.layer_parameters(dims), noise)
-        self.own = blueprint.create_all(self.operator.parameters(dims), noise)
+        self.own = blueprint.create_all(declared(self.operator, dims), noise)
 
     def __call__(
         self,
@@ -186,7 +187,7 @@ class StreamMixing(nnx.Module):
     def __init__(self, blueprint: Blueprint, layer: int, width: int, noise: Noise) -> None:
         self.operator, self.width_out = blueprint.operators[layer], width
         dims = dataclasses.replace(blueprint.dims, width=width)
-        self.own = blueprint.create_all(self.operator.parameters(dims), noise)
+        self.own = blueprint.create_all(declared(self.operator, dims), noise)
 
     def __call__(
         self,
@@ -203,6 +204,14 @@ class StreamMixing(nnx.Module):
         """The next rows `x` of a sequence; see `Operator.advance_stream`."""
         mixed, state = self.operator.advance_stream(x, asked, values(self.own), site, state)
         return site("output", mixed), state
+
+
+def declared(operator: Operator, dims: Dims) -> dict[str, Matrix]:
+    """The parameters of an operator; where it cannot have them of these sizes the error names the field."""
+    try:
+        return operator.parameters(dims)
+    except ConfigError as error:
+        raise ConfigError(f"model.operator: {error}") from None
 
 
 def values(params: nnx.Dict) -> Parameters:

@@ -61,6 +61,7 @@ TASK = {"task": "reversal_in_context(pairs=3, names=6)", "model.position": "rope
     [
         ({"model.operator": "retention", "model.mask": "causal & sliding_window(3)"}, r"forbids; allowed: a mask that"),
         ({"model.operator": "retention", "model.mask": "causal & dilated_window(3, 2)"}, r"forbids; allowed: a mask"),
+        ({"model.operator": "prefix_linear_attention", "model.mask": "causal"}, r"forbids; allowed: a mask"),
         (
             {"model.operator": "titans", "model.mask": "causal & segments"},
             r"forbids: nothing is cleared where a segment begins, as its chunks are counted from the first token",

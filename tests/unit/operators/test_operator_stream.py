@@ -6,6 +6,7 @@ import pytest
 from operators_oracle import DIMS, D, H, K, N, T, close, heads, mixed, normed, products, setting, sigmoid, silu
 
 from positionbias import spec
+from positionbias.config.build import build
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.operators.fourier import turned
@@ -155,6 +156,16 @@ def test_orthogonal_memory_tells_apart_no_tokens_behind_the_window_but_by_their_
 def test_orthogonal_memory_has_no_more_slots_than_a_head_has_features():
     with pytest.raises(ConfigError, match="slots = 5 is not allowed; allowed: at most the head size, 4"):
         spec.build("operators", "orthogonal_memory(slots=5)", "operator").parameters(DIMS)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["orthogonal_memory(slots=9)", "lightnet(lrpe=('position', 'frame', 'scale'))", "md_tpe"],
+)
+def test_sizes_that_an_operator_cannot_have_name_the_field(tiny, operator):
+    config = tiny({"model.operator": operator, "model.heads": 3, "model.head_size": 2})
+    with pytest.raises(ConfigError, match=r"^model\.operator: .*; allowed: "):
+        build(config)
 
 
 def tpe(text, tokens, x, **params):
