@@ -15,6 +15,14 @@ DATA = [
     "grain>=0.2.18,<0.3",  # reads stored corpora
 ]
 
+ORACLE = [  # published software that tests/oracle compares with; of torch the release for CPUs is enough
+    "torch>=2.13,<2.14",
+    "transformer-lens>=3.9,<3.10",  # 3 is the last with HookedTransformer
+    "auto-circuit>=1.0.1,<1.1",
+    "pyvene>=0.1.8,<0.2",
+    "fla-core>=0.6,<0.7",
+]
+
 setup(
     name="positionbias",
     version=VERSION,
@@ -38,6 +46,7 @@ setup(
     extras_require={
         "data": DATA,
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", *DATA],
+        "oracle": ORACLE,
         "check": ["ruff>=0.17,<0.18", "mypy>=2.4,<2.5"],
         "targets": [
             "jax[tpu,cuda13-local]>=0.12,<0.13"

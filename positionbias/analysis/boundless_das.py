@@ -28,7 +28,8 @@ class BoundlessDas(Taught):
     and a source s make R' [(1 - m) R x + m R s], where direction j = 0, 1, ... of D has the share
     m_j = sigmoid((j + 1/2) / t) sigmoid((b D - j - 1/2) / t), 0 < b <= 1 is learned by `boundary_rate`, R by `rate`,
     and `weight` b is added to the loss; t goes from D / 8 to 0.1 in even steps (in the paper from 50 to 0.1, of a width
-    of 4096). It is judged with whole directions, j + 1/2 < b D.
+    of 4096). The authors' code has j for j + 1/2, which leaves half of direction 0 out at any t. It is judged with
+    whole directions, j + 1/2 < b D.
 
     The `variable` is one of those of `das`. "size" is b D, rounded to whole directions, and "size_shuffled" that of the
     search with shuffled labels; the others are those of `das`, with as many directions at random as were found.

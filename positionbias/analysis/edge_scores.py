@@ -34,7 +34,7 @@ def estimated(pair: Pair, clean: Values, other: Values, steps: int) -> Float[jax
 
     (z'_u - z_u) . mean over k = 1..`steps` of dm / d(what v reads), with the embeddings z' + k / `steps` (z - z'):
     EAP-IG (Hanna et al. 2024, arXiv 2403.17806, eq. 3), and with one step, on z itself, EAP (Syed et al. 2023,
-    arXiv 2310.10348).
+    arXiv 2310.10348). The authors' code of 2025 counts k from 0 to `steps` - 1, and so with one step is on z'.
     """
     graph, heads = pair.graph, pair.subject.run.config.model.heads
 

@@ -117,7 +117,9 @@ def test_constraints_pin_what_setup_asks_for(root, name):
         if not line.startswith("#"):
             package, version = line.split("==")
             pins[re.sub(r"[-_.]+", "-", package).lower()] = version
-    wanted = re.findall(r'"([\w-]+)>=([\d.]+),<([\d.]+)"', (root / "setup.py").read_text())
+    asked = (root / "setup.py").read_text()
+    asked = re.sub(r"ORACLE = \[.*?\n\]", "", asked, flags=re.DOTALL)  # what an environment of its own gets
+    wanted = re.findall(r'"([\w-]+)>=([\d.]+),<([\d.]+)"', asked)
     assert {"jax", "flax", "pytest", "ruff"} <= {package for package, _, _ in wanted}
     for package, low, high in wanted:
         pin = numbers(pins[package.replace("_", "-")])
