@@ -21,6 +21,7 @@ ORACLE = [  # published software that tests/oracle compares with; of torch the r
     "auto-circuit>=1.0.1,<1.1",
     "pyvene>=0.1.8,<0.2",
     "fla-core>=0.6,<0.7",
+    "fast-vit-rollout>=0.1.1,<0.2",
 ]
 
 setup(
