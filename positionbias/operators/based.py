@@ -7,12 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias import kernels
 from positionbias.arrays import Float, Tree
 from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import Pattern, SiteFunction
-from positionbias.operators.linear_attention import features, of_another, unordered
+from positionbias.operators.linear_attention import of_another, of_its_own
 from positionbias.operators.recurrent import (
     Recurrent,
     State,
@@ -23,7 +22,6 @@ from positionbias.operators.recurrent import (
     of_one_sequence,
     only_valid,
     rotated,
-    sees_all,
 )
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member, require
@@ -82,8 +80,8 @@ class Based(Recurrent):
     ) -> jax.Array:
         if of_one_sequence(tokens_q, tokens_k):
             return super().__call__(q, k, v, tokens_q, tokens_k, mask, position, params, site)
-        q, k = self._features(*rotated(position, q, k, tokens_q, tokens_k), tokens_k, params)
-        mixed = of_another(q, k, v, tokens_q, tokens_k, mask, normalise=True)
+        q, k = self._mapped(*rotated(position, q, k, tokens_q, tokens_k), params)
+        mixed = of_another(q, k, v, tokens_q, tokens_k, mask, "taylor", normalise=True)
         return only_valid(mixed.astype(v.dtype), tokens_q)
 
     def advance(
@@ -101,29 +99,18 @@ class Based(Recurrent):
         if self.convolution:
             (q, k, v), after["convolved"] = all_convolved(q, k, v, asked, params, held(state, "convolved"))
         q, k = rotated(position, q, k, tokens, tokens)
-        short_q, short_k = self._features(q, k, tokens, params)
-        if sees_all(asked.mask):
-            mixed, after["memory"] = unordered(short_q, short_k, v, normalise=True)
-        else:
-            mixed, after["memory"] = kernels.linear_attention(
-                short_q,
-                short_k,
-                v.astype(jnp.float32),
-                initial_state=held(state, "memory"),
-                resets=asked.resets(),
-                normalise=True,
-            )
+        short_q, short_k = self._mapped(q, k, params)
+        mixed, after["memory"] = of_its_own(short_q, short_k, v, asked, "taylor", True, held(state, "memory"))
         mixed = mixed.astype(v.dtype)
         if self.window:
             exact, _, after["near"] = near(q, k, v, self.window, asked, held(state, "near"))
             mixed = mixed + exact
         return only_valid(mixed, tokens), after
 
-    def _features(
-        self, q: jax.Array, k: jax.Array, tokens_k: Tokens, params: Parameters
+    def _mapped(
+        self, q: jax.Array, k: jax.Array, params: Parameters
     ) -> tuple[Float[jax.Array, "B T N F"], Float[jax.Array, "B S N F"]]:
-        q, k = (
-            features(jnp.einsum("BTNH,NHF->BTNF", x, params[f"map_{name}"].astype(x.dtype)), "taylor")
-            for name, x in (("q", q), ("k", k))
-        )
-        return q, only_valid(k, tokens_k)
+        """Queries and keys of few entries."""
+        maps = params["map_q"], params["map_k"]
+        q, k = (jnp.einsum("BTNH,NHF->BTNF", x, matrix.astype(x.dtype)) for x, matrix in zip((q, k), maps, strict=True))
+        return q, k

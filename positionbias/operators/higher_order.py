@@ -14,7 +14,6 @@ from positionbias import kernels
 from positionbias.arrays import Float, Tree
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction, reasons
-from positionbias.operators.linear_attention import unordered
 from positionbias.operators.recurrent import Recurrent, held, normed, only_valid, rotated, sees_all
 from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
@@ -73,7 +72,8 @@ class _HigherOrder(Recurrent):
         self, q: jax.Array, k: jax.Array, v: jax.Array, asked: Asked, state: jax.Array | None
     ) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
         if sees_all(asked.mask):
-            return unordered(q, k, v, normalise=False)
+            whole = jnp.einsum("BSNH,BSNK->BNHK", k, v)
+            return jnp.einsum("BTNH,BNHK->BTNK", q, whole), whole
         log_decay = None if self.decay == 1 else jnp.full(q.shape[:3], math.log(self.decay), jnp.float32)
         return kernels.linear_attention(q, k, v, log_decay=log_decay, initial_state=state, resets=asked.resets())
 

@@ -7,13 +7,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias import kernels
-from positionbias.arrays import Bool, Float, Mapped, Tree
+from positionbias.arrays import Bool, Mapped, Tree
 from positionbias.masks.base import Mask
+from positionbias.masks.order import Causal
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
-from positionbias.operators.linear_attention import Feature, features
-from positionbias.operators.recurrent import Recurrent, across, by_head, of_one_sequence, only_valid, rotated
+from positionbias.operators.linear_attention import Feature, of_another, of_its_own, summed
+from positionbias.operators.recurrent import Recurrent, by_head, of_one_sequence, only_valid, rotated, there
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import member
 from positionbias.tokens import Tokens
@@ -63,8 +63,8 @@ class PrefixLinearAttention(Recurrent):
         if of_one_sequence(tokens_q, tokens_k):
             return super().__call__(q, k, v, tokens_q, tokens_k, mask, position, params, site)
         state = self._of_context(tokens_k, position, params, k.shape[2])
-        q, k = self._features(q, k, tokens_q, tokens_k, position)
-        mixed = across(q, k, v.astype(jnp.float32), tokens_q, tokens_k, state=state, normalise=self._divides)
+        q, k = rotated(position, q, k, tokens_q, tokens_k)
+        mixed = of_another(q, k, v, tokens_q, tokens_k, Causal(), self.feature, self._divides, state)
         return only_valid(mixed.astype(v.dtype), tokens_q)
 
     def advance(
@@ -79,31 +79,22 @@ class PrefixLinearAttention(Recurrent):
         state: Tree,
     ) -> tuple[jax.Array, Tree]:
         tokens = asked.tokens_q
-        q, k = self._features(q, k, tokens, tokens, position)
         if state is None:  # the first rows hold the whole context
             state = self._of_context(tokens, position, params, q.shape[2])
-        values = v.astype(jnp.float32)
-        mixed, state = kernels.linear_attention(q, k, values, initial_state=state, normalise=self._divides)
+        q, k = rotated(position, q, k, tokens, tokens)
+        mixed, state = of_its_own(q, k, v, asked._replace(mask=Causal()), self.feature, self._divides, state)
         return only_valid(mixed.astype(v.dtype), tokens), state
 
     @property
     def _divides(self) -> bool:
         return self.feature != "identity"
 
-    def _features(
-        self, q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens, position: Placed
-    ) -> tuple[Float[jax.Array, "B T N F"], Float[jax.Array, "B S N F"]]:
-        q, k = rotated(position, q, k, tokens_q, tokens_k)
-        return features(q, self.feature), only_valid(features(k, self.feature), tokens_k)
-
     def _of_context(self, tokens: Tokens, position: Placed, params: Parameters, heads: int) -> jax.Array:
         """The state that the context's own keys and values make."""
-        theirs = features(position.rotate(by_head(params["keys_of_context"], heads), tokens, "key"), self.feature)
+        theirs = position.rotate(by_head(params["keys_of_context"], heads), tokens, "key")
         inside = tokens._replace(valid=jnp.asarray(tokens.valid) & (jnp.asarray(tokens.context) > 0))
-        values = by_head(params["values_of_context"], heads).astype(jnp.float32)
-        if self._divides:
-            values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
-        return jnp.einsum("BSNF,BSNK->BNFK", only_valid(theirs, inside), values)
+        values = by_head(params["values_of_context"], heads)
+        return summed(theirs, values, there(inside, len(theirs)), self.feature, self._divides)
 
     @property
     def _sees_all(self) -> bool:

@@ -127,10 +127,12 @@ def across(
     log_decay: Float[jax.Array, "B S N H"] | None = None,
     state: Float[jax.Array, "B N H K"] | None = None,
     normalise: bool = False,
+    feature: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Float[jax.Array, "B T N K"]:
     """What each query reads of the keys of another sequence that are stored up to its own place.
 
-    One recurrence over both in the order stored, in which a query writes nothing and no state decays at it.
+    One recurrence over both in the order stored, in which a query writes nothing and no state decays at it; padding
+    writes nothing either. `feature` is that of `kernels.linear_attention`.
     """
     rows = _Interleaved.of(tokens_q, tokens_k, len(q))
     mixed, _ = kernels.linear_attention(
@@ -140,6 +142,8 @@ def across(
         log_decay=None if log_decay is None else rows.of_keys(log_decay),
         initial_state=state,
         normalise=normalise,
+        valid=rows.of_keys(there(tokens_k, len(k))),
+        feature=feature,
     )
     return rows.asked(mixed)
 

@@ -48,6 +48,7 @@ def run(problem: Problem, interpret: bool = False) -> tuple[Float[jax.Array, "B 
     from positionbias.kernels.gpu import plgpu
     from positionbias.kernels.linear_recurrence.gpu_kernels import How, part_of
 
+    problem = problem.mapped
     _, length, _, size, values = problem.sizes
     more, more_keys = -length % CHUNK, -size % KEYS
     width, parts = part_of(values, size + more_keys, problem.log_decay is not None or problem.resets is not None)

@@ -59,6 +59,7 @@ def _steps(problem: Problem) -> int:
 
 def run(problem: Problem, interpret: Any = False) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
     """The recurrence by the TPU kernels."""
+    problem = problem.mapped
     length, steps = problem.sizes[1], _steps(problem)
     more = -length % steps  # steps that keep the state as it is: their keys are 0, and so are the logarithms
 

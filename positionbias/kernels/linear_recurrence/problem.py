@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,16 +11,19 @@ import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float
 
+Feature = Callable[[Float[jax.Array, "... D"]], Float[jax.Array, "... H"]]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """S_t = diag(e^log_decay_t) S_{t-1} diag(e^value_log_decay_t) + k_t v_t^T, and o_t = q_t S_t, or q_t S_{t-1}.
 
-    S_{t-1} is 0 where `resets`; a driver that does not clear it has to refuse them.
+    S_{t-1} is 0 where `resets`; a driver that does not clear it has to refuse them. With a `feature`, q and k are what
+    it gives for these; a driver that does not make them itself is to solve `mapped`.
     """
 
-    q: Float[jax.Array, "B T N H"]
-    k: Float[jax.Array, "B T N H"]
+    q: Float[jax.Array, "B T N D"]
+    k: Float[jax.Array, "B T N D"]
     v: Float[jax.Array, "B T N K"]
     log_decay: Float[jax.Array, "B T N 1|H"] | None
     value_log_decay: Float[jax.Array, "B T N K"] | None
@@ -28,11 +32,19 @@ class Problem:
     reverse: bool
     chunk: int | None  # steps at a time; None for what the driver thinks best
     resets: Bool[jax.Array, "B T"] | None = None
+    feature: Feature | None = None  # None for x itself
+
+    @property
+    def mapped(self) -> Problem:
+        """The same problem without a `feature`: its features of all steps at once."""
+        if self.feature is None:
+            return self
+        return dataclasses.replace(self, q=self.feature(self.q), k=self.feature(self.k), feature=None)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
         """B, T, N, H, K."""
-        batch, steps, heads, size = self.q.shape
+        batch, steps, heads, size = shape_of(self.q, self.feature)
         return (batch, steps, heads, size, self.v.shape[-1])
 
     @property
@@ -56,6 +68,11 @@ class Problem:
 def sum_dtype(dtype: Any) -> Any:
     """Of states and sums, for queries of a type."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def shape_of(x: Float[jax.Array, "... D"], feature: Feature | None) -> tuple[int, ...]:
+    """The shape of the features."""
+    return x.shape if feature is None else jax.eval_shape(feature, x).shape
 
 
 def power_from(length: int) -> int:

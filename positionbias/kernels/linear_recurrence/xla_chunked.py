@@ -1,7 +1,8 @@
 """The recurrence by XLA, a chunk of steps after another, forwards and backwards: any decays, any type, any platform.
 
 Memory grows as T: chunks are read from the arrays and written to those of outputs, and of what is between nothing is
-kept but the states before each chunk. The gradient is written by hand (see `chunk`), so that there is no forward mode.
+kept but the states before each chunk: features too are made of a chunk at a time, and made again for its gradient. The
+gradient is written by hand (see `chunk`), so that there is no forward mode.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from positionbias.arrays import Float
 from positionbias.kernels.linear_recurrence import chunk as one
-from positionbias.kernels.linear_recurrence.problem import Problem, power_from
+from positionbias.kernels.linear_recurrence.problem import Feature, Problem, power_from
 
 SHORTEST, LONGEST = 32, 128  # chunks; between them as many steps as a head has features
 BASE = 32  # steps of a block whose pairs a matrix holds
@@ -25,11 +26,18 @@ class _How(NamedTuple):
     base: int
     inclusive: bool
     reverse: bool
+    feature: Feature | None
+
+    def features(
+        self, q: Float[jax.Array, "... D"], k: Float[jax.Array, "... D"]
+    ) -> tuple[Float[jax.Array, "... H"], Float[jax.Array, "... H"]]:
+        """Of a chunk."""
+        return (q, k) if self.feature is None else (self.feature(q), self.feature(k))
 
 
 class _Arrays(NamedTuple):
-    q: Float[jax.Array, "B T N H"]
-    k: Float[jax.Array, "B T N H"]
+    q: Float[jax.Array, "B T N D"]
+    k: Float[jax.Array, "B T N D"]
     v: Float[jax.Array, "B T N K"]
     log_decay: Float[jax.Array, "B T N 1|H"] | None
     value_log_decay: Float[jax.Array, "B T N K"] | None
@@ -43,12 +51,13 @@ def chunked(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Ar
     base = 1 if problem.by_channel else min(BASE, steps)
     arrays = _Arrays(problem.q, problem.k, problem.v, problem.log_decay, problem.value_log_decay)
     keeps = problem.keeps
-    more = -length % steps  # steps that keep the state as it is: their keys are 0, and so are the logarithms
+    more = -length % steps  # steps that keep the state as it is: values are 0, whatever keys are, and the logarithms
     if more:
         behind = [(0, 0), (0, more), (0, 0), (0, 0)]
         arrays = jax.tree.map(lambda x: jnp.pad(x, behind), arrays)
         keeps = None if keeps is None else jnp.pad(keeps, behind, constant_values=1)
-    o, state = _run(_How(steps, base, problem.inclusive, problem.reverse), arrays, keeps, problem.initial_state)
+    how = _How(steps, base, problem.inclusive, problem.reverse, problem.feature)
+    o, state = _run(how, arrays, keeps, problem.initial_state)
     return o[:, :length] if more else o, state
 
 
@@ -64,7 +73,9 @@ def _forward(
 
     def step(before: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         state, o = before
-        part, later = one.forward(_chunk(how, arrays, keeps, index, state.dtype), state, how.inclusive, how.base)
+        chunk = _chunk(how, arrays, keeps, index, state.dtype)
+        q, k = how.features(chunk.q, chunk.k)
+        part, later = one.forward(chunk._replace(q=q, k=k), state, how.inclusive, how.base)
         return (later, _written(how, o, part, index)), state
 
     (state, o), states = jax.lax.scan(step, (state, jnp.zeros_like(arrays.v)), _order(how, arrays))
@@ -84,7 +95,10 @@ def _run_backward(how: _How, kept: Any, slopes: tuple[jax.Array, jax.Array]) -> 
     def step(after: tuple[jax.Array, _Arrays], at: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         (dstate, found), (index, state) = after, at
         chunk, near = _chunk(how, arrays, keeps, index, state.dtype), _part(how, do, index, state.dtype)
-        *parts, dstate = one.backward(chunk, state, near, dstate, how.inclusive, how.base)
+        (q, k), of_features = jax.vjp(how.features, chunk.q, chunk.k)
+        chunk = chunk._replace(q=q, k=k)
+        dq, dk, *parts, dstate = one.backward(chunk, state, near, dstate, how.inclusive, how.base)
+        parts = [*of_features((dq, dk)), *parts]
         there = [x for x in parts if x is not None]
         written = (_written(how, x, part, index) for x, part in zip(jax.tree.leaves(found), there, strict=True))
         return (dstate, jax.tree.unflatten(jax.tree.structure(found), written)), None

@@ -19,6 +19,7 @@ def unsupported_reason(problem: Problem, platform: str) -> str | None:
 
 def quadratic(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Float[jax.Array, "B N H K"]]:
     """One chunk of all steps."""
+    problem = problem.mapped
     dtype = problem.sum_dtype
 
     def taken(x: jax.Array) -> jax.Array:

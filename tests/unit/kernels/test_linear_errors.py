@@ -31,6 +31,8 @@ SHAPES = drawn(6, "key and value")
         ({"inclusive": 1}, "inclusive = 1 is not allowed; allowed: True or False"),
         ({"resets": np.zeros((2, 5), bool)}, r"resets is bool \[2, 5\]; allowed: booleans \[T\] or \[B, T\] for q"),
         ({"resets": np.zeros(6)}, r"resets is float64 \[6\]; allowed: booleans"),
+        ({"valid": np.zeros((5, 6), bool)}, r"valid is bool \[5, 6\]; allowed: booleans \[T\] or \[B, T\] for q"),
+        ({"feature": lambda x: x[..., :5]}, r"log_decay has shape \[2, 6, 2, 6\]; allowed: .* = \[2, 6, 2, 5\]"),
         ({"chunk": 48}, "chunk = 48 is not allowed; allowed: powers of two, or None"),
         ({"chunk": 0}, "chunk = 0 is not allowed; allowed: powers of two"),
         ({"impl": "xla_chunk"}, "impl: unknown driver 'xla_chunk', did you mean 'xla_chunked'"),

@@ -133,6 +133,14 @@ def test_memory_grows_as_steps(gates):
     assert taken(2048) <= 2.1 * taken(1024)
 
 
+def test_features_take_no_memory_for_all_steps():
+    told, many = drawn(4096, size=2, state=False), 256
+    matrix = np.ones((2, many), np.float32)
+    loss = jax.grad(lambda x: jnp.sum(linear_attention(**x, feature=lambda y: y @ matrix)[0] ** 2))
+    taken = jax.jit(loss).lower(told).compile().memory_analysis().temp_size_in_bytes
+    assert taken < told["q"].nbytes // 2 * many / 2  # half of the features of queries
+
+
 def test_choice_tells_the_driver_and_why_not_another():
     short, long, gated = drawn(40), drawn(300), drawn(40, "scalar")
     assert linear_choice(**short).driver.name == "xla_quadratic"

@@ -1,11 +1,15 @@
 """Every driver of the recurrence against its steps in float64: outputs, the last state, and all gradients."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from recurrence_oracle import GATES, TOLERANCE, agree, by_driver, by_steps, check, drawn, drivers
+from recurrence_oracle import GATES, TOLERANCE, agree, by_driver, by_steps, check, drawn, drivers, with_gradients
 
 from positionbias.kernels import linear_attention
+from positionbias.kernels.linear_recurrence.reference import recurrence_reference
 
 OPTIONS = {
     "exclusive": {"inclusive": False},
@@ -43,6 +47,31 @@ def test_all_is_what_steps_give(gates, length):
 def test_options_do_what_they_say(gates, options):
     told = OPTIONS[options]
     check(drawn(65, gates, normalise=told.get("normalise", False)), **told)
+
+
+def widened(x):
+    """Features that are not 0 where x is, as of steps that fill the last chunk."""
+    return jnp.concatenate([jnp.exp(x / 4), jnp.square(x) + 1], axis=-1)
+
+
+@pytest.mark.parametrize("gates", ["none", "scalar", "key and value"])
+def test_features_and_steps_that_write_nothing_are_those_of_arrays_made_before(gates):
+    made, told = drawn(130, gates, size=12, normalise=True), drawn(130, size=6, state=False)
+    told = made | {"q": told["q"], "k": told["k"]}
+    valid = np.random.default_rng(0).random((2, 130)) < 0.8
+
+    def of_steps(told):
+        k = widened(told["k"]) * valid[..., None, None]
+        return recurrence_reference(**(told | {"q": widened(told["q"]), "k": k}), normalise=True)
+
+    with jax.enable_x64(True):
+        known = jax.jit(with_gradients(of_steps))({name: np.asarray(x, np.float64) for name, x in told.items()})
+        known = {name: np.asarray(x) for name, x in known.items()}
+    options = {"normalise": True, "valid": valid, "feature": widened}
+    for impl in drivers(told, **options):
+        call = functools.partial(linear_attention, impl=impl, **options)
+        found = jax.jit(with_gradients(lambda told, call=call: call(**told)))(told)
+        agree({name: np.asarray(x) for name, x in found.items()}, known, 4e-6, impl)
 
 
 RESETS = np.zeros((2, 65), bool)

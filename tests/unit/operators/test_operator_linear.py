@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from operators_oracle import (
@@ -24,6 +26,7 @@ from operators_oracle import (
 )
 
 from positionbias import kernels
+from positionbias.models.sites import Sites
 from positionbias.operators.lightnet import LightNet
 from positionbias.spec import ConfigError
 
@@ -41,6 +44,27 @@ def scores_of(feature, q, k):
     if feature == "identity":
         return products(q, k) / math.sqrt(H)
     return products(FEATURES[feature](q.astype(np.float64)), FEATURES[feature](k.astype(np.float64)))
+
+
+@pytest.mark.parametrize("text", ["linear_attention(feature='taylor')", "prefix_linear_attention"])
+def test_blocks_of_rows_give_what_all_rows_do(text, monkeypatch):
+    one = setting(text, "bidirectional", context=(np.arange(T) < 7).astype(np.int32), valid=np.arange(T) != 3)
+
+    def run(rows):
+        monkeypatch.setattr("positionbias.operators.linear_attention.ROWS", rows)
+
+        def loss(arrays):
+            params = one.params | one.operator.projected(arrays["x"], arrays["x"], one.params)
+            read = (arrays[name] for name in "qkv")
+            found = one.operator(*read, one.tokens, one.tokens, one.mask, one.position, params, Sites())
+            return jnp.sum(jnp.sin(found)), found
+
+        return jax.grad(loss, has_aux=True)({name: getattr(one, name) for name in "xqkv"})
+
+    (known_slopes, known), (slopes, found) = run(T), run(2)
+    close(np.asarray(found), np.asarray(known), 1e-6)
+    for name, slope in slopes.items():
+        close(np.asarray(slope), np.asarray(known_slopes[name]), 1e-5)
 
 
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
