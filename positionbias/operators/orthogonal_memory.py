@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -18,8 +17,10 @@ from positionbias.operators.recurrent import (
     State,
     by_head,
     held,
+    in_chunks,
     like,
     only_valid,
+    rejoined,
     running,
     runs,
     sees_all,
@@ -30,6 +31,7 @@ from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
 
 LEAST_ROWS = 8  # of a block of queries, which are multiplied at once
+ROWS = 1024  # of the blocks whose scores are there at once
 
 
 @member("operators", "orthogonal_memory")
@@ -84,70 +86,81 @@ class OrthogonalMemory(Recurrent):
             begun = held(state, "total") or (None, None)
             total = tuple(_sums(x, asked, before) for x, before in zip(total, begun, strict=True))
         mean = total[0] / jnp.maximum(total[1], 1)[..., None]
-        far = jnp.einsum("BTNH,NHR->BTNR", q, basis) * mean
-        near, seen, read, kept = self._window(q, token, asked, params["by_distance"], held(state, "window"))
-        if self.join == "joint":
-            everything = jnp.concatenate([far, near], axis=-1)
-            weights = masked_softmax(everything, jnp.concatenate([jnp.ones_like(far, bool), seen], axis=-1))
-            by_far, by_near = weights[..., : self.slots], weights[..., self.slots :]
+        nearby, seen, kept = _window(token, there(tokens, len(x)), self.window, asked, held(state, "window"))
+        size, count, rows = min(self.window, asked.length) - 1, nearby.shape[1], seen.shape[2]
+        by_distance = params["by_distance"].astype(jnp.float32)
+        by_distance = jnp.take(by_distance, np.clip(_back(rows, size), 0, size), axis=1).transpose(1, 0, 2)
+
+        def attended(q: jax.Array, mean: jax.Array, nearby: jax.Array, seen: jax.Array) -> jax.Array:
+            far = jnp.einsum("BCINH,NHR->BCINR", q, basis) * mean
+            near = jnp.einsum("BCINH,BCJNH->BCINJ", q, nearby) + by_distance
+            seen = jnp.broadcast_to(seen[:, :, :, None] > 0, near.shape)
+            if self.join == "joint":
+                everything = jnp.concatenate([far, near], axis=-1)
+                weights = masked_softmax(everything, jnp.concatenate([jnp.ones_like(far, bool), seen], axis=-1))
+                by_far, by_near = weights[..., : self.slots], weights[..., self.slots :]
+            else:
+                by_far, by_near = jax.nn.softmax(far, axis=-1), masked_softmax(near, seen)
+            slots = jnp.einsum("BCINR,NHR->BCINH", by_far * mean, basis)
+            return slots + jnp.einsum("BCINJ,BCJNH->BCINH", by_near, nearby)
+
+        parts, some = (_cut(q, rows), _cut(mean, rows), nearby, seen), max(ROWS // rows, 1)
+        if count > some:
+            inside = jax.checkpoint(attended)
+            mixed = rejoined(jax.lax.map(lambda x: inside(*x), tuple(in_chunks(x, some) for x in parts)), count)
         else:
-            by_far, by_near = jax.nn.softmax(far, axis=-1), masked_softmax(near, seen)
-        mixed = jnp.einsum("BTNR,NHR->BTNH", by_far * mean, basis) + read(by_near)
-        mixed = only_valid(mixed.reshape(*x.shape[:2], -1).astype(x.dtype), tokens)
+            mixed = attended(*parts)
+        mixed = mixed.reshape(len(x), count * rows, -1)[:, : x.shape[1]]
+        mixed = only_valid(mixed.astype(x.dtype), tokens)
         after: State = {"total": tuple(x[:, -1] for x in total), "window": kept}
         return mixed @ params["output"].astype(x.dtype), after
 
-    def _window(
-        self,
-        q: jax.Array,
-        token: jax.Array,
-        asked: Asked,
-        by_distance: Float[jax.Array, "N W"],
-        before: tuple[jax.Array, jax.Array] | None,
-    ) -> tuple[
-        Float[jax.Array, "B T N K"],
-        Bool[jax.Array, "B T N K"],
-        Callable[[Float[jax.Array, "B T N K"]], Float[jax.Array, "B T N H"]],
-        tuple[Float[jax.Array, "B W-1 N H"], Bool[jax.Array, "B W-1"]],
-    ]:
-        """Scores of tokens nearby, which are seen, what weights of them read, and what is carried on.
 
-        In blocks of queries, which share the keys of their own rows and of the `size` before these: by row, every key
-        would be copied `window` times.
-        """
-        length, size = token.shape[1], min(self.window, asked.length) - 1
-        parts = token, there(asked.tokens_q, len(token))
-        both = [with_before(x, y, size) for x, y in zip(parts, before or (None, None), strict=True)]
-        rows = min(max(size + 1, LEAST_ROWS), length)
-        count = -(-length // rows)
+def _window(
+    token: Float[jax.Array, "B T N H"],
+    valid: Bool[jax.Array, "B T"],
+    window: int,
+    asked: Asked,
+    before: tuple[jax.Array, jax.Array] | None,
+) -> tuple[
+    Float[jax.Array, "B count W-1+rows N H"],
+    Bool[jax.Array, "B count rows W-1+rows"],
+    tuple[Float[jax.Array, "B W-1 N H"], Bool[jax.Array, "B W-1"]],
+]:
+    """The tokens near each block of queries, which of them each query sees, and what is carried on.
 
-        def cut(x: Float[jax.Array, "B T ..."]) -> Float[jax.Array, "B count rows ..."]:
-            x = jnp.pad(x, [(0, 0), (0, count * rows - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-            return x.reshape(len(x), count, rows, *x.shape[2:])
+    The queries of a block share the keys of their own rows and of the `size` before these: by row, every key would be
+    copied `window` times.
+    """
+    length, size = token.shape[1], min(window, asked.length) - 1
+    both = [with_before(x, y, size) for x, y in zip((token, valid), before or (None, None), strict=True)]
+    rows = min(max(size + 1, LEAST_ROWS), length)
+    count = -(-length // rows)
 
-        def keys(x: Float[jax.Array, "B W-1+T ..."]) -> Float[jax.Array, "B count W-1+rows ..."]:
-            if count == 1:
-                return x[:, None]
-            return jnp.concatenate([cut(x[:, : count * rows])[:, :, :size], cut(x[:, size:])], axis=2)
+    def keys(x: Float[jax.Array, "B W-1+T ..."]) -> Float[jax.Array, "B count W-1+rows ..."]:
+        if count == 1:
+            return x[:, None]
+        return jnp.concatenate([_cut(x[:, : count * rows], rows)[:, :, :size], _cut(x[:, size:], rows)], axis=2)
 
-        def joined(x: Float[jax.Array, "B count rows ..."]) -> Float[jax.Array, "B T ..."]:
-            return x.reshape(len(x), count * rows, *x.shape[3:])[:, :length]
+    back = _back(rows, size)
+    nearby, seen = keys(both[0][0]), keys(both[1][0])[:, :, None] & ((back >= 0) & (back <= size))
+    carried, resets = both[1][1], asked.resets()
+    if resets is not None:
+        run = jnp.atleast_2d(runs(resets, size))
+        seen = seen & (keys(run)[:, :, None] == _cut(run[:, size:], rows)[..., None])
+        carried = carried & (run[:, length:] == run[:, -1:])
+    return nearby, seen, (both[0][1], carried)
 
-        back = np.arange(rows)[:, None] + size - np.arange(rows + size)
-        nearby, seen = keys(both[0][0]), keys(both[1][0])[:, :, None] & ((back >= 0) & (back <= size))
-        carried, resets = both[1][1], asked.resets()
-        if resets is not None:
-            run = jnp.atleast_2d(runs(resets, size))
-            seen = seen & (keys(run)[:, :, None] == cut(run[:, size:])[..., None])
-            carried = carried & (run[:, length:] == run[:, -1:])
-        by_distance = jnp.take(by_distance.astype(jnp.float32), np.clip(back, 0, size), axis=1)
-        scores = jnp.einsum("BCINH,BCJNH->BCINJ", cut(q), nearby) + by_distance.transpose(1, 0, 2)
-        seen = jnp.broadcast_to(seen[:, :, :, None], scores.shape)
 
-        def read(weights: Float[jax.Array, "B T N K"]) -> Float[jax.Array, "B T N H"]:
-            return joined(jnp.einsum("BCINJ,BCJNH->BCINH", cut(weights), nearby))
+def _cut(x: Float[jax.Array, "B T ..."], rows: int) -> Float[jax.Array, "B count rows ..."]:
+    """In blocks of so many rows, with zeros behind the last."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % rows)] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(len(x), -1, rows, *x.shape[2:])
 
-        return joined(scores), joined(seen), read, (both[0][1], carried)
+
+def _back(rows: int, size: int) -> np.ndarray:
+    """How far each key of a block is before each query."""
+    return np.arange(rows)[:, None] + size - np.arange(rows + size)
 
 
 def _sums(

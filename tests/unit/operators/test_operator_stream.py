@@ -1,5 +1,6 @@
 """Operators that read the stream, and the mean of all values, against what defines them in numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,6 +143,21 @@ def orthogonal(one, mask, window, join):
 def test_orthogonal_memory_attends_to_means_of_coefficients_and_to_a_window(mask, window, join):
     one = setting(f"orthogonal_memory(slots=3, window={window}, join={join!r})", mask)
     close(mix(one), orthogonal(one, mask, window, join))
+
+
+@pytest.mark.parametrize("join", ["joint", "sum"])
+def test_orthogonal_memory_gives_in_pieces_what_it_does_at_once(join, monkeypatch):
+    """Three blocks of four rows, two at a time: the last piece is filled up."""
+    one = setting(f"orthogonal_memory(slots=3, window=4, join={join!r})", valid=np.arange(T) != 4)
+
+    def slope():
+        return jax.grad(lambda x: jnp.sum(one.operator.mix(x, one.tokens, one.mask, one.params, Sites()) ** 2))(one.x)
+
+    known, known_slope = mix(one), np.asarray(slope())
+    monkeypatch.setattr("positionbias.operators.orthogonal_memory.LEAST_ROWS", 2)
+    monkeypatch.setattr("positionbias.operators.orthogonal_memory.ROWS", 8)
+    close(mix(one), known, 1e-6)
+    close(np.asarray(slope()), known_slope, 1e-5)
 
 
 def test_orthogonal_memory_tells_apart_no_tokens_behind_the_window_but_by_their_mean():
