@@ -22,9 +22,10 @@ class GatedSlot(Recurrent):
     """o_t = softmax(q_t K~_t') V~_t over `slots`, K~_t = diag(a_t) K~_(t-1) + (1 - a_t) k_t', V~ likewise (GSA).
 
     Zhang et al. 2024 (arXiv 2409.07146; the gated slots, and their form as two passes of GLA): a_t = sigmoid(W x_t)^(1
-    / `slowness`), one a slot and head; queries pass a swish, so do keys, values; the output of each head is taken over
-    its root mean square. Two gated recurrences with a softmax between. ABC (Peng et al. 2022) is the same with a
-    running mean in place of the decay.
+    / `slowness`), one a slot and head; queries pass a swish, so do keys, values. Two gated recurrences with a softmax
+    between. Ours: scores are over sqrt(H), and the output of each head over its root mean square; the authors' layer
+    (flash-linear-attention, `GatedSlotAttention`) leaves scores as they are, and takes a swish of the output over the
+    root mean square of all heads. ABC (Peng et al. 2022) is the same with a running mean in place of the decay.
     """
 
     slots: int = 16
