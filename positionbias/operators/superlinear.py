@@ -141,7 +141,7 @@ class Superlinear(Choosing):
             there = jnp.broadcast_to(allowed(rows, anchors)[:, None], search.shape)
             shares, which, good = self._best(search * scale, there)
             chosen = jnp.take_along_axis(jnp.broadcast_to(anchors, search.shape), which, axis=-1)[..., None]
-            reach = chosen - before[:, None, None] + span  # [B, N, L, C, M]
+            reach = jnp.maximum(chosen - before[:, None, None], 0) + span  # [B, N, L, C, M], none before the first key
             inside = good[..., None] & (reach <= chosen + after[:, None, None])
             inside = inside & (reach <= rows[:, None, None] - window)
             far_k, far_v = (jax.vmap(jax.vmap(lambda x, at: x[at]))(x, reach.clip(0)) for x in by_head)

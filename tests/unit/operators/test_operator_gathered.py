@@ -34,6 +34,7 @@ CASES = [
     ("superlinear(inside=2, top=3, scaled=False)", "causal & ~dilated_window(40, 3)"),
     ("superlinear(inside=2, top=9)", "causal & segments"),
     ("superlinear(inside=7)", "causal"),
+    ("superlinear(inside=1, back=7.0, front=3.0)", "causal"),  # spans longer than the sequence
     ("varied_window(width=4)", "bidirectional"),
     ("varied_window(width=7, scaled=False)", "bidirectional"),
 ]
