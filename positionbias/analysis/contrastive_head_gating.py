@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from positionbias.analysis.alignment import descended
-from positionbias.analysis.base import Analysis, Axes, Labels, Subject
+from positionbias.analysis.base import Axes, Labels, Subject
 from positionbias.analysis.chosen_heads import DRAWS
-from positionbias.analysis.head_gating import FAR, MOST
-from positionbias.analysis.heads import HEADS, gated, without
+from positionbias.analysis.heads import Gating, drawn_gates, gated, openness, without
 from positionbias.arrays import Bool, Float, Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import find_condition
@@ -26,7 +25,7 @@ KEPT = ("all", "gated", "random")
 
 @member("analyses", "contrastive_head_gating")
 @dataclasses.dataclass(frozen=True)
-class ContrastiveHeadGating(Analysis):
+class ContrastiveHeadGating(Gating):
     """Gates of heads that keep the condition that is asked, and lose the condition `forget` (Nam et al. 2025).
 
     "Causal Head Gating", arXiv 2505.13737, equation 2. A head's output is multiplied by sigmoid(a). Gates that are
@@ -56,17 +55,6 @@ class ContrastiveHeadGating(Analysis):
     }
     shown = "gates"
     labels: ClassVar[Labels] = {"condition": CONDITIONS, "kept": KEPT}
-    any_rows = True
-    draws = True
-
-    def __post_init__(self) -> None:
-        require(0 < self.weight <= 1000, "weight", self.weight, "a number above 0, up to 1000")
-        require(0 < self.rate <= 1000, "rate", self.rate, "a number above 0, up to 1000")
-        for name in ("updates", "seeds", "batch"):
-            require(1 <= getattr(self, name) <= MOST, name, getattr(self, name), f"a whole number from 1 to {MOST}")
-
-    def reads(self) -> tuple[str, ...]:
-        return (HEADS,)
 
     def layers(self, subject: Subject) -> list[int]:
         found = super().layers(subject)
@@ -116,8 +104,8 @@ class ContrastiveHeadGating(Analysis):
                 right.append(jnp.mean(found, axis=1))
             retained, forgotten = right
             apart = jnp.clip(forgotten - retained, -FARTHEST, FARTHEST)
-            return jnp.mean(apart) - self.weight * jnp.mean(jnp.clip(a, -FAR, FAR))
+            return jnp.mean(apart) - self.weight * openness(a)
 
-        even = jax.random.uniform(started, (len(layers), both[0].run.config.model.heads), minval=0.01, maxval=0.99)
+        begun = drawn_gates(started, layers, both[0].run.config.model.heads)
         rule = optax.adam(optax.linear_schedule(self.rate, SLOWER * self.rate, self.updates))
-        return jax.nn.sigmoid(descended(loss, jnp.log(even / (1 - even)), rule, trained, self.updates))
+        return jax.nn.sigmoid(descended(loss, begun, rule, trained, self.updates))

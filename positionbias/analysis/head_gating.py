@@ -10,18 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from positionbias.analysis.base import Analysis, Axes, Subject
-from positionbias.analysis.heads import HEADS, gated, without
+from positionbias.analysis.alignment import descended
+from positionbias.analysis.base import Axes, Subject
+from positionbias.analysis.heads import Gating, drawn_gates, gated, openness, without
 from positionbias.arrays import Float, Key
-from positionbias.spec import member, require
-
-FAR = 4.0  # gates are pushed no further than the sigmoid of this
-MOST = 100_000
+from positionbias.spec import member
 
 
 @member("analyses", "head_gating")
 @dataclasses.dataclass(frozen=True)
-class HeadGating(Analysis):
+class HeadGating(Gating):
     """Gates of heads, trained on the frozen model's own loss, and pushed to 1 and to 0 (Nam et al. 2025).
 
     "Causal Head Gating", arXiv 2505.13737. A head's output is multiplied by sigmoid(a). Gates that are drawn evenly
@@ -44,17 +42,6 @@ class HeadGating(Analysis):
         **dict.fromkeys(("without_facilitating", "without_interfering", "without_irrelevant"), ()),
     }
     shown = "facilitating"
-    any_rows = True
-    draws = True
-
-    def __post_init__(self) -> None:
-        require(0 < self.weight <= 1000, "weight", self.weight, "a number above 0, up to 1000")
-        require(0 < self.rate <= 1000, "rate", self.rate, "a number above 0, up to 1000")
-        for name in ("updates", "seeds", "batch"):
-            require(1 <= getattr(self, name) <= MOST, name, getattr(self, name), f"a whole number from 1 to {MOST}")
-
-    def reads(self) -> tuple[str, ...]:
-        return (HEADS,)
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         heads = subject.run.config.model.heads
@@ -78,22 +65,13 @@ class HeadGating(Analysis):
         rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(self.rate))
         drawn, *keys = jax.random.split(key, 4)
 
-        def loss(a: jax.Array, key: jax.Array, weight: float) -> jax.Array:
-            batch = subject.batch(key, self.batch)
-            outputs, _ = subject.apply(batch, (), gated(layers, jax.nn.sigmoid(a)))
-            cost = -jnp.mean(subject.answers(outputs, batch)["log_probability"])
-            return cost - weight * jnp.mean(jnp.clip(a, -FAR, FAR))
-
         def trained(a: jax.Array, key: jax.Array, weight: float) -> jax.Array:
-            def step(
-                state: tuple[jax.Array, optax.OptState], key: jax.Array
-            ) -> tuple[tuple[jax.Array, optax.OptState], None]:
-                a, held = state
-                change, held = rule.update(jax.grad(loss)(a, key, weight), held)
-                return (a + change, held), None
+            def loss(a: jax.Array, key: jax.Array, _: jax.Array) -> jax.Array:
+                batch = subject.batch(key, self.batch)
+                outputs = subject.apply(batch, (), gated(layers, jax.nn.sigmoid(a)))[0]
+                return -jnp.mean(subject.answers(outputs, batch)["log_probability"]) - weight * openness(a)
 
-            return jax.lax.scan(step, (a, rule.init(a)), jax.random.split(key, self.updates))[0][0]
+            return descended(loss, a, rule, key, self.updates)  # type: ignore[no-any-return]
 
-        even = jax.random.uniform(drawn, (len(layers), heads), minval=0.01, maxval=0.99)
-        a = trained(jnp.log(even / (1 - even)), keys[0], 0.0)
+        a = trained(drawn_gates(drawn, layers, heads), keys[0], 0.0)
         return tuple(jax.nn.sigmoid(trained(a, keys[i + 1], w)) for i, w in enumerate((self.weight, -self.weight)))  # type: ignore[return-value]

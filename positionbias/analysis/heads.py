@@ -1,4 +1,4 @@
-"""What analyses of heads share: taking heads out, some of all."""
+"""What analyses of heads share: taking heads out, some of all, and gates that are learned."""
 
 from __future__ import annotations
 
@@ -7,11 +7,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import sites
+from positionbias.analysis.base import Analysis, sites
 from positionbias.arrays import Bool, Float, Key
 from positionbias.models import edits
+from positionbias.spec import require
 
 HEADS = "layers.*.attention.heads"  # each head's mix of values
+FAR = 4.0  # gates are pushed no further than the sigmoid of this
+MOST = 100_000
+
+
+class Gating(Analysis):
+    """What analyses share that learn gates of heads, sigmoid(a): by `updates` steps of a `batch` each, at a `rate`.
+
+    `weight` is that of the push on gates, and numbers are means over `seeds`.
+    """
+
+    weight: float
+    updates: int
+    seeds: int
+    rate: float
+    batch: int
+
+    any_rows = True
+    draws = True
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight <= 1000, "weight", self.weight, "a number above 0, up to 1000")
+        require(0 < self.rate <= 1000, "rate", self.rate, "a number above 0, up to 1000")
+        for name in ("updates", "seeds", "batch"):
+            require(1 <= getattr(self, name) <= MOST, name, getattr(self, name), f"a whole number from 1 to {MOST}")
+
+    def reads(self) -> tuple[str, ...]:
+        return (HEADS,)
+
+
+def drawn_gates(key: Key[jax.Array, ""], layers: list[int], heads: int) -> Float[jax.Array, "L N"]:
+    """a of gates that are drawn evenly."""
+    even = jax.random.uniform(key, (len(layers), heads), minval=0.01, maxval=0.99)
+    return jnp.log(even / (1 - even))
+
+
+def openness(a: Float[jax.Array, "L N"]) -> Float[jax.Array, ""]:
+    """What a weight pushes: the mean of a, of which nothing counts beyond `FAR`."""
+    return jnp.mean(jnp.clip(a, -FAR, FAR))
 
 
 def without(layers: list[int], chosen: Bool[jax.Array, "L N"]) -> dict[str, Any]:

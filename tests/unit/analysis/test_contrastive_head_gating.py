@@ -9,7 +9,7 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.contrastive_head_gating import ContrastiveHeadGating
-from positionbias.analysis.head_gating import HEADS
+from positionbias.analysis.heads import HEADS
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.tasks.context_or_prior import IGNORE, USE
