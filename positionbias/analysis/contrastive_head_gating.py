@@ -56,11 +56,9 @@ class ContrastiveHeadGating(Gating):
     shown = "gates"
     labels: ClassVar[Labels] = {"condition": CONDITIONS, "kept": KEPT}
 
-    def layers(self, subject: Subject) -> list[int]:
-        found = super().layers(subject)
+    def check(self, subject: Subject) -> None:
         allowed = f"another condition than {subject.condition.name}, which is asked"
         require(self._other(subject).condition != subject.condition, "forget", self.forget, allowed)
-        return found
 
     def _other(self, subject: Subject) -> Subject:
         """The subject in the condition that is forgotten."""

@@ -97,9 +97,9 @@ def test_what_is_lost_beyond_five_nats_is_no_gain(run):
 
 def test_a_condition_is_not_held_against_itself_and_has_to_be_there(run):
     with pytest.raises(ConfigError, match="forget = 'use' is not allowed; allowed: another condition than use"):
-        ContrastiveHeadGating("use").layers(Subject(run, subject(run, "use").condition, 4))
+        ContrastiveHeadGating("use").check(Subject(run, subject(run, "use").condition, 4))
     with pytest.raises(ConfigError, match="forget: unknown condition 'used', did you mean 'use'"):
-        ContrastiveHeadGating("used").layers(Subject(run, subject(run, "ignore").condition, 4))
+        ContrastiveHeadGating("used").check(Subject(run, subject(run, "ignore").condition, 4))
     for wrong in ({"weight": 0.0}, {"rate": 0.0}, {"updates": 0}, {"seeds": 0}, {"batch": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ContrastiveHeadGating("use", **wrong)
