@@ -28,7 +28,7 @@ TOLD = ("accuracy", "log_probability")
 @member("analyses", "state_reweaving")
 @dataclasses.dataclass(frozen=True)
 class StateReweaving(Analysis):
-    """Answers where the stream h behind layer `from` is woven into that behind layer `to`, in some rows.
+    """Answers where the stream h behind one layer is woven into that behind another, in some rows.
 
     In the chosen rows h_to becomes (1 - w) h_to + w h_from, with w = `weight` and h_from of the run as it is. Above the
     diagonal of (from, to) an early state is brought up to a later layer; below it a late one is brought down to an

@@ -129,7 +129,9 @@ class HyperAttention(Operator):
         if self.causal:
             block_q = jnp.minimum(jnp.sum(k[..., None, :] < q[..., None], axis=-1), columns - 1) // self.block
         else:
-            block_q = _ranks(q) * -(-columns // self.block) // rows
+            # By a table: the product is beyond int32 where there are many blocks of many rows.
+            of_rank = np.arange(rows, dtype=np.int64) * -(-columns // self.block) // rows
+            block_q = jnp.asarray(of_rank.astype(np.int32))[_ranks(q)]
         same = block_q[..., None] == (_ranks(k) // self.block)[..., None, :]
         drawn = self._drawn(q.shape[1], columns, start)[:, None] * (columns / max(self.samples, 1))
         return jnp.where(same, 1.0, drawn)

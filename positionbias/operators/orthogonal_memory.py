@@ -78,7 +78,7 @@ class OrthogonalMemory(Recurrent):
         heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
         q, token = (by_head(x @ params[name].astype(x.dtype), heads) for name in ("query", "token"))
         q, token = q.astype(jnp.float32) * q.shape[-1] ** -0.5, only_valid(token.astype(jnp.float32), tokens)
-        basis = jnp.linalg.qr(params["basis"].astype(jnp.float32))[0]  # [N, H, R]
+        basis = _orthonormal(params["basis"].astype(jnp.float32))
         total: tuple[jax.Array, ...] = jnp.einsum("BTNH,NHR->BTNR", token, basis), valid.astype(jnp.float32)
         if sees_all(asked.mask):
             total = tuple(jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape) for x in total)
@@ -161,6 +161,24 @@ def _cut(x: Float[jax.Array, "B T ..."], rows: int) -> Float[jax.Array, "B count
 def _back(rows: int, size: int) -> np.ndarray:
     """How far each key of a block is before each query."""
     return np.arange(rows)[:, None] + size - np.arange(rows + size)
+
+
+def _orthonormal(columns: Float[jax.Array, "N H R"]) -> Float[jax.Array, "N H R"]:
+    """Gram and Schmidt's basis of the columns, each taken out of twice, as once leaves what rounding put in.
+
+    It is that of a QR decomposition but for signs, which make no difference; LAPACK's is not called, as two programs at
+    once that did have hung on CPUs.
+    """
+
+    def add(basis: jax.Array, new: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        at, column = new
+        for _ in range(2):
+            column = column - jnp.einsum("NHR,NR->NH", basis, jnp.einsum("NHR,NH->NR", basis, column))
+        column = column / jnp.maximum(jnp.linalg.norm(column, axis=-1, keepdims=True), 1e-9)
+        return basis.at[..., at].set(column), None
+
+    each = jnp.arange(columns.shape[-1]), jnp.moveaxis(columns, -1, 0)
+    return jax.lax.scan(add, jnp.zeros_like(columns), each)[0]
 
 
 def _sums(
