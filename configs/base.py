@@ -86,7 +86,12 @@ def get_config() -> ConfigDict:
                 # loop: replicas one after another; vmap: side by side; auto: loop on a CPU, else
                 # vmap
                 "replica_layout": "auto",
-                "devices": "auto",  # devices replicas are spread over; on a CPU these are virtual, one a core
+                # the devices, which on a CPU are virtual, one a core
+                "mesh": {
+                    "replica": "auto",
+                    "data": "auto",
+                    "fsdp": 1,
+                },
                 # steps in one compiled call; auto: the greatest that divides every cadence
                 "steps_per_dispatch": "auto",
             },

@@ -13,6 +13,7 @@ from positionbias.config import resolve, schema
 from positionbias.spec import ConfigError
 
 IN_USE = 4
+MOST_PROCESSES = 2**16
 
 
 def folder(given: str, flag: str = "--workdir") -> pathlib.Path:
@@ -27,25 +28,50 @@ def default_workdir(config: schema.Config) -> pathlib.Path:
     return pathlib.Path("runs", config.name, resolve.config_hash(config))
 
 
-def set_up(config: schema.Config) -> None:
-    """Configure JAX for the devices this config's replicas are shared out over."""
+def processes(given: str | None) -> runtime.Processes | None:
+    """What `--processes` says: None, 'auto', or HOST:PORT,COUNT,INDEX."""
+    if given is None or given == "auto":
+        return None if given is None else runtime.Processes()
+    address, *numbers = given.split(",")
+    _, colon, port = address.rpartition(":")
+    if len(numbers) == 2 and colon and all(x.isdecimal() for x in (port, *numbers)):
+        count, index = map(int, numbers)
+        if index < count <= MOST_PROCESSES and 0 < int(port) < 65536:
+            return runtime.Processes(address, count, index)
+    raise ConfigError(
+        f"--processes: {given!r} is not allowed; allowed: 'auto', or HOST:PORT,COUNT,INDEX, of which INDEX is from 0 to"
+        " below COUNT."
+    )
+
+
+def set_up(config: schema.Config, processes: runtime.Processes | None = None) -> None:
+    """Configure JAX for the devices this config's replicas are shared out over, and join the other processes."""
     with runtime.no_garbage():
         from positionbias.training import auto
 
-    runtime.configure(auto.virtual_devices(config, runtime.cores()))
+    count = 1 if processes is None else processes.count or 1
+    devices = auto.virtual_devices(config, runtime.cores() * count)
+    runtime.configure(-(-devices // count), processes)
 
 
 def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = None) -> int:
     """Train, print the table and write the report; returns the exit code."""
     with runtime.no_garbage():
+        from positionbias import hosts
         from positionbias.training.loop import train
         from positionbias.training.run_folder import FolderInUse
 
+    def told(line: str) -> None:
+        if hosts.first():
+            say(line)
+
     try:
-        outcome = train(config, workdir, sys.orig_argv, say, stop_after)
+        outcome = train(config, workdir, sys.orig_argv, told, stop_after)
     except FolderInUse as error:
         print(f"error: {error}", file=sys.stderr)
         return IN_USE
+    if not hosts.first():
+        return outcome.code
     if outcome.message:
         say(outcome.message, sys.stderr if outcome.status == "failed" else sys.stdout)
     conclude(workdir)

@@ -8,34 +8,66 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from positionbias import hosts
 from positionbias.arrays import Int, Key
+
+AXES = ("replica", "data", "fsdp")
+BATCH = ("data", "fsdp")  # the axes that share out the sequences of a batch
+PER_REPLICA = P("replica")  # a leading R on every leaf
+IN_PARTS = P("replica", "fsdp")  # and behind it the parts of a replica
+BY_ITEM = P("replica", BATCH)  # and behind it what devices that share a batch have of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """`loop` runs replicas one after another inside one program, `vmap` side by side; `devices` share them out."""
+    """`loop` runs replicas one after another inside one program, `vmap` side by side, over a mesh of devices.
+
+    `replica` devices have replicas of their own; of each replica `data` times `fsdp` share the sequences of a batch,
+    and `fsdp` keep a part of its parameters each, which all of them gather where they are used (fully sharded data
+    parallelism; Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
+    """
 
     form: Literal["loop", "vmap"]
-    devices: int = 1
+    replica: int = 1
+    data: int = 1
+    fsdp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Devices used."""
+        return self.replica * self.shards
+
+    @property
+    def shards(self) -> int:
+        """Devices that share a batch."""
+        return self.data * self.fsdp
 
     def mesh(self) -> Mesh:
-        """The devices used, as one axis named `replica`."""
-        return Mesh(np.asarray(jax.devices()[: self.devices]), ("replica",))
+        """The devices used, as the axes `replica`, `data` and `fsdp`."""
+        return Mesh(np.asarray(jax.devices()[: self.devices]).reshape(self.replica, self.data, self.fsdp), AXES)
 
-    def place(self, tree: Any) -> Any:
+    def place(self, tree: Any, spec: P = PER_REPLICA) -> Any:
         """Put arrays with a leading R on the devices of this layout."""
-        return jax.device_put(tree, NamedSharding(self.mesh(), P("replica")))
+        return hosts.placed(tree, NamedSharding(self.mesh(), spec))
 
     def share(self, tree: Any) -> Any:
         """Put arrays that all replicas read on every device of this layout."""
-        return jax.device_put(tree, NamedSharding(self.mesh(), P()))
+        return self.place(tree, P())
 
-    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function(replica_tree, *shared)` mapped over the leading R of its first argument's leaves."""
+    def over(
+        self, function: Callable[..., Any], given: Any = PER_REPLICA, made: Any = PER_REPLICA
+    ) -> Callable[..., Any]:
+        """`function(replica_tree, *shared)` mapped over the leading R of its first argument's leaves.
+
+        Where a batch is shared out, every one of its devices runs `function`, which must see to it: `each`, `summed`.
+        `given` and `made` are the partitions of its first argument and of what it returns, as of `jax.shard_map`.
+        """
 
         def local(tree: Any, *shared: Any) -> Any:
             if self.form == "vmap":
@@ -46,11 +78,36 @@ class Layout:
             return local
 
         def spread(tree: Any, *shared: Any) -> Any:
-            specs = (P("replica"), *(P() for _ in shared))
-            mapped = jax.shard_map(local, mesh=self.mesh(), in_specs=specs, out_specs=P("replica"), check_vma=False)
+            specs = (given, *(P() for _ in shared))
+            mapped = jax.shard_map(local, mesh=self.mesh(), in_specs=specs, out_specs=made, check_vma=False)
             return mapped(tree, *shared)
 
         return spread
+
+    # ---- inside `over`
+
+    def each(self, function: Callable[[Int[jax.Array, ""]], Any], count: int) -> Any:
+        """`function` of 0 to `count` - 1, stacked; devices that share a batch take some each, perhaps beyond the last.
+
+        What is made of it is to be put together by `made=BY_ITEM`.
+        """
+        most = -(-count // self.shards)
+        first = 0 if self.shards == 1 else jax.lax.axis_index(BATCH) * most
+        return jax.lax.map(function, first + jnp.arange(most))
+
+    def own(self, tree: Any) -> Any:
+        """Of arrays with a leading B the part that this device has of the batch."""
+        if self.shards == 1:
+            return tree
+        at = jax.lax.axis_index(BATCH)
+        return jax.tree.map(lambda x: x.reshape(self.shards, -1, *x.shape[1:])[at], tree)
+
+    def summed(self, tree: Any, over: tuple[str, ...] = BATCH) -> Any:
+        """The sum of float32 arrays over the devices that share a batch; in one piece, which is sent once."""
+        if self.shards == 1:
+            return tree
+        vector, apart = jax.flatten_util.ravel_pytree(tree)
+        return apart(jax.lax.psum(vector, over))
 
 
 def stream(key: Key[jax.Array, ""], name: str) -> Key[jax.Array, ""]:

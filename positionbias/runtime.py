@@ -6,10 +6,13 @@ Entry modules call `configure` once, before anything touches a device.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import pathlib
 from collections.abc import Iterator
+
+from positionbias.errors import ConfigError
 
 CACHE_VARIABLE = "POSITIONBIAS_CACHE"  # folder of the compile cache; "off" turns it off
 FUSION = "--xla_cpu_experimental_ynn_fusion_type"
@@ -56,11 +59,21 @@ def cache_folder() -> pathlib.Path | None:
     return pathlib.Path(base) / "positionbias" / "compiled"
 
 
-def configure(cpu_devices: int = 1) -> None:
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of one run; where nothing is given, JAX finds it out: on TPU pods, under SLURM and Open MPI."""
+
+    coordinator: str | None = None  # HOST:PORT, on which the first process listens
+    count: int | None = None
+    index: int | None = None
+
+
+def configure(cpu_devices: int = 1, processes: Processes | None = None) -> None:
     """Set JAX up: `cpu_devices` virtual devices where the platform is a CPU, full float32 products, a compile cache.
 
     Matrix products are pinned to full float32 precision, so that a GPU or TPU computes what the config says. Does
-    nothing for the number of devices if a backend exists already.
+    nothing for the number of devices if a backend exists already. With `processes` it waits for all of them, and raises
+    ConfigError where they cannot be found.
     """
     # XLA's note that a cached program was built for the same processor under another name helps nobody.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -70,8 +83,24 @@ def configure(cpu_devices: int = 1) -> None:
     jax.config.update("jax_threefry_partitionable", True)
     with contextlib.suppress(RuntimeError):  # a device was touched already: their number stays
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if processes is not None:
+        _join(processes)
     folder = cache_folder()
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _join(processes: Processes) -> None:
+    import jax
+
+    # On CPUs programs that were started one after the other run side by side, and what two of them send gets mixed up.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
+    except (ValueError, RuntimeError) as error:
+        told = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"--processes: {told}; allowed: 'auto' where JAX finds the others, else HOST:PORT,COUNT,INDEX."
+        ) from None

@@ -15,6 +15,11 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--stop_after", type=int, metavar="STEP", help="stop after the first dispatch that reaches this step"
     )
+    made.add_argument(
+        "--processes",
+        metavar="auto|HOST:PORT,COUNT,INDEX",
+        help="train in several processes, one a machine: the same command on each, but for INDEX",
+    )
     return made
 
 
@@ -25,7 +30,7 @@ def main(argv: list[str]) -> int:
     config = resolve.resolve(cli.load_config(given.config, overrides))
     if given.stop_after is not None and given.stop_after < 1:
         raise ConfigError(f"--stop_after: {given.stop_after} is not allowed; allowed: a whole number from 1.")
-    launch.set_up(config)
+    launch.set_up(config, launch.processes(given.processes))
     return launch.run(config, workdir or launch.default_workdir(config), given.stop_after)
 
 

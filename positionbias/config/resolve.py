@@ -293,13 +293,22 @@ def _check_steps(config: schema.Config) -> None:
 
 
 def _check_sharing(train: schema.Train) -> None:
-    if train.microbatch != "auto" and train.batch_size % train.microbatch:
+    mesh, size = train.mesh, train.batch_size
+    if mesh.replica != "auto" and train.replicas % mesh.replica:
         raise ConfigError(
-            f"train.microbatch = {train.microbatch} does not divide train.batch_size = {train.batch_size};"
+            f"train.mesh.replica = {mesh.replica} does not divide train.replicas = {train.replicas};"
             " allowed: 'auto' or a divisor of it."
         )
-    if train.devices != "auto" and train.replicas % train.devices:
+    told, shards = "train.mesh.fsdp", mesh.fsdp
+    if mesh.data != "auto":
+        told, shards = "train.mesh.data times fsdp", mesh.data * mesh.fsdp
+    if size % shards:
+        raise ConfigError(f"{told} = {shards} does not divide train.batch_size = {size}; allowed: a divisor of it.")
+    if train.microbatch != "auto" and size // shards % train.microbatch:
         raise ConfigError(
-            f"train.devices = {train.devices} does not divide train.replicas = {train.replicas};"
+            f"train.microbatch = {train.microbatch} does not divide the {size // shards} sequences that a device has of"
+            f" train.batch_size = {size}; allowed: 'auto' or a divisor of them."
+            if shards > 1
+            else f"train.microbatch = {train.microbatch} does not divide train.batch_size = {size};"
             " allowed: 'auto' or a divisor of it."
         )

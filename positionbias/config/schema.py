@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 MOST_LAYERS = 1000
 MOST_FEATURES = 2**16
+MOST_DEVICES = 2**16
 MOST_SEQUENCES = 2**20
 MOST_STEPS = 10**9
 
@@ -119,6 +120,19 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices share what; all that there are, or as many of them as fit, where it is left to `auto`."""
+
+    replica: int | Literal["auto"] = between(1, MOST_DEVICES, "auto", "devices that replicas are spread over")
+    data: int | Literal["auto"] = between(
+        1, MOST_DEVICES, "auto", "of each of these, devices that share the sequences of a batch; auto: what is left"
+    )
+    fsdp: int = between(
+        1, MOST_DEVICES, 1, "of each of these, devices that share it further, and keep a part of the parameters each"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """The training loop."""
 
@@ -139,9 +153,7 @@ class Train:
     replica_layout: Literal["auto", "loop", "vmap"] = plain(
         "auto", "loop: replicas one after another; vmap: side by side; auto: loop on a CPU, else vmap"
     )
-    devices: int | Literal["auto"] = between(
-        1, 4096, "auto", "devices replicas are spread over; on a CPU these are virtual, one a core"
-    )
+    mesh: Mesh = plain(Mesh, "the devices, which on a CPU are virtual, one a core")
     steps_per_dispatch: int | Literal["auto"] = between(
         1, MOST_STEPS, "auto", "steps in one compiled call; auto: the greatest that divides every cadence"
     )

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from positionbias import spec
+from positionbias import hosts, spec
 from positionbias.arrays import Bool, Float, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.rows import LOSS
 from positionbias.models.base import Model
 from positionbias.models.sites import Sites
-from positionbias.replicas import Layout, stream
+from positionbias.replicas import BY_ITEM, Layout, stream
 from positionbias.tasks.base import Batch, Condition, Task, batch_axes, item_keys, sampled_from, shared_corpus, worlds
 from positionbias.theory.base import Curves
 from positionbias.tokens import Tokens, of_both, own_and_shared
@@ -69,7 +69,8 @@ class Evaluator:
 
     @cached_property
     def _measure(self) -> dict[str, Any]:
-        return {c.name: jax.jit(self.layout.over(functools.partial(self._answers, c))) for c in self.conditions}
+        over = functools.partial(self.layout.over, made=BY_ITEM)
+        return {c.name: jax.jit(over(functools.partial(self._answers, c))) for c in self.conditions}
 
     @cached_property
     def _influences(self) -> dict[str, Any]:
@@ -124,7 +125,7 @@ class Evaluator:
     def _answers(
         self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
     ) -> dict[str, jax.Array]:
-        """Columns of the rows, each [items, A], for one replica's weights, key and world."""
+        """Columns of the rows, each [items and more, A], for one replica's weights, key and world."""
         weights, key, world = replica
         task, objective = self.experiment.task, self.experiment.objective
         key, world = stream(key, f"{self.name}/{condition.stream}"), sampled_from(corpus, world)
@@ -216,8 +217,8 @@ class Evaluator:
             differs = (before != after).reshape(*batch.query.shape, -1)
             return {**found, self.intervention.share: jnp.any(differs, axis=-1)}
 
-        chunks = jax.lax.map(chunk, jnp.arange(-(-self.items // self.batch_size)))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.items], chunks)
+        chunks = self.layout.each(chunk, -(-self.items // self.batch_size))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunks)
 
     def _influence(
         self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
@@ -270,13 +271,14 @@ class Evaluator:
         )
         for number, condition in enumerate(conditions):
             stored = () if self.stored is None else (self.stored[condition.name],)
-            found = jax.device_get(self._measure[condition.name](replicas, self.corpus, *stored))
+            found = hosts.on_host(self._measure[condition.name](replicas, self.corpus, *stored))
+            found = {name: column[:, : self.items] for name, column in found.items()}
             answers = found["correct"].shape
             replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
             found |= {"replica": replica, "condition": np.full(answers, number)}
             parts.append({name: np.asarray(column).reshape(-1) for name, column in found.items()})
             if self.intervention is None:
-                profile = jax.device_get(self._influences[condition.name](replicas, self.corpus, *stored))
+                profile = hosts.on_host(self._influences[condition.name](replicas, self.corpus, *stored))
                 influence[:, number, : profile.shape[1]] = profile
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {

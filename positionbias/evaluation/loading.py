@@ -66,7 +66,7 @@ class LoadedRun:
     @property
     def layout(self) -> Layout:
         """How its replicas share the devices that are here, which need not be as many as it was trained on."""
-        train = dataclasses.replace(self.config.train, devices="auto", replicas=len(self.keys), vary={})
+        train = dataclasses.replace(self.config.train, mesh=schema.Mesh(), replicas=len(self.keys), vary={})
         here = dataclasses.replace(self.experiment, config=dataclasses.replace(self.config, train=train))
         return auto.resolve(here, jax.default_backend(), len(jax.devices())).layout
 

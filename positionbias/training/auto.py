@@ -8,9 +8,11 @@ import os
 
 import jax
 
+from positionbias import hosts, spec
 from positionbias.config import schema
 from positionbias.config.build import Experiment
-from positionbias.replicas import Layout
+from positionbias.objectives.base import Objective
+from positionbias.replicas import AXES, Layout
 from positionbias.spec import ConfigError
 
 CPU_TOKENS = 256  # tokens of a micro-batch on a CPU: what fits in cache, measured
@@ -29,21 +31,50 @@ class Auto:
         """What is printed and kept in the manifest."""
         found: dict[str, int | str] = {
             "replica_layout": self.layout.form,
-            "devices": self.layout.devices,
+            "mesh": " x ".join(f"{getattr(self.layout, axis)} {axis}" for axis in AXES),
             "microbatch": self.microbatch,
             "steps_per_dispatch": self.steps_per_dispatch,
         }
         return found | ({"attention": " and ".join(self.drivers)} if self.drivers else {})
 
 
-def devices(config: schema.Config, available: int) -> int:
-    """Devices the replicas are shared out over: as asked, else the most that divide them evenly."""
-    asked, replicas = config.train.devices, config.train.replicas
-    if asked == "auto":
-        return max(d for d in range(1, min(available, replicas) + 1) if replicas % d == 0)
-    if asked > available:
-        raise ConfigError(f"train.devices = {asked} is more than this machine has; allowed: 1 to {available}.")
-    return asked
+def layout(config: schema.Config, platform: str, available: int) -> Layout:
+    """The mesh as asked; what is `auto` of it is filled with replicas first, with parts of their batches next.
+
+    Raises ConfigError for more devices than are `available`.
+    """
+    train, asked = config.train, config.train.mesh
+    form = train.replica_layout
+    if form == "auto":
+        form = "loop" if platform == "cpu" else "vmap"
+    least = asked.fsdp if asked.data == "auto" else asked.data * asked.fsdp
+    replica, data = asked.replica, asked.data
+    if replica == "auto":
+        replica = _most(available // least, train.replicas)
+    if data == "auto":
+        together = 1 if train.microbatch == "auto" else train.microbatch
+        data = _most(available // (replica * asked.fsdp), train.batch_size // asked.fsdp // together)
+    found = Layout(form, replica, data, asked.fsdp)
+    if found.devices > available:
+        raise ConfigError(
+            f"train.mesh asks for {replica} x {data} x {asked.fsdp} = {found.devices} devices, more than this machine"
+            f" has; allowed: 1 to {available}."
+        )
+    return found
+
+
+def _check_processes(chosen: Layout) -> None:
+    idle = {d.process_index for d in jax.devices()} - {d.process_index for d in chosen.mesh().devices.flat}
+    if idle:
+        raise ConfigError(
+            f"train.mesh uses {chosen.devices} of {len(jax.devices())} devices, none of process {min(idle)}; allowed: a"
+            " mesh over all processes, of more replicas or parts of a batch, or fewer --processes."
+        )
+
+
+def _most(available: int, shared: int) -> int:
+    """The most devices, at least one, that share out so many evenly."""
+    return max(d for d in range(1, max(1, min(available, shared)) + 1) if shared % d == 0)
 
 
 def virtual_devices(config: schema.Config, cores: int) -> int:
@@ -51,7 +82,10 @@ def virtual_devices(config: schema.Config, cores: int) -> int:
 
     One a core at most: beyond that, `resolve` refuses what was asked.
     """
-    return devices(config, cores) if config.train.devices == "auto" else min(config.train.devices, cores)
+    try:
+        return layout(config, "cpu", cores).devices
+    except ConfigError:
+        return cores
 
 
 def dispatch(config: schema.Config) -> int:
@@ -70,12 +104,16 @@ def resolve(experiment: Experiment, platform: str, available: int) -> Auto:
     """
     config, task = experiment.config, experiment.task
     _check_memory(experiment)
-    train, length = config.train, max(task.length(c) for c in task.conditions())
-    form = train.replica_layout
-    if form == "auto":
-        form = "loop" if platform == "cpu" else "vmap"
-    layout, microbatch = Layout(form, devices(config, available)), _microbatch(train, platform, length)
-    return Auto(layout, microbatch, dispatch(config), tuple(experiment.drivers(microbatch, platform)))
+    chosen, length = layout(config, platform, available), max(task.length(c) for c in task.conditions())
+    if chosen.fsdp > 1 and type(experiment.objective).tuned is not Objective.tuned:
+        raise ConfigError(
+            f"train.mesh.fsdp = {chosen.fsdp} leaves no device with whole matrices, which objective"
+            f" {spec.canonical(experiment.objective)} fits; allowed: 1."
+        )
+    if hosts.several():
+        _check_processes(chosen)
+    microbatch = _microbatch(config.train, platform, length, chosen.shards)
+    return Auto(chosen, microbatch, dispatch(config), tuple(experiment.drivers(microbatch, platform)))
 
 
 def memory() -> int:
@@ -93,8 +131,8 @@ def _check_memory(experiment: Experiment) -> None:
         )
 
 
-def _microbatch(train: schema.Train, platform: str, length: int) -> int:
+def _microbatch(train: schema.Train, platform: str, length: int, shards: int) -> int:
     if train.microbatch != "auto":
         return train.microbatch
-    most = max(1, CPU_TOKENS // length) if platform == "cpu" else train.batch_size
-    return max(m for m in range(1, min(most, train.batch_size) + 1) if train.batch_size % m == 0)
+    own = train.batch_size // shards
+    return _most(max(1, CPU_TOKENS // length) if platform == "cpu" else own, own)

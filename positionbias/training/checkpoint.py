@@ -30,6 +30,7 @@ from flax import nnx
 
 from positionbias.arrays import Tree
 from positionbias.files import WriteError, refuse_unread, sync, write_json, writing
+from positionbias.training import by_orbax
 
 FORMAT = 1
 MARK = "mark.json"
@@ -163,11 +164,9 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
 
 
 def _write_state(home: pathlib.Path, state: dict[str, Any]) -> None:
-    import orbax.checkpoint.experimental.v1 as ocp
-
     try:
         with _quiet():
-            ocp.save(home / "state", _nonempty(state))
+            by_orbax.save(home / "state", _nonempty(state))
     except Exception as error:  # its writers tell a full disk as a ValueError of many lines
         number = _errno(error)
         text = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
@@ -298,11 +297,9 @@ def _read_mark(home: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def _read_state(home: pathlib.Path, step: int, told: dict[str, Any]) -> dict[str, Any]:
-    import orbax.checkpoint.experimental.v1 as ocp
-
     try:
         with _quiet():
-            return ocp.load(home / "state")
+            return by_orbax.load(home / "state")
     except ImportError:
         raise
     except MemoryError:

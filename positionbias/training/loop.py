@@ -20,33 +20,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import pathlib
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from positionbias import runtime
+from positionbias import hosts, runtime
 from positionbias.arrays import Tree
 from positionbias.config import schema
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import config_hash
-from positionbias.evaluation.by_position import Evaluator, theory_of
-from positionbias.evaluation.rows import read_rows, write_rows
-from positionbias.evaluation.summary import summarise
-from positionbias.files import WriteError, write_json
-from positionbias.spec import ConfigError
-from positionbias.training import auto, checkpoint
+from positionbias.evaluation.by_position import Evaluator
+from positionbias.files import WriteError
+from positionbias.training import auto
 from positionbias.training.interval import Interval, NonFinite
+from positionbias.training.kept import Found, Kept, Say
 from positionbias.training.packing import Packed
 from positionbias.training.program import Compiled, Program, State, fetch
 from positionbias.training.run_folder import RunFolder
 from positionbias.training.signals import StopSignal
-from positionbias.training.writers import MetricsWriter, Progress
+from positionbias.training.writers import Progress
 
-Say = Callable[[str], None]
 NON_FINITE = 3  # exit code
 
 
@@ -74,16 +71,25 @@ def train(
     """
     experiment = build(config)
     chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
-    with RunFolder.claim(workdir, schema.to_dict(config), config_hash(config), command) as folder, StopSignal() as stop:
-        if folder.previous.get("status") == "finished":
-            say(f"{folder.path} holds this run, finished at step {folder.previous['step']}")
-            return Outcome("finished", folder.previous["step"], 0)
-        run = _Run(experiment, chosen, folder, say, Progress(sys.stdout, config.train.steps))
+    claimed: list[RunFolder] = []  # none in a process that writes nothing
+
+    def claim() -> dict[str, Any]:
+        claimed.append(RunFolder.claim(workdir, schema.to_dict(config), config_hash(config), command))
+        return claimed[0].previous
+
+    previous = hosts.by_first(claim)
+    with contextlib.ExitStack() as until, StopSignal() as stop:
+        folder = until.enter_context(claimed[0]) if claimed else None
+        if previous.get("status") == "finished":
+            say(f"{workdir.absolute()} holds this run, finished at step {previous['step']}")
+            return Outcome("finished", previous["step"], 0)
+        kept = Kept(folder, experiment, say)
+        run = _Run(experiment, chosen, kept, say, Progress(sys.stdout if folder else io.StringIO(), config.train.steps))
         try:
             outcome = run.go(stop, config.train.steps if stop_after is None else min(stop_after, config.train.steps))
         except NonFinite as error:
             with contextlib.suppress(WriteError):
-                folder.update(status="failed", message=str(error))
+                kept.update(status="failed", message=str(error))
             outcome = Outcome("failed", run.step, NON_FINITE, str(error))
         except jax.errors.JaxRuntimeError as error:
             text = str(error).partition("\n")[0].rstrip(".")
@@ -92,7 +98,7 @@ def train(
             raise MemoryError(f"memory ran out, a smaller model or train.microbatch needs less: {text}.") from None
         finally:
             run.progress.close()
-            run.metrics.close()
+            kept.close()
         if stop.number is None:
             return outcome
         message = outcome.message or f"{outcome.status} before {stop.name} could stop it"
@@ -102,25 +108,17 @@ def train(
 class _Run:
     """One run in progress."""
 
-    def __init__(
-        self, experiment: Experiment, chosen: auto.Auto, folder: RunFolder, say: Say, progress: Progress
-    ) -> None:
-        self.experiment, self.config, self.folder, self.say = experiment, experiment.config, folder, say
-        self.progress, self.chosen = progress, chosen
+    def __init__(self, experiment: Experiment, chosen: auto.Auto, kept: Kept, say: Say, progress: Progress) -> None:
+        self.experiment, self.config, self.kept, self.say = experiment, experiment.config, kept, say
+        self.progress, self.chosen, self.interval = progress, chosen, Interval()
         self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
-        self.checkpoints = folder.path / "checkpoints"
-        self.whole: set[int] = set()  # steps whose checkpoint was read or written here
-        self.evaluated: set[int] = set()  # steps whose rows are there
-        self.bits_guaranteed = True
-        self.metrics, self.interval = MetricsWriter(folder.path / "metrics.jsonl"), Interval()
-        self.told: dict[str, Any] = {"theory": theory_of(experiment), "state_size": experiment.state_size}
 
     # -------------------------------------------------------------------------------------------------------- stages
 
     def go(self, stop: StopSignal, last: int) -> Outcome:
         """Start or resume, and train up to step `last`."""
         program = Program(self.experiment, self.chosen)
-        found = self._restored(program.shape())
+        found = self.kept.restored(program.shape())
         with runtime.no_garbage():
             compiled = program.compile()
         self._announce()
@@ -131,7 +129,7 @@ class _Run:
         outcome = Outcome("finished" if self.step == steps else "stopped", self.step, 0)
         if stop.number is not None and self.step < steps:
             outcome = dataclasses.replace(outcome, message=f"stopped by {stop.name}")
-        self.folder.update(status=outcome.status, step=self.step, seconds=self.seconds, message=outcome.message)
+        self.kept.update(status=outcome.status, step=self.step, seconds=self.seconds, message=outcome.message)
         return outcome
 
     def _announce(self) -> None:
@@ -139,63 +137,22 @@ class _Run:
         abstract = jax.tree.leaves(self.experiment.abstract)
         count = sum(x.size for x in abstract)
         self.say(f"{count:,} parameters a replica; auto: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+        if hosts.several():
+            print(hosts.whose(self.chosen.layout), flush=True)
         for line in [*self.experiment.narrowed, *self.experiment.idle]:
             self.say(line)
-        self.folder.update(status="running", auto=found, data=self.experiment.data, message="")
+        self.kept.update(status="running", auto=found, data=self.experiment.data, message="")
 
-    def _restored(self, like: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
-        """The newest whole checkpoint, None before the first; ConfigError rather than losing what others hold."""
-        try:
-            return checkpoint.restore_latest(self.checkpoints, self.say, like)
-        except checkpoint.CheckpointError as error:
-            told, where = str(error).rstrip("."), str(self.checkpoints)
-            raise ConfigError(f"workdir: {told}; allowed in {where!r}: what was saved, or nothing.") from None
-
-    def _start(self, compiled: Compiled, found: tuple[int, Tree, dict[str, Any]] | None) -> Packed:
+    def _start(self, compiled: Compiled, found: Found | None) -> Packed:
         if found is None:
             state = compiled.fresh()
         else:
             self.step, restored, meta = found
             self.say(f"resumed at step {self.step} of {self.config.train.steps}")
             self.seconds, self.interval = meta["seconds"], Interval(meta["interval"])
-            self.whole.add(self.step)
-            self._compare(meta)
             state = compiled.pack(restored)
-        self.metrics.cut_back(self.step)
-        self._cut_evaluations(-1 if found is None else self.step)
-        self.folder.update(step=self.step, seconds=self.seconds, bits_guaranteed=self.bits_guaranteed)
+        self.kept.begin(found)
         return state
-
-    def _compare(self, meta: dict[str, Any]) -> None:
-        """Say what is no longer as it was when the restored checkpoint was made."""
-        before, now = meta["circumstances"], self.folder.circumstances()
-        changed = []
-        if before["commit"] != now["commit"]:
-            changed.append(f"commit changed from {before['commit']} to {now['commit']}")
-        if before["dirty"] or now["dirty"]:
-            changed.append("the code has changes that are not committed")
-        changed += [f"{x} changed" for x in now if x not in ("commit", "dirty") and before.get(x, {}) != now[x]]
-        if changed:
-            self.say(f"bits are not guaranteed after step {self.step}: {', '.join(changed)}")
-        self.bits_guaranteed = meta["bits_guaranteed"] and not changed
-
-    def _cut_evaluations(self, step: int) -> None:
-        """Delete the evaluations after `step`; the summary becomes that of the newest one left, if any."""
-        for path in (self.folder.path / "evals").glob("*.npz"):
-            if not path.stem.isdecimal():
-                continue
-            try:
-                if int(path.stem) <= step:
-                    read_rows(path)
-                    self.evaluated.add(int(path.stem))
-                    continue
-            except ConfigError as error:
-                self.say(f"skipped {error}")  # made again if it is that of step 0 or of the step resumed at
-            path.unlink()
-        if 0 in self.evaluated:
-            self._summarise()
-        else:
-            (self.folder.path / "summary.json").unlink(missing_ok=True)
 
     def _train(self, compiled: Compiled, state: Packed, stop: StopSignal, last: int) -> None:
         size, pending = self.chosen.steps_per_dispatch, None
@@ -205,7 +162,7 @@ class _Run:
             due = self._due()
             ends = stop.number is not None or self.step >= last
             if pending is not None and (due or ends or not logged):
-                logged = self._take(pending, self.step) or logged
+                logged = self._take(pending, self.step, stop) or logged
                 pending = None
             if pending is None:
                 stopped = stop.number is not None  # anew: the dispatch just fetched may have taken long
@@ -222,7 +179,7 @@ class _Run:
                 continue  # the signal came during an evaluation, when no dispatch was in flight
             state, metrics = compiled.advance(state, self.step)
             if pending is not None:
-                self._take(pending, self.step)  # while the device works on the next dispatch
+                self._take(pending, self.step, stop)  # while the device works on the next dispatch
             self.step += size
             pending = metrics
 
@@ -240,56 +197,33 @@ class _Run:
 
     def _evaluations(self, compiled: Compiled, state: Packed, due: bool, initial: bool) -> None:
         """The evaluations that are due here and not there yet; the one at initialisation comes before any other."""
-        due = due and self.step not in self.evaluated
-        if (initial or due) and 0 not in self.evaluated:
+        due = due and self.step not in self.kept.evaluated
+        if (initial or due) and 0 not in self.kept.evaluated:
             self._evaluate(compiled.unpack(compiled.fresh()), 0)
         if due and self.step > 0:
             self._evaluate(compiled.unpack(state), self.step)
 
-    def _take(self, metrics: Tree, stop: int) -> bool:
-        """Fetch the metrics of the dispatch that ended at step `stop`; whether a line was logged."""
-        self.interval.add(fetch(metrics), stop)
+    def _take(self, metrics: Tree, ended: int, stop: StopSignal) -> bool:
+        """Fetch the metrics of the dispatch that ended at step `ended`; whether a line was logged."""
+        self.interval.add(fetch(metrics), ended)
+        stop.agree()
         now = time.perf_counter()
         self.seconds += now - self.clock
         self.clock = now
-        logs = stop % self.config.train.log_every == 0 or stop == self.config.train.steps
+        logs = ended % self.config.train.log_every == 0 or ended == self.config.train.steps
         if logs:
-            line = {"step": stop, "seconds": round(self.seconds, 3), **self.interval.close()}
-            self.metrics.write(line)
-            self.progress.update(stop, line["loss"], line["accuracy"])
+            line = {"step": ended, "seconds": round(self.seconds, 3), **self.interval.close()}
+            self.kept.log(line)
+            self.progress.update(ended, line["loss"], line["accuracy"])
         return logs
 
     def _save(self, state: State) -> None:
-        if self.step in self.whole:
-            return
-        self.metrics.sync()  # a run resumed from this checkpoint does not write them again
-        meta = {
-            "seconds": self.seconds,
-            "interval": self.interval.saved(),
-            "circumstances": self.folder.circumstances(),
-            "bits_guaranteed": self.bits_guaranteed,
-        }
-        checkpoint.save(self.checkpoints, self.step, checkpoint.to_plain(jax.device_get(state)), meta)
-        self.whole.add(self.step)
-        policy = self.config.checkpoint
-        checkpoint.prune(self.checkpoints, policy.keep_last, policy.keep_every, self.whole)
-        self.folder.update(step=self.step, seconds=self.seconds)
+        if self.step not in self.kept.whole:
+            meta = {"seconds": self.seconds, "interval": self.interval.saved()}
+            self.kept.save(self.step, hosts.on_host(state), meta)
 
     def _evaluate(self, state: State, step: int) -> None:
-        rows = self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]})
-        write_rows(self._rows_path(step), rows)
-        self.evaluated.add(step)
-        self._summarise()
-
-    def _summarise(self) -> None:
-        """Write the summary of the newest evaluation, which that at initialisation made again is not."""
-        step, train = max(self.evaluated), self.config.train
-        rows, initial = read_rows(self._rows_path(step)), read_rows(self._rows_path(0))
-        summary = summarise(rows, initial, steps=step, of=train.steps, varied=train.vary, **self.told)
-        write_json(self.folder.path / "summary.json", summary)
-
-    def _rows_path(self, step: int) -> pathlib.Path:
-        return self.folder.path / "evals" / f"{step:06d}.npz"
+        self.kept.rows(step, self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]}))
 
     def _pause(self) -> None:
         self.progress.pause()

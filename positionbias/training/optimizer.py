@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from positionbias.arrays import Float, Int
+from positionbias.arrays import Float, Int, Tree
 from positionbias.config import schema
 from positionbias.spec import member, require
 
@@ -120,11 +121,26 @@ def rate_share(schedule: Schedule, warmup: int, steps: int, step: Int[jax.Array,
     return jnp.where(step < warmup, (step + 1) / max(warmup, 1), schedule.share(progress))
 
 
-def transformation(config: schema.Optimizer, rule: Rule, weight_decay: Traced) -> optax.GradientTransformation:
-    """Clipping, the rule's direction, and decoupled weight decay (which the learning rate then scales too)."""
+def transformation(
+    config: schema.Optimizer,
+    rule: Rule,
+    weight_decay: Traced,
+    norm: Callable[[Tree], Float[jax.Array, ""]] = optax.tree.norm,
+) -> optax.GradientTransformation:
+    """Clipping by `norm`, the rule's direction, and decoupled weight decay, which the learning rate then scales too."""
     parts = []
     if config.clip_value is not None:
         parts.append(optax.clip(config.clip_value))
     if config.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+        parts.append(_clip_by(norm, config.clip_norm))
     return optax.chain(*parts, rule.direction(), optax.add_decayed_weights(weight_decay))
+
+
+def _clip_by(norm: Callable[[Tree], Float[jax.Array, ""]], most: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, of gradients that one device may hold a part of only."""
+
+    def update(grads: Tree, state: optax.EmptyState, params: Tree = None) -> tuple[Tree, optax.EmptyState]:
+        size = norm(grads)
+        return jax.tree.map(lambda x: jnp.where(size < most, x, x / size * most), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -13,18 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from positionbias import spec
+from positionbias import hosts, spec
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import PENALTIES, Sites
-from positionbias.replicas import replica_key, replica_keys, replica_seeds, stream
+from positionbias.replicas import IN_PARTS, PER_REPLICA, replica_key, replica_keys, replica_seeds, stream
 from positionbias.tasks.base import sampled_from, shared_corpus, worlds
 from positionbias.tokens import of_both, own_and_shared
 from positionbias.training.auto import Auto
 from positionbias.training.optimizer import Rule, Schedule, rate_share, transformation
 from positionbias.training.packing import Packed, Packing
+from positionbias.training.parting import GATHERED, Parting
 from positionbias.training.writers import METRICS
 
 State = dict[str, Any]  # {"params", "frozen", "optimizer"}, a leading R on every leaf
@@ -61,7 +63,15 @@ class Program:
         return spec.build("optimizers", self.experiment.config.optimizer.name, "optimizer.name")
 
     def _transformation(self, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        return transformation(self.experiment.config.optimizer, self._rule(), weight_decay)
+        return transformation(self.experiment.config.optimizer, self._rule(), weight_decay, self._norm)
+
+    def _norm(self, grads: Tree) -> Float[jax.Array, ""]:
+        return optax.tree.norm(grads) if self.auto.layout.fsdp == 1 else self.parting.norm(grads)
+
+    @functools.cached_property
+    def parting(self) -> Parting:
+        """How a replica's state is shared out over devices that keep a part of it each."""
+        return Parting(self.shape_of_one, self.auto.layout)
 
     # ---------------------------------------------------------------------------------------------------- functions
 
@@ -72,7 +82,7 @@ class Program:
         return {"params": params, "frozen": frozen, "optimizer": self._transformation(0.0).init(params)}
 
     def advance(self, state: State, own: dict[str, Any], corpus: Tree, start: Int[jax.Array, ""]) -> tuple[State, Tree]:
-        """K steps of one replica from step `start`; metrics {"loss", "accuracy", "gradient_norm"} are [K]."""
+        """K steps of one replica, its state in parts, from step `start`; metrics by name are [K]."""
         config = self.experiment.config
         tx = self._transformation(own["weight_decay"])
         schedule: Schedule = spec.build("schedules", config.optimizer.schedule, "optimizer.schedule")
@@ -80,7 +90,7 @@ class Program:
 
         def step(state: State, index: jax.Array) -> tuple[State, Tree]:
             grads, metrics = self._gradient(state, jax.random.fold_in(data, index), sampled_from(corpus, own["world"]))
-            metrics["gradient_norm"] = optax.tree.norm(grads)
+            metrics["gradient_norm"] = self._norm(grads)
             direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
             share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)
             rate = own["learning_rate"] * share
@@ -100,7 +110,8 @@ class Program:
 
         def loss(params: Tree, piece: Tree) -> tuple[Float[jax.Array, ""], Tree]:
             inputs, targets, weights, own = piece
-            model = nnx.merge(graph, params, state["frozen"])
+            whole = (self.parting.whole(tree, name) for name, tree in (("params", params), ("frozen", state["frozen"])))
+            model = nnx.merge(graph, *whole)
             sites = Sites(record=[PENALTIES])
             outputs = model(inputs, of_both(own, shared), task.context_length(condition), sites)
             value = jnp.sum(objective.losses(outputs, targets) * weights) / total
@@ -109,20 +120,30 @@ class Program:
             right = jnp.sum(objective.right(outputs, targets) * weights) / asked
             return value, {"loss": value, "accuracy": right}
 
+        layout = self.auto.layout
         own_tokens, shared = own_and_shared(batch.tokens)
-        pieces = (batch.inputs, batch.targets, batch.weights, own_tokens)
-        count = size // self.auto.microbatch
+        pieces = layout.own((batch.inputs, batch.targets, batch.weights, own_tokens))
+        count = size // layout.shards // self.auto.microbatch
+        if layout.fsdp > 1:
+            loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_anything_except_these_names(GATHERED))
+        slope = jax.grad(loss, has_aux=True)
 
-        def gradient(params: Tree) -> tuple[Tree, Tree]:
+        def of_own(params: Tree) -> tuple[Tree, Tree]:
             if count == 1:
-                return jax.grad(loss, has_aux=True)(params, pieces)
+                return slope(params, pieces)
 
             def piecewise(carry: Tree, piece: Tree) -> tuple[Tree, None]:
-                return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params, piece)), None
+                return jax.tree.map(jnp.add, carry, slope(params, piece)), None
 
             cut = jax.tree.map(lambda x: x.reshape(count, self.auto.microbatch, *x.shape[1:]), pieces)
             zero = jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
             return jax.lax.scan(piecewise, zero, cut)[0]
+
+        def gradient(params: Tree) -> tuple[Tree, Tree]:
+            grads, metrics = of_own(params)
+            if layout.fsdp == 1:
+                return layout.summed((grads, metrics))
+            return self.parting.summed(grads), layout.summed(metrics)
 
         return gradient(objective.tuned(stream(key, "tuned"), state["params"], lambda params: gradient(params)[0]))
 
@@ -130,7 +151,13 @@ class Program:
 
     def shape(self) -> State:
         """Shapes and types of the state of every replica, a leading R on every leaf."""
-        return jax.eval_shape(jax.vmap(self.fresh), self.replicas())
+        count = self.experiment.config.train.replicas
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), self.shape_of_one)
+
+    @functools.cached_property
+    def shape_of_one(self) -> State:
+        """Shapes and types of the state of one replica."""
+        return jax.eval_shape(self.fresh, jax.tree.map(lambda x: x[0], self.replicas()))
 
     def compile(self) -> Compiled:
         """Compile both functions ahead of time, side by side: a compiled call cannot compile again.
@@ -139,24 +166,25 @@ class Program:
         """
         layout, own = self.auto.layout, self.replicas()
         replicas, corpus = layout.place(own), shared_corpus(self.experiment.task, layout)
-        packing = Packing(jax.eval_shape(self.fresh, jax.tree.map(lambda x: x[0], own)))
+        packing = Packing(self.parting.parts)
 
         def fresh(replica: dict[str, Any]) -> Packed:
-            return packing.pack(self.fresh(replica))
+            return packing.pack(self.parting.part(self.fresh(replica)))
 
         def advance(replica: tuple[Packed, dict[str, Any]], start: jax.Array, corpus: Tree) -> tuple[Packed, jax.Array]:
             state, metrics = self.advance(packing.unpack(replica[0]), replica[1], corpus, start)
             return packing.pack(state), jnp.stack([metrics[name] for name in METRICS])
 
         def both(state: Packed, replicas: dict[str, Any], start: jax.Array, corpus: Tree) -> tuple[Packed, jax.Array]:
-            return layout.over(advance)((state, replicas), start, corpus)
+            given, made = (IN_PARTS, PER_REPLICA), (IN_PARTS, PER_REPLICA)
+            return layout.over(advance, given, made)((state, replicas), start, corpus)
 
         with concurrent.futures.ThreadPoolExecutor(1) as aside:
-            lowered = jax.jit(layout.over(fresh)).lower(replicas)
+            lowered = jax.jit(layout.over(fresh, made=IN_PARTS)).lower(replicas)
             first = aside.submit(lowered.compile)
             if self.experiment.config.train.steps == 0:
                 return Compiled(self, replicas, corpus, packing, first.result(), None)
-            sharding = replicas["learning_rate"].sharding
+            sharding = NamedSharding(layout.mesh(), IN_PARTS)
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info)
             start = jax.ShapeDtypeStruct((), np.int32)
             second = jax.jit(both, donate_argnums=0).lower(state, replicas, start, corpus).compile()
@@ -185,17 +213,22 @@ class Compiled:
     @functools.cached_property
     def unpack(self) -> Callable[[Packed], State]:
         """From a packed state to the state it is."""
-        return jax.jit(self.program.auto.layout.over(self.packing.unpack))
+        parting = self.program.parting
+        return jax.jit(parting.layout.over(lambda packed: parting.whole(self.packing.unpack(packed)), given=IN_PARTS))
 
     def pack(self, state: State) -> Packed:
         """From a state, of numpy arrays say, to the packed state on its devices."""
-        layout = self.program.auto.layout
-        return jax.jit(layout.over(self.packing.pack))(layout.place(state))
+        parting = self.program.parting
+        pack = parting.layout.over(lambda state: self.packing.pack(parting.part(state)), made=IN_PARTS)
+        return jax.jit(pack)(parting.layout.place(state))
 
 
 def fetch(metrics: Float[jax.Array, "R M K"]) -> dict[str, Float[np.ndarray, "R K"]]:
     """The metrics of `Compiled.advance` on the host, by name; waits for the device."""
+    if hosts.several():
+        values = hosts.on_host(metrics)
+        return {name: values[:, i] for i, name in enumerate(METRICS)}
     # A shard at a time: having JAX put the shards together costs the host as much as the whole dispatch.
-    shards = sorted(metrics.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    values = np.concatenate([np.asarray(shard.data) for shard in shards])
+    shards = {shard.index[0].start or 0: shard for shard in metrics.addressable_shards}
+    values = np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
     return {name: values[:, i] for i, name in enumerate(METRICS)}

@@ -10,18 +10,32 @@ import threading
 from types import FrameType
 from typing import Any
 
+from positionbias import hosts
+
 
 class StopSignal:
     """Context manager; inside it the first SIGINT or SIGTERM is remembered, a second SIGINT interrupts.
 
     The first is acknowledged on standard error as it arrives, and by a thread: Python's handlers run only when the
     dispatch in flight gives the main thread back. Outside the main thread, where Python cannot set handlers, it
-    remembers nothing.
+    remembers nothing. Of several processes that train one run, which must stop at the same step, all know what one was
+    told from the next time on that they `agree`.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None
+        self._raised: int | None = None
+        self._agreed: int | None = None
         self._before: dict[int, Any] = {}
+
+    @property
+    def number(self) -> int | None:
+        """The number of the signal that ends the run, None as long as there was none."""
+        return self._agreed if hosts.several() else self._raised
+
+    def agree(self) -> None:
+        """Exchange what was remembered with the other processes, all of which must call this at the same step."""
+        if hosts.several():
+            self._agreed = hosts.largest(self._raised or 0) or None
 
     @property
     def name(self) -> str:
@@ -51,9 +65,9 @@ class StopSignal:
             os.close(self._reads)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None and number == signal.SIGINT:
+        if self._raised is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self._raised = number
 
 
 def _acknowledge(pipe: int) -> None:

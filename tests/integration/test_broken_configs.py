@@ -42,7 +42,7 @@ TOGETHER = {
         },
         "model.frozen",
     ),
-    "devices x replicas": ({"train.devices": 2, "train.replicas": 3}, "train.devices"),
+    "devices x replicas": ({"train.mesh.replica": 2, "train.replicas": 3}, "train.mesh.replica"),
 }
 CASES = [*cases(), *(Broken(put(fields), (), blamed) for fields, blamed in TOGETHER.values())]
 

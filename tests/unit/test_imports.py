@@ -15,7 +15,7 @@ ROOT = pathlib.Path(positionbias.__file__).parent
 # layer do not import each other. `evaluation.loading` rebuilds a run and so stands above the training it rebuilds.
 LAYERS = [
     ["arrays", "errors"],
-    ["spec", "runtime", "files"],
+    ["spec", "runtime", "files", "hosts"],
     ["tokens", "config.schema", "replicas"],
     ["tasks", "masks", "positions"],
     ["kernels"],

@@ -1,6 +1,9 @@
 """What a run says when it ends."""
 
-from positionbias import launch
+import pytest
+
+from positionbias import launch, runtime
+from positionbias.errors import ConfigError
 
 
 def test_a_run_evaluated_at_initialisation_only_has_a_report_and_no_table(tiny, tmp_path, capsys):
@@ -21,3 +24,19 @@ def test_a_run_of_no_steps_has_a_table(tiny, tmp_path, capsys):
     assert lines[1] == "evaluated before training"
     assert lines[2].startswith("share of influence by input position")
     assert lines[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+
+
+@pytest.mark.parametrize("given", ["localhost,2,0", "localhost:80,2,2", "here", "", "a:1,2", "a:70000,2,0", "a:1,2,-1"])
+def test_processes_that_cannot_be_are_refused(given):
+    with pytest.raises(ConfigError) as refused:
+        launch.processes(given)
+    assert str(refused.value) == (
+        f"--processes: {given!r} is not allowed; allowed: 'auto', or HOST:PORT,COUNT,INDEX, of which INDEX is from 0 to"
+        " below COUNT."
+    )
+
+
+def test_processes_are_named_or_left_to_be_found():
+    assert launch.processes(None) is None
+    assert launch.processes("auto") == runtime.Processes(None, None, None)
+    assert launch.processes("[::1]:9876,4,3") == runtime.Processes("[::1]:9876", 4, 3)

@@ -20,7 +20,7 @@ def cells(tiny):
     small = {"train.steps": 4, "train.replicas": 1}
     return [
         Cell("one", tiny({**small, "seed": 1}), {}),
-        Cell("wide", tiny({**small, "train.replicas": 2, "train.devices": 2}), {}),
+        Cell("wide", tiny({**small, "train.replicas": 2, "train.mesh.replica": 2}), {}),
         Cell("last", tiny({**small, "seed": 2}), {}),
     ]
 

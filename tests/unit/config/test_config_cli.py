@@ -46,7 +46,7 @@ def test_text_is_read_by_the_fields_type():
         ("optimizer.learning_rate", "2e-3"),
         ("optimizer.clip_norm", "1"),
         ("train.microbatch", "4"),
-        ("train.devices", "auto"),
+        ("train.mesh.data", "auto"),
         ("evaluation.every", " 20"),
     )
     assert config.name == "3"
@@ -59,7 +59,7 @@ def test_text_is_read_by_the_fields_type():
     assert config.optimizer.learning_rate == 0.002
     assert config.optimizer.clip_norm == 1.0
     assert config.train.microbatch == 4
-    assert config.train.devices == "auto"
+    assert config.train.mesh.data == "auto"
     assert config.evaluation.every == 20
 
 

@@ -59,6 +59,22 @@ def test_influence_of_a_linear_model_is_the_square_of_its_weights(tiny, monkeypa
     np.testing.assert_allclose(found[0, 0], expected**2 / (expected**2).sum(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("layout", [Layout("loop", data=2), Layout("vmap", fsdp=2), Layout("loop", 2)], ids=str)
+def test_devices_measure_the_same_items_however_they_share_them(tiny, layout):
+    """Three chunks of items, of which one of two devices has two; the last chunk holds more than is asked for."""
+    experiment, weights = fresh(tiny({"evaluation.items": 40, "evaluation.batch_size": 16}))
+    alone, shared = (
+        Evaluator(experiment, one, replica_keys(0, 2)).rows(one.place(jax.device_get(weights)))
+        for one in (Layout("loop"), layout)
+    )
+    assert alone.keys() == shared.keys()
+    for name, column in alone.items():
+        if name in ("log_probability", "influence"):
+            np.testing.assert_allclose(shared[name], column, rtol=1e-5)
+        else:
+            assert np.array_equal(shared[name], column, equal_nan=name == "ceiling"), name
+
+
 @pytest.mark.usefixtures("no_influence")
 def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     model = {"task": "inverse_permutation_matrix(d=3)", "objective": "squared_error", "model.inputs": "vector"}

@@ -24,23 +24,54 @@ def test_an_accelerator_runs_whole_batches_side_by_side(tiny):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "available", "expected"), [(4, 2, 2), (3, 2, 1), (6, 4, 3), (1, 8, 1), (8, 8, 8), (5, 4, 1)]
+    ("replicas", "available", "expected"),
+    [(4, 2, (2, 1)), (3, 2, (1, 2)), (6, 4, (3, 1)), (1, 8, (1, 8)), (8, 8, (8, 1)), (5, 4, (1, 4)), (2, 16, (2, 8))],
 )
-def test_devices_divide_replicas(tiny, replicas, available, expected):
-    assert auto.devices(tiny({"train.replicas": replicas}), available) == expected
+def test_devices_go_to_replicas_first_and_to_their_batches_next(tiny, replicas, available, expected):
+    found = auto.layout(tiny({"train.replicas": replicas}), "cpu", available)
+    assert (found.replica, found.data, found.fsdp) == (*expected, 1)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "available", "expected"),
+    [
+        ({"data": 2}, 4, (2, 2, 1)),
+        ({"fsdp": 2}, 4, (2, 1, 2)),
+        ({"replica": 1}, 16, (1, 8, 1)),
+        ({"replica": 1, "fsdp": 2}, 16, (1, 4, 2)),
+        ({"replica": 1, "data": 1, "fsdp": 4}, 16, (1, 1, 4)),
+    ],
+)
+def test_what_is_asked_of_a_mesh_is_kept(tiny, mesh, available, expected):
+    found = auto.layout(tiny({f"train.mesh.{axis}": size for axis, size in mesh.items()}), "cpu", available)
+    assert (found.replica, found.data, found.fsdp) == expected
+
+
+def test_parts_of_a_batch_hold_whole_micro_batches(tiny):
+    config = tiny({"train.replicas": 1, "train.microbatch": 4})
+    assert auto.layout(config, "cpu", 8) == Layout("loop", 1, 2)
+    assert resolved(tiny({"train.replicas": 1, "train.batch_size": 64}), "cpu", 4).microbatch == 16
 
 
 def test_too_many_devices_are_refused(tiny):
-    with pytest.raises(ConfigError, match=r"train.devices = 2 is more than this machine has; allowed: 1 to 1"):
-        auto.devices(tiny({"train.devices": 2}), 1)
+    with pytest.raises(
+        ConfigError, match=r"mesh asks for 2 x 1 x 1 = 2 devices, more than this machine has; allowed: 1 to"
+    ):
+        auto.layout(tiny({"train.mesh.replica": 2}), "cpu", 1)
+
+
+def test_an_objective_that_fits_matrices_wants_them_whole(tiny):
+    fits = {"objective": "focus_bilevel", "model.mlp": True, "train.mesh.fsdp": 2}
+    with pytest.raises(ConfigError, match=r"train.mesh.fsdp = 2 leaves no device with whole matrices"):
+        resolved(tiny(fits))
 
 
 def test_a_cpu_is_split_into_no_more_devices_than_cores(tiny):
-    config = tiny({"train.devices": 4096, "train.replicas": 4096})
+    config = tiny({"train.mesh.replica": 4096, "train.replicas": 4096})
     assert auto.virtual_devices(config, 8) == 8
-    assert auto.virtual_devices(tiny({"train.replicas": 6}), 4) == 3
-    with pytest.raises(ConfigError, match=r"train.devices = 4096 is more than this machine has; allowed: 1 to 8"):
-        auto.devices(config, 8)
+    assert auto.virtual_devices(tiny({"train.replicas": 6, "train.mesh.data": 1}), 4) == 3
+    with pytest.raises(ConfigError, match=r"train.mesh asks for 4096 x 1 x 1 = 4096 devices"):
+        auto.layout(config, "cpu", 8)
 
 
 def test_more_parameters_than_memory_are_refused(tiny, monkeypatch):
@@ -60,5 +91,7 @@ def test_dispatches_divide_every_cadence(tiny):
 
 
 def test_what_is_asked_for_is_kept(tiny):
-    config = tiny({"train.microbatch": 2, "train.replica_layout": "vmap", "train.devices": 1})
+    config = tiny(
+        {"train.microbatch": 2, "train.replica_layout": "vmap", "train.mesh.replica": 1, "train.mesh.data": 1}
+    )
     assert resolved(config) == auto.Auto(Layout("vmap", 1), 2, 4, ("xla_dense",))

@@ -96,7 +96,7 @@ def test_a_run_leaves_its_folder_as_documented(config, unbroken, reference):
     assert {p.name for p in unbroken.iterdir()} >= {"config.json", "manifest.json", "metrics.jsonl", "summary.json"}
     manifest = json.loads((unbroken / "manifest.json").read_text())
     assert (manifest["status"], manifest["step"]) == ("finished", 12)
-    chosen = {"replica_layout": "loop", "devices": 2, "microbatch": 8, "steps_per_dispatch": 2}
+    chosen = {"replica_layout": "loop", "mesh": "2 replica x 1 data x 1 fsdp", "microbatch": 8, "steps_per_dispatch": 2}
     assert manifest["auto"] == chosen | {"attention": "xla_dense"}
     assert checkpoint.steps(unbroken / "checkpoints") == [6, 12]
     assert [line["step"] for line in reference[1]] == [4, 8, 12]
@@ -219,10 +219,10 @@ def test_a_folder_in_use_is_refused(config, tmp_path, monkeypatch):
 def test_signals_stop_with_a_checkpoint(config, reference, tmp_path, monkeypatch, number, code):
     take = loop._Run._take
 
-    def raising(self, metrics, stop):
-        if stop == 4:
+    def raising(self, metrics, ended, stop):
+        if ended == 4:
             signal.raise_signal(number)
-        return take(self, metrics, stop)
+        return take(self, metrics, ended, stop)
 
     monkeypatch.setattr(loop._Run, "_take", raising)
     outcome = run(config, tmp_path / "run")

@@ -42,6 +42,10 @@ def near(a, b, tolerance):
         Auto(Layout("loop", 2), 8, 1),
         Auto(Layout("vmap", 2), 4, 1),
         Auto(Layout("loop"), 2, 1),
+        Auto(Layout("loop", data=2), 2, 1),
+        Auto(Layout("vmap", data=2), 4, 1),
+        Auto(Layout("loop", fsdp=2), 2, 1),
+        Auto(Layout("vmap", fsdp=2), 4, 1),
     ],
     ids=str,
 )
@@ -55,6 +59,33 @@ def test_step_one_does_not_depend_on_layout_or_micro_batches(tiny, advance, auto
 def test_dispatches_of_any_size_make_the_same_run(tiny, advance):
     one, many = (advance(tiny(), Auto(Layout("loop"), 8, k), 4 // k) for k in (1, 4))
     near(one, many, 1e-5)
+
+
+CLIPPED = {"optimizer.clip_norm": 0.1, "optimizer.name": "adamw(weight_decay=0.1)"}
+
+
+@pytest.mark.parametrize("form", ["loop", "vmap"])
+@pytest.mark.parametrize("shares", [{"data": 2}, {"fsdp": 2}], ids=str)
+def test_devices_that_share_a_batch_or_parameters_make_the_same_run(tiny, advance, form, shares):
+    expected = advance(tiny(CLIPPED), Auto(Layout("loop"), 8, 4))
+    near(expected, advance(tiny(CLIPPED), Auto(Layout(form, **shares), 4, 4)), 1e-5)
+
+
+def test_a_device_keeps_a_part_of_every_array_and_the_whole_comes_back_to_the_bit(tiny):
+    layout = Layout("loop", fsdp=2)
+    compiled = Program(build(tiny(CLIPPED)), Auto(layout, 4, 4)).compile()
+    packed = compiled.fresh()
+    state = jax.device_get(compiled.unpack(packed))
+    leaves = jax.tree.leaves(state)
+    sizes = {str(x.dtype): 0 for x in leaves}
+    for leaf in leaves:
+        sizes[str(leaf.dtype)] += -(-leaf[0].size // 2) if leaf.ndim > 1 else 1
+    assert {kind: x.addressable_shards[0].data.shape for kind, x in packed.items()} == {
+        k: (2, n) for k, n in sizes.items()
+    }
+    near(state, jax.device_get(compiled.unpack(compiled.pack(state))), 0)
+    whole = Program(build(tiny(CLIPPED)), Auto(Layout("loop"), 4, 4)).compile()
+    near(state, jax.device_get(whole.unpack(whole.fresh())), 0)
 
 
 def test_training_lowers_the_loss_and_replicas_differ(tiny, advance):
