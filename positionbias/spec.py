@@ -289,11 +289,17 @@ def check_type(value: Any, annotation: Any, field: str) -> Any:
     except TypeError:
         shown = str_node(value) if isinstance(value, Call | Combine) else show(value)
         hint = ""
-        if isinstance(value, Call) and type_name(annotation).find(repr(value.name)) >= 0:
+        plain = isinstance(value, Call) and not value.positional and not value.keywords
+        if plain and (_takes_text(annotation) or type_name(annotation).find(repr(value.name)) >= 0):
             hint = f" without quotes, did you mean {value.name!r}"
         if typing.get_origin(annotation) is Literal and isinstance(value, str):
             hint = nearest(value, [a for a in typing.get_args(annotation) if isinstance(a, str)]).removesuffix("?")
         raise ConfigError(f"{field}: {shown} is not allowed{hint}; allowed: {type_name(annotation)}.") from None
+
+
+def _takes_text(annotation: Any) -> bool:
+    unions = (Union, types.UnionType)
+    return annotation is str or (typing.get_origin(annotation) in unions and str in typing.get_args(annotation))
 
 
 def _coerce(value: Any, annotation: Any, field: str) -> Any:

@@ -216,6 +216,11 @@ def test_text_without_quotes_is_told():
     assert str(error.value) == (
         "mask.group: segment is not allowed without quotes, did you mean 'segment'; allowed: 'frame' or 'segment'."
     )
+    with pytest.raises(ConfigError) as error:
+        spec.build("operators", "softmax(impl=cudnn)", "operator")
+    assert str(error.value) == (
+        "operator.impl: cudnn is not allowed without quotes, did you mean 'cudnn'; allowed: text or None."
+    )
 
 
 def test_long_bits_are_cut_in_a_sentence():
