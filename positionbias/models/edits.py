@@ -42,7 +42,13 @@ class Edit:
         kind = name.rpartition(".")[2]
         if self.only and kind not in self.only:
             raise ConfigError(f"edit[{name!r}]: the site has nothing of the kind; allowed: {', '.join(self.only)}.")
-        made = jnp.broadcast_to(jnp.asarray(self.change(value), value.dtype), value.shape)
+        try:
+            made = jnp.broadcast_to(jnp.asarray(self.change(value), value.dtype), value.shape)
+        except (TypeError, ValueError) as error:
+            if "broadcast" not in str(error):
+                raise
+            allowed = f"what broadcasts against the site, {value.shape}"
+            raise ConfigError(f"edit[{name!r}]: its values are of another shape; allowed: {allowed}.") from error
         where: Any = True
         if self.heads is not None:
             if kind not in HEADS:

@@ -140,6 +140,8 @@ def test_patterns_of_names_and_several_edits_of_a_site_in_order():
             "heads are told; allowed: of query, key, value, heads, scores, pattern",
         ),
         ("penalty", STREAM[:, 0, 0], edits.zero(rows=0), "rows are told; allowed: of sites that have rows."),
+        ("stream", STREAM, edits.replace(np.zeros((2, 9))), "of another shape; allowed: what broadcasts against the"),
+        ("stream", STREAM, edits.add(np.zeros((2, 9))), f"the site, {STREAM.shape}."),
         ("heads", HEADS, edits.restrict(np.tri(T)), "the site has nothing of the kind; allowed: pattern."),
     ],
 )
