@@ -119,9 +119,10 @@ class _Run:
         """Start or resume, and train up to step `last`."""
         program = Program(self.experiment, self.chosen)
         found = self.kept.restored(program.shape())
+        self._announce()
         with runtime.no_garbage():
             compiled = program.compile()
-        self._announce()
+        self.kept.update(status="running", auto=self.chosen.describe(), data=self.experiment.data, message="")
         state = self._start(compiled, found)
         self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
         self._train(compiled, state, stop, last)
@@ -141,7 +142,6 @@ class _Run:
             print(hosts.whose(self.chosen.layout), flush=True)
         for line in [*self.experiment.narrowed, *self.experiment.idle]:
             self.say(line)
-        self.kept.update(status="running", auto=found, data=self.experiment.data, message="")
 
     def _start(self, compiled: Compiled, found: Found | None) -> Packed:
         if found is None:
