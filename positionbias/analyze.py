@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from positionbias import launch
+from positionbias import launch, spec
 from positionbias.config import cli
 from positionbias.config.schema import MOST_SEQUENCES
 from positionbias.spec import ConfigError
@@ -50,9 +50,11 @@ def _analyse(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     wanted = run.parsed(given.analyses)
     told = {"step": given.step, "condition": given.condition, "items": given.items}
     asker = run.Asker(workdir, wanted, **told, replicas=run.numbered(given.replicas))
+    steps, items = asker.run.config.train.steps, f"{asker.items} items a replica"
+    launch.say(f"step {asker.run.step} of {steps}, condition {asker.condition.name}, {items}")
     for one in wanted:
         if asker.there(one):
-            print(f"{run.label(one)}: there already")
+            print(f"{spec.canonical(one)}: there already")
     for found in asker.asked():
         path = run.write(workdir, found, asker.settings(found.analysis))
         print(table.table(found))

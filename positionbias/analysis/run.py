@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,10 +31,25 @@ MOST_NUMBERS = 4096  # of an array, told in JSON
 
 def parsed(text: str) -> list[Analysis]:
     """The analyses that `--analyses` names, each once."""
-    found = [spec.build("analyses", node, "--analyses") for node in spec.parse_several(text, "--analyses")]
+    found = []
+    for node in spec.parse_several(text, "--analyses"):
+        with _naming(getattr(node, "name", "")):
+            found.append(spec.build("analyses", node, "--analyses"))
     if len({repr(one) for one in found}) < len(found):
         raise ConfigError(f"--analyses: {text!r} has one twice; allowed: each once.")
     return found
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """A refusal tells which of several analyses it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        said = str(error).removeprefix("--analyses").lstrip(".: ")
+        if not name or name in re.split(r"\W+", said):
+            raise
+        raise ConfigError(f"--analyses: {name}: {said}") from None
 
 
 def numbered(text: str) -> list[int] | None:
@@ -94,11 +111,12 @@ class Asker:
         self.layers, self.labels = dict[Analysis, list[int]](), dict[Analysis, Labels]()
         self.given = dict[Analysis, Tree]()
         for analysis in wanted:
-            analysis.check(subject)
-            found = self.layers[analysis] = analysis.layers(subject)
-            given = analysis.given(whole)
-            self.given[analysis] = given if replicas is None else _picked(given, replicas)
-            self.labels[analysis] = {"layer": tuple(map(str, found)), **analysis.labelled(subject, found)}
+            with _naming(spec.canonical(analysis).partition("(")[0]):
+                analysis.check(subject)
+                found = self.layers[analysis] = analysis.layers(subject)
+                given = analysis.given(whole)
+                self.given[analysis] = given if replicas is None else _picked(given, replicas)
+                self.labels[analysis] = {"layer": tuple(map(str, found)), **analysis.labelled(subject, found)}
 
     @functools.cached_property
     def _untrained(self) -> dict[str, Tree]:

@@ -46,7 +46,10 @@ def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
     assert "Sink mass column 1: mass, of 4 items a replica, condition train, step 2." in page
     assert ask(folder, "look_back, sink_mass(column=1), gradient_influence", "--items", "4") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("look_back: there already\nsink_mass_column_1: there already\ngradient_influence\n")
+    assert printed.startswith(
+        "step 2 of 2, condition train, 4 items a replica\n"
+        "look_back: there already\nsink_mass(column=1): there already\ngradient_influence\n"
+    )
     assert ask(folder, "look_back", "--condition", "shifted") == 0
     assert "there already" not in capsys.readouterr().out, "other items"
     assert json.loads((folder / "analysis" / "look_back.json").read_text())["condition"] == "shifted"
@@ -109,7 +112,10 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
         ("look_back, look_back", [], "--analyses: 'look_back, look_back' has one twice; allowed: each once."),
         ("sink_mass(threshold=2)", [], "threshold = 2"),
         ("sink_mass(column=9)", [], "column + after = 10 is not allowed; allowed: 0 to "),
-        ("retrieval_heads(share=0.8)", [], "--analyses: share = 0.8 takes 2 of 2 heads, which leaves fewer others"),
+        ("look_back, das(dimensions=9)", [], "--analyses: das: dimensions = 9 is not allowed; allowed: a whole number"),
+        ("look_back, das(rate=0)", [], "--analyses: das: rate = 0.0 is not allowed"),
+        ("das(variable=answer)", [], "--analyses: das: variable: answer is not allowed without quotes, did you mean"),
+        ("retrieval_heads(share=0.8)", [], "--analyses: retrieval_heads: share = 0.8 takes 2 of 2 heads, which leaves"),
         ("rollout", [], "--analyses: rollout reads layers.*.attention.pattern of every layer, not so of layer 0"),
         ("look_back", ["--condition", "shift"], "--condition: unknown condition 'shift', did you mean 'shifted'?"),
         ("patching", ["--items", "1"], "items = 1 is not allowed; allowed: 2 or more"),
