@@ -11,7 +11,7 @@ from positionbias.reporting import figures
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, figure, grid
 from positionbias.reporting.html import figures as side_by_side
-from positionbias.reporting.told import band
+from positionbias.reporting.told import band, shortened
 
 MOST = 16  # layers, or the like, that the table has a line for
 
@@ -21,7 +21,7 @@ def analysed(run: Run) -> list[str]:
     if not run.analyses:
         return []
     shown = [svg for name, one in run.analyses.items() for svg in _figures(name, one)]
-    body = [row for name, one in run.analyses.items() for row in _rows(name, one)]
+    body = [row for one in run.analyses.values() for row in _rows(one)]
     found = [side_by_side(shown)] if shown else []
     if body:
         caption = (
@@ -37,7 +37,7 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
     array = one["arrays"].get(one["shown"], {})
     if not array.get("numbers") or not 1 <= len(array["axes"]) <= 2:
         return []
-    title = f"{_called(name)}: {one['shown'].replace('_', ' ')}"
+    title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
     told = f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}."
     first, last = array["axes"][0], array["axes"][-1]
     if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
@@ -50,9 +50,9 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
     return [figure(svg, f"{told} Dashed, in paler colours: before training. {band(one['replicas'])}")]
 
 
-def _called(name: str) -> str:
-    """What is said of the file of that name, whose arguments it has where they are not the usual."""
-    return name.replace("_", " ").capitalize()
+def _called(one: Mapping[str, Any]) -> str:
+    """As it is asked for on a command line, with the arguments that are not the usual."""
+    return shortened(one["analysis"], "analyses")
 
 
 def _sizes(array: Mapping[str, Any]) -> dict[str, int]:
@@ -88,7 +88,7 @@ def _places(one: Mapping[str, Any], axis: str, size: int) -> list[float]:
         return list(range(size))
 
 
-def _rows(called: str, one: Mapping[str, Any]) -> list[list[str]]:
+def _rows(one: Mapping[str, Any]) -> list[list[str]]:
     """A row for each number of arrays that have one, or one for each of a few places with names, such as layers."""
     found: list[list[str]] = []
     for name, array in one["arrays"].items():
@@ -100,6 +100,6 @@ def _rows(called: str, one: Mapping[str, Any]) -> list[list[str]]:
             where = ", ".join(f"{axis} {_named(one, axis, number)}" for axis, number in at)
             told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
             found.append(
-                ["" if found else _called(called), told, between(array["numbers"][i]), between(array["at_init"][i])]
+                ["" if found else _called(one), told, between(array["numbers"][i]), between(array["at_init"][i])]
             )
     return found

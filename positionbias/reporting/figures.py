@@ -357,9 +357,15 @@ def by_layer(name: str, label: str, xlabel: str, curves: Mapping[str, Rows], at_
             axes.plot(
                 _column(before, "position"), _column(before, "mean"), "--", color=color, alpha=0.45, linewidth=1.2
             )
-        _finish(axes, xlabel, label.rpartition(": ")[2])
+        _finish(axes, xlabel.replace("_", " "), label.rpartition(": ")[2])
 
     return _draw(name, label, paint)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest of what is finite, with 0 between them."""
+    known = values[np.isfinite(values)]
+    return (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
 
 
 def two_maps(
@@ -370,29 +376,39 @@ def two_maps(
     axes_told: Sequence[str],
     ticks: Sequence[Sequence[str]],
 ) -> str:
-    """Two maps on one scale: trained, and before training. Numbers stand in cells if few; `ticks` of rows, columns."""
-    known = np.concatenate([trained.ravel(), drawn.ravel()])
-    known = known[np.isfinite(known)]
-    low, high = (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
+    """Two maps on one scale: trained, and before training. `ticks` are those of rows and columns.
+
+    Numbers stand in cells if few. If many, a bar tells what colours mean, and the scale is that of the trained models,
+    which noise before training may exceed by far.
+    """
+    few = trained.size <= FEW
+    every = np.concatenate([trained.ravel(), drawn.ravel()])
+    low, high = _range(every)
     signed = -low > 0.1 * high  # losses beside gains: white is 0
+    low, high = _range(every if few or not np.any(np.nan_to_num(trained)) else trained.ravel())
     if signed:
         low, high = min(low, -high), max(high, -low)
 
     def paint(axes: Any) -> None:
         for panel, values, title in zip(axes.ravel(), (trained, drawn), ("trained", "before training"), strict=True):
             panel.grid(False)
-            panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
+            image = panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
             panel.set_title(title, fontsize=10)
             for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
                 every = -(-len(told) // 16)  # more would run into each other
                 setter(range(0, len(told), every), told[::every])
             if max(map(len, ticks[1])) > 5:
                 panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
-            panel.set_xlabel(axes_told[1])
-            if values.size <= FEW:
+            panel.set_xlabel(axes_told[1].replace("_", " "))
+            if few:
                 for (i, j), value in np.ndenumerate(values):
                     dark = abs(value) > 0.6 * high
-                    panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if dark else BLACK)
-        axes.ravel()[0].set_ylabel(axes_told[0])
+                    told = f"{round(value, 2) or 0.0:.2f}"  # no minus before a zero
+                    panel.text(j, i, told, ha="center", va="center", color="white" if dark else BLACK)
+        axes.ravel()[0].set_ylabel(axes_told[0].replace("_", " "))
+        if not few:
+            beyond = np.nanmin(drawn, initial=low) < low, np.nanmax(drawn, initial=high) > high
+            extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(beyond, "both")
+            axes.ravel()[0].figure.colorbar(image, ax=axes, location="top", fraction=0.06, aspect=40, extend=extend)
 
     return _draw(name, label, paint, height=min(5.0, 1.1 + 0.45 * max(2, len(trained))), panels=(1, 2))

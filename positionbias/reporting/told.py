@@ -42,9 +42,9 @@ def band(count: int) -> str:
     return f"Band: 95 % Student t over replicas, n = {count}."
 
 
-def shortened(task: str) -> str:
-    """A task's spec without the arguments that have their defaults; as it is where no such task can be built."""
+def shortened(text: str, axis: str = "tasks") -> str:
+    """A spec without the arguments that have their defaults; as it is where no such member can be built."""
     try:
-        return canonical(build("tasks", task, "task"))
+        return canonical(build(axis, text, axis))
     except ConfigError:
-        return task
+        return text

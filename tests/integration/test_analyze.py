@@ -43,7 +43,7 @@ def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
         assert [row["mean"] for row in mass["numbers"]] == pytest.approx(kept["mass"].mean(axis=0)[0].tolist())
     page = (folder / "report.html").read_text()
     assert "<h2>Analyses" in page
-    assert "Sink mass column 1: mass, of 4 items a replica, condition train, step 2." in page
+    assert "sink_mass(column=1): mass, of 4 items a replica, condition train, step 2." in page
     assert ask(folder, "look_back, sink_mass(column=1), gradient_influence", "--items", "4") == 0
     printed = capsys.readouterr().out
     assert printed.startswith(

@@ -1,5 +1,10 @@
-"""Where the numbers of an analysis stand along the axis of its figure."""
+"""Where the numbers of an analysis stand along the axis of its figure, and what colours mean."""
 
+import re
+
+import numpy as np
+
+from positionbias.reporting import figures
 from positionbias.reporting.analyses import _lines
 
 
@@ -13,3 +18,24 @@ def test_names_that_are_numbers_are_where_they_say_and_others_one_by_one():
     assert places(step=["-1", "0.5", "2"]) == [-1, 0.5, 2]
     assert places(step=["first", "2", "3"]) == [0, 1, 2]
     assert places() == [0, 1, 2]
+
+
+def shown(trained, drawn):
+    ticks = [[str(i) for i in range(n)] for n in trained.shape]
+    return figures.two_maps("name", "label", trained, drawn, ("from_layer", "to_layer"), ticks)
+
+
+def test_a_map_of_many_numbers_has_a_bar_on_the_scale_of_the_trained_models():
+    """Noise before training is larger."""
+    trained, noise = np.zeros((9, 9)), np.full((9, 9), 50.0)
+    trained[2, 3] = 0.4
+    told = re.findall(r"<!-- (.*?) -->", shown(trained, noise))
+    assert "0.40" in told
+    assert "50" not in told
+    assert "50" in re.findall(r"<!-- (.*?) -->", shown(np.zeros((9, 9)), noise)), "nothing else to go by"
+
+
+def test_a_map_of_few_numbers_has_these_and_no_bar():
+    told = re.findall(r"<!-- (.*?) -->", shown(np.full((2, 2), -0.001), np.full((2, 2), 50.0)))
+    assert (told.count("50.00"), told.count("0.00")) == (4, 4)
+    assert "from layer" in told
