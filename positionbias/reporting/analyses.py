@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from positionbias.reporting import figures
+from positionbias.reporting import figures, maps
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, figure, grid
 from positionbias.reporting.html import figures as side_by_side
@@ -43,7 +43,7 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
     if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
         ticks = [[_named(one, axis, at) for at in range(size)] for axis, size in _sizes(array).items()]
         both = _means(array, "numbers"), _means(array, "at_init")
-        svg = figures.two_maps(name, title, *both, list(_sizes(array)), ticks)
+        svg = maps.two_maps(name, title, *both, list(_sizes(array)), ticks)
         return [figure(svg, f"{told} Mean over {one['replicas']} replicas; right: before training.")]
     lines = _lines(one, array, "numbers")
     svg = figures.by_layer(name, title, array["axes"][-1], lines, _lines(one, array, "at_init"))

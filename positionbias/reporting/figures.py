@@ -84,7 +84,7 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _draw(
+def draw(
     name: str, label: str, paint: Any, height: float = HEIGHT, width: float = WIDTH, panels: tuple[int, int] = (1, 1)
 ) -> str:
     """Paint onto fresh axes and return inline SVG whose ids all start with `name`, unique on a page.
@@ -190,7 +190,7 @@ def accuracy(
         _unit(axes)
         _finish(axes, xlabel, "accuracy")
 
-    return _draw(name, f"accuracy by {xlabel}", paint)
+    return draw(name, f"accuracy by {xlabel}", paint)
 
 
 def losses(
@@ -224,7 +224,7 @@ def losses(
             axes.set_xscale("log")
             _plain(axes.xaxis)
 
-    return _draw(name, f"loss by {xlabel}", paint)
+    return draw(name, f"loss by {xlabel}", paint)
 
 
 def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after training") -> str:
@@ -238,7 +238,7 @@ def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after trai
         axes.set_ylim(bottom=0)
         _finish(axes, "input position", "share of influence")
 
-    return _draw(name, "influence by input position", paint)
+    return draw(name, "influence by input position", paint)
 
 
 def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -262,7 +262,7 @@ def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
             axes.set_ylim(bottom=0)
         _finish(axes, "training step", "loss")
 
-    return _draw(name, "training loss by step", paint)
+    return draw(name, "training loss by step", paint)
 
 
 def by_state_size(name: str, curves: Mapping[str, Rows]) -> str:
@@ -287,7 +287,7 @@ def by_state_size(name: str, curves: Mapping[str, Rows]) -> str:
         _plain(axes.xaxis)
         axes.margins(x=0.03)
 
-    return _draw(name, "accuracy by size of the state", paint, HEIGHT + 0.2 * max(0, len(curves) - 3))
+    return draw(name, "accuracy by size of the state", paint, HEIGHT + 0.2 * max(0, len(curves) - 3))
 
 
 def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
@@ -308,7 +308,7 @@ def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
         _unit(axes)
         _finish(axes, xlabel, "accuracy")
 
-    return _draw(name, f"accuracy by {xlabel}, one curve an arm", paint, HEIGHT + 0.2 * max(0, len(compared) - 3))
+    return draw(name, f"accuracy by {xlabel}, one curve an arm", paint, HEIGHT + 0.2 * max(0, len(compared) - 3))
 
 
 def influences(name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows]) -> str:
@@ -337,7 +337,7 @@ def influences(name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows]) 
         panels[0].figure.supylabel("influence, in even shares", fontsize="medium")
 
     label = "influence by input position, one panel an arm"
-    return _draw(name, label, paint, 0.8 + 1.5 * lines, 2 * WIDTH, (lines, PANELS))
+    return draw(name, label, paint, 0.8 + 1.5 * lines, 2 * WIDTH, (lines, PANELS))
 
 
 def _even_shares(rows: Rows) -> Rows:
@@ -359,56 +359,4 @@ def by_layer(name: str, label: str, xlabel: str, curves: Mapping[str, Rows], at_
             )
         _finish(axes, xlabel.replace("_", " "), label.rpartition(": ")[2])
 
-    return _draw(name, label, paint)
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    """The least and the greatest of what is finite, with 0 between them."""
-    known = values[np.isfinite(values)]
-    return (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
-
-
-def two_maps(
-    name: str,
-    label: str,
-    trained: np.ndarray,
-    drawn: np.ndarray,
-    axes_told: Sequence[str],
-    ticks: Sequence[Sequence[str]],
-) -> str:
-    """Two maps on one scale: trained, and before training. `ticks` are those of rows and columns.
-
-    Numbers stand in cells if few. If many, a bar tells what colours mean, and the scale is that of the trained models,
-    which noise before training may exceed by far.
-    """
-    few = trained.size <= FEW
-    every = np.concatenate([trained.ravel(), drawn.ravel()])
-    low, high = _range(every)
-    signed = -low > 0.1 * high  # losses beside gains: white is 0
-    low, high = _range(every if few or not np.any(np.nan_to_num(trained)) else trained.ravel())
-    if signed:
-        low, high = min(low, -high), max(high, -low)
-
-    def paint(axes: Any) -> None:
-        for panel, values, title in zip(axes.ravel(), (trained, drawn), ("trained", "before training"), strict=True):
-            panel.grid(False)
-            image = panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
-            panel.set_title(title, fontsize=10)
-            for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
-                every = -(-len(told) // 16)  # more would run into each other
-                setter(range(0, len(told), every), told[::every])
-            if max(map(len, ticks[1])) > 5:
-                panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
-            panel.set_xlabel(axes_told[1].replace("_", " "))
-            if few:
-                for (i, j), value in np.ndenumerate(values):
-                    dark = abs(value) > 0.6 * high
-                    told = f"{round(value, 2) or 0.0:.2f}"  # no minus before a zero
-                    panel.text(j, i, told, ha="center", va="center", color="white" if dark else BLACK)
-        axes.ravel()[0].set_ylabel(axes_told[0].replace("_", " "))
-        if not few:
-            beyond = np.nanmin(drawn, initial=low) < low, np.nanmax(drawn, initial=high) > high
-            extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(beyond, "both")
-            axes.ravel()[0].figure.colorbar(image, ax=axes, location="top", fraction=0.06, aspect=40, extend=extend)
-
-    return _draw(name, label, paint, height=min(5.0, 1.1 + 0.45 * max(2, len(trained))), panels=(1, 2))
+    return draw(name, label, paint)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from positionbias.reporting import figures
+from positionbias.reporting import maps
 from positionbias.reporting.analyses import _lines
 
 
@@ -22,7 +22,7 @@ def test_names_that_are_numbers_are_where_they_say_and_others_one_by_one():
 
 def shown(trained, drawn):
     ticks = [[str(i) for i in range(n)] for n in trained.shape]
-    return figures.two_maps("name", "label", trained, drawn, ("from_layer", "to_layer"), ticks)
+    return maps.two_maps("name", "label", trained, drawn, ("from_layer", "to_layer"), ticks)
 
 
 def test_a_map_of_many_numbers_has_a_bar_on_the_scale_of_the_trained_models():

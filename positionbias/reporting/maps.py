@@ -1,0 +1,64 @@
+"""Maps of two axes: a number for every row and column, trained beside before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from positionbias.reporting.figures import BLACK, draw
+
+FEW = 40  # cells with a number in them
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest of what is finite, with 0 between them."""
+    known = values[np.isfinite(values)]
+    return (min(0.0, known.min()), max(known.max(), 1e-9)) if len(known) else (0.0, 1.0)
+
+
+def two_maps(
+    name: str,
+    label: str,
+    trained: np.ndarray,
+    drawn: np.ndarray,
+    axes_told: Sequence[str],
+    ticks: Sequence[Sequence[str]],
+) -> str:
+    """Two maps on one scale: trained, and before training. `ticks` are those of rows and columns.
+
+    Numbers stand in cells if few. If many, a bar tells what colours mean, and the scale is that of the trained models,
+    which noise before training may exceed by far.
+    """
+    few = trained.size <= FEW
+    every = np.concatenate([trained.ravel(), drawn.ravel()])
+    low, high = _range(every)
+    signed = -low > 0.1 * high  # losses beside gains: white is 0
+    low, high = _range(every if few or not np.any(np.nan_to_num(trained)) else trained.ravel())
+    if signed:
+        low, high = min(low, -high), max(high, -low)
+
+    def paint(axes: Any) -> None:
+        for panel, values, title in zip(axes.ravel(), (trained, drawn), ("trained", "before training"), strict=True):
+            panel.grid(False)
+            image = panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
+            panel.set_title(title, fontsize=10)
+            for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
+                every = -(-len(told) // 16)  # more would run into each other
+                setter(range(0, len(told), every), told[::every])
+            if max(map(len, ticks[1])) > 5:
+                panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
+            panel.set_xlabel(axes_told[1].replace("_", " "))
+            if few:
+                for (i, j), value in np.ndenumerate(values):
+                    dark = abs(value) > 0.6 * high
+                    told = f"{round(value, 2) or 0.0:.2f}"  # no minus before a zero
+                    panel.text(j, i, told, ha="center", va="center", color="white" if dark else BLACK)
+        axes.ravel()[0].set_ylabel(axes_told[0].replace("_", " "))
+        if not few:
+            beyond = np.nanmin(drawn, initial=low) < low, np.nanmax(drawn, initial=high) > high
+            extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(beyond, "both")
+            axes.ravel()[0].figure.colorbar(image, ax=axes, location="top", fraction=0.06, aspect=40, extend=extend)
+
+    return draw(name, label, paint, height=min(5.0, 1.1 + 0.45 * max(2, len(trained))), panels=(1, 2))
