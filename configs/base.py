@@ -88,8 +88,10 @@ def get_config() -> ConfigDict:
                 "replica_layout": "auto",
                 # the devices, which on a CPU are virtual, one a core
                 "mesh": {
-                    "replica": "auto",
+                    "replica": "auto",  # devices that replicas are spread over
+                    # of each of these, devices that share the sequences of a batch; auto: what is left
                     "data": "auto",
+                    # of each of these, devices that share it further, and keep a part of the parameters each
                     "fsdp": 1,
                 },
                 # steps in one compiled call; auto: the greatest that divides every cadence

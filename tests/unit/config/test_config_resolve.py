@@ -144,7 +144,7 @@ def test_weight_decay_varies_only_where_there_is_one(monkeypatch):
     [
         (
             {"train.stpes": 5},
-            "train.stpes: unknown field 'stpes', did you mean 'steps'? allowed: batch_size, devices, dtype, log_every,"
+            "train.stpes: unknown field 'stpes', did you mean 'steps'? allowed: batch_size, dtype, log_every, mesh,"
             " microbatch, replica_layout, replicas, steps, steps_per_dispatch, vary.",
         ),
         (
