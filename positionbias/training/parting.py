@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.ad_checkpoint import checkpoint_name
 
 from positionbias.arrays import Float, Tree
@@ -27,9 +28,11 @@ class Parting:
         self._count, self.layout = layout.fsdp, layout
         self.parts = shape if self._count == 1 else jax.tree.map(self._part, shape)
 
+    def _size(self, leaf: Any) -> int:
+        return -(-math.prod(leaf.shape) // self._count)
+
     def _part(self, leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = (-(-math.prod(leaf.shape) // self._count),) if leaf.shape else ()
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+        return jax.ShapeDtypeStruct((self._size(leaf),) if leaf.shape else (), leaf.dtype)
 
     def part(self, tree: Tree) -> Tree:
         """Of each array the slice that this device keeps."""
@@ -40,7 +43,7 @@ class Parting:
         def one(leaf: jax.Array) -> jax.Array:
             if leaf.ndim == 0:
                 return leaf
-            size = -(-leaf.size // self._count)
+            size = self._size(leaf)
             flat = jnp.pad(leaf.reshape(-1), (0, size * self._count - leaf.size))
             return flat.reshape(self._count, size)[at]
 
@@ -62,16 +65,20 @@ class Parting:
 
         return jax.tree.map(one, parts, shapes)
 
-    def summed(self, grads: Tree) -> Tree:
-        """Gradients by slices, those of the loss of this device's sequences, over all devices that share a batch."""
+    def summed(self, grads: Tree, metrics: Tree) -> tuple[Tree, Tree]:
+        """Gradients by slices and metrics, those of this device's sequences, over all devices that share a batch."""
+        if self._count == 1:
+            return self.layout.summed((grads, metrics))
         # The gradient of a gathered array has been summed over `fsdp`, and cut, by what gathering transposes to.
         leaves, shape = jax.tree.flatten(grads)
         kept = self.layout.summed([x for x in leaves if x.ndim], ("data",))
-        scalars = self.layout.summed([x for x in leaves if not x.ndim])
-        return jax.tree.unflatten(shape, [(kept if x.ndim else scalars).pop(0) for x in leaves])
+        scalars, metrics = self.layout.summed(([x for x in leaves if not x.ndim], metrics))
+        return jax.tree.unflatten(shape, [(kept if x.ndim else scalars).pop(0) for x in leaves]), metrics
 
     def norm(self, parts: Tree) -> Float[jax.Array, ""]:
         """The norm of the arrays of slices."""
+        if self._count == 1:
+            return optax.tree.norm(parts)
         leaves = jax.tree.leaves(parts)
         kept = sum(jnp.sum(jnp.square(x)) for x in leaves if x.ndim)
         return jnp.sqrt(jax.lax.psum(kept, "fsdp") + sum(jnp.square(x) for x in leaves if not x.ndim))

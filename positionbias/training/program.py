@@ -63,10 +63,10 @@ class Program:
         return spec.build("optimizers", self.experiment.config.optimizer.name, "optimizer.name")
 
     def _transformation(self, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        return transformation(self.experiment.config.optimizer, self._rule(), weight_decay, self._norm)
-
-    def _norm(self, grads: Tree) -> Float[jax.Array, ""]:
-        return optax.tree.norm(grads) if self.auto.layout.fsdp == 1 else self.parting.norm(grads)
+        # Not `self.parting.norm`: what is parted is known only when this has been asked for the state it begins with.
+        return transformation(
+            self.experiment.config.optimizer, self._rule(), weight_decay, lambda x: self.parting.norm(x)
+        )
 
     @functools.cached_property
     def parting(self) -> Parting:
@@ -90,7 +90,7 @@ class Program:
 
         def step(state: State, index: jax.Array) -> tuple[State, Tree]:
             grads, metrics = self._gradient(state, jax.random.fold_in(data, index), sampled_from(corpus, own["world"]))
-            metrics["gradient_norm"] = self._norm(grads)
+            metrics["gradient_norm"] = self.parting.norm(grads)
             direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
             share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)
             rate = own["learning_rate"] * share
@@ -140,10 +140,7 @@ class Program:
             return jax.lax.scan(piecewise, zero, cut)[0]
 
         def gradient(params: Tree) -> tuple[Tree, Tree]:
-            grads, metrics = of_own(params)
-            if layout.fsdp == 1:
-                return layout.summed((grads, metrics))
-            return self.parting.summed(grads), layout.summed(metrics)
+            return self.parting.summed(*of_own(params))
 
         return gradient(objective.tuned(stream(key, "tuned"), state["params"], lambda params: gradient(params)[0]))
 
