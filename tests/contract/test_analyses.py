@@ -159,7 +159,7 @@ def lacking(tmp_path_factory, small_run):
         if not folder.exists():
             raw = {
                 "name": "lacking",
-                "task": "inverse_permutation(n=2, alphabet=2)",
+                "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
                 "model": {"layers": 1, "width": 4, "heads": 1, "operator": operator, "position": "none", "mlp": mlp},
                 "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
                 "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},

@@ -55,7 +55,7 @@ def never_train(monkeypatch):
     from positionbias.training import loop
 
     monkeypatch.setattr(loop._Run, "go", reached)
-    monkeypatch.setattr(launch, "set_up", lambda config: None)  # devices are set up for the whole test session
+    monkeypatch.setattr(launch, "set_up", lambda *_: None)  # devices are set up for the whole test session
 
 
 def test_two_hundred_broken_configs_are_refused_before_anything_is_written(tmp_path, monkeypatch):
