@@ -129,12 +129,17 @@ class HyperAttention(Operator):
         if self.causal:
             block_q = jnp.minimum(jnp.sum(k[..., None, :] < q[..., None], axis=-1), columns - 1) // self.block
         else:
-            # By a table: the product is beyond int32 where there are many blocks of many rows.
-            of_rank = np.arange(rows, dtype=np.int64) * -(-columns // self.block) // rows
-            block_q = jnp.asarray(of_rank.astype(np.int32))[_ranks(q)]
+            block_q = self._block_of(_ranks(q), columns)
         same = block_q[..., None] == (_ranks(k) // self.block)[..., None, :]
         drawn = self._drawn(q.shape[1], columns, start)[:, None] * (columns / max(self.samples, 1))
         return jnp.where(same, 1.0, drawn)
+
+    def _block_of(self, ranks: Int[jax.Array, "... R"], columns: int) -> Int[jax.Array, "... R"]:
+        """The block of keys that belongs to each of R queries by its place among them."""
+        # By a table: the product is beyond int32 where there are many blocks of many rows.
+        rows = ranks.shape[-1]
+        table = np.arange(rows, dtype=np.int64) * -(-columns // self.block) // rows
+        return jnp.asarray(table.astype(np.int32))[ranks]
 
     def _drawn(self, heads: int, count: int, start: int) -> Int[np.ndarray, "N S"]:
         """How often each of `count` keys is drawn."""
@@ -215,7 +220,7 @@ class HyperAttention(Operator):
             before = jnp.vectorize(jnp.searchsorted, signature="(s),(r)->(r)")(ordered, bins_q)
             block = jnp.minimum(before, columns - 1) // self.block
         else:
-            block = _ranks(bins_q) * -(-columns // self.block) // rows
+            block = self._block_of(_ranks(bins_q), columns)
         places = block[..., None] * self.block + np.arange(self.block)  # among those in order
         same = jnp.take_along_axis(order, places.clip(0, columns - 1).reshape(*order.shape[:3], -1), axis=-1)
         samples = np.stack([self._samples(q.shape[1], columns, start) for start in starts], axis=1)  # [N, G, M]

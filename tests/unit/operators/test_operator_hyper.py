@@ -86,6 +86,16 @@ def test_the_later_half_looks_back_and_both_go_on():
     np.testing.assert_array_equal(found[..., :4, 4:], 0)
 
 
+def test_queries_find_their_block_where_rows_times_blocks_are_beyond_32_bits():
+    """Blocks of one key: the query whose hash is the i-th takes the value of the key whose hash is the i-th."""
+    length = 46_400
+    operator = HyperAttention(False, block=1, samples=0, exact=1, projections=16)
+    given = [jax.random.normal(jax.random.key(i), (1, length, 1, 8)) for i in range(3)]
+    found = run(operator, given, "bidirectional")[0, :, 0]
+    places = [np.argsort(operator._hash(x)[0, 0], kind="stable") for x in given[:2]]
+    np.testing.assert_allclose(found[places[0]], given[2][0, places[1], 0], rtol=1e-6)
+
+
 def test_samples_stand_for_the_others_on_average():
     """Over many seeds the sum of exp(score) comes near that over all keys."""
     k = jnp.broadcast_to(jnp.arange(12), (1, N, 12))
