@@ -4,9 +4,8 @@
     checkpoints/000600/mark.json   format, step, meta, and shape, dtype and digest of every leaf; written last
 
 Orbax alone restores a flipped bit silently, so every load compares every leaf with its digest. A step without a mark
-is the leftover of a killed save: it does not count, and the next save sweeps it away. Saving is synchronous; nothing
-that is loaded is ever executed. `folder` is a run's `checkpoints` throughout, and the run's lock its only protection
-against a second writer.
+is the leftover of a killed save: it does not count, and the next save sweeps it away. Nothing that is loaded is ever
+executed. `folder` is a run's `checkpoints` throughout, and the run's lock its only protection against a second writer.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Of several processes the first does all that is done here to files, and the othe
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,8 @@ class Kept:
         self.evaluated: set[int] = set()  # steps whose rows are there
         self.bits_guaranteed = True
         self._metrics = None if folder is None else MetricsWriter(folder.path / "metrics.jsonl")
+        self._aside = concurrent.futures.ThreadPoolExecutor(1, "save")
+        self._saving: concurrent.futures.Future[None] | None = None
         self._told: dict[str, Any] = {"theory": theory_of(experiment), "state_size": experiment.state_size}
 
     def update(self, **fields: Any) -> None:
@@ -42,7 +45,8 @@ class Kept:
             self.folder.update(**fields)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, once a checkpoint that is being written is there; its errors are told by `settle`."""
+        self._aside.shutdown()
         if self._metrics is not None:
             self._metrics.close()
 
@@ -126,7 +130,10 @@ class Kept:
             self._metrics.write(line)
 
     def save(self, step: int, state: Tree, meta: dict[str, Any]) -> None:
-        """Keep the state of a step, in numpy arrays, and delete what the config does not keep."""
+        """Keep the state of a step, in numpy arrays, and delete what the config does not keep; both on the side.
+
+        Waits for the save before, and raises what that raised: see `settle`.
+        """
 
         def write() -> None:
             assert self.folder is not None
@@ -138,8 +145,15 @@ class Kept:
             checkpoint.prune(self._checkpoints, policy.keep_last, policy.keep_every, {*self.whole, step})
             self.folder.update(step=step, seconds=meta["seconds"])
 
-        hosts.by_first(write)
+        self.settle()
+        self._saving = self._aside.submit(write if hosts.first() else lambda: None)
         self.whole.add(step)
+
+    def settle(self) -> None:
+        """Wait until what was saved is on the disk; raises WriteError, in every process, where it cannot be written."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            hosts.by_first(saving.result)
 
     def rows(self, step: int, rows: dict[str, Any]) -> None:
         """Keep the rows of an evaluation, and make their summary."""

@@ -5,7 +5,9 @@
    none of those saved can be used, the run is refused. Metrics and evaluations later than that step are cut, and the
    summary is that of the newest evaluation kept. A finished run is left alone: one command starts, resumes, ends it.
 3. Between two dispatches of K steps, in this order: fetch metrics (where nothing is due, while the next one runs),
-   save, evaluate, go on: a failing evaluation loses no step. State is saved only after its metrics were found finite.
+   save, evaluate, go on: a failing evaluation loses no step. State is saved only after its metrics were found finite,
+   and copied to the host before the next dispatch takes it; it is written while training goes on, and there before the
+   next one is written or the run ends.
 4. The evaluation at initialisation runs after the first logged loss, or before one due earlier, on weights drawn anew.
 5. A step's batch is a function of (seed, replica, step): a resumed run equals an unbroken one to the bit, in everything
    but wall-clock, for the same code, data, layout, versions, device kind and CPU threads. A checkpoint keeps those it
@@ -126,6 +128,7 @@ class _Run:
         state = self._start(compiled, found)
         self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
         self._train(compiled, state, stop, last)
+        self.kept.settle()
         steps = self.config.train.steps
         outcome = Outcome("finished" if self.step == steps else "stopped", self.step, 0)
         if stop.number is not None and self.step < steps:

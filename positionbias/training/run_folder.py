@@ -54,6 +54,7 @@ class RunFolder:
     def __init__(self, path: pathlib.Path, lock: int, manifest: dict[str, Any], previous: dict[str, Any]) -> None:
         self.path, self.manifest, self.previous = path, manifest, previous
         self._lock: int | None = lock
+        self._changing = threading.Lock()  # a checkpoint is saved on the side
         self._source = _Source()
 
     @classmethod
@@ -94,14 +95,18 @@ class RunFolder:
             raise ValueError(f"status {fields['status']!r}; allowed: {', '.join(STATUSES)}")
         # While the run goes on, nobody waits for git; its last word does.
         ends = fields.get("status", "running") != "running"
-        changed = {**self.manifest, **self._source.found(GIT_SECONDS if ends else 0.0), **fields}
-        write_json(self.path / "manifest.json", changed)
-        self.manifest = changed
+        found = self._source.found(GIT_SECONDS if ends else 0.0)
+        with self._changing:
+            changed = {**self.manifest, **found, **fields}
+            write_json(self.path / "manifest.json", changed)
+            self.manifest = changed
 
     def circumstances(self) -> dict[str, Any]:
         """All that the bits of a run depend on beside its config, JSON-ready; waits for git."""
-        self.manifest.update(self._source.found(GIT_SECONDS))
-        return {name: self.manifest[name] for name in CIRCUMSTANCES}
+        found = self._source.found(GIT_SECONDS)
+        with self._changing:
+            self.manifest.update(found)
+            return {name: self.manifest[name] for name in CIRCUMSTANCES}
 
     def release(self) -> None:
         """Let another process have the folder; may be called twice."""
