@@ -27,7 +27,7 @@ from positionbias.tokens import Tokens
 
 
 class Norm(nnx.Module):
-    """Layer norm, root-mean-square norm or nothing, computed in float32."""
+    """Layer norm, root-mean-square norm or nothing, computed in at least float32."""
 
     def __init__(self, blueprint: Blueprint, width: int) -> None:
         self.kind = blueprint.config.norm
@@ -37,7 +37,7 @@ class Norm(nnx.Module):
     def __call__(self, x: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
         if self.scale is None:
             return x
-        y = x.astype(jnp.float32)
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6) * self.scale[...]

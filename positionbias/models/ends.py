@@ -97,4 +97,5 @@ class Readout(nnx.Module):
             x = x @ embedding.table[...].astype(x.dtype).T
         for layer in self.layers:
             x = jax.nn.relu(layer(x))
-        return (x if self.last is None else self.last(x)).astype(jnp.float32)
+        found = x if self.last is None else self.last(x)
+        return found.astype(jnp.promote_types(found.dtype, jnp.float32))

@@ -315,14 +315,15 @@ def over_heads(mask: Bool[Mapped, "... T S"]) -> Bool[jax.Array, "... T S"]:
 def scores(
     q: jax.Array, k: jax.Array, tokens_q: Tokens, tokens_k: Tokens, position: Placed, scaled: bool
 ) -> Float[jax.Array, "B N T S"]:
-    """The score of every query and key in float32, with what the scheme does to it.
+    """The score of every query and key in at least float32, with what the scheme does to it.
 
     Scores are q . k / sqrt(H) if `scaled`, else q . k.
     """
     found = position.products(q, k, tokens_q, tokens_k)
     if found is None:
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
-        found = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32)
+        kind = jnp.promote_types(q.dtype, jnp.float32)
+        found = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=kind)
     if scaled:
         found = found * (q.shape[-1] ** -0.5)
     bias = position.bias(tokens_q.rows(), tokens_k.columns(), q.shape[-2])
