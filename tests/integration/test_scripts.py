@@ -14,6 +14,8 @@ SCRIPTS = [
     "scripts/test.sh",
     "scripts/check.sh",
     "scripts/compile_targets.sh",
+    "scripts/slurm.sh",
+    "scripts/tpu_pod.sh",
     "scripts/environment.sh",
     ".ci/run",
 ]
@@ -179,9 +181,83 @@ def test_compilers_for_chips_go_into_an_environment_of_their_own(checkout):
     assert asked(checkout, "positionbias") == ["positionbias.kernels.compile_targets --target v5e"]
 
 
+SWEEP = ["sweep", "8", "--partition=gpu", "--", "--config", "a b.py", "--config.model.mask=causal & none"]
+
+
+def test_a_sweep_is_an_array_of_jobs_that_share_its_cells(checkout):
+    told = call("scripts/slurm.sh", "--dry-run", *SWEEP, cwd=checkout, VIRTUAL_ENV=str(checkout / "env"))
+    options, first, where, job = told.stdout.splitlines()
+    assert options == "sbatch --job-name=positionbias --array=1-8 --signal=TERM@120 --partition=gpu"
+    assert (first, where) == ("#!/usr/bin/env bash", f"cd {checkout} || exit 1")
+    run = f"srun {checkout}/env/bin/python -m positionbias.sweep --config a\\ b.py"
+    assert job == rf'{run} --config.model.mask=causal\ \&\ none --cells "$SLURM_ARRAY_TASK_ID/8"'
+    assert not (checkout / "asked").exists(), "a dry run installs nothing"
+
+
+def test_a_job_is_submitted_with_its_script(checkout):
+    sbatch = checkout / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/usr/bin/env bash\necho "$*" >"{checkout}/told"\ncat >"{checkout}/job"\n')
+    sbatch.chmod(0o755)
+    environment = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(checkout / "env")}
+    done = call("scripts/slurm.sh", "train", "4", "--time=1:00", "--", "--config", "c.py", cwd=checkout, **environment)
+    assert done.returncode == 0, done.stderr
+    told = "--job-name=positionbias --nodes=4 --ntasks-per-node=1 --signal=TERM@120 --time=1:00\n"
+    assert (checkout / "told").read_text() == told
+    job = (checkout / "job").read_text().splitlines()[-1]
+    python = checkout / "env" / "bin" / "python"
+    assert job == f"srun --kill-on-bad-exit=1 {python} -m positionbias.train --config c.py --processes auto"
+    assert len(asked(checkout, "pip install")) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "why"),
+    [
+        ("slurm.sh", ["dance", "3"], "'dance' is neither sweep nor train"),
+        ("slurm.sh", ["sweep", "0", "--", "--config"], "'0' is not allowed as a number of tasks or nodes"),
+        ("slurm.sh", ["train"], "'' is not allowed as a number of tasks or nodes"),
+        ("slurm.sh", ["train", "2", "--config", "c.py"], "there is no -- before what positionbias is told"),
+        ("slurm.sh", ["train", "2", "--"], "positionbias is told nothing behind --"),
+        ("tpu_pod.sh", ["pod", "zone"], "name, zone or what to do is missing"),
+        ("tpu_pod.sh", ["pod", "zone", "dance"], "'dance' is not allowed"),
+        ("tpu_pod.sh", ["pod", "zone", "train"], "train takes what positionbias.train does"),
+        ("tpu_pod.sh", ["pod", "zone", "install"], "install takes a repository and perhaps a revision"),
+        ("tpu_pod.sh", ["pod", "zone", "log", "more"], "log takes nothing more"),
+    ],
+)
+def test_launchers_refuse_in_a_sentence(checkout, script, arguments, why):
+    done = call(f"scripts/{script}", *arguments, cwd=checkout, VIRTUAL_ENV=str(checkout / "env"))
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith(f"error: {why}; allowed: scripts/{script} ")
+
+
+def test_a_pod_gets_one_command_for_every_host(checkout, tmp_path_factory):
+    """What gcloud would run is run: on a host with the package, in its folder, on after the terminal is gone."""
+    gcloud, host = checkout / "bin" / "gcloud", tmp_path_factory.mktemp("host")
+    gcloud.parent.mkdir()
+    gcloud.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "${{@:1:$#-1}}" >"{checkout}/told"\n'
+        "last=${@: -1}\n"
+        "sleep() { wait; }; export -f sleep\n"  # the host's command ends when what it started has
+        f'cd "{host}" && exec bash -c "${{last#--command=}}"\n'
+    )
+    gcloud.chmod(0o755)
+    shutil.copytree(checkout / "env", host / "positionbias" / ".venv")
+    more = ["--config", "a b.py", "--config.model.mask=causal & none"]
+    path = f"{gcloud.parent}:{os.environ['PATH']}"
+    done = call("scripts/tpu_pod.sh", "pod", "us-central2-b", "train", *more, cwd=checkout, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "told").read_text() == "compute tpus tpu-vm ssh pod --zone=us-central2-b --worker=all\n"
+    (line,) = (checkout / "asked").read_text().splitlines()
+    run = "-m positionbias.train --config a b.py --config.model.mask=causal & none --processes auto"
+    assert line == f"{host}/positionbias {run}"
+
+
 @pytest.mark.slow
 def test_the_compilers_for_chips_take_the_attention_kernels(root):
-    done = call(root / "scripts/compile_targets.sh", "--target", "v5e,h200", "--case", "gradient", cwd=root)
+    done = call(root / "scripts/compile_targets.sh", "--target", "v5e,h200", "--case", "gradient", cwd=root, XLA_FLAGS="")
     if "could not be installed" in done.stderr or "no Python from 3.12 on" in done.stderr:
         pytest.skip("the compilers cannot be had here")
     assert done.returncode == 0, done.stderr
