@@ -24,7 +24,7 @@ def parser() -> cli.Parser:
         metavar="SPEC[,SPEC2]",
         help="as 'rollout, head_gating(weight=0.1)' (python -m positionbias.list analyses)",
     )
-    made.add_argument("--step", type=int, help="checkpoint to analyse; default: the newest")
+    made.add_argument("--step", metavar="all|N[,M]", help="checkpoints to analyse; default: the newest")
     made.add_argument("--condition", metavar="NAME", help="of the items; default: the one trained on")
     made.add_argument("--replicas", default="all", metavar="I[,J]", help="which of the run's, from 0; default: all")
     made.add_argument("--items", type=int, help="items a replica; default: evaluation.influence_items of the config")
@@ -47,18 +47,19 @@ def _analyse(workdir: pathlib.Path, given: argparse.Namespace) -> None:
     from positionbias.analysis import run, table
     from positionbias.reporting.report import write_report
 
-    wanted = run.parsed(given.analyses)
-    told = {"step": given.step, "condition": given.condition, "items": given.items}
-    asker = run.Asker(workdir, wanted, **told, replicas=run.numbered(given.replicas))
-    steps, items = asker.run.config.train.steps, f"{asker.items} items a replica"
-    launch.say(f"step {asker.run.step} of {steps}, condition {asker.condition.name}, {items}")
-    for one in wanted:
-        if asker.there(one):
-            print(f"{spec.canonical(one)}: there already")
-    for found in asker.asked():
-        path = run.write(workdir, found, asker.settings(found.analysis))
-        print(table.table(found))
-        launch.say(f"results: {path} and .npz")
+    wanted, replicas = run.parsed(given.analyses), run.numbered(given.replicas)
+    for step in run.stepped(workdir, given.step):
+        asker = run.Asker(workdir, wanted, step=step, condition=given.condition, items=given.items, replicas=replicas)
+        steps, items = asker.run.config.train.steps, f"{asker.items} items a replica"
+        launch.say(f"step {asker.run.step} of {steps}, condition {asker.condition.name}, {items}")
+        for one in wanted:
+            if asker.there(one):
+                print(f"{spec.canonical(one)}: there already")
+        for found in asker.asked():
+            path = asker.path(found.analysis)
+            run.write(path, found, asker.settings(found.analysis))
+            print(table.table(found))
+            launch.say(f"results: {path} and .npz")
     print(f"report: {write_report(workdir)}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from positionbias import spec
 from positionbias.analysis.base import Analysis, Labels, Subject
 from positionbias.arrays import Key, Tree
-from positionbias.evaluation.loading import LoadedRun, load
+from positionbias.evaluation.loading import LoadedRun, load, saved_steps
 from positionbias.evaluation.statistics import correlation, interval
 from positionbias.files import read_json, replacing, safe_name, write_json, writing
 from positionbias.replicas import stream
@@ -63,8 +63,21 @@ def numbered(text: str) -> list[int] | None:
     return found
 
 
+def stepped(folder: pathlib.Path, text: str | None) -> list[int | None]:
+    """The steps that `--step` names, None for the newest of the run's checkpoints."""
+    if text is None:
+        return [None]
+    if text == "all":
+        return list(saved_steps(folder)) or [None]
+    parts = [part.strip() for part in text.split(",")]
+    found = sorted({int(part) for part in parts if part.isascii() and part.isdigit()})
+    if len(found) < len(parts):
+        raise ConfigError(f"--step: {text!r} is not allowed; allowed: 'all', or steps such as '200,400', each once.")
+    return list(found)
+
+
 def label(analysis: Analysis) -> str:
-    """The name of its files."""
+    """The name of its files, but for what the items are of: see `Asker.path`."""
     return safe_name(spec.canonical(analysis))
 
 
@@ -96,6 +109,7 @@ class Asker:
         replicas: Sequence[int] | None = None,
     ) -> None:
         self.folder, self.wanted = folder, wanted
+        self.older = step is not None and step != max(saved_steps(folder), default=step)
         whole = load(folder, step, "all")
         self.replicas = None if replicas is None else list(replicas)
         self.run = whole if replicas is None else _of(whole, replicas)
@@ -131,9 +145,18 @@ class Asker:
         of = "all" if self.replicas is None else self.replicas
         return {"analysis": spec.full(analysis), **told, "of_replicas": of}
 
+    def path(self, analysis: Analysis) -> pathlib.Path:
+        """Its JSON: of its own for a condition that was not trained on, and for a checkpoint that is not the newest."""
+        name = label(analysis)
+        if self.condition.name != self.run.task.conditions()[0].name:
+            name += f"--{safe_name(self.condition.name)}"
+        if self.older:
+            name += f"--{self.run.step:06d}"
+        return self.folder / FOLDER / f"{name}.json"
+
     def there(self, analysis: Analysis) -> bool:
         """Whether its files are there, of the same checkpoint and items."""
-        path = self.folder / FOLDER / f"{label(analysis)}.json"
+        path = self.path(analysis)
         try:
             found = read_json(path)
         except (OSError, ValueError):
@@ -175,12 +198,10 @@ def _picked(tree: Tree, replicas: Sequence[int]) -> Tree:
     return jax.tree.map(lambda x: x[at], tree)
 
 
-def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib.Path:
-    """Write `analysis/LABEL.npz` with all numbers and `.json` with means and intervals; returns the JSON's path."""
-    home = folder / FOLDER
-    path = home / f"{label(one.analysis)}.json"
+def write(path: pathlib.Path, one: Asked, settings: dict[str, Any]) -> None:
+    """Write a JSON with means and intervals, and beside it an npz with all numbers."""
     with writing(path):
-        home.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         held = io.BytesIO()
         np.savez(held, **one.trained, **{f"at_init/{name}": x for name, x in one.drawn.items()})  # type: ignore[arg-type]
         with replacing(path.with_suffix(".npz")) as file:
@@ -195,7 +216,6 @@ def write(folder: pathlib.Path, one: Asked, settings: dict[str, Any]) -> pathlib
         | {name: {"axes": [], "sizes": [], **both} for name, both in across(one).items()},
     }
     write_json(path, told)
-    return path
 
 
 def _told(axes: tuple[str, ...], trained: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:

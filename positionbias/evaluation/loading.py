@@ -277,6 +277,11 @@ def load(
     return LoadedRun(folder, step, replica, experiment, jax.tree.map(jnp.asarray, weights), keys)
 
 
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    """The steps of a run's checkpoints, oldest first; whether they are whole shows on loading."""
+    return checkpoint.steps(folder / "checkpoints")
+
+
 def _restored(folder: pathlib.Path, step: int | None, shape: Tree) -> tuple[int, Tree]:
     """The checkpoint at `step`, or the newest whole one; ConfigError says which whole ones there are."""
     checkpoints, skipped = folder / "checkpoints", list[str]()

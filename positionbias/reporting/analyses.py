@@ -20,8 +20,10 @@ def analysed(run: Run) -> list[str]:
     """The section of a run's analyses; nothing where there are none."""
     if not run.analyses:
         return []
-    shown = [svg for name, one in run.analyses.items() for svg in _figures(name, one)]
-    body = [row for one in run.analyses.values() for row in _rows(one)]
+    groups = _by_step(run.analyses)
+    newest = [group[-1] for group in groups]
+    shown = [svg for group in groups for svg in [*_figures(*group[-1]), *_over_steps(group)]]
+    body = [row for _, one in newest for row in _rows(one)]
     found = [side_by_side(shown)] if shown else []
     if body:
         caption = (
@@ -30,6 +32,36 @@ def analysed(run: Run) -> list[str]:
         )
         found.append(grid(["analysis", "number", "trained", "before training"], body, caption, texts=2))
     return ["<h2>Analyses</h2>", *found]
+
+
+def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, Mapping[str, Any]]]]:
+    """Names and contents of the files of one analysis and condition together, the newest checkpoint last."""
+    groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, one in analyses.items():
+        groups.setdefault((one["analysis"], one["condition"]), []).append((name, one))
+    return [sorted(group, key=lambda named: named[1]["step"]) for group in groups.values()]
+
+
+def _over_steps(group: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Of several checkpoints a curve over training for each of a few numbers of the array that is shown."""
+    name, last = group[-1]
+    arrays = [one["arrays"].get(one["shown"], {}) for _, one in group]
+    counts = {len(array.get("numbers") or ()) for array in arrays}
+    if len(group) == 1 or len(counts) > 1 or not 1 <= (count := counts.pop()) <= MOST:
+        return []
+    axes, places = arrays[-1]["axes"], list(np.ndindex(*arrays[-1]["sizes"]))
+    lines = {}
+    for i in range(count):
+        label = ", ".join(f"{axis} {_named(last, axis, at)}" for axis, at in zip(axes, places[i], strict=True))
+        steps = [one["step"] for _, one in group]
+        rows = [array["numbers"][i] for array in arrays]
+        if steps[0] > 0:  # the models before training, which all of them tell
+            steps, rows = [0, *steps], [arrays[0]["at_init"][i], *rows]
+        lines[label] = [{"position": step, **row} for step, row in zip(steps, rows, strict=True)]
+    title = f"{_called(last)}: {last['shown'].replace('_', ' ')}"
+    told = f"{title} over training, condition {last['condition']}."
+    svg = figures.by_layer(f"{name}-over-training", title, "step", lines, {})
+    return [figure(svg, f"{told} {band(last['replicas'])}")]
 
 
 def _figures(name: str, one: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from positionbias import spec
 from positionbias.analysis import base
 from positionbias.analysis.base import Subject
-from positionbias.analysis.run import Asker, label, write
+from positionbias.analysis.run import Asker, write
 from positionbias.errors import ConfigError
 from positionbias.evaluation import stored
 
@@ -88,12 +88,12 @@ def test_arrays_have_the_axes_that_are_declared(folder, name):
             assert np.isfinite(arrays[key]).all(), key
     differ = [key for key in analysis.axes if (found.trained[key] != found.drawn[key]).any()]
     assert differ, "training changes nothing of what it tells"
-    write(folder, found, asker.settings(analysis))
-    told = stored.read_analyses(folder)[label(analysis)]
+    write(asker.path(analysis), found, asker.settings(analysis))
+    told = stored.read_analyses(folder)[asker.path(analysis).stem]
     assert told["analysis"] == spec.full(analysis)
     assert list(told["arrays"]) == [*analysis.axes, *analysis.across]
     assert all(analysis.axes[of] == () for pair in analysis.across.values() for of in pair)
-    with np.load(folder / "analysis" / f"{label(analysis)}.npz") as kept:
+    with np.load(asker.path(analysis).with_suffix(".npz")) as kept:
         np.testing.assert_array_equal(kept[analysis.shown], found.trained[analysis.shown])
     assert asker.there(analysis)
     assert list(asker.asked()) == [], "what is there is not asked again"

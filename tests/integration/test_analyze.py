@@ -52,7 +52,38 @@ def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
     )
     assert ask(folder, "look_back", "--condition", "shifted") == 0
     assert "there already" not in capsys.readouterr().out, "other items"
-    assert json.loads((folder / "analysis" / "look_back.json").read_text())["condition"] == "shifted"
+    paths = [folder / "analysis" / f"look_back{more}.json" for more in ("", "--shifted")]
+    assert [json.loads(path.read_text())["condition"] for path in paths] == ["train", "shifted"]
+
+
+def test_checkpoints_are_asked_by_one_command_and_drawn_over_training(tmp_path, small_run, capsys):
+    raw = {
+        "name": "steps",
+        "task": "inverse_permutation(n=2, alphabet=2)",
+        "model": {"layers": 1, "width": 4, "heads": 2, "position": "none"},
+        "train": {"steps": 6, "batch_size": 4, "replicas": 2, "log_every": 2},
+        "checkpoint": {"every": 2, "keep_every": 2},
+        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
+    }
+    folder = small_run(raw, tmp_path / "run")
+    assert ask(folder, "sink_mass", "--step", "all") == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^step (\d) of 6", printed, re.MULTILINE) == ["2", "4", "6"]
+    files = {
+        name: json.loads((folder / "analysis" / f"{name}.json").read_text())
+        for name in ("sink_mass--000002", "sink_mass--000004", "sink_mass")
+    }
+    assert [one["step"] for one in files.values()] == [2, 4, 6]
+    masses = [[row["mean"] for row in one["arrays"]["mass"]["numbers"]] for one in files.values()]
+    assert masses[0] != masses[1] != masses[2]
+    before = [one["arrays"]["mass"]["at_init"] for one in files.values()]
+    assert before[0] == before[1] == before[2], "the same items of the same models"
+    page = (folder / "report.html").read_text()
+    assert "sink_mass: mass over training, condition train." in page
+    assert page.count("sink_mass: mass, of 4 items a replica") == 1, "a map of the newest alone"
+    capsys.readouterr()
+    assert ask(folder, "sink_mass", "--step", "2, 6") == 0
+    assert capsys.readouterr().out.count("sink_mass: there already") == 2
 
 
 def test_some_of_the_replicas_are_asked_as_among_all(folder, capsys):
@@ -121,6 +152,8 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
         ("patching", ["--items", "1"], "items = 1 is not allowed; allowed: 2 or more"),
         ("look_back", ["--items", "0"], "--items: 0 is not allowed; allowed: a whole number from 1 to "),
         ("look_back", ["--step", "7"], "step: "),
+        ("look_back", ["--step", "2, x"], "--step: '2, x' is not allowed; allowed: 'all', or steps such as '200,400'"),
+        ("look_back", ["--step", "2, 2"], "--step: '2, 2' is not allowed; allowed: 'all', or steps"),
         ("look_back", ["--replicas", "2"], "--replicas: 2 is not allowed; allowed: 0 to 1, as the run has 2."),
         ("look_back", ["--replicas", "0, 0"], "--replicas: '0, 0' is not allowed; allowed: 'all', or numbers such as"),
     ],

@@ -257,7 +257,9 @@ def test_a_pod_gets_one_command_for_every_host(checkout, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_compilers_for_chips_take_the_attention_kernels(root):
-    done = call(root / "scripts/compile_targets.sh", "--target", "v5e,h200", "--case", "gradient", cwd=root, XLA_FLAGS="")
+    done = call(
+        root / "scripts/compile_targets.sh", "--target", "v5e,h200", "--case", "gradient", cwd=root, XLA_FLAGS=""
+    )
     if "could not be installed" in done.stderr or "no Python from 3.12 on" in done.stderr:
         pytest.skip("the compilers cannot be had here")
     assert done.returncode == 0, done.stderr
