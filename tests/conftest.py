@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import pathlib
+import zlib
 
 import jax
 import pytest
@@ -27,6 +28,24 @@ HASTE = {  # here, and as users have it
 }
 if jax.__version_info__ < (0, 11):
     HASTE["xla_cpu_use_fusion_emitters"] = (False, True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--share", metavar="I/N", help="of the tests, told by their names, the I-th of N shares alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests of other shares, the same on every machine."""
+    if config.option.share is None:
+        return
+    one, _, count = config.option.share.partition("/")
+    if not (one.isdecimal() and count.isdecimal() and 1 <= int(one) <= int(count)):
+        raise pytest.UsageError(f"--share: {config.option.share!r} is not allowed; allowed: I/N, I from 1 to N")
+    own, others = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        (own if zlib.crc32(item.nodeid.encode()) % int(count) == int(one) - 1 else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = own
 
 
 def pytest_configure(config):

@@ -1,13 +1,14 @@
 """Every analysis: arrays of the shapes it declares, of two replicas, finite, with what is drawn; refusals told."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
 from positionbias import spec
-from positionbias.analysis import base
+from positionbias.analysis import base, run
 from positionbias.analysis.base import Subject
 from positionbias.analysis.run import Asker, write
 from positionbias.errors import ConfigError
@@ -31,6 +32,14 @@ SMALL = {
 SIDED = {"method_benchmark": "use", "rank_one_knob": "use"}
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
 WIDTH, ITEMS = 8, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """Every folder is loaded once: hundreds of tests ask four of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load", functools.cache(run.load))
+        yield
 
 
 @pytest.fixture(scope="module")

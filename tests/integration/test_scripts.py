@@ -158,7 +158,9 @@ def test_ci_tests_on_python_312_where_there_is_one_and_ends_with_the_default(roo
     done = call(".ci/run", **environment)
     assert done.returncode == 0, done.stderr
     tests = "pytest -n 2 --dist worksteal -m not slow and not accelerator"
-    assert asked(checkout, "pytest") == [tests] * (2 if there else 1)
+    told = asked(checkout, "pytest")
+    assert told[-1] == tests
+    assert [line.removeprefix(tests) for line in told[:-1]] == ([" --share 1/3"] if there else [])
     assert ("no python3.12 here" in done.stdout) == (not there)
     assert len(list(checkout.glob(".venv-*"))) == there
     assert call(".ci/run", **environment, FAKE_FAILS="ruff?check").returncode == 1
