@@ -30,6 +30,11 @@ SMALL = {
 }
 # Those that go between conditions of the same items, and one of such a pair.
 SIDED = {"method_benchmark": "use", "rank_one_knob": "use"}
+# Programs of edges and of searches: twice more of them is a minute for a dozen members, whose splitting others share.
+TRACED_LONG = {
+    "binding_mechanisms", "boundless_das", "circuit", "circuit_overlap", "confounders", "das", "edge_attribution",
+    "method_benchmark", "path_patching", "rank_one_knob", "sparse_features", "subspace_illusion",
+}  # fmt: skip
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
 WIDTH, ITEMS = 8, 16
 
@@ -125,7 +130,7 @@ def of_first(folder, analysis):
     return Subject(one, asker.condition, ITEMS, given)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in TRACED_LONG else []) for n in NAMES])
 def test_the_same_key_finds_the_same_however_items_are_split(name, folder, monkeypatch):
     """And another one something else: the items, or what values are held against, are drawn by it.
 
