@@ -16,6 +16,7 @@ from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import COLLINEAR, band, ceiling_told, label, loss_told
 
 MOST_ARMS = 14  # curves one figure can hold and still be read
+MOST_PANELS = 60  # of a figure with one an arm: a page can hold more, but each takes longer to draw than the one before
 
 
 def sweep_page(sweep: Sweep) -> str:
@@ -146,16 +147,16 @@ def _influence(measured: Mapping[str, Run]) -> list[str]:
     shown = {name: run for name, run in measured.items() if run.summary["influence"]}
     if not shown:
         return []
-    compared = [figures.Arm(name, run.summary["influence"], _mark(run)) for name, run in shown.items()]
-    before = {
-        name: run.summary["at_init"].get("influence", []) for name, run in shown.items() if run.summary["steps"] != 0
-    }
+    drawn = list(shown.items())[:MOST_PANELS]
+    compared = [figures.Arm(name, run.summary["influence"], _mark(run)) for name, run in drawn]
+    before = {name: run.summary["at_init"].get("influence", []) for name, run in drawn if run.summary["steps"] != 0}
     svg = figures.influences("arms-influence", compared, before)
     told = "Blue: as measured; light blue: before training" if before else "Blue: before training, as models are drawn"
     caption = (
         "How much each input position moves the state at the query that gives each item's last answer: mean squared"
         " gradient, in shares of which each position has one if all matter alike (dashed). Below a thousandth nothing"
         f" is drawn. {told}. {_bands(shown)}"
+        f"{f' Of {len(shown)} arms the first {len(drawn)}.' if len(drawn) < len(shown) else ''}"
     )
     body = [
         [_link(name, run), *(between(even_shares(run.summary, i), True) for i in INDICES)]

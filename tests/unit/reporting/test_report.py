@@ -11,7 +11,7 @@ import pytest
 
 from positionbias import report
 from positionbias.files import WriteError
-from positionbias.reporting import figures
+from positionbias.reporting import figures, sweep
 from positionbias.reporting import report as reporting
 from positionbias.reporting.folder import read as read_folder
 from positionbias.reporting.html import number
@@ -580,6 +580,18 @@ def test_arms_of_unequal_replicas_are_not_paired(tmp_path):
     text = read(tmp_path).text
     assert "not paired" in text
     assert "Bands: 95 % Student t over 2 to 4 replicas." in text
+
+
+def test_of_very_many_arms_the_influence_of_the_first_is_drawn_and_of_all_told(tmp_path, monkeypatch):
+    (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}, {"name": "b"}]}')
+    for name in "ab":
+        fabricate.write_run(tmp_path / "cells" / name, items=16)
+    assert "Of 2 arms" not in read(tmp_path).text
+    monkeypatch.setattr(sweep, "MOST_PANELS", 1)
+    page = read(tmp_path)
+    assert "Of 2 arms the first 1." in page.text
+    told = [sum(link.startswith(f"cells/{name}/") for link in page.links) for name in "ab"]
+    assert told[0] == told[1] > 0, "every table has a row of each"
 
 
 def test_the_entry_prints_where_the_report_lies(run_folder, capsys):
