@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -48,12 +50,33 @@ def sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+def one_at_a_time(path: pathlib.Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of the same `path`, by a lock on `.NAME.lock` beside it.
+
+    For what several processes change: who reads the file first, and then writes it, loses nothing of theirs. Raises
+    WriteError.
+    """
+    with writing(path):
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with writing(path):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        # Closing alone is not enough: a child being started holds a copy until it has become its program.
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, own: bool = False) -> Iterator[IO[bytes]]:
     """A stream whose content replaces `path` at the end of the block, atomically.
 
-    Whoever reads the file, and whenever this is cut short, it is the old one or the new one. Raises WriteError.
+    Whoever reads the file, and whenever this is cut short, it is the old one or the new one. Raises WriteError. Where
+    other processes may replace it at the same time, the new file has this process's `own` name until then.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    mine = f"{socket.gethostname()}-{os.getpid()}." if own else ""
+    aside = path.with_name(f".{path.name}.{mine}tmp")
     with writing(path):
         try:
             with open(aside, "wb") as stream:
@@ -73,9 +96,9 @@ def safe_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replace a text file atomically."""
-    with replacing(path) as stream:
+def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
+    """Replace a text file atomically; `own` is as `replacing` has it."""
+    with replacing(path, own) as stream:
         stream.write(text.encode("utf-8"))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import pathlib
 
-from positionbias import launch, sweeping
+from positionbias import launch
 from positionbias.config import cli, files, resolve, sweeps
+from positionbias.sweeping import executors, run
 
-EXECUTORS = {"local": sweeping.LocalExecutor}
+EXECUTORS = {"local": executors.LocalExecutor}
 
 
 def parser() -> cli.Parser:
@@ -16,6 +17,11 @@ def parser() -> cli.Parser:
     made = cli.Parser("python -m positionbias.sweep", "Run every cell of a sweep; finished cells are skipped.")
     made.add_argument("--config", required=True, metavar="FILE[:arg=value,...]", help="the config file")
     made.add_argument("--sweep", metavar="NAME[,NAME2]", help="which sweeps of the file; several multiply")
+    made.add_argument(
+        "--cells",
+        metavar="NAME[,NAME2]|I/N",
+        help="only these cells, or every N-th from the I-th on; several such commands may share a sweep folder",
+    )
     made.add_argument("--workdir", help="sweep folder; default: sweeps/CONFIG NAME/HASH. The same command resumes it")
     made.add_argument("--executor", choices=sorted(EXECUTORS), default="local", help="where cells run")
     return made
@@ -26,9 +32,11 @@ def main(argv: list[str]) -> int:
     given, overrides = cli.parse_command_line(parser(), argv)
     workdir = None if given.workdir is None else launch.folder(given.workdir)
     cells = sweeps.cells(given.config, given.sweep, overrides)
+    part = None if given.cells is None else sweeps.part(cells, given.cells)
     digest = hashlib.sha256(" ".join(resolve.config_hash(c.config) for c in cells).encode()).hexdigest()[:12]
     name = pathlib.Path(files.read(given.config).path).stem
-    return sweeping.run(cells, workdir or pathlib.Path("sweeps", name, digest), EXECUTORS[given.executor](), name)
+    workdir = workdir or pathlib.Path("sweeps", name, digest)
+    return run.run(cells, workdir, EXECUTORS[given.executor](), name, part)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def read(path: pathlib.Path, shape: Any) -> dict[str, Any]:
     except (OSError, ValueError):
         value = None
     place = misfit(value, shape)
+    if place is not None and not path.exists():  # a run that goes on has just deleted it
+        return {}
     if place is not None:
         what = f"is damaged at {place!r}" if place else "cannot be read as a JSON object"
         raise ConfigError(f"workdir: {str(path)!r} {what}; allowed: the file as it was written, or none.")

@@ -137,43 +137,49 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """Keep others out of a run or sweep folder, made if it is not there.
+def locked(path: pathlib.Path, part: bool = False) -> Iterator[None]:
+    """Keep others out of a run or sweep folder, made if it is not there; those who hold a `part` let each other in.
 
     Raises FolderInUse, or ConfigError if nothing can be written there.
     """
-    lock = _hold(path.absolute())
+    lock = _hold(path.absolute(), part)
     try:
         yield
     finally:
         _free(lock)
 
 
-def _hold(path: pathlib.Path) -> int:
+def _hold(path: pathlib.Path, part: bool = False) -> int:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:  # checkpoints cannot be written there
         raise ConfigError(f"workdir: {str(path)!r} is not UTF-8; allowed: a path that is.") from None
     try:
         path.mkdir(parents=True, exist_ok=True)
-        return _take_lock(path)
+        return _take_lock(path, part)
     except OSError as error:
         raise ConfigError(f"workdir: cannot write in {str(path)!r}: {error.strerror}.") from None
 
 
-def _take_lock(path: pathlib.Path) -> int:
+def _take_lock(path: pathlib.Path, part: bool) -> int:
     """Hold `.lock` until its descriptor is closed. flock, not lockf: it also tells two claims of one process apart."""
     lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if part else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.read(lock, 1000).decode("utf-8", "replace").strip() or "another process"
+        owner, *_ = [*os.read(lock, 1000).decode("utf-8", "replace").strip().splitlines(), "another process"]
         os.close(lock)
         raise FolderInUse(f"workdir: {str(path)!r} is in use by {owner}.") from None
     with contextlib.suppress(OSError):  # on a full disk the lock holds, and nobody is named
         os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        several = "several processes, of which the last to begin was " if part else ""
+        os.write(lock, f"{several}{this_process()}\n".encode())
     return lock
+
+
+def this_process() -> str:
+    """What tells this process from all others that may see a folder: `process 123 on HOST`."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _free(lock: int) -> None:

@@ -160,7 +160,7 @@ class Progress:
         first_step, first_active = self._first or (step, active)
         if step > first_step and active > first_active:
             rate = (step - first_step) / (active - first_active)
-            parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s", _eta(self._total - step, rate)]
+            parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s", eta(self._total - step, rate)]
         return "  ".join(parts)
 
     def _draw(self) -> None:
@@ -179,7 +179,8 @@ class Progress:
             self._stream.flush()
 
 
-def _eta(steps: int, rate: float) -> str:
+def eta(steps: int, rate: float) -> str:
+    """`ETA 1:20`: how long `steps` take at `rate` steps a second."""
     minutes, seconds = divmod(round(steps / rate), 60)
     hours, minutes = divmod(minutes, 60)
     return f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes}:{seconds:02d}"

@@ -47,9 +47,14 @@ def config(tmp_path):
     return path
 
 
+def command(module, *arguments):
+    return [sys.executable, "-m", f"positionbias.{module}", *map(str, arguments)]
+
+
 def run(module, *arguments, cwd, **options):
-    command = [sys.executable, "-m", f"positionbias.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options)
+    return subprocess.run(
+        command(module, *arguments), cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **options
+    )
 
 
 def entry(module, *arguments):
@@ -199,22 +204,36 @@ def test_two_processes_in_one_folder(config, tmp_path, capsys):
         first.wait()
 
 
-def test_a_sweep_skips_finished_cells_and_lists_failed_ones(config, tmp_path):
+def test_parts_of_a_sweep_share_its_folder_and_it_skips_finished_cells_and_lists_failed_ones(config, tmp_path):
     arguments = ["--config", config, "--sweep", "rate", "--workdir", "sweep"]
-    done = run("sweep", *arguments, cwd=tmp_path)
-    assert done.returncode == 3
-    assert "1 of 2 cells failed" in done.stderr
-    assert "bursts: the " in done.stderr
-    assert "not finite at step" in done.stderr
+    parts = [
+        subprocess.Popen(
+            command("sweep", *arguments, "--cells", cells),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for cells in ("1/2", "bursts")
+    ]
+    (_, fine), (_, bursts) = (part.communicate(timeout=240) for part in parts)
+    assert ([part.returncode for part in parts], fine) == ([0, 3], "")
+    assert "1 of 1 cells failed" in bursts
+    assert "bursts: the " in bursts
+    assert "not finite at step" in bursts
     assert (tmp_path / "sweep" / "cells" / "fine" / "summary.json").exists()
     assert (tmp_path / "sweep" / "report.html").exists()
     ledger = [json.loads(line) for line in (tmp_path / "sweep" / "ledger.jsonl").read_text().splitlines()]
-    assert [(line["cell"], line["status"], line["code"]) for line in ledger] == [
-        ("fine", "finished", 0),
+    assert sorted((line["cell"], line["status"], line.get("code", -1)) for line in ledger) == [
         ("bursts", "failed", 3),
+        ("bursts", "running", -1),
+        ("fine", "finished", 0),
+        ("fine", "running", -1),
     ]
     before = (tmp_path / "sweep" / "cells" / "fine" / "summary.json").stat().st_mtime_ns
     again = run("sweep", *arguments, cwd=tmp_path)
+    assert again.returncode == 3
+    assert "1 of 2 cells failed" in again.stderr
     assert "1 of 2 cells are finished already" in again.stdout
     assert (tmp_path / "sweep" / "cells" / "fine" / "summary.json").stat().st_mtime_ns == before
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -37,3 +38,37 @@ def test_a_file_in_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_line_nested_without_end_is_a_torn_one(tmp_path):
     (tmp_path / "lines").write_text("[" * 100_000 + "\n{}\n")
     assert [line for _, line in files.read_lines(tmp_path / "lines")] == [None, {}]
+
+
+def test_who_replaces_a_file_under_an_own_name_leaves_what_others_are_writing(tmp_path):
+    (tmp_path / ".a.txt.tmp").write_text("another's")
+    with files.replacing(tmp_path / "a.txt", own=True) as stream:
+        stream.write(b"ours")
+        stream.flush()
+        assert (tmp_path / ".a.txt.tmp").read_text() == "another's"
+    assert sorted(os.listdir(tmp_path)) == [".a.txt.tmp", "a.txt"]
+    assert ((tmp_path / ".a.txt.tmp").read_text(), (tmp_path / "a.txt").read_text()) == ("another's", "ours")
+
+
+def test_one_waits_for_the_other(tmp_path):
+    told, inside = [], threading.Event()
+
+    def other():
+        inside.wait()
+        with files.one_at_a_time(tmp_path / "a.txt"):
+            told.append("other")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with files.one_at_a_time(tmp_path / "a.txt"):
+        inside.set()
+        thread.join(0.3)
+        told.append("first")
+    thread.join()
+    assert told == ["first", "other"]
+    assert os.listdir(tmp_path) == [".a.txt.lock"]
+    with (
+        pytest.raises(WriteError, match=r"^cannot write '.*/none/a\.txt': "),
+        files.one_at_a_time(tmp_path / "none" / "a.txt"),
+    ):
+        pass

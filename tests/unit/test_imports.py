@@ -35,12 +35,14 @@ LAYERS = [
     ["evaluation.loading"],
     ["evaluation.again"],
     ["analysis", "reporting"],
+    ["launch"],
+    ["sweeping"],
     [""],  # the package itself (`load`) and the entries directly in it
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
 THEORY_MAY_IMPORT = {"arrays", "errors", "spec", "tokens", "masks", "positions", "theory"}
 # What training needs is jax, flax, optax, orbax, ml_collections, numpy and scipy; the rest is loaded where it is used.
-ONLY_INSIDE_FUNCTIONS = {"matplotlib", "tensorflow_datasets", "grain"}
+ONLY_INSIDE_FUNCTIONS = {"matplotlib", "tensorflow_datasets", "grain", "ray"}
 NEVER = {"tensorflow", "torch", "pickle", "cloudpickle", "dill"}
 
 

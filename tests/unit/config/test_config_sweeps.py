@@ -2,7 +2,7 @@
 
 import pytest
 
-from positionbias.config.sweeps import cells, product, zipped
+from positionbias.config.sweeps import cells, part, product, zipped
 from positionbias.spec import ConfigError
 
 FILE = """
@@ -195,3 +195,36 @@ def test_clashes(write):
 
 def test_a_mistake_on_the_command_line_names_no_cell(write):
     assert refused(write(WIDTH), None, [("model.layrs", "2")]).startswith("model.layrs: unknown field")
+
+
+def test_a_part_of_a_sweep_is_named_or_is_one_of_some_shares(write):
+    found = cells(write(DEPTH + WIDTH), "depth,width")
+    assert len(found) == 8
+    known = [cell.name for cell in found]
+    shares = [[cell.name for cell in part(found, f"{place}/3")] for place in (1, 2, 3)]
+    assert shares == [known[0::3], known[1::3], known[2::3]]
+    assert part(found, "1/1") == found
+    assert [cell.name for cell in part(found, f"{known[4]}, {known[1]}")] == [known[1], known[4]]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            "0/3",
+            "--cells: '0/3' is not allowed; allowed: I/N with I from 1 to N, and N from 1 to the 2 cells there are.",
+        ),
+        ("2/1", "--cells: '2/1' is not allowed; allowed: I/N with"),
+        ("3/3", "--cells: '3/3' is not allowed; allowed: I/N with"),
+        ("0/0", "--cells: '0/0' is not allowed; allowed: I/N with"),
+        ("1/2,2/2", "--cells: '1/2,2/2' is not allowed; allowed: names of cells, or one share as in 3/12."),
+        ("-1/2", "--cells: '-1/2' is not allowed; allowed: names of cells, or one share as in 3/12."),
+        ("narow", "--cells: unknown cell 'narow', did you mean 'narrow'? allowed: base, narrow."),
+        ("", "--cells: unknown cell ''; allowed: base, narrow."),
+        ("base,base", "--cells: 'base' is given twice; allowed: each cell once."),
+    ],
+)
+def test_parts_that_there_are_not(write, given, sentence):
+    with pytest.raises(ConfigError) as caught:
+        part(cells(write(WIDTH), "width"), given)
+    assert str(caught.value).startswith(sentence)

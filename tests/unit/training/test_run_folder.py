@@ -351,9 +351,9 @@ def test_a_folder_that_becomes_anothers_while_claimed_is_refused(tmp_path, monke
     """Another config's run begins, and ends, between our look and our lock."""
     take = run_folder._take_lock
 
-    def beaten(path):
+    def beaten(path, part):
         write_json(path / "config.json", {"config": {}, "hash": stored_hash({}), "command": []})
-        return take(path)
+        return take(path, part)
 
     monkeypatch.setattr(run_folder, "_take_lock", beaten)
     with pytest.raises(ConfigError, match=f"belongs to another config, {stored_hash({})}"):

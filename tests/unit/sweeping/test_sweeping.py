@@ -6,10 +6,14 @@ import signal
 
 import pytest
 
-from positionbias import runtime, sweeping
+from positionbias import runtime
 from positionbias.config.sweeps import Cell
 from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
+from positionbias.sweeping import cell as one
+from positionbias.sweeping import ledger
+from positionbias.sweeping.executors import LocalExecutor
+from positionbias.sweeping.run import run
 from positionbias.training import loop
 from positionbias.training.run_folder import locked
 
@@ -25,10 +29,11 @@ def cells(tiny):
     ]
 
 
-class Recorder:
+class Recorder(LocalExecutor):
     """An executor that runs nothing."""
 
     def __init__(self):
+        super().__init__()
         self.cells = []
 
     def run(self, cells, workdir):
@@ -36,11 +41,17 @@ class Recorder:
         return iter(())
 
 
+def noted(folder):
+    """What the ledger says of how cells ended."""
+    lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["status"] != "running"]
+
+
 def test_a_cell_that_cannot_be_built_refuses_the_sweep(cells, tiny, tmp_path):
     bad = Cell("bad", tiny({"model.position": "learned(length=2)"}), {})
     recorder = Recorder()
     with pytest.raises(ConfigError, match=r"^cell bad: model\.position: "):
-        sweeping.run([*cells, bad], tmp_path / "sweep", recorder, "study")
+        run([*cells, bad], tmp_path / "sweep", recorder, "study")
     assert recorder.cells == []
     assert list(tmp_path.iterdir()) == []
 
@@ -53,31 +64,27 @@ def test_devices_are_those_of_all_cells_also_when_only_some_are_left(cells, tmp_
     (done / "manifest.json").write_text('{"status": "finished"}')
     (tmp_path / "plan.json").write_text('{"cells": []}')
     recorder = Recorder()
-    sweeping.run(cells, tmp_path, recorder, "study")
+    run(cells, tmp_path, recorder, "study")
     assert (recorder.cells, asked) == (["one", "last"], [2])
 
 
 def test_two_sweeps_at_once_are_refused(cells, tmp_path, capsys):
     recorder = Recorder()
     with locked(tmp_path / "sweep"):
-        assert sweeping.run(cells, tmp_path / "sweep", recorder, "study") == 4
+        assert run(cells, tmp_path / "sweep", recorder, "study") == 4
     assert capsys.readouterr().err.startswith(f"error: workdir: '{tmp_path}/sweep' is in use by process ")
     assert (recorder.cells, os.listdir(tmp_path / "sweep")) == ([], [".lock"])
-    assert sweeping.run(cells, tmp_path / "sweep", recorder, "study") == 0  # what was refused left nothing foreign
+    assert run(cells, tmp_path / "sweep", recorder, "study") == 0  # what was refused left nothing foreign
     assert recorder.cells == ["one", "wide", "last"]
 
 
-def test_a_sweep_that_begins_while_another_is_planned_refuses_it(cells, tiny, tmp_path, monkeypatch):
-    build = sweeping._build
+def test_a_sweep_that_begins_while_another_is_planned_refuses_it(cells, tiny, tmp_path):
+    class Beaten(Recorder):
+        def prepare(self, cells, own):
+            run([Cell("one", tiny({"seed": 9}), {})], tmp_path, Recorder(), "other")
 
-    def beaten(planned):
-        build(planned)
-        if planned is cells:
-            sweeping.run([Cell("one", tiny({"seed": 9}), {})], tmp_path, Recorder(), "other")
-
-    monkeypatch.setattr(sweeping, "_build", beaten)
     with pytest.raises(ConfigError, match="belongs to another sweep, cell 'one' has another config"):
-        sweeping.run(cells, tmp_path, Recorder(), "study")
+        run(cells, tmp_path, Beaten(), "study")
 
 
 @pytest.mark.parametrize("error", [WriteError, FileError, MemoryError])
@@ -86,8 +93,8 @@ def test_a_cell_without_room_is_told_in_its_own_sentence(cells, tmp_path, monkey
         raise error("no room.")
 
     monkeypatch.setattr(loop, "train", without_room)
-    assert sweeping.run(cells[:1], tmp_path, sweeping.LocalExecutor(), "study") == 1
-    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert run(cells[:1], tmp_path, LocalExecutor(), "study") == 1
+    (line,) = noted(tmp_path)
     assert (line["status"], line["code"], line["message"]) == ("failed", 1, "no room.")
 
 
@@ -106,7 +113,7 @@ def test_damaged_files_of_a_cell_do_not_end_the_sweep(cells, tmp_path, capsys, n
     (tmp_path / "plan.json").write_text('{"cells": []}')
     (home / name).write_text(content)
     executor = Ended()
-    assert sweeping.run(cells, tmp_path, executor, "study") == 0
+    assert run(cells, tmp_path, executor, "study") == 0
     assert executor.cells == ["one", "wide", "last"]
     told = capsys.readouterr()
     assert "cell wide finished after 0 s\n" in told.out
@@ -121,23 +128,19 @@ def test_a_ledger_without_room_ends_the_sweep(cells, tmp_path):
     class Ended(Recorder):
         def run(self, cells, workdir):
             (workdir / "ledger.jsonl").mkdir()
-            yield {"cell": cells[0].name, "status": "failed", "code": 1, "message": "", "seconds": 0}
+            yield one.run_cell(cells[0], workdir, [])
 
     with pytest.raises(WriteError, match=r"^cannot write '.*/ledger\.jsonl': Is a directory\.$"):
-        sweeping.run(cells, tmp_path, Ended(), "study")
+        run(cells, tmp_path, Ended(), "study")
 
 
-def test_a_torn_ledger_line_does_not_swallow_the_next(cells, tmp_path):
-    class Ended(Recorder):
-        def run(self, cells, workdir):
-            for cell in cells[:2]:
-                yield {"cell": cell.name, "status": "failed", "code": 1, "message": "", "seconds": 0}
-
-    (tmp_path / "plan.json").write_text('{"cells": []}')
+def test_a_torn_ledger_line_does_not_swallow_the_next(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"cell": "one", "sta')
-    sweeping.run(cells, tmp_path, Ended(), "study")
+    for name in ("one", "wide"):
+        ledger.note(tmp_path, {"cell": name, "status": "failed"})
     torn, *lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
     assert (torn, [json.loads(line)["cell"] for line in lines]) == ('{"cell": "one", "sta', ["one", "wide"])
+    assert list(ledger.latest(tmp_path)) == ["one", "wide"]
 
 
 def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, monkeypatch, capsys):
@@ -145,8 +148,8 @@ def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, 
         raise ZeroDivisionError("by zero\nindeed")
 
     monkeypatch.setattr(loop, "train", broken)
-    assert sweeping.run(cells[:1], tmp_path, sweeping.LocalExecutor(), "study") == 1
-    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert run(cells[:1], tmp_path, LocalExecutor(), "study") == 1
+    (line,) = noted(tmp_path)
     assert (line["code"], line["message"]) == (1, "ZeroDivisionError: by zero")
     told = capsys.readouterr().err
     assert told.startswith("Traceback (most recent call last):\n")
@@ -162,8 +165,7 @@ def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_pat
         evaluate(self, state, step)
 
     monkeypatch.setattr(loop._Run, "_evaluate", late)
-    assert sweeping.run(cells, tmp_path, sweeping.LocalExecutor(), "study") == 130
-    ledger = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    assert [(line["cell"], line["status"], line["code"]) for line in ledger] == [("one", "finished", 130)]
+    assert run(cells, tmp_path, LocalExecutor(), "study") == 130
+    assert [(line["cell"], line["status"], line["code"]) for line in noted(tmp_path)] == [("one", "finished", 130)]
     told = capsys.readouterr().out
     assert told.endswith("stopped: 1 of 3 cells are finished; the same command goes on from there\n")

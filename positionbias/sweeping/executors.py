@@ -1,0 +1,78 @@
+"""The executor seam: where the cells of a sweep run."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from positionbias import runtime
+from positionbias.config.sweeps import Cell
+from positionbias.launch import say
+from positionbias.spec import ConfigError
+from positionbias.sweeping.cell import HELD, run_cell
+
+SIGNALLED = (130, 143)  # exit codes of SIGINT and SIGTERM
+
+
+class Executor(Protocol):
+    """Where cells run, each by `run_cell`, which notes it in the ledger."""
+
+    code: int  # 128 + n once signal n has ended the sweep, 0 before
+
+    def prepare(self, cells: list[Cell], own: list[Cell]) -> None:
+        """Refuse what cannot run, before anything is written: the `own` cells, those to run here of all `cells`."""
+        ...
+
+    def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+        """The lines of `run_cell`, one as each cell ends, in any order; of a cell that is held, after all others."""
+        ...
+
+
+class LocalExecutor:
+    """Cells one after another in this process. Each compiles its own program; the compile cache serves them all."""
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def prepare(self, cells: list[Cell], own: list[Cell]) -> None:
+        """Set JAX up for the cell with most devices, finished or not and run here or not, so that a sweep that goes on,
+        and each part of it, finds the same; then build every cell as its run will."""
+        from positionbias.training import auto
+
+        runtime.configure(max(auto.virtual_devices(c.config, runtime.cores()) for c in cells))
+        import jax
+
+        from positionbias.config.build import build
+
+        def resolved(cell: Cell) -> None:
+            auto.resolve(build(cell.config), jax.default_backend(), len(jax.devices()))
+
+        refuse_bad(own, resolved)
+
+    def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+        held: list[Cell] = []
+        for number, cell in enumerate(itertools.chain(cells, held), 1):
+            first = number <= len(cells)
+            if first:
+                say(f"cell {number} of {len(cells)}: {cell.name}")
+            line = run_cell(cell, workdir, sys.orig_argv)
+            if first and line["status"] == HELD:
+                say(f"cell {cell.name} is left for last: {line['message']}")
+                held.append(cell)
+                continue
+            yield line
+            if line["code"] in SIGNALLED:
+                self.code = line["code"]
+                return
+
+
+def refuse_bad(cells: list[Cell], build: Callable[[Cell], object]) -> None:
+    """Build every cell; the ConfigError of one that cannot be names it."""
+    for cell in cells:
+        try:
+            build(cell)
+        except ConfigError as error:
+            raise ConfigError(f"cell {cell.name}: {error}") from None

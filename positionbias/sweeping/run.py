@@ -1,0 +1,99 @@
+"""Running a sweep, or a part of it: the plan, the cells that are not finished, the report.
+
+A sweep folder holds `plan.json` (every cell, written first), `ledger.jsonl` (a line each time a cell begins or ends),
+`cells/NAME/` (run folders) and `report.html`. A finished cell is never run again; a failed one does not stop the rest.
+Parts of a sweep may run in several processes at once: each file above is written whole, by one of them at a time.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from positionbias import launch
+from positionbias.config.sweeps import Cell
+from positionbias.launch import say
+from positionbias.spec import ConfigError
+from positionbias.sweeping import plan
+from positionbias.sweeping.cell import ELSEWHERE, HELD, finished
+from positionbias.sweeping.executors import Executor
+
+
+def run(
+    cells: list[Cell], workdir: pathlib.Path, executor: Executor, name: str, part: Sequence[Cell] | None = None
+) -> int:
+    """Run what is not finished of all `cells`, or of a `part`, write the report, list what failed; the exit code.
+
+    Every cell that is to run here is built before anything is written: ConfigError if one of them cannot be. Of two
+    processes that run a whole sweep in one folder the second is refused, and so are a whole one and a part; parts are
+    not, and leave each other's cells alone.
+    """
+    from positionbias.training.run_folder import FolderInUse, locked
+
+    own, whole = list(cells if part is None else part), part is None
+    planned = plan.planned(cells, name)
+    plan.check(workdir, planned)
+    executor.prepare(cells, own)
+    try:
+        with locked(workdir, part=not whole):
+            plan.keep(workdir, planned)
+            return _run(own, workdir, executor, whole)
+    except FolderInUse as error:
+        say(f"error: {error}", sys.stderr)
+        return launch.IN_USE
+
+
+def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, whole: bool) -> int:
+    left = [c for c in cells if not finished(workdir / "cells" / c.name)]
+    if len(left) < len(cells):
+        say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
+    ended = []
+    for line in executor.run(left, workdir) if left else ():
+        ended.append(line)
+        say(_told(line, workdir / "cells" / line["cell"]))
+    _report(cells, workdir, whole)
+    failed = [line for line in ended if line["status"] == "failed"]
+    if failed:
+        say(f"{len(failed)} of {len(cells)} cells failed:", sys.stderr)
+        for line in failed:
+            say(f"  {line['cell']}: {line['message']}", sys.stderr)
+    done = {c.name for c in cells if finished(workdir / "cells" / c.name)}
+    held = [line for line in ended if line["status"] == HELD and line["cell"] not in done]
+    if held:
+        say(f"{len(held)} of {len(cells)} cells were left to other processes:", sys.stderr)
+        for line in held:
+            say(f"  {line['cell']}: {line['message']}", sys.stderr)
+    if executor.code:
+        say(f"stopped: {len(done)} of {len(cells)} cells are finished; the same command goes on from there")
+        return executor.code
+    return max((line["code"] for line in failed), default=launch.IN_USE if held else 0)
+
+
+def _report(cells: list[Cell], workdir: pathlib.Path, whole: bool) -> None:
+    from positionbias.reporting.report import write_report
+
+    try:
+        # Of a part, no other cell's own report: a hundred parts would draw each a hundred times.
+        say(f"report: {write_report(workdir, None if whole else [cell.name for cell in cells])}")
+    except ConfigError as error:
+        say(f"no report: {error}", sys.stderr)
+
+
+def _told(line: dict[str, Any], folder: pathlib.Path) -> str:
+    from positionbias.evaluation.stored import read_summary
+
+    if line["status"] == HELD:
+        return f"cell {line['cell']} is left alone: {line['message']}"
+    how = ELSEWHERE if line["message"] == ELSEWHERE else f"after {line['seconds']} s" if "seconds" in line else ""
+    text = f"cell {line['cell']} {line['status']} {how}".rstrip()
+    try:
+        summary = read_summary(folder / "summary.json")
+    except ConfigError as error:
+        return f"{text}: {error}"
+    if line["status"] == "finished" and summary and summary["of"] != 0:  # accuracy of what has no training says nothing
+        mean, low, high = (summary["accuracy"][bound] for bound in ("mean", "low", "high"))
+        band = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
+        text += f": accuracy {mean:.4f}{band}" if mean is not None else ""
+    return text
