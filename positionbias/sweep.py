@@ -7,7 +7,7 @@ import pathlib
 
 from positionbias import launch
 from positionbias.config import cli, files, resolve, sweeps
-from positionbias.sweeping import executors, run
+from positionbias.sweeping import executors, plan, run, table
 
 EXECUTORS = {"local": executors.LocalExecutor}
 
@@ -23,6 +23,7 @@ def parser() -> cli.Parser:
         help="only these cells, or every N-th from the I-th on; several such commands may share a sweep folder",
     )
     made.add_argument("--workdir", help="sweep folder; default: sweeps/CONFIG NAME/HASH. The same command resumes it")
+    made.add_argument("--status", action="store_true", help="print where the cells stand, and run nothing")
     made.add_argument("--executor", choices=sorted(EXECUTORS), default="local", help="where cells run")
     return made
 
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> int:
     digest = hashlib.sha256(" ".join(resolve.config_hash(c.config) for c in cells).encode()).hexdigest()[:12]
     name = pathlib.Path(files.read(given.config).path).stem
     workdir = workdir or pathlib.Path("sweeps", name, digest)
+    if given.status:
+        return table.show(part or cells, workdir, plan.planned(cells, name))
     return run.run(cells, workdir, EXECUTORS[given.executor](), name, part)
 
 

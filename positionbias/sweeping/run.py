@@ -16,9 +16,10 @@ from positionbias import launch
 from positionbias.config.sweeps import Cell
 from positionbias.launch import say
 from positionbias.spec import ConfigError
-from positionbias.sweeping import plan
+from positionbias.sweeping import plan, table
 from positionbias.sweeping.cell import ELSEWHERE, HELD, finished
 from positionbias.sweeping.executors import Executor
+from positionbias.sweeping.standing import Watch, measured
 
 
 def run(
@@ -50,9 +51,11 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, whole: bo
     if len(left) < len(cells):
         say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
     ended = []
-    for line in executor.run(left, workdir) if left else ():
-        ended.append(line)
-        say(_told(line, workdir / "cells" / line["cell"]))
+    if left:
+        with table.Live(Watch(workdir, cells)):
+            for line in executor.run(left, workdir):
+                ended.append(line)
+                say(_told(line, workdir / "cells" / line["cell"]))
     _report(cells, workdir, whole)
     failed = [line for line in ended if line["status"] == "failed"]
     if failed:
@@ -92,8 +95,5 @@ def _told(line: dict[str, Any], folder: pathlib.Path) -> str:
         summary = read_summary(folder / "summary.json")
     except ConfigError as error:
         return f"{text}: {error}"
-    if line["status"] == "finished" and summary and summary["of"] != 0:  # accuracy of what has no training says nothing
-        mean, low, high = (summary["accuracy"][bound] for bound in ("mean", "low", "high"))
-        band = f" [{low:.4f}, {high:.4f}]" if low is not None else ""
-        text += f": accuracy {mean:.4f}{band}" if mean is not None else ""
-    return text
+    result = measured(summary) if line["status"] == "finished" else ""
+    return f"{text}: {result}" if result else text
