@@ -81,10 +81,13 @@ class Kept:
     def _cut(self, found: Found | None) -> list[int]:
         assert self.folder is not None
         assert self._metrics is not None
-        step, meta = (0, {"seconds": 0.0}) if found is None else (found[0], found[2])
+        step = 0 if found is None else found[0]
+        meta: dict[str, Any] = {"seconds": 0.0} if found is None else found[2]
         if found is not None:
             self._compare(step, meta)
-        self._metrics.cut_back(step)
+        self._metrics.cut_back(step, meta.get("metrics"))  # which checkpoints of earlier versions lack
+        if meta.get("metrics") not in (None, self._metrics.digest):
+            self.say(f"the metrics up to step {step} are gone")
         self._cut_evaluations(-1 if found is None else step)
         self.folder.update(step=step, seconds=meta["seconds"], bits_guaranteed=self.bits_guaranteed)
         return sorted(self.evaluated)
@@ -117,6 +120,10 @@ class Kept:
             except ConfigError as error:
                 self.say(f"skipped {error}")  # made again if it is that of step 0 or of the step resumed at
             path.unlink()
+        every = self.experiment.config.evaluation.every
+        gone = set(range(every, step, every)) - self.evaluated if every else set()
+        if gone:
+            self.say(f"the evaluations of steps {', '.join(map(str, sorted(gone)))} are gone")
         if 0 in self.evaluated:
             self._summarise()
         else:
@@ -135,12 +142,18 @@ class Kept:
         Waits for the save before, and raises what that raised: see `settle`.
         """
 
+        digest = None if self._metrics is None else self._metrics.digest  # before lines of later steps are written
+
         def write() -> None:
             assert self.folder is not None
             assert self._metrics is not None
             self._metrics.sync()  # a run resumed from this checkpoint does not write them again
-            circumstances = {"circumstances": self.folder.circumstances(), "bits_guaranteed": self.bits_guaranteed}
-            checkpoint.save(self._checkpoints, step, checkpoint.to_plain(state), {**meta, **circumstances})
+            more = {
+                "circumstances": self.folder.circumstances(),
+                "bits_guaranteed": self.bits_guaranteed,
+                "metrics": digest,  # a line that has changed since would be taken for what was measured
+            }
+            checkpoint.save(self._checkpoints, step, checkpoint.to_plain(state), {**meta, **more})
             policy = self.experiment.config.checkpoint
             checkpoint.prune(self._checkpoints, policy.keep_last, policy.keep_every, {*self.whole, step})
             self.folder.update(step=step, seconds=meta["seconds"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -32,16 +33,23 @@ class MetricsWriter:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self._stream: BinaryIO | None = None
+        self._written = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """The digest of all lines, those that `cut_back` left and those written since."""
+        return self._written.hexdigest()
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; arrays become lists. Raises WriteError, and ValueError on a number that is not finite."""
-        left = f"{json.dumps(line, allow_nan=False, default=as_list)}\n".encode()
+        text = left = f"{json.dumps(line, allow_nan=False, default=as_list)}\n".encode()
         with writing(self.path):
             if self._stream is None:
                 # Without a buffer: what a full disk did not take must not come back when the file is closed.
                 self._stream = open(self.path, "ab", buffering=0)  # noqa: SIM115  (open from line to line)
             while left:
                 left = left[self._stream.write(left) :]
+        self._written.update(text)
 
     def sync(self) -> None:
         """Wait until every line written is on the disk. Raises WriteError."""
@@ -56,15 +64,22 @@ class MetricsWriter:
             self._stream.close()
             self._stream = None
 
-    def cut_back(self, step: int) -> None:
+    def cut_back(self, step: int, digest: str | None = None) -> None:
         """Drop the lines after `step`, and a last one that a killed run left half written. Atomic.
 
-        Raises ConfigError as `read_metrics` does, and then nothing is dropped.
+        Raises ConfigError as `read_metrics` does, or where lines are left that are not those of which `digest` was the
+        digest, and then nothing is dropped. No line at all is what they leave who take such a file away.
         """
         self.close()
-        kept = [text for text, line in _checked(self.path) if line["step"] <= step]
+        kept = "".join(text for text, line in _checked(self.path) if line["step"] <= step)
+        self._written = hashlib.sha256(kept.encode())
+        if kept and digest not in (None, self.digest):
+            raise ConfigError(
+                f"workdir: {str(self.path)!r} does not hold what was written up to step {step};"
+                " allowed: the file as it was written, or none."
+            )
         if self.path.exists():
-            write_text(self.path, "".join(kept))
+            write_text(self.path, kept)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

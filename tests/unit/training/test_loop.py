@@ -380,6 +380,24 @@ def test_what_came_after_the_restored_step_is_cut(config, reference, tmp_path):
     assert not list((tmp_path / "run" / "evals").glob("0*.npz"))
 
 
+def test_metrics_that_changed_are_refused_and_those_that_are_gone_are_told(config, tmp_path):
+    run(config, tmp_path / "run", stop_after=10)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole.replace('"loss": [1', '"loss": [2', 1))
+    with pytest.raises(ConfigError, match="does not hold what was written up to step 10"):
+        run(config, tmp_path / "run")
+    metrics.unlink()
+    (tmp_path / "run" / "evals" / "000006.npz").unlink()
+    said = []
+    with stopping_at_once():
+        run(config, tmp_path / "run", say=said.append)
+    assert "the metrics up to step 10 are gone" in said
+    assert "the evaluations of steps 6 are gone" in said
+    run(config, tmp_path / "run")
+    assert [line["step"] for line in read_metrics(metrics)] == [12]
+
+
 @pytest.mark.parametrize("during", ["_take", "_evaluate"])
 def test_a_signal_lets_no_further_dispatch_begin(config, reference, tmp_path, monkeypatch, during):
     original, at = getattr(loop._Run, during), []

@@ -72,6 +72,37 @@ def test_cut_back_refuses_a_damaged_line_that_is_not_the_last(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text.replace("0.5", "0.4"),
+        lambda text: text[: text.index("20") - 5],
+        lambda text: text[: text.index("20")] + "\0" * 40,
+    ],
+    ids=["a digit", "a line", "zeros"],
+)
+def test_cut_back_refuses_lines_that_are_not_those_of_the_digest(tmp_path, harm):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    for step in (10, 20):
+        writer.write({"step": step, "loss": [0.5]})
+    digest, text = writer.digest, path.read_text()
+    writer.write({"step": 30, "loss": [0.5]})
+    path.write_text(harm(text))
+    with pytest.raises(ConfigError, match=r"^workdir: .*metrics.jsonl' does not hold what was written up to step 20; "):
+        MetricsWriter(path).cut_back(20, digest)
+    assert path.read_text() == harm(text)
+    path.unlink()
+    (again := MetricsWriter(path)).cut_back(20, digest)
+    again.write({"step": 30, "loss": [0.5]})
+    MetricsWriter(path).cut_back(20, digest)  # killed before a checkpoint could know of it
+    assert path.read_text() == ""
+    path.write_text(text + '{"step": 30, "lo')
+    (again := MetricsWriter(path)).cut_back(20, digest)
+    again.write({"step": 30, "loss": [0.5]})
+    assert (path.read_text(), again.digest) == (text + text[: len(text) // 2].replace("10", "30"), writer.digest)
+
+
 def test_cut_back_without_a_file_makes_none(tmp_path):
     MetricsWriter(tmp_path / "metrics.jsonl").cut_back(0)
     assert list(tmp_path.iterdir()) == []
