@@ -16,6 +16,10 @@ class ConfigError(ValueError):
         super().__init__(re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", sentence))
 
 
+class GoneError(Exception):
+    """Another process of the same run has ended, told in one sentence; entries exit with code 1."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the option closest to `name`, or an empty string."""
     found = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.5)

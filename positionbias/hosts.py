@@ -15,7 +15,10 @@ import jax
 import numpy as np
 
 from positionbias.arrays import Tree
-from positionbias.errors import ConfigError
+from positionbias.errors import ConfigError, GoneError
+
+# In what JAX says where another process does not answer: its parts for CPUs, for GPUs, and for keeping count of all.
+_OF_OTHERS = ("Gloo", "NCCL", "oordination", "eartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def several() -> bool:
@@ -111,6 +114,15 @@ def largest(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(np.max(multihost_utils.process_allgather(np.asarray(number, np.int32))))
+
+
+def refuse_gone(text: str) -> None:
+    """Raise GoneError if `text`, what JAX says of an error, is of a process that does not answer any more."""
+    if several() and any(words in text for words in _OF_OTHERS):
+        raise GoneError(
+            f"another process of this run has ended ({text}); the same command, in all of them or in one, goes on from"
+            " the last checkpoint."
+        ) from None
 
 
 def _of_first(array: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from positionbias import runtime
-from positionbias.config import resolve, schema
+from positionbias.config import cli, resolve, schema
+from positionbias.files import FileError
 from positionbias.spec import ConfigError
 
 IN_USE = 4
@@ -70,6 +71,12 @@ def run(config: schema.Config, workdir: pathlib.Path, stop_after: int | None = N
     except FolderInUse as error:
         print(f"error: {error}", file=sys.stderr)
         return IN_USE
+    except (ConfigError, FileError):  # of which all processes are told
+        raise
+    except BaseException as error:
+        if hosts.several():
+            cli.leave(error)
+        raise
     if not hosts.first():
         return outcome.code
     if outcome.message:

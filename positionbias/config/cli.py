@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 import textwrap
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 from positionbias import spec
 from positionbias.config import files
 from positionbias.config.resolve import Leaf, groups, leaves, not_a_group, plain, unknown_field
+from positionbias.errors import GoneError
 from positionbias.files import FileError
 from positionbias.spec import ConfigError
 
@@ -265,29 +267,52 @@ def _meaning(leaf: Leaf) -> str:
 
 
 def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
-    """Call `main` with the command line and exit with what it returns.
-
-    A ConfigError is one line and exit code 2; so is a disk or memory without room, but its code is 1.
-    """
+    """Call `main` with the command line and exit with what it returns, or with what `told` says of its error."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever called
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         code = main(sys.argv[1:])
-    except ConfigError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        code = told(error)
+    _flush()
+    sys.exit(code)
+
+
+def told(error: BaseException) -> int:
+    """Print what ended an entry and return its exit code; an error of ours is raised again.
+
+    A ConfigError is one line and exit code 2; so is a disk or memory without room, or a process that is gone, but its
+    code is 1.
+    """
+    if isinstance(error, ConfigError):
         flag = f"--{str(error).partition(':')[0]}"  # of this command line, where what it gave was refused by a library
         dashes = "--" if flag in (token.partition("=")[0] for token in sys.argv) else ""
         print(f"error: {dashes}{error}", file=sys.stderr)
-        code = 2
-    except (FileError, MemoryError) as error:
+        return 2
+    if isinstance(error, FileError | GoneError | MemoryError):
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):  # whoever reads the output has seen enough
+        return 0
+    raise error
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Exit as `run_entry` does, at once: on the way out JAX waits for the other processes, and these for this one."""
+    try:
+        code = told(error)
+    except BaseException:
+        traceback.print_exc()
         code = 1
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:  # whoever reads the output has seen enough
-        code = 0
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError:  # nothing may be written there on the way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)

@@ -68,8 +68,8 @@ def train(
     """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
 
     `say` prints one line of the log; the progress line goes to standard output. Raises ConfigError for a config or
-    folder that cannot be used, FolderInUse if another process owns the folder, FileError or MemoryError, which the
-    manifest then tells, where disk or memory has no room or a file cannot be read.
+    folder that cannot be used, FolderInUse if another process owns the folder, FileError, MemoryError or GoneError,
+    which the manifest then tells, where disk or memory has no room, a file cannot be read or another process ended.
     """
     experiment = build(config)
     chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
@@ -96,6 +96,7 @@ def train(
         except jax.errors.JaxRuntimeError as error:
             text = str(error).partition("\n")[0].rstrip(".")
             if not any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+                hosts.refuse_gone(text)
                 raise
             raise MemoryError(f"memory ran out, a smaller model or train.microbatch needs less: {text}.") from None
         finally:

@@ -21,6 +21,7 @@ from typing import Any
 
 from positionbias import runtime
 from positionbias.config.resolve import stored_hash
+from positionbias.errors import GoneError
 from positionbias.files import FileError, WriteError, as_list, read_json, write_json
 from positionbias.spec import PACKAGE, ConfigError
 
@@ -130,7 +131,7 @@ class RunFolder:
             self.update(status="stopped", message="interrupted, without a checkpoint of the last steps")
         elif isinstance(error, ConfigError) and self.previous:  # refused: the folder stays as it was
             write_json(self.path / "manifest.json", self.previous)
-        elif isinstance(error, FileError | MemoryError | ConfigError):
+        elif isinstance(error, FileError | MemoryError | ConfigError | GoneError):
             self.update(status="failed", message=str(error))
         elif isinstance(error, Exception):
             self.update(status="failed", message=f"{type(error).__name__}: {error}".splitlines()[0])

@@ -12,7 +12,9 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
+from positionbias import hosts
 from positionbias.config.build import build
+from positionbias.errors import GoneError
 from positionbias.evaluation.by_position import Evaluator
 from positionbias.evaluation.rows import read_rows
 from positionbias.files import FileError, WriteError
@@ -396,6 +398,19 @@ def test_metrics_that_changed_are_refused_and_those_that_are_gone_are_told(confi
     assert "the evaluations of steps 6 are gone" in said
     run(config, tmp_path / "run")
     assert [line["step"] for line in read_metrics(metrics)] == [12]
+
+
+def test_a_process_that_is_gone_is_told_in_one_sentence(config, tmp_path, monkeypatch):
+    def advance(self, state, start):
+        monkeypatch.setattr(hosts, "several", lambda: True)
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer.\nmore")
+
+    monkeypatch.setattr(Compiled, "advance", advance)
+    told = r"^another process of this run has ended \(UNKNOWN: Gloo AllGather failed: Connection closed by peer\); the "
+    with pytest.raises(GoneError, match=told) as caught:
+        run(config, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["message"]) == ("failed", str(caught.value))
 
 
 @pytest.mark.parametrize("during", ["_take", "_evaluate"])
