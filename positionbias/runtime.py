@@ -63,7 +63,7 @@ def cache_folder() -> pathlib.Path | None:
 class Processes:
     """The processes of one run; where nothing is given, JAX finds it out: on TPU pods, under SLURM and Open MPI."""
 
-    coordinator: str | None = None  # HOST:PORT, on which the first process listens
+    coordinator: str | None = None  # HOST:PORT, where the first process can be reached
     count: int | None = None
     index: int | None = None
 
@@ -98,9 +98,32 @@ def _join(processes: Processes) -> None:
     # On CPUs programs that were started one after the other run side by side, and what two of them send gets mixed up.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
+        bind = _listening(processes.coordinator)
+        jax.distributed.initialize(
+            processes.coordinator, processes.count, processes.index, coordinator_bind_address=bind
+        )
     except (ValueError, RuntimeError) as error:
         told = str(error).strip().partition("\n")[0].rstrip(".")
         raise ConfigError(
             f"--processes: {told}; allowed: 'auto' where JAX finds the others, else HOST:PORT,COUNT,INDEX."
         ) from None
+
+
+def _listening(coordinator: str | None) -> str | None:
+    """Where the first process is to listen: at the address given if it is this machine's; None leaves it to JAX.
+
+    Then it listens at all of this machine's addresses: others may know it by one that it does not know itself, and what
+    a name stands for here, 127.0.1.1 say, need not be what it stands for elsewhere.
+    """
+    import ipaddress
+    import socket
+
+    host, _, _ = (coordinator or "").rpartition(":")
+    host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        with socket.socket(family) as tried:
+            tried.bind((host, 0))
+    except (OSError, ValueError):
+        return None
+    return coordinator

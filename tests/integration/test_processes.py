@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from sockets import LOOPBACK, listening
 
 from positionbias.training import checkpoint
 from positionbias.training.writers import read_metrics
@@ -63,6 +65,9 @@ def test_two_processes_stop_together_and_one_goes_on(folder):
     address = f"127.0.0.1:{free_port()}"
     both = [start(folder, "--workdir", "two", "--processes", f"{address},2,{index}") for index in (0, 1)]
     wait_for(folder / "two" / "metrics.jsonl", both[0])
+    if pathlib.Path("/proc/self/net/tcp").exists():
+        for process in both:
+            assert listening(process.pid) <= LOOPBACK, "where the command line said, and no other machine sees it"
     both[1].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [143, 143], told

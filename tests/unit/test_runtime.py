@@ -68,3 +68,21 @@ def test_the_setting_for_products_leaves_what_was_told(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{runtime.FUSION}=LIBRARY_FUSION_TYPE_DOT")
     runtime.sound_products()
     assert os.environ["XLA_FLAGS"] == f"{runtime.FUSION}=LIBRARY_FUSION_TYPE_DOT"
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "bound"),
+    [
+        ("127.0.0.1:4711", "127.0.0.1:4711"),
+        ("localhost:4711", "localhost:4711"),
+        ("192.0.2.1:4711", None),  # an address for documentation: no machine has it
+        ("some.machine:4711", None),
+        (None, None),
+    ],
+)
+def test_the_first_process_listens_where_it_was_told_if_it_can(monkeypatch, coordinator, bound):
+    asked = []
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **named: asked.append(named))
+    runtime._join(runtime.Processes(coordinator, 2, 0))
+    assert asked == [{"coordinator_bind_address": bound}]
