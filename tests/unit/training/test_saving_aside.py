@@ -1,6 +1,7 @@
 """Checkpoints are written while training goes on, and are there however the run ends."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from positionbias.files import WriteError
 from positionbias.training import checkpoint, loop
 from positionbias.training.loop import train
-from positionbias.training.writers import read_metrics
+from positionbias.training.writers import MetricsWriter, read_metrics
 
 SECONDS = 60.0  # after which what is waited for will not come
 
@@ -46,6 +47,24 @@ def whole(folder):
 def test_training_goes_on_while_a_checkpoint_is_written(config, tmp_path, slow):
     assert run(config, tmp_path / "run").status == "finished"
     assert whole(tmp_path / "run") == [6, 12]
+
+
+def test_a_checkpoint_is_that_of_the_metrics_before_it_however_late_it_is_written(config, tmp_path, monkeypatch):
+    folder, sync = tmp_path / "run", MetricsWriter.sync
+
+    def waiting(writer):
+        end = time.monotonic() + SECONDS
+        while not any(line["step"] == 8 for line in read_metrics(folder / "metrics.jsonl")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        sync(writer)
+
+    monkeypatch.setattr(MetricsWriter, "sync", waiting)
+    run(config, folder)
+    shutil.rmtree(folder / "checkpoints" / "000012")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    assert run(config, folder).status == "finished"
 
 
 def test_a_save_in_flight_at_a_signal_is_finished(config, tmp_path, slow, monkeypatch):
