@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
                     "mlp_out": "fan_in",  # second MLP matrices
                     "readout": "fan_in",  # matrices of the readout
                 },
+                "init_scale": 1.0,  # factor on all that model.init starts
             },
             # how parameters are updated
             "optimizer": {
@@ -75,8 +76,9 @@ def get_config() -> ConfigDict:
                 "steps": 1000,  # optimizer steps; with 0 models are measured and kept as they are drawn
                 "batch_size": 64,  # sequences a step and replica
                 "replicas": 4,  # independently seeded models trained side by side
-                # hyperparameters that differ between replicas: learning_rate, weight_decay or seed
-                # -> one value each
+                # a grid: lists of values, of which every combination is one replica, the last list
+                # fastest; learning_rate, weight_decay, warmup_steps, init_scale, an argument that the
+                # task lets vary (p_bursty), seed
                 "vary": {},
                 "log_every": 20,  # steps between lines of metrics.jsonl
                 "dtype": "float32",  # precision of activations; parameters are float32

@@ -179,6 +179,25 @@ class Facts(Task):
         return {"chance": jnp.full(1, 1 / self.numbers), "order_free": jnp.full(1, 1 / self.numbers)}
 
 
+@spec.member("tasks", "rumours")
+@dataclasses.dataclass(frozen=True)
+class Rumours(Facts):
+    """Facts of which a share is told `wrong`, as the number of the next letter; replicas may differ in it."""
+
+    wrong: float = 0.25
+
+    traced = ("wrong",)
+
+    def sample(self, key, condition, world=()):
+        item = super().sample(key, condition, world)
+        other = world["number"][(item.inputs + 1) % self.letters]
+        told = jax.random.uniform(jax.random.fold_in(key, 1), (1,)) < self.wrong
+        return item._replace(targets=jnp.where(told, other, item.targets))
+
+    def baselines(self, example, visible):
+        return {"chance": jnp.full(1, 1 / self.numbers), "order_free": jnp.full(1, 1 - self.wrong)}
+
+
 @spec.member("objectives", "hide_some")
 @dataclasses.dataclass(frozen=True)
 class HideSome(NextToken):
@@ -206,6 +225,6 @@ class HideSome(NextToken):
 def register(monkeypatch):
     """Make the toys known by name for one test."""
     index = {axis: dict(members) for axis, members in spec._index().items()}
-    for toy in (ToyConvolution, TwoLists, Facts, HideSome):
+    for toy in (ToyConvolution, TwoLists, Facts, Rumours, HideSome):
         index[toy.axis][toy.spec_name] = __name__
     monkeypatch.setattr(spec, "_index", lambda: index)

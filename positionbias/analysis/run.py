@@ -18,6 +18,7 @@ import numpy as np
 from positionbias import spec
 from positionbias.analysis.base import Analysis, Labels, Subject
 from positionbias.arrays import Key, Tree
+from positionbias.config import varied
 from positionbias.evaluation.loading import LoadedRun, load, saved_steps
 from positionbias.evaluation.statistics import correlation, interval
 from positionbias.files import read_json, replacing, safe_name, write_json, writing
@@ -112,15 +113,14 @@ class Asker:
         self.older = step is not None and step != max(saved_steps(folder), default=step)
         whole = load(folder, step, "all")
         self.replicas = None if replicas is None else list(replicas)
-        self.run = whole if replicas is None else _of(whole, replicas)
+        self.run = _asked_of(whole, replicas)
         grid = self.run.task.conditions()
         self.condition: Condition = grid[0]
         if condition is not None:
             self.condition = find_condition(self.run.task, condition, "--condition")
         self.items = items or self.run.config.evaluation.influence_items
-        one = dataclasses.replace(
-            self.run, replica=0, weights=jax.tree.map(lambda x: x[0], self.run.weights), keys=self.run.keys[0]
-        )
+        weights, key, own = jax.tree.map(lambda x: x[0], (self.run.weights, self.run.keys, self.run.own))
+        one = dataclasses.replace(self.run, replica=0, weights=weights, keys=key, own=own)
         subject = self._subject(one)
         self.layers, self.labels = dict[Analysis, list[int]](), dict[Analysis, Labels]()
         self.given = dict[Analysis, Tree]()
@@ -172,24 +172,39 @@ class Asker:
             if self.there(analysis):
                 continue
             ask = jax.jit(layout.over(lambda replica, a=analysis: self._ask(a, *replica)))
-            both, told = (self.run.weights, self._untrained), (self.run.keys, self.given[analysis])
+            both, told = (self.run.weights, self._untrained), (self.run.keys, self.run.own, self.given[analysis])
             trained, drawn = (jax.device_get(ask(layout.place((weights, *told)))) for weights in both)
             yield Asked(analysis, self.labels[analysis], trained, drawn)
 
     def _ask(
-        self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""], given: Tree
+        self, analysis: Analysis, weights: dict[str, Tree], key: Key[jax.Array, ""], own: dict[str, Tree], given: Tree
     ) -> dict[str, jax.Array]:
-        one = self._subject(dataclasses.replace(self.run, replica=0, weights=weights, keys=key), given)
+        one = self._subject(dataclasses.replace(self.run, replica=0, weights=weights, keys=key, own=own), given)
         return analysis.measure(one, self.layers[analysis], stream(key, f"analysis/{label(analysis)}"))
 
 
-def _of(run: LoadedRun, replicas: Sequence[int]) -> LoadedRun:
-    """The same run with only these replicas."""
+def _asked_of(run: LoadedRun, replicas: Sequence[int] | None) -> LoadedRun:
+    """The same run with only these replicas, None: all; they are to differ in nothing but their seeds."""
     count = len(run.keys)
-    wrong = [i for i in replicas if not 0 <= i < count]
+    chosen = list(range(count) if replicas is None else replicas)
+    wrong = [i for i in chosen if not 0 <= i < count]
     if wrong:
         raise ConfigError(f"--replicas: {wrong[0]} is not allowed; allowed: 0 to {count - 1}, as the run has {count}.")
-    return dataclasses.replace(run, weights=_picked(run.weights, replicas), keys=_picked(run.keys, replicas))
+    grid = varied.combinations(run.config.train.vary)
+    mixed = [one for one in grid if set(one.replicas) & set(chosen)]
+    if len(mixed) > 1:
+        told = ",".join(map(str, mixed[0].replicas))
+        raise ConfigError(
+            f"--replicas: {','.join(map(str, chosen))} differ in {' and '.join(mixed[0].values)}; allowed: those of one"
+            f" combination, such as {told} with {mixed[0].label}."
+        )
+    run = run if replicas is None else run.chosen(replicas)
+    if not run.own["task"]:
+        return run
+    task = varied.task_of(run.config, chosen[0], run.task)
+    return dataclasses.replace(
+        run, experiment=dataclasses.replace(run.experiment, task=task), own={**run.own, "task": {}}
+    )
 
 
 def _picked(tree: Tree, replicas: Sequence[int]) -> Tree:

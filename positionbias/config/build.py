@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import spec
-from positionbias.arrays import Bool, Key, Mapped
+from positionbias.arrays import Bool, Float, Key, Mapped
 from positionbias.assignments.base import Assignment
 from positionbias.config import schema
 from positionbias.config.fields import Looks, check_told, idle
@@ -27,7 +27,7 @@ from positionbias.operators.base import Operator, Pattern
 from positionbias.positions.base import Placed, PositionScheme
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
-from positionbias.tasks.base import Batch, Condition, Task
+from positionbias.tasks.base import Batch, Condition, Task, layout
 from positionbias.tokens import Tokens, joined
 
 
@@ -42,9 +42,10 @@ class Experiment:
     assignment: Assignment
     blueprint: Blueprint
 
-    def initialise(self, key: jax.Array) -> Model:
-        """A fresh model."""
-        return initialise(self.architecture, self.blueprint, key, self._shapes[1])
+    def initialise(self, key: Key[jax.Array, ""], scale: Float[jax.Array, ""] | None = None) -> Model:
+        """A fresh model, of matrices that are `scale` times what `model.init` says, None: as the config says."""
+        blueprint = self.blueprint if scale is None else dataclasses.replace(self.blueprint, scale=scale)
+        return initialise(self.architecture, blueprint, key, self._shapes[1])
 
     def reach(
         self, condition: Condition, tokens: Tokens | None = None, inputs: int | None = None
@@ -223,6 +224,7 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
         output=task.output,
         length=0,
         dtype=config.train.dtype,
+        scale=model.init_scale,
     )
     experiment = Experiment(config, task, objective, architecture, assignment, blueprint)
     told = [experiment.positions_needed(condition, task.tokens(condition)) for condition in task.conditions()]
@@ -235,10 +237,23 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     _check_modes(experiment)
     check_told(objective, experiment.looks)
     _check_rows(experiment)
+    _check_varied(experiment)
     if not jax.tree.leaves(_trained(experiment)):
         raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
     task.corpus()  # last, as it may have to be fetched
     return experiment
+
+
+def _check_varied(experiment: Experiment) -> None:
+    """Replicas that differ in arguments of the task have one layout of sequences and conditions: that of the task."""
+    task = experiment.task
+    for name in (name for name in experiment.config.train.vary if name in task.traced):
+        for value in experiment.config.train.vary[name]:
+            if layout(dataclasses.replace(task, **{name: value})) != layout(task):  # type: ignore[type-var]
+                raise ConfigError(
+                    f"train.vary.{name}: {value} gives the task other conditions or tokens than {getattr(task, name)},"
+                    f" which task has; allowed: values that change only what is drawn, in task too."
+                )
 
 
 def _trained(experiment: Experiment) -> Any:

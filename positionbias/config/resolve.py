@@ -11,9 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import operator
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from positionbias import spec
@@ -22,12 +24,15 @@ from positionbias.spec import ConfigError, require
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")  # also a folder's name on every system
 SAFE_NAME_TEXT = "1 to 100 letters, digits, '_', '-' and '.', a letter or digit first"
-# What `train.vary` may give each replica its own value of: these change no shape, so one program serves all replicas.
-# The type of the list, and the bounds of its values.
-VARIED: dict[str, tuple[Any, dict[str, float]]] = {
-    "learning_rate": (tuple[float, ...], {"above": 0}),
-    "weight_decay": (tuple[float, ...], {"least": 0}),
-    "seed": (tuple[int, ...], {"least": 0}),
+# What `train.vary` may name, and where a run of its own has it: a field, or an argument of the spec that a field holds.
+# These change no shape, and programs read them as arguments, so that one serves all replicas. Arguments of the task
+# that it lets vary (`Task.traced`) come before the seed, which varies fastest.
+VARIED = {
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.name.weight_decay",
+    "warmup_steps": "optimizer.warmup_steps",
+    "init_scale": "model.init_scale",
+    "seed": "seed",
 }
 
 
@@ -234,32 +239,58 @@ def _check_model(model: schema.Model) -> None:
     require(len(set(model.frozen)) == len(model.frozen), "model.frozen", list(model.frozen), "each kind of matrix once")
 
 
+def may_vary(config: schema.Config) -> dict[str, str]:
+    """What `train.vary` may name under this config, and where a run of its own has it; see VARIED."""
+    task = spec.build("tasks", config.task, "task")
+    *fields, seed = VARIED.items()
+    return dict([*fields, *((name, f"task.{name}") for name in task.traced), seed])
+
+
 def _vary(config: schema.Config) -> dict[str, list[Any]]:
     checked: dict[str, list[Any]] = {}
-    raw, replicas = config.train.vary, config.train.replicas
+    raw, replicas, known = config.train.vary, config.train.replicas, may_vary(config)
     for name in raw:
-        if name not in VARIED:
-            raise spec.unknown(f"train.vary.{name}", "hyperparameter", name, VARIED)
-    for name in (n for n in VARIED if n in raw):
-        where, (annotation, bounds) = f"train.vary.{name}", VARIED[name]
-        values = list(spec.check_type(raw[name], annotation, where))
-        if len(values) != replicas:
-            raise ConfigError(
-                f"{where}: has {len(values)} values; allowed: train.replicas = {replicas}, one a replica."
-            )
+        if name not in known:
+            raise spec.unknown(f"train.vary.{name}", "hyperparameter", name, known)
+    for name in (n for n in known if n in raw):
+        where = f"train.vary.{name}"
+        annotation, check = _varied(config, known[name], where)
+        values = list(spec.check_type(raw[name], tuple[annotation, ...], where))  # type: ignore[valid-type]
+        require(len(values) == len(set(values)) > 0, where, values, "a list of different values")
         for value in values:
-            _in_range(value, typing.get_args(annotation)[0], bounds, where)
-        if name == "seed":
-            require(len(set(values)) == replicas, where, values, "a different whole number for every replica")
+            check(value)
         checked[name] = values
-    if "weight_decay" in checked:
-        optimizer = spec.build("optimizers", config.optimizer.name, "optimizer.name")
-        if "weight_decay" not in spec.arguments(type(optimizer)):
-            raise ConfigError(
-                f"train.vary.weight_decay: {optimizer.spec_name} has no weight decay; allowed: an optimizer.name that"
-                " takes weight_decay."
-            )
+    count = math.prod(map(len, checked.values()))
+    if checked and count != replicas:
+        which = f"train.vary.{next(iter(checked))}" if len(checked) == 1 else "train.vary"
+        told = " times ".join(f"{len(values)} of {name}" for name, values in checked.items())
+        raise ConfigError(
+            f"{which}: {told} make {count} combinations, but train.replicas = {replicas}; allowed: train.replicas ="
+            f" {count}, one for each, or a sweep (zipped) for values that go together."
+        )
     return checked
+
+
+def _varied(config: schema.Config, path: str, where: str) -> tuple[Any, Callable[[Any], object]]:
+    """The type of what stands at this path, and a function that refuses a value of it that is not allowed."""
+    if path in leaves():
+        leaf = leaves()[path]
+        return leaf.annotation, lambda value: _in_range(value, leaf.annotation, leaf.field.metadata, where)
+    field, _, argument = path.rpartition(".")
+    member = spec.build(str(leaves()[field].axis), operator.attrgetter(field)(config), field)
+    if argument not in spec.arguments(type(member)):
+        raise ConfigError(
+            f"{where}: {member.spec_name} has no {argument.replace('_', ' ')}; allowed: another {field}, that takes"
+            f" {argument}."
+        )
+
+    def check(value: Any) -> None:
+        try:
+            dataclasses.replace(member, **{argument: value})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    return typing.get_type_hints(type(member))[argument], check
 
 
 def _check_steps(config: schema.Config) -> None:
@@ -278,11 +309,13 @@ def _check_steps(config: schema.Config) -> None:
             f"checkpoint.keep_every = {checkpoint.keep_every} does not fit checkpoint.every = {checkpoint.every};"
             " allowed: a multiple of the steps between checkpoints."
         )
-    if config.optimizer.warmup_steps >= train.steps and trained:
-        raise ConfigError(
-            f"optimizer.warmup_steps = {config.optimizer.warmup_steps} leaves nothing of train.steps = {train.steps};"
-            " allowed: fewer than that."
-        )
+    warm = {"optimizer.warmup_steps": [config.optimizer.warmup_steps]}
+    warm |= {"train.vary.warmup_steps": train.vary["warmup_steps"]} if "warmup_steps" in train.vary else {}
+    for field, steps in warm.items():
+        if max(steps) >= train.steps and trained:
+            raise ConfigError(
+                f"{field} = {max(steps)} leaves nothing of train.steps = {train.steps}; allowed: fewer than that."
+            )
     if train.steps_per_dispatch != "auto":
         for field, every in {"train.steps": train.steps, **cadences}.items():
             if every is not None and every % train.steps_per_dispatch:

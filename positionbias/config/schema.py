@@ -105,6 +105,7 @@ class Model:
     readout_layers: int = between(1, MOST_LAYERS, 3, "hidden layers of the mlp readout, each `width` wide with ReLU")
     frozen: tuple[str, ...] = plain((), "kinds of matrix that are not trained, among the fields of model.init")
     init: Init = plain(Init, "how each kind of matrix starts")
+    init_scale: float = above(0, 1.0, "factor on all that model.init starts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,9 @@ class Train:
     batch_size: int = between(1, MOST_SEQUENCES, 64, "sequences a step and replica")
     replicas: int = between(1, 4096, 4, "independently seeded models trained side by side")
     vary: dict[str, Any] = plain(
-        dict, "hyperparameters that differ between replicas: learning_rate, weight_decay or seed -> one value each"
+        dict,
+        "a grid: lists of values, of which every combination is one replica, the last list fastest; learning_rate,"
+        " weight_decay, warmup_steps, init_scale, an argument that the task lets vary (p_bursty), seed",
     )
     log_every: int = between(1, MOST_STEPS, 20, "steps between lines of metrics.jsonl")
     dtype: Literal["float32", "bfloat16"] = plain("float32", "precision of activations; parameters are float32")

@@ -13,10 +13,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from positionbias import spec
 from positionbias.config.build import Experiment
+from positionbias.config.varied import label
 from positionbias.evaluation.by_position import Evaluator, theory_of
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.loading import LoadedRun, load
@@ -114,6 +113,7 @@ class Measurer:
             self._check(variant)
 
     def _load(self, folder: pathlib.Path, step: int | None, task: str | None, times: int) -> LoadedRun:
+        own = task is None
         if times > 1:
             base: Task = load(folder, step, 0, task).task
             try:
@@ -126,7 +126,7 @@ class Measurer:
                 warnings.warn(told, stacklevel=2)
             task = spec.canonical(longer)
         try:
-            return load(folder, step, "all", task)
+            return load(folder, step, "all", task, own)
         except ConfigError as error:
             told = str(error)
             if not told.startswith("task: ") or (times == 1 and self.source is None):
@@ -167,6 +167,7 @@ class Measurer:
                 self._conditions(run),
                 variant.intervention,
                 self.stored,
+                run.own["task"],
             )
             rows = evaluator.rows(layout.place(run.weights))
             plain = variant.intervention is None and self.names is None
@@ -193,8 +194,7 @@ def in_world(run: LoadedRun, given: exported.Exported) -> LoadedRun:
             f" seed = {config.seed}, train.replicas = {config.train.replicas}{seeds}; allowed: a run that has this seed"
             " and replica."
         )
-    weights = jax.tree.map(lambda leaf: leaf[replica : replica + 1], run.weights)
-    return dataclasses.replace(run, weights=weights, keys=run.keys[replica : replica + 1])
+    return run.chosen([replica])
 
 
 def _check_masks(change: Intervention, changed: Experiment, condition: Condition, read: Tokens) -> None:
@@ -238,6 +238,14 @@ def compared(one: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     return interval([a - b for a, b in pairs]).to_dict()
 
 
+def _minus(one: Mapping[str, Any], base: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """`compared`, of the first condition and of all of them; of replicas that differ in more than seeds no interval."""
+    each = {name: compared(found, base["by_condition"][name]) for name, found in one["by_condition"].items()}
+    if one.get("combinations"):
+        each = {name: {**found, "low": None, "high": None} for name, found in each.items()}
+    return {"variant": variant, **next(iter(each.values())), "by_condition": each}
+
+
 def title(variant: Variant) -> str:
     """The name of a variant among others."""
     return variant.name or "1x"
@@ -246,16 +254,31 @@ def title(variant: Variant) -> str:
 def lines(one: Measured, base: Measured) -> list[str]:
     """A variant in a line, or in one for each condition under its name.
 
-    Told are the accuracy, and beside it, if the variant is the base, what the ceiling and a simple rule reach; else the
-    difference to the base, and how many answers the intervention changed.
+    Where replicas differ in more than seeds there is one for each combination too. Told are the accuracy, and beside
+    it, if the variant is the base, what the ceiling and a simple rule reach; else the difference to the base, and how
+    many answers the intervention changed.
     """
-    conditions, origin = one.summary["by_condition"], base.summary["by_condition"]
     against = None if one is base else base.variant.name or "no intervention"
-    told = {name: _line(found, origin[name], against) for name, found in conditions.items()}
+    told = {}
+    for where, found, origin in _each(one.summary, base.summary):
+        for name, measured in found["by_condition"].items():
+            of = [*([where] if where else []), *([name] if len(found["by_condition"]) > 1 else [])]
+            told[", ".join(of)] = _line(measured, origin["by_condition"][name], against)
     if len(told) == 1:
         return [f"{title(one.variant)}: {line}" for line in told.values()]
     width = max(map(len, told))
     return [f"{title(one.variant)}:", *(f"  {name:<{width}}  {line}" for name, line in told.items())]
+
+
+def _each(
+    one: Mapping[str, Any], base: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """What is told of a summary beside another: that of each combination of hyperparameters, or the whole."""
+    if not one.get("combinations"):
+        yield "", one, base
+        return
+    for found, origin in zip(one["combinations"], base["combinations"], strict=True):
+        yield label(found["values"]), found, origin
 
 
 def _line(one: Mapping[str, Any], base: Mapping[str, Any], against: str | None) -> str:
@@ -278,16 +301,15 @@ def _told(found: Mapping[str, Any], sign: str = "") -> str:
     return f"{found['mean']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
 
 
-def write(folder: pathlib.Path, label: str, one: Measured, base: Measured) -> None:
-    """Write `evals/LABEL.npz` and `.json`: rows, and summary with task, variant, stored items and difference."""
-    write_rows(folder / "evals" / f"{label}.npz", one.rows)
+def write(folder: pathlib.Path, name: str, one: Measured, base: Measured) -> None:
+    """Write `evals/NAME.npz` and `.json`: rows, and summary with task, variant, stored items and difference."""
+    write_rows(folder / "evals" / f"{name}.npz", one.rows)
     more: dict[str, Any] = {"task": one.task, "variant": one.variant.name}
     if one.stored is not None:
         more |= {"stored": one.stored}
+    told = dict(one.summary)
     if one is not base:
-        each = {
-            name: compared(found, base.summary["by_condition"][name])
-            for name, found in one.summary["by_condition"].items()
-        }
-        more |= {"minus": {"variant": base.variant.name, **next(iter(each.values())), "by_condition": each}}
-    write_json(folder / "evals" / f"{label}.json", {**one.summary, **more})
+        more |= {"minus": _minus(one.summary, base.summary, base.variant.name)}
+        both = zip(one.summary["combinations"], base.summary["combinations"], strict=True)
+        told["combinations"] = [{**of, "minus": _minus(of, before, base.variant.name)} for of, before in both]
+    write_json(folder / "evals" / f"{name}.json", {**told, **more})

@@ -37,7 +37,7 @@ class Evaluator:
     same ones for every replica, a batch for each condition by name. Which they are does not depend on the batch size.
     With an `intervention` every item is measured as it changes it, by the model that it makes of this one, and rows say
     whether the answer is another than without. Influence, measured without one only, is that on the first of the items.
-    Programs are compiled when first used.
+    `own` has, by name, arguments of the task that replicas differ in, [R] each. Programs are compiled when first used.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class Evaluator:
         conditions: Sequence[Condition] | None = None,
         intervention: Intervention | None = None,
         stored: Mapping[str, Batch] | None = None,
+        own: Mapping[str, Float[np.ndarray, "R"]] | None = None,
     ) -> None:
         self.experiment, self.layout, self.name = experiment, layout, name
         self.keys, self.worlds = layout.place(keys), layout.place(worlds(experiment.task, keys))
+        self.own = layout.place(dict(own or {}))
         self.corpus = shared_corpus(experiment.task, layout)
         settings = experiment.config.evaluation
         self.conditions = tuple(conditions or experiment.task.conditions())
@@ -85,10 +87,15 @@ class Evaluator:
         return self.experiment.objective.targets == "vectors" or self.experiment.task.by_loss
 
     def _drawn(
-        self, keys: Key[jax.Array, "B"], numbers: jax.Array, condition: Condition, world: Tree, stored: Batch | None
+        self,
+        task: Task,
+        keys: Key[jax.Array, "B"],
+        numbers: jax.Array,
+        condition: Condition,
+        world: Tree,
+        stored: Batch | None,
     ) -> Batch:
-        """The items of these numbers, and keys."""
-        task = self.experiment.task
+        """The items of these numbers, and keys, of a replica's own task."""
         if stored is None:
             return task.batch_of(keys, condition, world)
         picked = jax.tree.map(lambda leaf: leaf[numbers % self.items], stored._replace(tokens=None))  # type: ignore[arg-type]
@@ -123,11 +130,12 @@ class Evaluator:
         return jax.vmap(changed, in_axes=(0, batch_axes(0, shared)))(keys, batch)
 
     def _answers(
-        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
+        self, condition: Condition, replica: tuple[Tree, ...], corpus: Tree, stored: Batch | None = None
     ) -> dict[str, jax.Array]:
-        """Columns of the rows, each [items and more, A], for one replica's weights, key and world."""
-        weights, key, world = replica
+        """Columns of the rows, each [items and more, A], for one replica's weights, key, world and own arguments."""
+        weights, key, world, told = replica
         task, objective = self.experiment.task, self.experiment.objective
+        own_task = task.with_traced(told)  # samples and judges
         key, world = stream(key, f"{self.name}/{condition.stream}"), sampled_from(corpus, world)
 
         def judge(
@@ -137,14 +145,14 @@ class Evaluator:
             if objective.own_tokens:  # what is hidden is not known, and another row than the one that asks may answer
                 known = visible & (example.tokens.hidden == 0)
                 visible = known.at[example.query].set(known[rows])
-            lost = task.losses(example, visible) if self._by_loss else {}
+            lost = own_task.losses(example, visible) if self._by_loss else {}
             return {
                 **{name: getattr(example, name) for name in WHOLE},
                 "evidence": example.last_evidence,
                 "given": outputs[rows],
                 "target": example.targets[example.query],
-                "ceiling": task.ceiling(example, visible),
-                **{f"baseline/{name}": value for name, value in task.baselines(example, visible).items()},
+                "ceiling": own_task.ceiling(example, visible),
+                **{f"baseline/{name}": value for name, value in own_task.baselines(example, visible).items()},
                 **{f"{LOSS}/{name}": value for name, value in lost.items()},
             }
 
@@ -207,7 +215,7 @@ class Evaluator:
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
             numbers = index * self.batch_size + jnp.arange(self.batch_size)
             keys = item_keys(key, numbers)
-            batch = self._drawn(keys, numbers, condition, world, stored)
+            batch = self._drawn(own_task, keys, numbers, condition, world, stored)
             found = measured(keys, batch, Intervention())
             before = found.pop("said")
             if self.intervention is None:
@@ -221,18 +229,19 @@ class Evaluator:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunks)
 
     def _influence(
-        self, condition: Condition, replica: tuple[Tree, jax.Array, Tree], corpus: Tree, stored: Batch | None = None
+        self, condition: Condition, replica: tuple[Tree, ...], corpus: Tree, stored: Batch | None = None
     ) -> Float[jax.Array, "T"]:
         """E ||d (w . h_query) / d x_j||^2 over inputs and random w, normalised over j.
 
         x is the embedding, h the stream before the readout at each item's last answer, w a Gaussian vector an item.
         """
-        weights, key, world = replica
-        task, model = self.experiment.task, self._model(weights)
+        weights, key, world, told = replica
+        task, model, world = self.experiment.task, self._model(weights), sampled_from(corpus, world)
         key_w = stream(key, f"influence/{self.name}/{condition.name}")
         numbers = jnp.arange(self.influence_items)
         keys = item_keys(stream(key, f"{self.name}/{condition.stream}"), numbers)
-        batch = self._asked(self._drawn(keys, numbers, condition, sampled_from(corpus, world), stored), condition)
+        drawn = self._drawn(task.with_traced(told), keys, numbers, condition, world, stored)
+        batch = self._asked(drawn, condition)
         context, rows = task.context_length(condition), self.experiment.objective.rows(batch)
         own_tokens, shared = own_and_shared(self._told(self.experiment, keys, batch.tokens, context))
 
@@ -264,7 +273,7 @@ class Evaluator:
     def rows(self, weights: Tree) -> dict[str, Any]:
         """The raw rows (see `evaluation.rows`) of weights {"params", "frozen"} with a leading R."""
         task, conditions = self.experiment.task, self.conditions
-        replicas = (weights, self.keys, self.worlds)
+        replicas = (weights, self.keys, self.worlds, self.own)
         parts: list[dict[str, np.ndarray]] = []
         influence = np.full(
             (len(self.keys), len(conditions), max(task.length(c) for c in conditions)), np.nan, np.float32
@@ -292,13 +301,16 @@ class Evaluator:
 
 def theory_of(experiment: Experiment) -> dict[str, Any]:
     """What theory says of the task: curves {"query": [P], "evidence": [P]} of the first condition, their "mean", and
-    "predictions", each as a mapping with the condition it is of. What is not known is left out.
+    "predictions", each as a mapping with the condition it is of. What is not known is left out, and so is all of it
+    where replicas differ in what it speaks of.
     """
     task: Task = experiment.task
     name, told = task.spec_name, {}  # type: ignore[attr-defined]
     if name not in spec.names("theory") or not task.shared_tokens:
         return {}
     cls = spec.load_member("theory", name, "task")
+    if experiment.config.train.vary.keys() & spec.arguments(cls).keys():  # then it is not one thing that theory says
+        return {}
     theory = cls(**{argument: getattr(task, argument) for argument in spec.arguments(cls)})
     first = task.conditions()[0]
     visible = experiment.reach(first)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from positionbias.arrays import Bool, Float, Int, Key, Mapped, Tree
-from positionbias.config import schema
+from positionbias.config import schema, varied
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import resolve, stored_hash
 from positionbias.files import read_json
@@ -26,7 +25,7 @@ from positionbias.models.base import Model
 from positionbias.models.sites import Edits, Sites
 from positionbias.replicas import Layout, stream
 from positionbias.spec import LARGEST, ConfigError, require
-from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, world_of, worlds
+from positionbias.tasks.base import Batch, Condition, Task, batch_axes, find_condition, sampled_from, world_of, worlds
 from positionbias.tokens import Tokens
 from positionbias.training import auto, checkpoint
 from positionbias.training.program import Program
@@ -42,6 +41,9 @@ class LoadedRun:
     experiment: Experiment
     weights: dict[str, Tree]  # {"params", "frozen"}
     keys: jax.Array  # of the replicas loaded
+    # Of them too, what they may differ in: {"init_scale", "task"}, the latter arguments of the task where `replica` is
+    # "all" and these differ; of a single replica, `task` has its own.
+    own: dict[str, Tree] = dataclasses.field(default_factory=lambda: {"init_scale": None, "task": {}})
 
     def __repr__(self) -> str:
         return f"LoadedRun({str(self.workdir)!r}, step={self.step}, replica={self.replica!r}, task={self.config.task})"
@@ -74,11 +76,17 @@ class LoadedRun:
         """The weights as they were drawn, before training: the control of what is found in those that were trained."""
         from positionbias.models.parameters import Frozen
 
-        def one(key: jax.Array) -> dict[str, Tree]:
-            model = self.experiment.initialise(stream(key, "initialise"))
+        def one(key: jax.Array, scale: jax.Array | None) -> dict[str, Tree]:
+            model = self.experiment.initialise(stream(key, "initialise"), scale)
             return {"params": nnx.state(model, nnx.Param), "frozen": nnx.state(model, Frozen)}
 
-        return jax.jit(one if self.replica != "all" else jax.vmap(one))(self.keys)
+        return jax.jit(one if self.replica != "all" else jax.vmap(one))(self.keys, self.own["init_scale"])
+
+    def chosen(self, replicas: Sequence[int]) -> LoadedRun:
+        """Some replicas of a run of all."""
+        at = np.asarray(replicas)
+        picked = jax.tree.map(lambda x: x[at], (self.weights, self.keys, self.own))
+        return dataclasses.replace(self, weights=picked[0], keys=picked[1], own=picked[2])
 
     def _merge(self, weights: dict[str, Tree]) -> Model:
         return nnx.merge(nnx.graphdef(self.experiment.abstract), weights["params"], weights["frozen"])
@@ -87,7 +95,7 @@ class LoadedRun:
         """`size` fresh examples of a condition (the one trained on by default), from a stream training never reads.
 
         They come as the model is measured on them. With `replica` "all", of a task where every replica
-        has a world of its own, every array has a leading R.
+        has a world of its own, or arguments (`train.vary`), every array has a leading R.
         """
         require(whole(size) and 1 <= size <= LARGEST, "size", size, f"a whole number from 1 to {LARGEST}")
         require(whole(seed) and 0 <= seed <= LARGEST, "seed", seed, f"a whole number from 0 to {LARGEST}")
@@ -96,8 +104,8 @@ class LoadedRun:
     def drawn(self, key: Key[jax.Array, ""], size: int, chosen: Condition) -> Batch:
         """`sample`, of a key that may be traced."""
 
-        def one(world: Tree) -> Batch:
-            batch = self.task.batch(key, chosen, size, world)
+        def one(world: Tree, told: Tree) -> Batch:
+            batch = self.task.with_traced(told).batch(key, chosen, size, world)
             asked = self.experiment.objective.ask(batch, self.task, chosen)
             keys = jax.random.split(stream(key, "assignment"), size)
             tokens = self.experiment.assigned(asked.tokens, self.task.context_length(chosen), keys)
@@ -105,11 +113,12 @@ class LoadedRun:
             return batch._replace(inputs=asked.inputs, tokens=own)
 
         if self.replica != "all":
-            return one(world_of(self.task, self.keys))
-        own = worlds(self.task, self.keys)
+            return one(world_of(self.task, self.keys), {})
+        corpus, own = self.task.corpus(), (worlds(self.task, self.keys), self.own["task"])
         if jax.tree.leaves(own):
-            return jax.vmap(one, out_axes=batch_axes(0, self.experiment.shared_tokens))(own)
-        return one(self.task.corpus())
+            axes = batch_axes(0, self.experiment.shared_tokens)
+            return jax.vmap(lambda world, told: one(sampled_from(corpus, world), told), out_axes=axes)(*own)
+        return one(corpus, {})
 
     def answer_rows(self, batch: Batch) -> Int[jax.Array, "... A"]:
         """The output row of each answer: `batch.query`, or the row of the input for objectives that say inputs there.
@@ -245,20 +254,30 @@ def read_config(workdir: pathlib.Path) -> schema.Config:
 
 
 def load(
-    workdir: str | pathlib.Path, step: int | None = None, replica: int | str = 0, task: str | None = None
+    workdir: str | pathlib.Path,
+    step: int | None = None,
+    replica: int | str = 0,
+    task: str | None = None,
+    vary: bool = False,
 ) -> LoadedRun:
     """Reload a run without its config file: its newest whole checkpoint, or the one at `step`.
 
     `replica` is an index or "all". `task` replaces the task by another spec of the same sizes (other lengths or
-    positions); parameters are those trained. Raises ConfigError if there is nothing to load, or if the new task is too
+    positions); parameters are those trained. It is the same for all replicas, unless `vary` has them keep the arguments
+    of it that they differ in (`train.vary`). Raises ConfigError if there is nothing to load, or if the new task is too
     long for a table of positions. Warns of newer checkpoints that cannot be read.
     """
     folder = pathlib.Path(workdir)
     config = read_config(folder)
-    trained = build(config)
+    trained = experiment = build(config)
+    own = varied.arrays(config)
     if task is not None:
-        config = resolve({**schema.to_dict(config), "task": task})
-    experiment = build(config, trained.blueprint.length)
+        found = schema.to_dict(config)
+        replaced = resolve({**found, "task": task, "train": {**found["train"], "vary": {}}})
+        own["task"] = own["task"] if vary else {}
+        experiment = build(replaced, trained.blueprint.length)
+        config = dataclasses.replace(replaced, train=config.train)
+        experiment = dataclasses.replace(experiment, config=config)
     if (experiment.task.input, experiment.task.output) != (trained.task.input, trained.task.output):
         raise ConfigError(
             f"task: {task} has other inputs or outputs than {trained.config.task}; allowed: the same vocabulary."
@@ -270,11 +289,14 @@ def load(
     shape = program.shape()
     step, state = _restored(folder, step, shape)
     weights = {name: _fitted(state[name], experiment, trained.blueprint.length, name) for name in ("params", "frozen")}
-    keys = program.keys()
-    if replica != "all":
-        pick = functools.partial(jax.tree.map, lambda x: jnp.asarray(x[replica]))
-        return LoadedRun(folder, step, replica, experiment, {k: pick(v) for k, v in weights.items()}, keys[replica])
-    return LoadedRun(folder, step, replica, experiment, jax.tree.map(jnp.asarray, weights), keys)
+    keys, own = program.keys(), {name: own[name] for name in ("init_scale", "task")}
+    if replica == "all":
+        return LoadedRun(folder, step, replica, experiment, jax.tree.map(jnp.asarray, weights), keys, own)
+    number = int(replica)
+    if own["task"]:
+        experiment = dataclasses.replace(experiment, task=varied.task_of(config, number, experiment.task))
+    picked = jax.tree.map(lambda x: jnp.asarray(x[number]), (weights, {**own, "task": {}}))
+    return LoadedRun(folder, step, number, experiment, picked[0], keys[number], picked[1])
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:

@@ -123,9 +123,10 @@ SUMMARY = {
     "note": (str, None),
     "theory": {"query?": [float], "evidence?": [float], "mean?": float, "predictions?": [_PREDICTION]},
 }
-
-
 _MINUS = _interval(variant=str, by_condition={str: _interval()})
+SUMMARY["combinations?"] = [{**SUMMARY, "values": {str: (float, int)}, "members": [int, ...], "minus?": _MINUS}]
+
+
 _STORED = {"items": int, "folder": str}
 AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _MINUS, "stored?": _STORED}
 
@@ -172,8 +173,8 @@ def read_analyses(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 def read_summary(path: pathlib.Path) -> dict[str, Any]:
     """A `summary.json` as `summarise` made it, {} where there is none. Raises ConfigError."""
     summary = read(path, SUMMARY)
-    if summary and len(summary["accuracy"]["replicas"]) != len(summary["ceiling"]["replicas"]):
-        raise ConfigError(
-            f"workdir: {str(path)!r} is damaged at 'ceiling.replicas'; allowed: the file as it was written, or none."
-        )
+    for one in [summary, *summary.get("combinations", [])] if summary else []:
+        if len(one["accuracy"]["replicas"]) != len(one["ceiling"]["replicas"]):
+            told = f"{str(path)!r} is damaged at 'ceiling.replicas'; allowed: the file as it was written, or none."
+            raise ConfigError(f"workdir: {told}")
     return summary

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from positionbias.arrays import Float
+from positionbias.config import varied as grid
 from positionbias.evaluation.rows import BASELINE, CHANGED, LOSS, Rows, columns
 from positionbias.evaluation.statistics import (
     INDICES,
@@ -38,11 +39,24 @@ def summarise(
     """The measures of one evaluation, strict JSON (None where there is no number); see BUILD.md.
 
     The top level is the first condition, `by_condition` has every one, `at_init` the same measures from the rows of
-    step 0. `steps` is the training step of `rows`, `of` the steps of the whole training, `varied` the hyperparameters
-    that differ between replicas with one value each, `theory` what `theory_of` tells, `state_size` the numbers that the
+    step 0. `steps` is the training step of `rows`, `of` the steps of the whole training, `varied` the grid of which
+    every replica is a combination (`train.vary`), `theory` what `theory_of` tells, `state_size` the numbers that the
     model keeps to go on with a sequence.
+
+    Where replicas differ in more than seeds, `combinations` has a summary of each combination, of the replicas that
+    share it; all else are means over all replicas, of which there are no intervals and no verdict.
     """
     varied = {name: list(values) for name, values in (varied or {}).items()}
+    found = grid.combinations(varied)
+    told: dict[str, Any] = {"steps": steps, "of": of, "theory": theory, "state_size": state_size}
+    each = [
+        {
+            **summarise(_of(rows, one.replicas), _of(at_init, one.replicas) if at_init is not None else None, **told),
+            "values": one.values,
+            "members": one.replicas,
+        }
+        for one in found
+    ]
     conditions = _conditions(rows)
     summary = {
         **next(iter(conditions.values())),
@@ -53,11 +67,30 @@ def summarise(
         "steps": steps,
         "of": of,
         "varied": varied,
-        "note": _note(varied),
+        "note": _note(found),
         "theory": theory or {},
         "state_size": state_size,
     }
-    return _strict(summary)
+    return _strict({**(_pooled(summary) if each else summary), "combinations": each})
+
+
+def _of(rows: Rows, replicas: Sequence[int]) -> Rows:
+    """The rows of some replicas, numbered anew."""
+    chosen = np.isin(rows["replica"], replicas)
+    part = {name: np.asarray(column)[chosen] for name, column in columns(rows).items()}
+    influence = np.asarray(rows.get("influence", ()))
+    return {**rows, **part, "influence": influence[list(replicas)] if influence.size else np.zeros((0, 0, 0))}
+
+
+def _pooled(value: Any) -> Any:
+    """`value` without what is only true of replicas that differ by chance alone."""
+    if isinstance(value, list):
+        return [_pooled(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    blank = dict.fromkeys(("low", "high") if "mean" in value and "low" in value else ())
+    blank |= {"verdict": None} if "verdict" in value else {}
+    return {name: _pooled(one) for name, one in value.items()} | blank
 
 
 def _paired(rows: Rows) -> dict[str, dict[str, Any]]:
@@ -89,11 +122,10 @@ def _paired(rows: Rows) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _note(varied: Mapping[str, Any]) -> str | None:
-    mixed = [name for name in varied if name != "seed"]  # seeds are what replicas differ in anyway
-    if not mixed:
+def _note(found: Sequence[grid.Combination]) -> str | None:
+    if not found:
         return None
-    return f"Replicas differ in {' and '.join(mixed)}: intervals mix the effect of that with chance."
+    return f"Replicas differ in {' and '.join(found[0].values)}: intervals are over those of one combination."
 
 
 def _conditions(rows: Rows) -> dict[str, dict[str, Any]]:

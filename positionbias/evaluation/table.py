@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from positionbias.config.varied import label
 from positionbias.evaluation.rows import LOSS
 from positionbias.evaluation.statistics import INDICES, SOLVED_WITHIN
 
 ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
 LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
+MOST_COLUMNS = 6  # combinations of hyperparameters whose curves stand side by side in the terminal
 RULES = ("chance", "majority", "nearest", "order_free")  # baselines that most tasks have, in the order they are told
 
 
@@ -18,8 +20,12 @@ def table(summary: Mapping[str, Any]) -> str:
 
     When it was measured, accuracy and loss by query and by evidence position in the first condition, a line for every
     condition, order gap and number that theory predicts, each replica's accuracy, what is paired, and remarks. Of a run
-    that has no training, the influence by input position.
+    that has no training, the influence by input position. Of one whose replicas differ in more than seeds, a line for
+    every combination and condition, and the mean curve of each.
     """
+    if summary.get("combinations"):
+        told = [] if untrained(summary) else remarks(summary)
+        return "\n".join([f"evaluated {when(summary)}", *_combinations(summary), *told, summary["note"]])
     if untrained(summary):
         return "\n".join([f"evaluated {when(summary)}", *_influence(summary)])
     accuracy = summary["accuracy"]
@@ -43,6 +49,34 @@ def table(summary: Mapping[str, Any]) -> str:
     if summary.get("note"):
         lines.append(summary["note"])
     return "\n".join(lines)
+
+
+def _combinations(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every combination and condition, then curves, a column for each combination."""
+    found = {label(one["values"]): one for one in summary["combinations"]}
+    names = list(summary["by_condition"])
+    if untrained(summary):
+        curves, size = [("influence", "share of influence by input position")], len(summary["influence"])
+        lines = [f"even would be {1 / size:.3f}"]
+    else:
+        curves = [(f"by_{axis}_position", summary["axes"][axis]) for axis in axes_told(summary)]
+        curves = [(name, f"accuracy by {told}{_where(summary)}") for name, told in curves]
+        head = [*next(iter(found.values()))["values"], *(["condition"] if len(names) > 1 else []), "mean", "interval"]
+        body = []
+        for one in found.values():
+            for name, told in one["by_condition"].items():
+                where = [name] if len(names) > 1 else []
+                beside = [*_cells(told["accuracy"], told["ceiling"]["mean"], told["baselines"].get("order_free"))]
+                loss = _cells(told[LOSS])[:1] if LOSS in told else []
+                body.append([*map(str, one["values"].values()), *where, *beside, solved_count(told) or "-", *loss])
+        head += ["ceiling", spelt("order_free"), "solved", *([LOSS] if LOSS in summary else [])]
+        lines = ["accuracy of each combination", *_aligned([head, *body])]
+    for curve, title in curves if len(found) <= MOST_COLUMNS else ():
+        rows, every = _thinned(summary, curve)
+        each = {name: {row["position"]: row["mean"] for row in one[curve]} for name, one in found.items()}
+        body = [[str(row["position"]), *(number(of.get(row["position"])) for of in each.values())] for row in rows]
+        lines += ["", f"{title}{every}", *_aligned([["at", *found], *body])]
+    return [*lines, ""]
 
 
 def held_against(summary: Mapping[str, Any], prediction: Mapping[str, Any]) -> Mapping[str, Any] | None:

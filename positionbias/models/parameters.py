@@ -121,6 +121,7 @@ class Blueprint:
     output: Size
     length: int  # largest position that is told + 1, over the task's conditions
     dtype: str = "float32"
+    scale: float | Float[jax.Array, ""] = 1.0  # a factor on what `initializers` start
 
     @property
     def head_size(self) -> int:
@@ -137,8 +138,9 @@ class Blueprint:
     def create(self, matrix: Matrix, noise: Noise) -> nnx.Variable:
         """A new parameter, started as `model.init` says for its kind, else as the matrix itself does."""
         initializer = self.initializers.get(matrix.kind)
-        if initializer is None:
-            initializer = build("initializers", matrix.initializer or "", f"the initializer of {matrix.kind!r}")
+        if initializer is not None:
+            return self.variable(self.scale * initializer(noise, matrix), matrix.kind)
+        initializer = build("initializers", matrix.initializer or "", f"the initializer of {matrix.kind!r}")
         return self.variable(initializer(noise, matrix), matrix.kind)
 
     def create_all(self, matrices: dict[str, Matrix], noise: Noise) -> nnx.Dict:

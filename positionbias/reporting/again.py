@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from positionbias.config.varied import label
 from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.table import stored_told
 from positionbias.reporting.folder import Run
@@ -20,18 +21,18 @@ def evaluated_again(run: Run) -> list[str]:
     judged = any("loss" in one for one in run.again.values())
     changed = [name for name in CHANGED if any(name in one for one in run.again.values())]
     gaps = any(one["order_gap"] for one in run.again.values())
-    for name, one in run.again.items():
+    for name, whole, one in ((n, of, one) for n, of in run.again.items() for one in of.get("combinations") or [of]):
         minus, gap = one.get("minus"), one["order_gap"]
         body.append(
             [
-                one.get("variant") or "unchanged",
+                ", ".join([whole.get("variant") or "unchanged", *([label(one["values"])] if one is not whole else [])]),
                 between(one["accuracy"]),
                 between(minus, True) if minus else "",
                 *(["".join(between(one[share]) for share in changed if share in one)] if changed else []),
                 *([between(gap, True) if gap else ""] if gaps else []),
                 ceiling_told(one["ceiling"]["mean"], one["ceiling"]["known"]),
                 *([loss_told(one) if "loss" in one else ""] if judged else []),
-                _measured_on(run, one),
+                _measured_on(run, whole),
                 name,
             ]
         )

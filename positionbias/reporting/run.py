@@ -18,7 +18,7 @@ from positionbias.evaluation.table import (
     untrained,
     when,
 )
-from positionbias.reporting import figures
+from positionbias.reporting import arms, figures
 from positionbias.reporting.again import evaluated_again
 from positionbias.reporting.analyses import analysed
 from positionbias.reporting.folder import Run
@@ -41,15 +41,34 @@ def run_page(run: Run) -> str:
     body = [
         f"<h1>{escape(run.name)}</h1>",
         f'<p class="under">{escape(_under(run))}</p>',
-        f'<p class="verdict">{escape(verdict(summary))}</p>' if summary else "",
+        f'<p class="verdict">{escape(_verdict(run))}</p>' if summary else "",
         *(note(text) for text in _notes(run)),
     ]
-    if summary:
+    if summary and summary.get("combinations"):
+        body += _combinations(run)
+    elif summary:
         body += ["<h2>Measured by position</h2>", side_by_side(_figures(summary))]
         body += ["<h2>Indices</h2>", _indices(summary), *_conditions(summary), *_orders(summary)]
         body += [*_theory(summary), _rows(summary)]
     body += [*evaluated_again(run), *analysed(run), *_training(run), *_config(run), *_manifest(run)]
     return page(f"{run.name}: position bias", body)
+
+
+def _verdict(run: Run) -> str:
+    return arms.verdict(arms.arms_of("", run)) if run.summary.get("combinations") else verdict(run.summary)
+
+
+def _combinations(run: Run) -> list[str]:
+    """What is measured of replicas that differ in hyperparameters: each combination, side by side."""
+    found = arms.arms_of("", run)
+    body = [] if untrained(run.summary) else ["<h2>Measured by position</h2>", side_by_side(arms.curves(found))]
+    body += ["<h2>Numbers</h2>", *arms.tables(found, None)] if body else []
+    body += arms.influence(found, None)
+    for name, one in found.items():
+        if len(one.summary["by_condition"]) > 1 or one.summary["order_gap"]:
+            parts = [*_conditions(one.summary), *_orders(one.summary)]
+            body += [f"<h2>{escape(name)}</h2>", *(part.replace("h2>", "h3>") for part in parts)]
+    return body
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

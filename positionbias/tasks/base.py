@@ -6,6 +6,7 @@ layout of tokens, the declared positional prior) is static and numpy.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -84,6 +85,9 @@ class Task:
     by_loss: ClassVar[bool] = False  # whether the loss by position is measured of tokens too, as it is of vectors
     no_baselines: ClassVar[dict[str, str]] = {}  # why there is no "majority" or no "nearest" here, where there is none
     shared_tokens: ClassVar[bool] = True  # whether all examples of a condition have the tokens of `tokens(condition)`
+    # Arguments, numbers, that replicas of one program may differ in (`with_traced`): none changes a world, and no more
+    # than what is drawn and judged.
+    traced: ClassVar[tuple[str, ...]] = ()
 
     # ---- static
 
@@ -153,6 +157,17 @@ class Task:
         """The declared positional prior: the probability of each `query_slot` and `evidence_slot`."""
         raise NotImplementedError
 
+    def with_traced(self, values: Mapping[str, float | Float[jax.Array, ""]]) -> Task:
+        """The same task with other values of arguments in `traced`, which may be traced, for sampling and judging.
+
+        What is sampled is what the task with these arguments samples, to the bit. All that is static is not to be asked
+        of it: it is that of the task it was made of.
+        """
+        made = copy.copy(self)
+        for name, value in values.items():
+            object.__setattr__(made, name, value)
+        return made
+
     # ---- sampled
 
     def world(self, key: Key[jax.Array, ""]) -> Tree:
@@ -214,6 +229,20 @@ class Task:
         "floor" is the least loss that an ideal observer expects, who knows what that of `ceiling` does.
         """
         return {}
+
+
+def layout(task: Task) -> list[Any]:
+    """What is known of a task before anything is sampled: sizes, and of each condition lengths, rows and tokens."""
+    each = [
+        (
+            c,
+            task.length(c),
+            task.context_length(c),
+            *(np.asarray(x).tolist() for x in (task.query_rows(c), *task.tokens(c))),
+        )
+        for c in task.conditions()
+    ]
+    return [task.input, task.output, *each]
 
 
 def flat(batch: Batch) -> dict[str, Any]:

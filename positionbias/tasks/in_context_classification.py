@@ -23,6 +23,7 @@ MOST_ITEMS = 4095  # two rows each; which input can reach which row is checked i
 MOST_NAMES = 65536  # classes, and labels
 MOST_FEATURES = 4096
 MOST_NUMBERS = 2**24  # of a world's table of vectors
+Chance = float | np.float32 | Float[jax.Array, ""]  # an array where replicas of one program differ in it
 WORLD_ITEM, NOVEL_ITEM, LABEL, SHIFTED_LABEL, QUERY, TRAINED_LABEL = range(6)  # roles
 
 
@@ -102,6 +103,7 @@ class InContextClassification(Task):
     position_slots: int = 0
 
     movable = True
+    traced = ("p_bursty", "p_novel")
     query_axis = "pair in conflict"
     evidence_axis = "item that holds the answer"
 
@@ -188,7 +190,7 @@ class InContextClassification(Task):
         return np.array([2 * self.items])
 
     def tokens(self, condition: Condition) -> Tokens:
-        item = NOVEL_ITEM if self._novel(condition.name) == 1 else WORLD_ITEM
+        item = NOVEL_ITEM if _certain(self._novel(condition.name)) == 1 else WORLD_ITEM
         label = {"train": TRAINED_LABEL, "swapped": SHIFTED_LABEL}.get(condition.name, LABEL)
         role = np.array([item, label] * self.items + [QUERY], np.int32)
         segment = np.append(np.repeat(np.arange(1, self.items + 1), 2), 0).astype(np.int32)
@@ -250,7 +252,8 @@ class InContextClassification(Task):
             slot = other = positions[whole(draw[0], len(positions))]
             pair = jnp.zeros_like(slot)
 
-        noisy, fresh = 0 if self.fixed_vocabulary else n + 1, self.kinds if self._novel(name) else 0
+        # A spare row where no class is fresh: where all are used, XLA makes one factor of several, and bits differ.
+        noisy, fresh = 0 if self.fixed_vocabulary else n + 1, 1 if _certain(self._novel(name)) == 0 else self.kinds
         vectors = self.deviation * jax.random.normal(vector_key, (noisy + fresh, self.dimension))
         eta = vectors[:noisy] if noisy else world["shared"]
         members = jnp.append(group, group[slot])
@@ -285,7 +288,7 @@ class InContextClassification(Task):
             evidence_slot=jnp.where(apart, n, slot)[None],
         )
 
-    def _novel(self, name: str) -> float:
+    def _novel(self, name: str) -> Chance:
         """Share of a condition's sequences whose classes are of no world."""
         return self.p_novel if name == "train" else float(name in ("conflict", "in_context"))
 
@@ -302,7 +305,8 @@ class InContextClassification(Task):
 
         `draw` decides what kind of sequence it is. The kinds share a key: of a sequence, only one is kept.
         """
-        novel, apart = self._novel(name), 1 - self.p_bursty if name == "train" else float(name == "in_weights")
+        bursty = np.float32(self.p_bursty) if isinstance(self.p_bursty, float) else self.p_bursty
+        novel, apart = self._novel(name), 1 - bursty if name == "train" else float(name == "in_weights")
         draws, yes, no = self._draws, jnp.array(True), jnp.array(False)
 
         def of_the_world() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -383,8 +387,13 @@ class InContextClassification(Task):
         return {name: value[None] for name, value in found.items()}
 
 
-def _either(draw: jax.Array, chance: float, one: Callable[[], Tree], other: Callable[[], Tree]) -> Tree:
-    """`one()` where `draw`, which has that chance, else `other()`; what cannot happen is not computed."""
-    if chance in (0, 1):
+def _certain(chance: Chance) -> float | None:
+    """0 or 1 if the chance is known to be that, else None."""
+    return None if isinstance(chance, jax.Array) or chance not in (0, 1) else float(chance)
+
+
+def _either(draw: jax.Array, chance: Chance, one: Callable[[], Tree], other: Callable[[], Tree]) -> Tree:
+    """`one()` where `draw`, which has that chance, else `other()`; what is known not to happen is not computed."""
+    if _certain(chance) is not None:
         return one() if chance else other()
     return jax.tree.map(lambda a, b: jnp.where(draw, a, b), one(), other())

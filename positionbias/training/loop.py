@@ -127,7 +127,7 @@ class _Run:
             compiled = program.compile()
         self.kept.update(status="running", auto=self.chosen.describe(), data=self.experiment.data, message="")
         state = self._start(compiled, found)
-        self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys())
+        self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys(), own=program.replicas()["task"])
         self._train(compiled, state, stop, last)
         self.kept.settle()
         steps = self.config.train.steps

@@ -115,10 +115,12 @@ class LinearRate(Schedule):
         return 1 - (1 - self.final) * progress
 
 
-def rate_share(schedule: Schedule, warmup: int, steps: int, step: Int[jax.Array, ""]) -> Float[jax.Array, ""]:
+def rate_share(
+    schedule: Schedule, warmup: int | Int[jax.Array, ""], steps: int, step: Int[jax.Array, ""]
+) -> Float[jax.Array, ""]:
     """The learning rate at `step` (counted from 0) as a share of its peak: linear warm-up, then the schedule."""
-    progress = jnp.clip((step - warmup) / max(steps - 1 - warmup, 1), 0.0, 1.0)
-    return jnp.where(step < warmup, (step + 1) / max(warmup, 1), schedule.share(progress))
+    progress = jnp.clip((step - warmup) / jnp.maximum(steps - 1 - warmup, 1), 0.0, 1.0)
+    return jnp.where(step < warmup, (step + 1) / jnp.maximum(warmup, 1), schedule.share(progress))
 
 
 def transformation(

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from positionbias import hosts, spec
 from positionbias.arrays import Float, Int, Key, Tree
+from positionbias.config import varied
 from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import PENALTIES, Sites
@@ -44,20 +45,16 @@ class Program:
     def replicas(self) -> dict[str, Any]:
         """What differs between replicas, numpy with a leading R: seeds, and what changes no shape."""
         config = self.experiment.config
-        vary, count, rule = config.train.vary, config.train.replicas, self._rule()
-        rates = vary.get("learning_rate", [config.optimizer.learning_rate] * count)
-        decays = vary.get("weight_decay", [rule.weight_decay] * count)
         return {
-            "seeds": replica_seeds(config.seed, count, vary.get("seed")),
-            "learning_rate": np.asarray(rates, np.float32),
-            "weight_decay": np.asarray(decays, np.float32),
+            **varied.arrays(config),
+            "seeds": replica_seeds(config.seed, config.train.replicas, varied.seeds(config)),
             "world": jax.device_get(worlds(self.experiment.task, self.keys())),
         }
 
     def keys(self) -> Key[jax.Array, "R"]:
         """The key of every replica."""
         config = self.experiment.config
-        return replica_keys(config.seed, config.train.replicas, config.train.vary.get("seed"))
+        return replica_keys(config.seed, config.train.replicas, varied.seeds(config))
 
     def _rule(self) -> Rule:
         return spec.build("optimizers", self.experiment.config.optimizer.name, "optimizer.name")
@@ -77,7 +74,7 @@ class Program:
 
     def fresh(self, replica: dict[str, Any]) -> State:
         """Fresh state of one replica."""
-        model = self.experiment.initialise(stream(replica_key(replica["seeds"]), "initialise"))
+        model = self.experiment.initialise(stream(replica_key(replica["seeds"]), "initialise"), replica["init_scale"])
         params, frozen = nnx.state(model, nnx.Param), nnx.state(model, Frozen)
         return {"params": params, "frozen": frozen, "optimizer": self._transformation(0.0).init(params)}
 
@@ -86,25 +83,28 @@ class Program:
         config = self.experiment.config
         tx = self._transformation(own["weight_decay"])
         schedule: Schedule = spec.build("schedules", config.optimizer.schedule, "optimizer.schedule")
-        data = stream(replica_key(own["seeds"]), "data")
+        data, world = stream(replica_key(own["seeds"]), "data"), sampled_from(corpus, own["world"])
 
         def step(state: State, index: jax.Array) -> tuple[State, Tree]:
-            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), sampled_from(corpus, own["world"]))
+            grads, metrics = self._gradient(state, jax.random.fold_in(data, index), world, own["task"])
             metrics["gradient_norm"] = self.parting.norm(grads)
             direction, optimizer = tx.update(grads, state["optimizer"], state["params"])
-            share = rate_share(schedule, config.optimizer.warmup_steps, config.train.steps, index)
+            share = rate_share(schedule, own["warmup_steps"], config.train.steps, index)
             rate = own["learning_rate"] * share
             params = jax.tree.map(lambda p, d: p - rate * d, state["params"], direction)
             return {"params": params, "frozen": state["frozen"], "optimizer": optimizer}, metrics
 
         return jax.lax.scan(step, state, start + jnp.arange(self.auto.steps_per_dispatch))
 
-    def _gradient(self, state: State, key: Key[jax.Array, ""], world: Tree) -> tuple[Tree, Tree]:
-        """The gradient and metrics of one step's batch, a micro-batch at a time: the same sums in smaller pieces."""
+    def _gradient(self, state: State, key: Key[jax.Array, ""], world: Tree, own: Tree = None) -> tuple[Tree, Tree]:
+        """The gradient and metrics of one step's batch, a micro-batch at a time: the same sums in smaller pieces.
+
+        The batch is drawn of a `world`, by the task with the replica's `own` arguments.
+        """
         experiment, size = self.experiment, self.experiment.config.train.batch_size
         task, objective = experiment.task, experiment.objective
         condition = task.conditions()[0]
-        batch = experiment.trained(key, task.batch(key, condition, size, world))
+        batch = experiment.trained(key, task.with_traced(own or {}).batch(key, condition, size, world))
         graph = nnx.graphdef(experiment.abstract)
         total, asked = (jnp.maximum(x, 1e-9) for x in (objective.total(batch), jnp.sum(batch.weights)))
 

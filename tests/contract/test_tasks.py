@@ -1,24 +1,27 @@
 """The task protocol, over every registered task."""
 
+import contextlib
+import dataclasses
 import functools
 import inspect
 import itertools
 import math
 import re
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from toys import TwoLists
+from toys import Rumours, TwoLists
 
 from positionbias import spec
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.replicas import replica_keys
 from positionbias.tasks import show
 from positionbias.tasks.associative_recall import AssociativeRecall
-from positionbias.tasks.base import Batch, Task, batch_axes, find_condition, world_of, worlds
+from positionbias.tasks.base import Batch, Task, batch_axes, find_condition, layout, world_of, worlds
 
 AXIS = "tasks"
 
@@ -42,6 +45,7 @@ ITEMS = 1024  # that are checked and judged
 DRAWN = 8192  # whose slots are counted
 KEY = jax.random.key(0)
 SECOND = jax.random.split(KEY, DRAWN)[1]  # the key of a batch's example 1
+CHANCES, TRACED = (0.0, 0.3), 64  # of arguments that may be traced, and examples that are compared
 LEVEL = 1e-4  # of the chi-square tests; seeds are fixed
 TILT, PART = 1.5, 1 / 8  # how much too often slots are drawn that have this share of the prior: caught for certain
 RULES = {"chance", "majority", "nearest", "order_free"}
@@ -300,6 +304,39 @@ def check_pure(task):
         jax.tree.map(same, example_of(task, batch, 1), single)
 
 
+def allowed(task, name):
+    """The task with other values of an argument that may be traced, without those that it refuses."""
+    for value in CHANCES:
+        with contextlib.suppress(spec.ConfigError):
+            other = dataclasses.replace(task, **{name: value})
+            if layout(other) == layout(task):
+                yield value, other
+
+
+def check_traced(task):
+    """With a traced argument the task samples what it does with that value, to the bit, and judges alike."""
+    if not task.traced:
+        return
+    condition, own = task.conditions()[0], world(task)
+    visible = jnp.ones((task.length(condition),) * 2, bool)
+
+    def drawn(task, key, own):
+        batch = task.batch(key, condition, TRACED, own)
+        judge = jax.vmap(lambda item: task.baselines(item, visible), in_axes=(batch_axes(0, task.shared_tokens),))
+        return batch, judge(batch)
+
+    for name in task.traced:
+        assert typing.get_type_hints(type(task))[name] is float
+        values, others = zip(*allowed(task, name), strict=True)
+        traced = jax.jit(lambda value, n=name: drawn(task.with_traced({n: value}), KEY, own))
+        constant = jax.jit(lambda o=others: [drawn(other, KEY, own) for other in o])()
+        for value, other, found in zip(values, others, constant, strict=True):
+            batch, judged = traced(jnp.float32(value))
+            jax.tree.map(np.testing.assert_array_equal, batch, found[0])
+            jax.tree.map(same, judged, found[1])
+            jax.tree.map(np.testing.assert_array_equal, own, world(other))
+
+
 CHECKS = [
     check_static,
     check_samples,
@@ -311,6 +348,7 @@ CHECKS = [
     check_a_tilted_sampler_is_caught,
     check_judges,
     check_pure,
+    check_traced,
 ]
 
 
@@ -394,6 +432,18 @@ def without(name):
     return baselines
 
 
+def half(task):
+    """The chance where it is a number, else a half."""
+    return task.wrong if isinstance(task.wrong, float) else 0.5
+
+
+class Forgets(Rumours):
+    """Draws by another chance if it is traced."""
+
+    def sample(self, key, condition, world=()):
+        return dataclasses.replace(Rumours(), wrong=half(self)).sample(key, condition, world)
+
+
 CALLS = itertools.count()
 BROKEN = [
     (
@@ -423,6 +473,9 @@ BROKEN = [
     (broken("SaysWhyNoChance", baselines=without("chance"), no_baselines={"chance": "left out"}), check_judges),
     (broken("FiveConditions", conditions=lambda self: Small.conditions(self) * 5), check_static),
     (broken("CountsItsCalls", lambda item: {"inputs": item.inputs + next(CALLS)}), check_pure),
+    (Forgets, check_traced),
+    (type("JudgesOtherwise", (Rumours,), {"baselines": lambda task, *_: {"chance": half(task)}}), check_traced),
+    (type("ItsWorldToo", (Rumours,), {"world": lambda task, key: {"number": jnp.full(4, task.wrong)}}), check_traced),
     (broken("NoRandomness", lambda item: {"inputs": jnp.ones_like(item.inputs)}), check_pure),
 ]
 
@@ -431,6 +484,10 @@ BROKEN = [
 def test_a_right_task_passes(task):
     for check in CHECKS:
         check(task)
+
+
+def test_a_right_task_with_a_traced_argument_passes():
+    check_traced(Rumours())
 
 
 @pytest.mark.parametrize(("task", "check"), BROKEN, ids=lambda value: value.__name__)

@@ -40,14 +40,14 @@ def name(path):
 class Brief(Evaluator):
     """Rows of the trained condition; the others, whose compilation would take most of the time, are traced alone."""
 
-    def __init__(self, experiment, layout, keys):
+    def __init__(self, experiment, layout, keys, own):
         trained, *self.others = experiment.task.conditions()
-        super().__init__(experiment, layout, keys, conditions=[trained])
+        super().__init__(experiment, layout, keys, conditions=[trained], own=own)
 
     def rows(self, weights):
         while self.others:
             answers = functools.partial(self._answers, self.others.pop())
-            jax.eval_shape(self.layout.over(answers), (weights, self.keys, self.worlds), self.corpus)
+            jax.eval_shape(self.layout.over(answers), (weights, self.keys, self.worlds, self.own), self.corpus)
         return super().rows(weights)
 
 

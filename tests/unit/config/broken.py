@@ -238,6 +238,12 @@ def _combinations() -> Iterator[Broken]:
         ({"train.vary.seed": [1, -1]}, "train.vary.seed"),
         ({"train.vary.seed": [1, 2.0]}, "train.vary.seed"),
         ({"train.vary.seed": [1, 2], "train.replicas": 3}, "train.vary.seed"),
+        ({"train.vary.warmup_steps": [1, 40]}, "train.vary.warmup_steps"),
+        ({"train.vary.warmup_steps": [1, 2.5]}, "train.vary.warmup_steps"),
+        ({"train.vary.init_scale": [1, 0]}, "train.vary.init_scale"),
+        ({"train.vary.init_scale": []}, "train.vary.init_scale"),
+        ({"train.vary.alphabet": [4, 5]}, "train.vary.alphabet"),
+        ({"train.vary": {"seed": [1, 2], "learning_rate": [1, 2]}}, "train.vary"),
         ({"model.mask": "[causal] * 3", "model.layers": 2}, "model.mask"),
         ({"model.mask": "[causal, bidirectional] * 2", "model.layers": 3}, "model.mask"),
     ]

@@ -69,6 +69,7 @@ def test_a_resolved_config_resolves_to_itself():
                 "model.mask": "[causal, sliding_window(2)]",
                 "model.frozen": ["query", "key"],
                 "train.vary": {"seed": [3, 1], "learning_rate": [1, 0.5]},
+                "train.replicas": 4,
             }
         )
     )
@@ -79,7 +80,7 @@ def test_a_resolved_config_resolves_to_itself():
 
 
 def test_configdicts_arrays_and_whole_numbers_are_taken():
-    raw = ml_collections.ConfigDict(put({"optimizer.learning_rate": 1}))
+    raw = ml_collections.ConfigDict(put({"optimizer.learning_rate": 1, "train.replicas": 4}))
     raw.train.vary = {"seed": np.arange(2), "learning_rate": np.array([0.5, 2.0])}
     config = resolve(raw)
     assert config.optimizer.learning_rate == 1.0
@@ -118,7 +119,7 @@ def test_the_hash_of_what_is_stored_needs_no_schema():
 
 
 def test_the_hash_knows_no_order_of_keys():
-    config = resolve(put({"train.vary": {"seed": [3, 1], "learning_rate": [1, 0.5]}}))
+    config = resolve(put({"train.vary": {"seed": [3, 1], "learning_rate": [1, 0.5]}, "train.replicas": 4}))
     turned = dict(reversed(config.train.vary.items()))
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, vary=turned))
     assert list(turned) == ["seed", "learning_rate"]
@@ -137,6 +138,14 @@ def test_weight_decay_varies_only_where_there_is_one(monkeypatch):
     assert refusal(put(fields)).startswith("train.vary.weight_decay: bare has no weight decay; allowed: ")
     varied = resolve(put({**fields, "optimizer.name": "adamw"})).train.vary
     assert varied == {"weight_decay": [0.0, 0.1]}
+
+
+def test_the_task_says_which_of_its_arguments_may_vary_and_seeds_vary_fastest():
+    fields = {"task": "in_context_classification", "train.replicas": 8}
+    vary = {"seed": [1, 0], "p_bursty": [0, 0.5], "init_scale": [1, 2]}
+    config = resolve(put({**fields, "train.vary": vary}))
+    assert config.train.vary == {"init_scale": [1.0, 2.0], "p_bursty": [0.0, 0.5], "seed": [1, 0]}
+    assert list(config.train.vary) == ["init_scale", "p_bursty", "seed"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +197,30 @@ def test_weight_decay_varies_only_where_there_is_one(monkeypatch):
         ),
         (
             {"train.vary.seed": [1, 2, 3]},
-            "train.vary.seed: has 3 values; allowed: train.replicas = 2, one a replica.",
+            "train.vary.seed: 3 of seed make 3 combinations, but train.replicas = 2; allowed: train.replicas = 3, one"
+            " for each, or a sweep (zipped) for values that go together.",
+        ),
+        (
+            {"train.vary": {"seed": [1, 2], "learning_rate": [0.1, 0.2]}},
+            "train.vary: 2 of learning_rate times 2 of seed make 4 combinations, but train.replicas = 2; allowed:"
+            " train.replicas = 4, one for each, or a sweep (zipped) for values that go together.",
+        ),
+        (
+            {"train.vary.weight_decay": [0.1, -0.1]},
+            "train.vary.weight_decay: weight_decay = -0.1 is not allowed; allowed: a number from 0.",
+        ),
+        (
+            {"train.vary.warmup_steps": [0, 40]},
+            "train.vary.warmup_steps = 40 leaves nothing of train.steps = 40; allowed: fewer than that.",
+        ),
+        (
+            {"train.vary.p_bursty": [0.5, 1]},
+            "train.vary.p_bursty: unknown hyperparameter 'p_bursty'; allowed: init_scale, learning_rate, seed,"
+            " warmup_steps, weight_decay.",
+        ),
+        (
+            {"task": "in_context_classification", "train.vary.p_bursty": [0.5, 2]},
+            "train.vary.p_bursty: p_bursty = 2.0 is not allowed; allowed: a number from 0 to 1.",
         ),
         (
             {"model.mask": "[causal] * 3"},

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_summary import with_losses
+from test_summary import fabricate, with_losses
 
 from positionbias import evaluate, spec
 from positionbias.config.build import build
@@ -174,6 +174,25 @@ def test_every_condition_has_its_line():
     assert ", -0.250 [-0.250, -0.250] against no intervention" in near
     assert far.startswith("  far   accuracy 0.375 [")
     assert ", +0.000 [+0.000, +0.000] against no intervention" in far
+
+
+def test_every_combination_of_hyperparameters_has_its_line(tmp_path):
+    vary = {"learning_rate": [0.001, 0.002], "seed": [7, 8]}
+    rows, other = fabricate(replicas=4), fabricate(replicas=4)
+    other["correct"] = np.where(other["replica"] < 2, 0, other["correct"])
+    base, one = (
+        again.Measured(variant, "task", found, summarise(found, varied=vary))
+        for variant, found in zip(again.variants(None, "shift(2)"), (rows, other), strict=True)
+    )
+    title, first, second = again.lines(one, base)
+    assert title == "shift(by=2):"
+    assert first.startswith("  learning_rate=0.001  accuracy 0.000 [0.000, 0.000], -0.500 [-1.559, +0.559] against no")
+    assert second.startswith("  learning_rate=0.002  accuracy 0.812 [")
+    again.write(tmp_path, "shifted", one, base)
+    (told,) = stored.read_again(tmp_path).values()
+    assert told["minus"] == told["minus"] | {"mean": -0.25, "low": None, "high": None}
+    assert [round(part["minus"]["mean"], 3) for part in told["combinations"]] == [-0.5, 0.0]
+    assert told["combinations"][0]["minus"]["low"] == pytest.approx(-0.5 - 12.7062 / 12, abs=1e-5)
 
 
 def with_replicas(*accuracy):

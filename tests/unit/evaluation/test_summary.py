@@ -330,8 +330,54 @@ def test_distance_and_evidence_position_are_told_apart_or_not():
     assert summarise(rows)["collinear"] is False
 
 
-def test_varied_hyperparameters_are_noted_but_seeds_are_not():
-    assert summarise(fabricate(), varied={"seed": [1, 2, 3]})["note"] is None
-    summary = strict(summarise(fabricate(), varied={"learning_rate": np.array([1e-3, 2e-3, 4e-3])}))
-    assert summary["varied"] == {"learning_rate": [1e-3, 2e-3, 4e-3]}
-    assert summary["note"].startswith("Replicas differ in learning_rate")
+def test_seeds_are_no_combinations():
+    plain, seeds = summarise(fabricate()), summarise(fabricate(), varied={"seed": [1, 2, 3]})
+    assert seeds == {**plain, "varied": {"seed": [1, 2, 3]}}
+    assert plain["combinations"] == []
+
+
+GRID = {"learning_rate": [1e-3, 2e-3], "seed": [7, 8]}
+
+
+def test_intervals_are_over_the_replicas_of_one_combination():
+    rows, at_init = with_losses(replicas=4, conditions=("near", "far")), fabricate(replicas=4, conditions=("near",))
+    rows["influence"] = np.tile(np.array([[0.5, 0.5], [0.25, 0.75], [0, 1], [1, 0]])[:, None], (1, 2, 1))
+    summary = strict(summarise(rows, at_init, steps=3, of=3, varied=GRID, theory={"mean": 0.5}, state_size=9))
+    first, second = summary["combinations"]
+    assert (first["values"], first["members"]) == ({"learning_rate": 1e-3}, [0, 1])
+    assert (second["values"], second["members"]) == ({"learning_rate": 2e-3}, [2, 3])
+    assert second["accuracy"]["replicas"] == pytest.approx([18 / 24, 21 / 24])
+    half = 12.7062 * (3 / 24) / 2  # Student's t at one degree of freedom
+    bounds = [second["accuracy"][bound] for bound in ("mean", "low", "high")]
+    assert bounds == pytest.approx([19.5 / 24, 19.5 / 24 - half, 19.5 / 24 + half], abs=1e-5)
+    assert [row["mean"] for row in second["influence"]] == [0.5, 0.5]
+    alone = {name: column for name, column in rows.items() if name not in ("conditions", "axes", "influence")}
+    alone = {name: column[rows["replica"] < 2] for name, column in alone.items()}
+    alone |= {name: rows[name] for name in ("conditions", "axes")} | {"influence": rows["influence"][:2]}
+    before = summarise(fabricate(replicas=2, conditions=("near",)))
+    same = strict(summarise(alone, fabricate(replicas=2), steps=3, of=3, theory={"mean": 0.5}, state_size=9))
+    assert first == {**same, "values": {"learning_rate": 1e-3}, "members": [0, 1]}
+    assert first["at_init"]["accuracy"] == before["accuracy"]
+
+
+def test_replicas_of_several_combinations_have_a_mean_and_no_interval():
+    rows = fabricate(replicas=4)
+    summary, plain = strict(summarise(rows, varied=GRID)), strict(summarise(rows))
+    assert summary["varied"] == GRID
+    assert summary["note"] == "Replicas differ in learning_rate: intervals are over those of one combination."
+
+    def compare(one, other):
+        if isinstance(one, dict):
+            for name in one:
+                if name in ("low", "high", "verdict"):
+                    assert one[name] is None
+                elif name not in ("combinations", "varied", "note"):
+                    compare(one[name], other[name])
+        elif isinstance(one, list):
+            for a, b in zip(one, other, strict=True):
+                compare(a, b)
+        else:
+            assert one == other
+
+    compare(summary, plain)
+    assert plain["accuracy"]["low"] is not None

@@ -4,6 +4,7 @@ import html.parser
 import json
 import os
 import re
+import shutil
 import sys
 
 import fabricate
@@ -11,7 +12,7 @@ import pytest
 
 from positionbias import report
 from positionbias.files import WriteError
-from positionbias.reporting import figures, sweep
+from positionbias.reporting import arms, figures
 from positionbias.reporting import report as reporting
 from positionbias.reporting.folder import read as read_folder
 from positionbias.reporting.html import number
@@ -202,10 +203,29 @@ def test_one_replica_has_no_band(tmp_path):
     assert "A single replica has no interval" in text
 
 
-def test_varied_hyperparameters_are_warned_of(tmp_path):
-    varied = {"learning_rate": [0.001, 0.002]}
-    text = read(fabricate.write_run(tmp_path / "run", replicas=2, items=16, varied=varied)).text
-    assert "Replicas differ in learning_rate" in text
+def test_combinations_of_hyperparameters_stand_side_by_side(tmp_path):
+    varied = {"learning_rate": [0.001, 0.002], "seed": [1, 2]}
+    folder = fabricate.write_run(tmp_path / "run", items=16, varied=varied)
+    page = read(folder)
+    first, second = json.loads((folder / "summary.json").read_text())["combinations"]
+    ranked = sorted((first, second), key=lambda one: -one["accuracy"]["mean"])
+    named = [f"learning_rate={one['values']['learning_rate']} {number(one['accuracy']['mean'])} [" for one in ranked]
+    assert re.search(rf"Mean accuracy, highest first: {re.escape(named[0])}[^;]*; {re.escape(named[1])}", page.text)
+    assert "Replicas differ in learning_rate" in page.text
+    assert "Band: 95 % Student t over replicas, n = 2." in page.text
+    assert "n = 4" not in page.text
+    assert "Each name leads to its own report" not in page.text
+
+
+def test_in_a_sweep_every_combination_is_an_arm(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    shutil.rmtree(folder / "cells" / "causal")
+    varied = {"learning_rate": [0.001, 0.002], "seed": [1, 2]}
+    fabricate.write_run(folder / "cells" / "causal", name="causal", varied=varied)
+    page = read(folder)
+    assert page.text.count("causal: learning_rate=0.002") >= 3  # its accuracy, and its indices on two axes
+    assert page.links.count("cells/causal/report.html") == 8
+    assert "bidirectional" in page.text
 
 
 def edit(folder, change):
@@ -587,7 +607,7 @@ def test_of_very_many_arms_the_influence_of_the_first_is_drawn_and_of_all_told(t
     for name in "ab":
         fabricate.write_run(tmp_path / "cells" / name, items=16)
     assert "Of 2 arms" not in read(tmp_path).text
-    monkeypatch.setattr(sweep, "MOST_PANELS", 1)
+    monkeypatch.setattr(arms, "MOST_PANELS", 1)
     page = read(tmp_path)
     assert "Of 2 arms the first 1." in page.text
     told = [sum(link.startswith(f"cells/{name}/") for link in page.links) for name in "ab"]

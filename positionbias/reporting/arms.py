@@ -1,0 +1,133 @@
+"""Arms side by side: the cells of a sweep, or the combinations of hyperparameters that a run's replicas have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from positionbias.config.varied import label as combination
+from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
+from positionbias.evaluation.table import even_shares, solved_count, when
+from positionbias.reporting import figures
+from positionbias.reporting.folder import Run
+from positionbias.reporting.html import between, escape, figure, grid, number
+from positionbias.reporting.told import band, ceiling_told, label, loss_told
+
+MOST_ARMS = 14  # curves one figure can hold and still be read
+MOST_PANELS = 60  # of a figure with one an arm: a page can hold more, but each takes longer to draw than the one before
+Arms = Mapping[str, Run]  # by their names, each with a summary
+Link = Callable[[str, Run], str] | None  # the name of an arm, as HTML that leads to its report; None: there is none
+
+
+def arms_of(name: str, run: Run) -> dict[str, Run]:
+    """The run as an arm, or where its replicas differ in more than seeds an arm for each combination."""
+    found = run.summary.get("combinations")
+    if not found:
+        return {name: run}
+    before = [name] if name else []
+    return {": ".join([*before, combination(one["values"])]): dataclasses.replace(run, summary=one) for one in found}
+
+
+def verdict(measured: Arms) -> str:
+    """One sentence: the mean accuracy of the best arms."""
+    ranked = sorted(measured, key=lambda name: -(measured[name].summary["accuracy"]["mean"] or 0))
+    parts = [f"{name}{mark(measured[name])} {between(measured[name].summary['accuracy'])}" for name in ranked[:6]]
+    more = f" and {len(ranked) - 6} more below" if len(ranked) > 6 else ""
+    return f"Mean accuracy, highest first: {'; '.join(parts)}{more}."
+
+
+def curves(measured: Arms) -> list[str]:
+    """Accuracy by position, a curve an arm."""
+    shown, found = dict(list(measured.items())[:MOST_ARMS]), []
+    for axis in ("query", "evidence"):
+        what = _axis(shown, axis)
+        compared = [figures.Arm(name, run.summary[f"by_{axis}_position"], mark(run)) for name, run in shown.items()]
+        svg = figures.arms(f"arms-{axis}", what, compared)
+        found.append(figure(svg, f"Accuracy by {what}. Dashed in an arm's colour: its own ceiling. {_bands(shown)}"))
+    return found
+
+
+def tables(measured: Arms, link: Link) -> list[str]:
+    """Accuracy and what it is held against, and the indices of position bias, a line an arm."""
+    first, named = next(iter(measured)), link or _plain
+    judged = any("loss" in run.summary for run in measured.values())
+    body = []
+    for name, run in measured.items():
+        accuracy = run.summary["accuracy"]
+        part = solved_count(run.summary) or "–"
+        loss = [loss_told(run.summary) if "loss" in run.summary else "–"] if judged else []
+        gap = "" if name == first else _against(accuracy["replicas"], measured[first].summary["accuracy"]["replicas"])
+        ceiling = ceiling_told(run.summary["ceiling"]["mean"], run.summary["ceiling"]["known"])
+        simple = number(run.summary["baselines"]["order_free"])
+        kept = run.summary.get("state_size")
+        size = f"{kept:,}" if kept is not None else "–"
+        body.append([named(name, run), between(accuracy), gap, ceiling, simple, part, *loss, size])
+    more = ["loss"] if judged else []
+    head = ["arm", "accuracy", f"minus {first}", "ceiling", "order-free", "solved", *more, "numbers kept"]
+    caption = "Mean and 95 % interval over replicas; differences are paired by replica."
+    caption += " Each name leads to its own report." if link else ""
+    parts = [grid(head, body, caption, raw=1)]
+    for axis in ("query", "evidence"):
+        rows = [
+            [named(name, run), *(between(run.summary["indices"][f"{axis}_position"][i], True) for i in INDICES)]
+            for name, run in measured.items()
+        ]
+        caption = f"Indices of accuracy by {_axis(measured, axis)}."
+        parts.append(grid(["arm", *(i.replace("_", " ") for i in INDICES)], rows, caption, raw=1))
+    return parts
+
+
+def influence(measured: Arms, link: Link) -> list[str]:
+    """What the arms' answers depend on, by input position."""
+    shown, named = {name: run for name, run in measured.items() if run.summary["influence"]}, link or _plain
+    if not shown:
+        return []
+    drawn = list(shown.items())[:MOST_PANELS]
+    compared = [figures.Arm(name, run.summary["influence"], mark(run)) for name, run in drawn]
+    before = {name: run.summary["at_init"].get("influence", []) for name, run in drawn if run.summary["steps"] != 0}
+    svg = figures.influences("arms-influence", compared, before)
+    told = "Blue: as measured; light blue: before training" if before else "Blue: before training, as models are drawn"
+    caption = (
+        "How much each input position moves the state at the query that gives each item's last answer: mean squared"
+        " gradient, in shares of which each position has one if all matter alike (dashed). Below a thousandth nothing"
+        f" is drawn. {told}. {_bands(shown)}"
+        f"{f' Of {len(shown)} arms the first {len(drawn)}.' if len(drawn) < len(shown) else ''}"
+    )
+    body = [
+        [named(name, run), *(between(even_shares(run.summary, i), True) for i in INDICES)]
+        for name, run in shown.items()
+    ]
+    table = grid(
+        ["arm", *(i.replace("_", " ") for i in INDICES)],
+        body,
+        "Indices of the influence, in the same shares. Mean and 95 % interval over replicas.",
+        raw=1,
+    )
+    return ["<h2>Influence by input position</h2>", figure(svg, caption), table]
+
+
+def _plain(name: str, run: Run) -> str:
+    return escape(name)
+
+
+def mark(run: Run) -> str:
+    """` (at step N of M)` where a cell was measured before its training had ended."""
+    steps, of = run.summary["steps"], run.summary["of"]
+    return f" ({when(run.summary)})" if None not in (steps, of) and steps < of else ""
+
+
+def _bands(shown: Arms) -> str:
+    counts = sorted({len(run.summary["accuracy"]["replicas"]) for run in shown.values()})
+    return band(counts[0]) if len(counts) == 1 else f"Bands: 95 % Student t over {counts[0]} to {counts[-1]} replicas."
+
+
+def _axis(measured: Arms, axis: str) -> str:
+    """What the slots of an axis count, in each of the tasks, which may differ."""
+    return " / ".join(dict.fromkeys(label(run.summary, axis) for run in measured.values()))
+
+
+def _against(values: list[float | None], first: list[float | None]) -> str:
+    if len(values) != len(first):
+        return "not paired"
+    found: Interval = paired_difference(values, first)
+    return between(found.to_dict(), True)
