@@ -73,7 +73,11 @@ def kept():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "compile", lambda self: once("step", self.experiment.config, lambda: compiled(self)))
-        patch.setattr(loop, "Evaluator", lambda e, *more: once("rows", e.config, lambda: Evaluator(e, *more)))
+        patch.setattr(
+            loop,
+            "Evaluator",
+            lambda e, *more, **own: once("rows", e.config, lambda: Evaluator(e, *more, **own)),
+        )
         yield made
 
 
