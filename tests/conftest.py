@@ -30,12 +30,19 @@ if jax.__version_info__ < (0, 11):
     HASTE["xla_cpu_use_fusion_emitters"] = (False, True)
 
 
+LONG = {line for line in pathlib.Path(__file__).with_name("long.txt").read_text().splitlines() if line[0] != "#"}
+
+
 def pytest_addoption(parser):
     parser.addoption("--share", metavar="I/N", help="of the tests, told by their names, the I-th of N shares alone")
 
 
+@pytest.hookimpl(tryfirst=True)  # markers are looked at by pytest's own
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests of other shares, the same on every machine."""
+    """Mark long tests as slow, and leave out tests of other shares, the same on every machine."""
+    for item in items:
+        if item.nodeid in LONG or item.nodeid.partition("[")[0] in LONG:
+            item.add_marker(pytest.mark.slow)
     if config.option.share is None:
         return
     one, _, count = config.option.share.partition("/")

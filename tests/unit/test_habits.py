@@ -42,6 +42,14 @@ def entry(name):
     return "/" not in name
 
 
+def test_tests_that_are_called_long_exist(root):
+    lines = [line for line in (root / "tests" / "long.txt").read_text().splitlines() if line[0] != "#"]
+    assert lines == sorted(set(lines))
+    for line in lines:
+        path, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (root / path).read_text(), line
+
+
 @pytest.mark.parametrize("habit", FORBIDDEN)
 def test_forbidden_text_does_not_occur(habit):
     pattern, why, _ = FORBIDDEN[habit]
