@@ -7,13 +7,21 @@ import re
 from collections.abc import Iterable
 
 FEW = 12  # options that are told beside the nearest one
+HALF = 1000  # characters of the beginning, and of the end, of a sentence that is too long
 
 
 class ConfigError(ValueError):
-    """A user's mistake, told in one sentence, long hexadecimal cut; entries print it and exit with code 2."""
+    """A user's mistake, told in one sentence; entries print it and exit with code 2.
+
+    Long hexadecimal is cut, and the middle of what is no sentence any more, as where a text of a million letters is
+    quoted.
+    """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", sentence))
+        sentence = re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", sentence)
+        if len(sentence) > 2 * HALF:
+            sentence = f"{sentence[:HALF]}...{sentence[-HALF:]}"
+        super().__init__(sentence)
 
 
 class GoneError(Exception):

@@ -12,6 +12,7 @@ nothing is imported to list or check a name.
 from __future__ import annotations
 
 import ast
+import collections
 import dataclasses
 import functools
 import importlib
@@ -30,6 +31,7 @@ T = TypeVar("T", bound=type)
 _MEMBERS: dict[tuple[str, str], type] = {}
 _hints = functools.cache(typing.get_type_hints)  # a third of the time of ten thousand configs
 LARGEST = 2**31 - 1  # whole numbers become int32 on the device
+LONGEST = 1000  # entries of a pattern that is repeated
 NESTING = 100  # far below what would exhaust Python's stack
 _DECORATOR = re.compile(r'^@member\("(\w+)", "(\w+)"\)', re.MULTILINE)
 
@@ -76,8 +78,8 @@ def _node(node: ast.expr, field: str, text: str) -> Node:
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise ConfigError(f"{field}: '**' is not allowed in {text!r}; write each argument as name=value.")
-        names = [str(k.arg) for k in node.keywords]
-        twice = sorted({n for n in names if names.count(n) > 1})
+        times = collections.Counter(str(k.arg) for k in node.keywords)
+        twice = sorted(name for name, count in times.items() if count > 1)
         if twice:
             raise ConfigError(f"{field}: argument {twice[0]!r} is given twice in {text!r}.")
         return Call(
@@ -122,9 +124,12 @@ def _pattern(node: ast.expr, field: str, text: str) -> list[Node]:
         left, right = node.left, node.right
         if isinstance(left, ast.Constant):
             left, right = right, left
-        if isinstance(right, ast.Constant) and type(right.value) is int and 1 <= right.value <= 1000:
-            return _pattern(left, field, text) * right.value
-        raise ConfigError(f"{field}: a list in {text!r} may be repeated by a whole number from 1 to 1000 only.")
+        if isinstance(right, ast.Constant) and type(right.value) is int and 1 <= right.value <= LONGEST:
+            once = _pattern(left, field, text)
+            if len(once) * right.value > LONGEST:  # told before it is made: lists of lists of lists fill any memory
+                raise ConfigError(f"{field}: the pattern {show(text)} has more than {LONGEST} entries.")
+            return once * right.value
+        raise ConfigError(f"{field}: a list in {text!r} may be repeated by a whole number from 1 to {LONGEST} only.")
     raise ConfigError(f"{field}: '*' and '+' in {text!r} work on lists only, as in '[a, b] * 2'.")
 
 
