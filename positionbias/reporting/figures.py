@@ -111,6 +111,7 @@ def draw(
 
 
 def _inline(text: str, name: str, label: str) -> str:
+    name = re.sub(r"[^\w-]", lambda sign: f"_{ord(sign[0]):x}_", name)  # which may be that of any file
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
