@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from positionbias import errors, spec
+from positionbias.files import read_json
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Size, Task, find_condition, flat, world_of
 from positionbias.tasks.corpora import INSTALL
@@ -17,6 +19,8 @@ from positionbias.tokens import UNTOLD, Tokens
 
 VERSION = "1.0.0"
 INFO = "dataset_info.json"  # what TFDS knows a dataset's folder by
+FEATURES = "features.json"  # in which it looks up classes by their names
+OURS = "tensorflow_datasets.core.features."  # of others it would import the modules, which runs them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +64,12 @@ def read(folder: pathlib.Path) -> Exported:
         )
 
     try:
+        foreign = sorted(name for name in _classes(read_json(folder / FEATURES)) if not name.startswith(OURS))
+    except (OSError, ValueError):
+        raise refuse(f"its {FEATURES} cannot be read") from None
+    if foreign:
+        raise refuse(f"its items are of the class {spec.show(foreign[0])}")
+    try:
         builder = tfds.builder_from_directory(str(folder))
         told, splits = dict(builder.info.metadata or {}), list(builder.info.splits)
         rows = list(builder.as_data_source(splits[0])) if len(splits) == 1 else []
@@ -80,6 +90,17 @@ def read(folder: pathlib.Path) -> Exported:
     except ValueError as error:
         raise refuse(str(error)) from None
     return Exported(folder, task, condition, told["seed"], told["replica"], batch)
+
+
+def _classes(features: Any) -> Iterator[str]:
+    """The names of classes anywhere in a `features.json`."""
+    if isinstance(features, dict):
+        if "pythonClassName" in features:
+            yield str(features["pythonClassName"])
+        features = list(features.values())
+    if isinstance(features, list):
+        for inner in features:
+            yield from _classes(inner)
 
 
 def import_tfds(asker: str) -> Any:
