@@ -79,8 +79,7 @@ def _node(node: ast.expr, field: str, text: str) -> Node:
             if keyword.arg is None:
                 raise ConfigError(f"{field}: '**' is not allowed in {text!r}; write each argument as name=value.")
         times = collections.Counter(str(k.arg) for k in node.keywords)
-        twice = sorted(name for name, count in times.items() if count > 1)
-        if twice:
+        if twice := sorted(name for name, count in times.items() if count > 1):
             raise ConfigError(f"{field}: argument {twice[0]!r} is given twice in {text!r}.")
         return Call(
             node.func.id,
@@ -224,8 +223,8 @@ def construct(cls: type, values: Mapping[str, Any], field: str, what: str) -> An
     for name in values:
         if name not in fields:
             raise unknown(field, f"argument of {what}", name, fields)
-    missing = [n for n, f in fields.items() if n not in values and not _has_default(f)]
-    if missing:
+    needed = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [n for n in needed if n not in values]:
         raise ConfigError(f"{field}: {what} needs the argument {missing[0]!r}; allowed: {', '.join(fields)}.")
     hints = _hints(cls)
     checked = {name: check_type(value, hints[name], f"{field}.{name}") for name, value in values.items()}
@@ -233,10 +232,6 @@ def construct(cls: type, values: Mapping[str, Any], field: str, what: str) -> An
         return cls(**checked)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
-
-
-def _has_default(field: dataclasses.Field) -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def build(axis: str, node: Node | str, field: str) -> Any:
