@@ -48,6 +48,7 @@ setup(
         "data": DATA,
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", *DATA],
         "oracle": ORACLE,
+        "ray": ["ray>=2.60,<2.61"],  # cells of a sweep on several machines
         "check": ["ruff>=0.17,<0.18", "mypy>=2.4,<2.5"],
         "targets": [
             "jax[tpu,cuda13-local]>=0.12,<0.13"

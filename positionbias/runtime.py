@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import gc
 import os
 import pathlib
+import random
+import tempfile
 from collections.abc import Iterator
 
 from positionbias.errors import ConfigError
@@ -45,7 +48,55 @@ def no_garbage() -> Iterator[None]:
 
 def cores() -> int:
     """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, _most or there)
+
+
+_most: int | None = None  # cores that `keep_to` leaves this process, where the system does not see to it
+_claims: list[int] = []  # descriptors of the locks on cores of `keep_to`, held as long as this process lives
+
+
+def keep_to(count: int) -> None:
+    """Leave this process `count` cores, of which no other process that keeps to some has any, as far as there are such.
+
+    Before JAX starts: threads have the cores of the thread that starts them. Where a system cannot tie a process to
+    cores, XLA is told how many threads to use.
+    """
+    global _most
+    if not hasattr(os, "sched_setaffinity"):
+        _most = count
+        os.environ["PJRT_NPROC"] = str(count)
+        return
+    allowed = sorted(os.sched_getaffinity(0))
+    if count >= len(allowed):
+        return
+    chosen: list[int] = []
+    with contextlib.suppress(OSError):  # a folder that is another's, or a full disk: then any cores
+        home = pathlib.Path(tempfile.gettempdir(), f"positionbias-cores-{os.getuid()}")
+        home.mkdir(exist_ok=True)
+        for core in allowed:
+            claim = os.open(home / f"{core}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it, however this process ends
+            except BlockingIOError:
+                os.close(claim)
+                continue
+            _claims.append(claim)
+            chosen.append(core)
+            if len(chosen) == count:
+                break
+    others = [core for core in allowed if core not in chosen]
+    os.sched_setaffinity(0, [*chosen, *random.sample(others, count - len(chosen))])
+
+
+def keep_ray_here() -> None:
+    """Have a Ray that is started on this machine listen on the loopback address alone, and only to who has its token.
+
+    Before Ray is imported. It is the default of Ray itself on macOS and Windows; on Linux it would listen on every
+    address.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def cache_folder() -> pathlib.Path | None:
@@ -68,8 +119,10 @@ class Processes:
     index: int | None = None
 
 
-def configure(cpu_devices: int = 1, processes: Processes | None = None) -> None:
+def configure(cpu_devices: int = 1, processes: Processes | None = None, platform: str | None = None) -> None:
     """Set JAX up: `cpu_devices` virtual devices where the platform is a CPU, full float32 products, a compile cache.
+
+    A `platform` keeps JAX to it: "cpu" leaves accelerators to other processes.
 
     Matrix products are pinned to full float32 precision, so that a GPU or TPU computes what the config says. Does
     nothing for the number of devices if a backend exists already. With `processes` it waits for all of them, and raises
@@ -79,6 +132,8 @@ def configure(cpu_devices: int = 1, processes: Processes | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
+    if platform is not None:
+        jax.config.update("jax_platforms", platform)
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_threefry_partitionable", True)
     with contextlib.suppress(RuntimeError):  # a device was touched already: their number stays

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pathlib
 
 from positionbias import launch
 from positionbias.config import cli, files, resolve, sweeps
-from positionbias.sweeping import executors, plan, run, table
-
-EXECUTORS = {"local": executors.LocalExecutor}
+from positionbias.spec import ConfigError
+from positionbias.sweeping import by_ray, executors, plan, run, table
 
 
 def parser() -> cli.Parser:
@@ -24,7 +24,23 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--workdir", help="sweep folder; default: sweeps/CONFIG NAME/HASH. The same command resumes it")
     made.add_argument("--status", action="store_true", help="print where the cells stand, and run nothing")
-    made.add_argument("--executor", choices=sorted(EXECUTORS), default="local", help="where cells run")
+    made.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="where cells run: one after another in this process, or in workers of Ray",
+    )
+    made.add_argument(
+        "--ray_address",
+        metavar="HOST:PORT|auto",
+        help="the cluster of Ray, 'auto' for the one that Ray finds; default: workers on this machine",
+    )
+    made.add_argument(
+        "--cell_resources",
+        metavar="NAME=NUMBER[,NAME2=NUMBER2]",
+        help="what each cell has of Ray's resources, as CPU=4 or CPU=4,GPU=1; default: a GPU, a TPU chip or a core, or"
+        " as many as train.mesh asks for",
+    )
     return made
 
 
@@ -34,12 +50,24 @@ def main(argv: list[str]) -> int:
     workdir = None if given.workdir is None else launch.folder(given.workdir)
     cells = sweeps.cells(given.config, given.sweep, overrides)
     part = None if given.cells is None else sweeps.part(cells, given.cells)
+    executor = _executor(given)
     digest = hashlib.sha256(" ".join(resolve.config_hash(c.config) for c in cells).encode()).hexdigest()[:12]
     name = pathlib.Path(files.read(given.config).path).stem
     workdir = workdir or pathlib.Path("sweeps", name, digest)
     if given.status:
         return table.show(part or cells, workdir, plan.planned(cells, name))
-    return run.run(cells, workdir, EXECUTORS[given.executor](), name, part)
+    return run.run(cells, workdir, executor, name, part)
+
+
+def _executor(given: argparse.Namespace) -> executors.Executor:
+    if given.executor == "ray":
+        if given.ray_address == "":
+            raise ConfigError("--ray_address: '' is not allowed; allowed: HOST:PORT, 'auto', or no such flag.")
+        return by_ray.RayExecutor(given.ray_address, by_ray.asked(given.cell_resources))
+    for flag in ("ray_address", "cell_resources"):
+        if getattr(given, flag) is not None:
+            raise ConfigError(f"--{flag}: is for workers of Ray; allowed: together with --executor ray.")
+    return executors.LocalExecutor()
 
 
 if __name__ == "__main__":

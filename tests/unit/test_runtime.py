@@ -86,3 +86,63 @@ def test_the_first_process_listens_where_it_was_told_if_it_can(monkeypatch, coor
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **named: asked.append(named))
     runtime._join(runtime.Processes(coordinator, 2, 0))
     assert asked == [{"coordinator_bind_address": bound}]
+
+
+@pytest.fixture
+def affinity(monkeypatch, tmp_path):
+    """Four cores, and those that this process has been tied to since."""
+    tied = [{4, 5, 6, 7}]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: tied[-1], raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: tied.append(set(cores)), raising=False)
+    monkeypatch.setattr(runtime, "_claims", [])
+    monkeypatch.setattr(runtime, "_most", None)
+    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
+    return tied
+
+
+def test_processes_that_keep_to_some_cores_have_others(affinity):
+    runtime.keep_to(1)
+    assert (affinity[-1], runtime.cores()) == ({4}, 1)
+    affinity.append(affinity[0])  # as another process has them
+    runtime.keep_to(2)
+    assert affinity[-1] == {5, 6}
+    affinity.append(affinity[0])
+    runtime.keep_to(3)  # one is free, two are shared
+    assert len(affinity[-1]) == 3
+    assert 7 in affinity[-1]
+    for claim in runtime._claims[:1]:
+        os.close(claim)  # as when a process ends
+    affinity.append(affinity[0])
+    runtime.keep_to(1)
+    assert affinity[-1] == {4}
+    for claim in runtime._claims[1:]:
+        os.close(claim)
+
+
+def test_who_may_use_all_cores_claims_none_and_no_folder_is_no_obstacle(affinity, tmp_path):
+    runtime.keep_to(4)
+    assert (affinity, runtime._claims) == ([{4, 5, 6, 7}], [])
+    (tmp_path / f"positionbias-cores-{os.getuid()}").touch()
+    runtime.keep_to(2)
+    assert len(affinity[-1]) == 2
+
+
+def test_where_a_process_cannot_be_tied_to_cores_xla_is_told(monkeypatch):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(runtime, "_most", None)
+    monkeypatch.setenv("PJRT_NPROC", "8")
+    runtime.keep_to(3)
+    assert (os.environ["PJRT_NPROC"], runtime.cores()) == ("3", 3)
+
+
+def test_a_ray_of_ones_own_is_kept_from_other_machines(monkeypatch):
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    runtime.keep_ray_here()
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    runtime.keep_ray_here()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
