@@ -127,18 +127,18 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The last whole lines of a metrics file."""
+    """The last lines of a metrics file, but for what cannot be read: half a line that is being written."""
     try:
         with open(path, "rb") as stream:
             start = max(0, stream.seek(0, os.SEEK_END) - TAIL)
             stream.seek(start)
-            texts = stream.read().splitlines(keepends=True)
+            texts = stream.read().splitlines()
     except OSError:
         return []
     found = []
     for text in texts[1 if start else 0 :]:
         try:
-            line = json.loads(text) if text.endswith(b"\n") else None
+            line = json.loads(text)
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("seconds"), int | float):

@@ -150,3 +150,10 @@ def test_what_fits_a_shape(value, shape):
 )
 def test_what_does_not_fit_a_shape(value, shape, place):
     assert misfit(value, shape) == place
+
+
+def test_a_file_that_is_deleted_while_it_is_read_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    path.write_text("{}")
+    monkeypatch.setattr("positionbias.evaluation.stored.read_json", lambda path: path.unlink())
+    assert read(path, {"steps": int}) == {}

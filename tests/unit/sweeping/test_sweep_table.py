@@ -25,7 +25,8 @@ def half_done(tiny, tmp_path):
     cells = [Cell(name, tiny({"train.steps": 600, "seed": seed}), {}) for seed, name in enumerate(names)]
     planned = [{"name": cell.name, "hash": "1f3a", "overrides": {}} for cell in cells]
     (tmp_path / "plan.json").write_text(json.dumps({"name": "study", "cells": planned}))
-    for name, status in (("done", "finished"), ("runs", "running"), ("broke", "running"), ("stops", "stopped")):
+    runs = {"done": "finished", "runs": "running", "broke": "running", "lost": "running", "stops": "stopped"}
+    for name, status in runs.items():
         fabricate.write_run(tmp_path / "cells" / name, name=name, status=status, items=16)
     with open(tmp_path / "cells" / "runs" / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 400, "seconds": 6.7, "loss": [1.1, 1.1, 1.1, 1.1]}\n{"step": 420, "sec')
@@ -50,7 +51,7 @@ def test_every_cell_of_a_sweep_that_runs_is_told(half_done):
         ("done", "finished", 600),
         ("runs", "running", 400),
         ("broke", "failed", 340),
-        ("lost", "waiting", 0),
+        ("lost", "waiting", 340),
         ("stops", "stopped", 340),
         ("begins", "running", 0),
         ("later", "waiting", 0),
@@ -70,7 +71,7 @@ def test_every_cell_of_a_sweep_that_runs_is_told(half_done):
 
 def test_the_report_of_a_sweep_that_runs_is_written(half_done):
     _, folder = half_done
-    text = re.sub("<[^>]*>", " ", write_report(folder).read_text(encoding="utf-8"))
+    text = re.sub("<[^>]*>", " ", write_report(folder, ["runs"]).read_text(encoding="utf-8"))
     assert "1 of 7 cells finished" in text
     for row in (
         "runs +running +– ",
