@@ -40,3 +40,10 @@ def unknown(field: str, what: str, name: str, options: Iterable[str]) -> ConfigE
     hint = nearest(name, options)
     listed = "" if hint and len(options) > FEW else f" allowed: {', '.join(options) or 'none'}."
     return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'}{listed}")
+
+
+def unreadable(field: str, text: str, error: BaseException) -> ConfigError:
+    """The error for a spec that Python's grammar does not take, and which of its brackets is at fault if one is."""
+    brackets = re.search(r"('.') was never closed|unmatched ('.')|('.') does not match opening", str(error))
+    why = f", where {brackets[brackets.lastindex or 0]} has no other half" if brackets else ""
+    return ConfigError(f"{field}: cannot read {text!r}{why}; write name or name(argument=value, ...).")

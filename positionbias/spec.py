@@ -24,7 +24,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from positionbias.errors import ConfigError, nearest, unknown
+from positionbias.errors import ConfigError, nearest, unknown, unreadable
 
 PACKAGE = pathlib.Path(__file__).parent
 T = TypeVar("T", bound=type)
@@ -105,8 +105,8 @@ def _tree(text: Any, field: str, end: str = "") -> ast.expr:
         raise ConfigError(f"{field}: {show(text)} is nested too deeply; allowed: {NESTING} signs of '(', '[' and '~'.")
     try:
         return ast.parse(text.strip() + end, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise ConfigError(f"{field}: cannot read {text!r}; write name or name(argument=value, ...).") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise unreadable(field, text, error) from None
 
 
 def parse(text: str, field: str) -> Node:

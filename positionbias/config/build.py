@@ -262,6 +262,16 @@ def _trained(experiment: Experiment) -> Any:
     return nnx.state(experiment.abstract, nnx.Param)
 
 
+def _unused(scheme: PositionScheme, operator: Operator) -> str | None:
+    """What the scheme does that the operator does not use; None if it uses all."""
+    acts = (
+        (scheme.rotates, operator.uses_rotation, "rotates queries and keys"),
+        (scheme.biases, operator.uses_bias, "adds to scores"),
+        (scheme.multiplies, operator.uses_products, "multiplies queries and keys in its own way"),
+    )
+    return next((what for does, honours, what in acts if does and not honours), None)
+
+
 def _check_positions(blueprint: Blueprint) -> None:
     schemes: tuple[PositionScheme, ...] = blueprint.positions
     for layer, scheme in enumerate(schemes):
@@ -274,17 +284,16 @@ def _check_positions(blueprint: Blueprint) -> None:
                 f"model.position: {spec.canonical(scheme)} of layer {layer} acts on the embeddings, which only layer 0"
                 f" reads; allowed there: a scheme that rotates, biases or does nothing."
             )
-    for layer, (scheme, operator) in enumerate(zip(schemes, blueprint.operators, strict=True)):
-        for acts, honours, what in (
-            (scheme.rotates, operator.uses_rotation, "rotates queries and keys"),
-            (scheme.biases, operator.uses_bias, "adds to scores"),
-            (scheme.multiplies, operator.uses_products, "multiplies queries and keys in its own way"),
-        ):
-            if acts and not honours:
-                raise ConfigError(
-                    f"model.position: {spec.canonical(scheme)} {what}, which the operator {spec.canonical(operator)} of"
-                    f" layer {layer} does not use; allowed: another scheme or operator."
-                )
+    pairs = list(zip(schemes, blueprint.operators, strict=True))
+    for layer, (scheme, operator) in enumerate(pairs):
+        if what := _unused(scheme, operator):
+            apart = ["none" if _unused(*pair) else spec.canonical(pair[0]) for pair in pairs]
+            told = set(apart) != {"none"} and not any(one.embeds for one in schemes)
+            one_each = f", or one scheme a layer: '[{', '.join(apart)}]'" if told else ""
+            raise ConfigError(
+                f"model.position: {spec.canonical(scheme)} {what}, which the operator {spec.canonical(operator)} of"
+                f" layer {layer} does not use; allowed: another scheme or operator{one_each}."
+            )
 
 
 def _check_attention(experiment: Experiment) -> None:

@@ -66,7 +66,9 @@ class EncoderDecoder(Architecture):
     """An encoder over the context (0..C-1) and a decoder over the rest, joined by cross attention.
 
     `model.mask` is the mask of the decoder's self-attention. Encoder layer i takes the operator and position scheme
-    of decoder layer i; `encoder_layers` is None for as many as the decoder has.
+    of decoder layer i; `encoder_layers` is None for as many as the decoder has. Cross attention has the layer's
+    operator too, so one that reads nothing but what comes before it in its own sequence, as most recurrences do, has
+    no place here ("Operators and patterns" in BUILD.md).
     """
 
     steps = True

@@ -139,6 +139,7 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
 @pytest.mark.parametrize(
     ("analyses", "more", "words"),
     [
+        ("", [], "--analyses: '' names none; allowed: such as 'rollout, sink_mass(column=1)', of those that"),
         ("sink_mas", [], "--analyses: unknown analysis 'sink_mas', did you mean 'sink_mass'?"),
         ("look_back, look_back", [], "--analyses: 'look_back, look_back' has one twice; allowed: each once."),
         ("sink_mass(threshold=2)", [], "threshold = 2"),

@@ -51,7 +51,12 @@ OF_ARGUMENT = "allowed: a number, text, True, False, None, a list or a spec."
     [
         ("", "x: '' is not a spec; write name or name(argument=value, ...)."),
         (None, "x: None is not a spec; write name or name(argument=value, ...)."),
-        ("f(", "x: cannot read 'f('; write name or name(argument=value, ...)."),
+        ("f(", "x: cannot read 'f(', where '(' has no other half; write name or name(argument=value, ...)."),
+        (
+            "[a, f(2)",
+            "x: cannot read '[a, f(2)', where '[' has no other half; write name or name(argument=value, ...).",
+        ),
+        ("f)", "x: cannot read 'f)', where ')' has no other half; write name or name(argument=value, ...)."),
         ("a; b", "x: cannot read 'a; b'; write name or name(argument=value, ...)."),
         ("a.b", "x: 'a.b' is not a spec; write name or name(argument=value, ...)."),
         ("a.b()", "x: 'a.b()' is not a spec; write name or name(argument=value, ...)."),

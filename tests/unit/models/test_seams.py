@@ -100,6 +100,17 @@ def test_an_operator_that_reads_the_stream_cannot_cross(tiny):
         build(tiny({"model.position": "rope", "model.operator": "toy_convolution"}))
 
 
+def test_where_some_operators_use_a_scheme_a_list_of_schemes_is_proposed(tiny):
+    wanted = {"model.operator": "[softmax, gated_delta]", "model.layers": 2}
+    with pytest.raises(ConfigError, match=r"of layer 1 does not use; .* or one scheme a layer: '\[alibi, none\]'"):
+        build(tiny({**wanted, "model.position": "alibi"}))
+    build(tiny({**wanted, "model.position": "[alibi, none]"}))
+    with pytest.raises(ConfigError, match=r"allowed: another scheme or operator\.$"):
+        build(tiny({**wanted, "model.operator": "gated_delta", "model.position": "alibi"}))
+    with pytest.raises(ConfigError, match=r"allowed: another scheme or operator\.$"):
+        build(tiny({**wanted, "model.position": "periodic(period=4)"}))  # which embeds, so that layers have one
+
+
 # ------------------------------------------------------------------------------------------------- position schemes
 
 
