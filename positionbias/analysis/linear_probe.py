@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from positionbias.tasks.base import Batch
 PLACES = ("evidence", "answer", "random")
 
 
+class Seen(NamedTuple):
+    """Of items the streams of rows of each kind, the tokens of these rows (0 for vectors), and the variable."""
+
+    stream: Float[jax.Array, "L place items D"]
+    types: Int[jax.Array, "place items"]
+    value: Int[jax.Array, "items"]
+
+
 @member("analyses", "linear_probe")
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(OfVariable):
@@ -31,8 +39,11 @@ class LinearProbe(OfVariable):
     its last evidence; "question", the token of the row that answers; "slot", the evidence's slot on the task's own
     axis; or "condition", which of two conditions holds that have the same items but for it.
 
-    "accuracy" is that of other items, "shuffled" that of a probe that learned shuffled labels, on shuffled labels, and
-    "selectivity" the difference; "majority" is the share of the commonest value, what a probe of nothing reaches.
+    "accuracy" is that of other items, and "control" that of a probe of the control task: the label of a row is that of
+    its token, drawn once for each token from the labels there are, which a probe learns that knows nothing but tokens.
+    "selectivity" is the difference. (Each vector is a type of its own, so for tasks of vectors "control" is
+    "shuffled".) "shuffled" is that of a probe that learned shuffled labels, on shuffled labels; "majority" the share of
+    the commonest value, what a probe of nothing reaches.
     """
 
     variable: str = "answer"
@@ -41,7 +52,7 @@ class LinearProbe(OfVariable):
     penalty: float = 1e-3
 
     axes: ClassVar[Axes] = {
-        **dict.fromkeys(("accuracy", "shuffled", "selectivity"), ("layer", "place")),
+        **dict.fromkeys(("accuracy", "control", "selectivity", "shuffled"), ("layer", "place")),
         "majority": (),
     }
     shown = "accuracy"
@@ -61,15 +72,19 @@ class LinearProbe(OfVariable):
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names, task = sites(layers, STREAM), subject.run.task
-        fitted, judged, order = jax.random.split(key, 3)
+        fitted, judged, order, typed = jax.random.split(key, 4)
         sizes = {"answer": task.output.size, "slot": task.slots(subject.condition)["evidence"], "condition": 2}
         classes = sizes.get(self.variable, task.input.size)
         train, test = (
             self._seen(subject, names, key, count) for key, count in ((fitted, self.examples), (judged, subject.items))
         )
 
-        def judge(order: Key[jax.Array, ""], streams: tuple[jax.Array, jax.Array]) -> jax.Array:
-            """Accuracies with labels as they are, and shuffled."""
+        of_types = train.value[jax.random.randint(typed, (task.input.size,), 0, self.examples)]
+
+        def judge(
+            order: Key[jax.Array, ""], streams: tuple[jax.Array, jax.Array], types: tuple[jax.Array, jax.Array]
+        ) -> jax.Array:
+            """Accuracies with labels as they are, those of types, and shuffled."""
             mean, spread = jnp.mean(streams[0], axis=0), jnp.std(streams[0], axis=0) + 1e-6
             x, other = ((one - mean) / spread for one in streams)
 
@@ -79,25 +94,26 @@ class LinearProbe(OfVariable):
 
             mixed = (
                 jax.random.permutation(one, y)
-                for one, y in zip(jax.random.split(order), (train[1], test[1]), strict=True)
+                for one, y in zip(jax.random.split(order), (train.value, test.value), strict=True)
             )
-            return jnp.stack([accuracy(train[1], test[1]), accuracy(*mixed)])
+            shuffled = accuracy(*mixed)
+            control = accuracy(*(of_types[one] for one in types)) if task.input.kind == "tokens" else shuffled
+            return jnp.stack([accuracy(train.value, test.value), control, shuffled])
 
-        flat = tuple(x.reshape(-1, *x.shape[2:]) for x in (train[0], test[0]))  # [L * place, items, D]
-        found = jax.lax.map(lambda told: judge(*told), (jax.random.split(order, len(flat[0])), flat))
-        right, shuffled = found.T.reshape(2, len(names), len(PLACES))
-        counts = jnp.zeros(classes).at[test[1]].add(1.0)
+        flat = tuple(x.stream.reshape(-1, *x.stream.shape[2:]) for x in (train, test))  # [L * place, items, D]
+        types = tuple(jnp.tile(x.types, (len(names), 1)) for x in (train, test))
+        found = jax.lax.map(lambda told: judge(*told), (jax.random.split(order, len(flat[0])), flat, types))
+        right, control, shuffled = found.T.reshape(3, len(names), len(PLACES))
+        counts = jnp.zeros(classes).at[test.value].add(1.0)
         return {
             "accuracy": right,
+            "control": control,
+            "selectivity": right - control,
             "shuffled": shuffled,
-            "selectivity": right - shuffled,
-            "majority": jnp.max(counts) / len(test[1]),
+            "majority": jnp.max(counts) / len(test.value),
         }
 
-    def _seen(
-        self, subject: Subject, names: list[str], key: Key[jax.Array, ""], count: int
-    ) -> tuple[Float[jax.Array, "L place items D"], Int[jax.Array, "items"]]:
-        """The streams of rows of each kind, and the value of the variable."""
+    def _seen(self, subject: Subject, names: list[str], key: Key[jax.Array, ""], count: int) -> Seen:
         drawn, own, sides = jax.random.split(key, 3)
         batch, length = subject.batch(drawn, count), subject.run.task.length(subject.condition)
         value = self._value(batch) if self.variable != "condition" else jnp.zeros(count, jnp.int32)
@@ -105,17 +121,19 @@ class LinearProbe(OfVariable):
             bit = jax.random.bernoulli(sides, shape=(count,))
             batch, value = either(bit, batch, second_condition(subject).batch(drawn, count)), bit.astype(jnp.int32)
 
-        def one(piece: Batch, key: Key[jax.Array, ""]) -> jax.Array:
+        def one(piece: Batch, key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array]:
             evidence, answer = piece.last_evidence[:, -1], last_rows(subject, piece)
             draw = jax.random.uniform(key, (len(answer), length))
             index = jnp.arange(length)
             taken = jnp.any(piece.evidence.reshape(len(answer), -1, 1) == index, axis=1) | (index == answer[:, None])
             random = jnp.argmax(jnp.where(taken, -1.0, draw), axis=1)
-            rows = jnp.stack([evidence, answer, random])
-            return stacked(subject, names, piece)[:, jnp.arange(len(answer)), rows]
+            rows, each = jnp.stack([evidence, answer, random]), jnp.arange(len(answer))
+            types = piece.inputs[each, rows] if piece.inputs.ndim == 2 else jnp.zeros_like(rows)
+            return stacked(subject, names, piece)[:, each, rows], types
 
-        found = subject.pieces(batch, one, own)  # [piece, L, place, items, D]
-        return jnp.moveaxis(found, 0, 2).reshape(len(names), len(PLACES), count, -1), value
+        found, types = subject.pieces(batch, one, own)  # [piece, L, place, items, D] and [piece, place, items]
+        stream = jnp.moveaxis(found, 0, 2).reshape(len(names), len(PLACES), count, -1)
+        return Seen(stream, jnp.moveaxis(types, 0, 1).reshape(len(PLACES), count), value)
 
     def _value(self, batch: Batch) -> Int[jax.Array, "B"]:
         each = jnp.arange(len(batch.query))
