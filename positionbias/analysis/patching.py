@@ -37,10 +37,10 @@ class Patching(Analysis):
 
     Zhang and Nanda 2023 (arXiv 2309.16042): a prompt is corrupted by another token in place of its evidence, that of
     the next item of the batch; m is the logit of what is right minus that of what the model says of the corrupted
-    prompt; the effect of a site is (m patched - m corrupted) / (m clean - m corrupted), a ratio of means over the items
-    where both answers differ. Of the last answer of an item. "stream" and "attention" (what it adds) are patched at the
-    row of the evidence, at the row that answers, and at all others; "heads" one by one in all rows. Of the last layer
-    the stream at the answer restores all, 1; effects of heads do not add up to that of their layer. "clean" and
+    prompt; the effect of a site is (m patched - m corrupted) / (m clean - m corrupted), a ratio of means, into which
+    items enter whose answers differ. Of the last answer of an item. "stream" and "attention" (what it adds) are patched
+    at the row of the evidence, at the row that answers, and at all others; "heads" one by one in all rows. Of the last
+    layer the stream at the answer restores all, 1; effects of heads do not add up to that of their layer. "clean" and
     "corrupted" are m.
     """
 
@@ -71,11 +71,10 @@ class Patching(Analysis):
             outputs, clean = subject.apply(batch, told)
             other = subject.apply(changed)[0]
             right, wrong = right_answer(batch), jnp.argmax(last_outputs(subject, other, batch), axis=-1)
-            counted = (right != wrong).astype(jnp.float32)
 
             def margin(outputs: jax.Array) -> jax.Array:
                 logits = last_outputs(subject, outputs, batch)
-                return jnp.mean(counted * (logits[each, right] - logits[each, wrong]))
+                return jnp.mean(logits[each, right] - logits[each, wrong])  # 0 where both answers are one
 
             def patched(kind: str, row: Bool[jax.Array, "L B T"], head: Any = None) -> jax.Array:
                 change = {
