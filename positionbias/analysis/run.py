@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import pathlib
 import re
@@ -32,6 +33,11 @@ MOST_NUMBERS = 4096  # of an array, told in JSON
 
 def parsed(text: str) -> list[Analysis]:
     """The analyses that `--analyses` names, each once."""
+    if not text.strip():
+        raise ConfigError(
+            f"--analyses: {text!r} names none; allowed: such as 'rollout, sink_mass(column=1)', of those that"
+            " `python -m positionbias.list analyses` tells."
+        )
     found = []
     for node in spec.parse_several(text, "--analyses"):
         with _naming(getattr(node, "name", "")):
@@ -224,6 +230,7 @@ def write(path: pathlib.Path, one: Asked, settings: dict[str, Any]) -> None:
             path.unlink(missing_ok=True)  # which would tell other numbers, should the new one not come to be written
     told = {
         **settings,
+        "about": inspect.getdoc(type(one.analysis)),
         "shown": one.analysis.shown,
         "labels": {axis: list(names) for axis, names in one.labels.items()},
         "replicas": len(next(iter(one.trained.values()))),

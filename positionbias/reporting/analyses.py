@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from positionbias.reporting import figures, maps
 from positionbias.reporting.folder import Run
-from positionbias.reporting.html import between, figure, grid
+from positionbias.reporting.html import between, escape, figure, grid
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import band, shortened
 
@@ -31,7 +31,14 @@ def analysed(run: Run) -> list[str]:
             " by heads or positions is in the folder analysis."
         )
         found.append(grid(["analysis", "number", "trained", "before training"], body, caption, texts=2))
-    return ["<h2>Analyses</h2>", *found]
+    return ["<h2>Analyses</h2>", *found, *_defined(newest)]
+
+
+def _defined(newest: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What the numbers are, analysis by analysis, to be opened by who wants to know."""
+    about = {one["analysis"].partition("(")[0]: one["about"] for _, one in newest if one.get("about")}
+    parts = [f"<p><code>{escape(name)}</code> {escape(text)}</p>" for name, text in sorted(about.items())]
+    return [f"<details><summary>What the numbers are</summary>{''.join(parts)}</details>"] if parts else []
 
 
 def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, Mapping[str, Any]]]]:
@@ -70,7 +77,10 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
     if not array.get("numbers") or not 1 <= len(array["axes"]) <= 2:
         return []
     title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
-    told = f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}."
+    about = " ".join(one.get("about", "").partition("\n\n")[0].split())
+    told = (
+        f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}. {about}".strip()
+    )
     first, last = array["axes"][0], array["axes"][-1]
     if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
         ticks = [[_named(one, axis, at) for at in range(size)] for axis, size in _sizes(array).items()]

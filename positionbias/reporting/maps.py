@@ -10,6 +10,8 @@ import numpy as np
 from positionbias.reporting.figures import BLACK, draw
 
 FEW = 40  # cells with a number in them
+MOST = 48  # names along an axis
+SMALL = 6  # points of names where there are many
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -45,8 +47,8 @@ def two_maps(
             image = panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
             panel.set_title(title, fontsize=10)
             for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
-                every = -(-len(told) // 16)  # more would run into each other
-                setter(range(0, len(told), every), told[::every])
+                every = -(-len(told) // MOST)  # more would run into each other
+                setter(range(0, len(told), every), told[::every], fontsize=SMALL if len(told) > 16 else None)
             if max(map(len, ticks[1])) > 5:
                 panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
             panel.set_xlabel(axes_told[1].replace("_", " "))
@@ -61,4 +63,10 @@ def two_maps(
             extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(beyond, "both")
             axes.ravel()[0].figure.colorbar(image, ax=axes, location="top", fraction=0.06, aspect=40, extend=extend)
 
-    return draw(name, label, paint, height=min(5.0, 1.1 + 0.45 * max(2, len(trained))), panels=(1, 2))
+    return draw(
+        name,
+        label,
+        paint,
+        height=max(min(5.0, 1.1 + 0.45 * max(2, len(trained))), 1.1 + 0.12 * min(len(trained), MOST)),
+        panels=(1, 2),
+    )

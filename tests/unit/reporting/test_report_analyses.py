@@ -1,11 +1,12 @@
 """Where the numbers of an analysis stand along the axis of its figure, and what colours mean."""
 
 import re
+import types
 
 import numpy as np
 
 from positionbias.reporting import maps
-from positionbias.reporting.analyses import _lines
+from positionbias.reporting.analyses import _lines, analysed
 
 
 def places(**labels):
@@ -39,3 +40,28 @@ def test_a_map_of_few_numbers_has_these_and_no_bar():
     told = re.findall(r"<!-- (.*?) -->", shown(np.full((2, 2), -0.001), np.full((2, 2), 50.0)))
     assert (told.count("50.00"), told.count("0.00")) == (4, 4)
     assert "from layer" in told
+
+
+ABOUT = "Attention that looks back.\n\nIt <is> told at length."
+FOUND = {
+    "analysis": "look_back(window=2)",
+    "about": ABOUT,
+    "condition": "train",
+    "step": 4,
+    "items": 8,
+    "replicas": 2,
+    "shown": "distance",
+    "labels": {},
+    "arrays": {"distance": {"axes": ["step"], "sizes": [1], "numbers": [{"mean": 0.5}], "at_init": [{"mean": 0.1}]}},
+}
+
+
+def test_a_figure_says_what_its_numbers_are_and_the_page_at_length():
+    run = types.SimpleNamespace(analyses={"look_back": FOUND})
+    page = "".join(analysed(run))
+    caption = re.search(r"<figcaption>(.*?)</figcaption>", page)[1]
+    assert "step 4. Attention that looks back." in caption
+    assert "at length" not in caption
+    assert "<code>look_back</code> Attention that looks back.\n\nIt &lt;is&gt; told at length." in page
+    older = types.SimpleNamespace(analyses={"look_back": {k: v for k, v in FOUND.items() if k != "about"}})
+    assert "What the numbers are" not in "".join(analysed(older))
