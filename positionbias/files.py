@@ -129,8 +129,13 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any] | None]
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        line = None
-        if text.endswith("\n"):
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-        yield text, line if isinstance(line, dict) else None
+        yield text, read_line(text)
+
+
+def read_line(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object that a line holds, as `read_lines` has it."""
+    line = None
+    if text[-1:] in ("\n", b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+    return line if isinstance(line, dict) else None

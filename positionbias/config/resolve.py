@@ -214,13 +214,14 @@ def _with_specs(group: Any, path: str, layers: int) -> Any:
         if where in groups():
             changed[field.name] = _with_specs(value, where, layers)
         elif leaves()[where].axis:
-            changed[field.name] = _full(value, leaves()[where], layers, where)
+            changed[field.name] = _full(value, layers, where)
     return dataclasses.replace(group, **changed)
 
 
-def _full(text: str, leaf: Leaf, layers: int, where: str) -> str:
-    axis = typing.cast(str, leaf.axis)
-    if not leaf.layered:
+@functools.lru_cache(maxsize=4096)  # cells of a sweep have most specs in common
+def _full(text: str, layers: int, where: str) -> str:
+    axis = typing.cast(str, leaves()[where].axis)
+    if not leaves()[where].layered:
         return spec.full(spec.build(axis, text, where))
     texts = [spec.full(spec.build(axis, node, where)) for node in spec.parse_layers(text, layers, where)]
     return texts[0] if len(set(texts)) == 1 else f"[{', '.join(texts)}]"

@@ -13,6 +13,7 @@ joined in the report, over the size of the state that they keep.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -213,10 +214,10 @@ def _refuse_equal(found: list[Cell]) -> None:
 
 def _distinct(found: list[Cell], own_name: list[bool]) -> list[Cell]:
     """Cells with names that differ even where folders ignore case: made names get their config's hash if they clash."""
-    names = [cell.name.casefold() for cell in found]
+    names = collections.Counter(cell.name.casefold() for cell in found)
     result = []
     for cell, own in zip(found, own_name, strict=True):
-        if names.count(cell.name.casefold()) > 1:
+        if names[cell.name.casefold()] > 1:
             if own:
                 raise ConfigError(f"--sweep: two cells are called {cell.name!r}; allowed: a name of its own for each.")
             cell = dataclasses.replace(cell, name=f"{cell.name}-{config_hash(cell.config)}")

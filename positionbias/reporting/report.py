@@ -38,6 +38,16 @@ def write_report(workdir: str | os.PathLike, cells: Collection[str] | None = Non
         raise ConfigError(f"workdir: {error}") from None
 
 
+def is_fresh(folder: pathlib.Path) -> bool:
+    """Whether a run folder's report is there and not older than what it is made from."""
+    try:
+        drawn = (folder / "report.html").stat().st_mtime_ns
+    except OSError:
+        return False
+    made_from = ("config.json", "manifest.json", "metrics.jsonl", "summary.json", "evals", "analysis")
+    return all((folder / name).stat().st_mtime_ns <= drawn for name in made_from if (folder / name).exists())
+
+
 def _write(folder: pathlib.Path, text: str) -> pathlib.Path:
     path = folder / "report.html"
     try:

@@ -13,9 +13,10 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
-from positionbias.files import read_lines, writing
+from positionbias.files import read_line, writing
 
 NAME = "ledger.jsonl"
 
@@ -25,23 +26,46 @@ def note(workdir: pathlib.Path, line: dict[str, Any]) -> None:
 
     Nothing is added to a cell that was noted as finished: of two processes that come upon it the first has said so.
     """
-    path = workdir / NAME
+    path, name = workdir / NAME, json.dumps(line["cell"]).encode()
     with writing(path), open(path, "a+b") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)  # until it is closed
-        if any(before["status"] == "finished" for before in lines(workdir) if before["cell"] == line["cell"]):
+        ledger.seek(0)
+        before = ledger.read()
+        own = [text for text in before.splitlines(keepends=True) if name in text]  # reading all is a sweep's square
+        if any(found["cell"] == line["cell"] and found["status"] == "finished" for found in _read(own)):
             return
-        ledger.seek(max(ledger.seek(0, os.SEEK_END) - 1, 0))
-        torn = ledger.read() not in (b"", b"\n")
+        torn = before[-1:] not in (b"", b"\n")
         ledger.write(b"\n" * torn + f"{json.dumps(line)}\n".encode())
         ledger.flush()
         os.fsync(ledger.fileno())
 
 
+class Reader:
+    """The last line of each cell, read again and again: what was read is not read anew, as lines are added alone."""
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        self._path, self._read_to = workdir / NAME, 0
+        self._latest: dict[str, dict[str, Any]] = {}
+
+    def latest(self) -> dict[str, dict[str, Any]]:
+        """The last line of each cell, by its name."""
+        if self._path.is_file():
+            with open(self._path, "rb") as ledger:
+                if ledger.seek(0, os.SEEK_END) < self._read_to:  # another one is there
+                    self._read_to, self._latest = 0, {}
+                ledger.seek(self._read_to)
+                added = ledger.read()
+            whole = added[: added.rfind(b"\n") + 1]
+            self._read_to += len(whole)
+            self._latest |= {str(line["cell"]): line for line in _read(whole.splitlines(keepends=True))}
+        return self._latest
+
+
 def lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The lines that can be read, each with its cell and status."""
-    return [line for _, line in read_lines(workdir / NAME) if line and "cell" in line and "status" in line]
+    path = workdir / NAME
+    return _read(path.read_bytes().splitlines(keepends=True)) if path.is_file() else []
 
 
-def latest(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The last line of each cell."""
-    return {str(line["cell"]): line for line in lines(workdir)}
+def _read(texts: Iterable[bytes]) -> list[dict[str, Any]]:
+    return [line for text in texts if (line := read_line(text)) and "cell" in line and "status" in line]

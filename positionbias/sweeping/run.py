@@ -40,13 +40,13 @@ def run(
     try:
         with locked(workdir, part=not whole):
             plan.keep(workdir, planned)
-            return _run(own, workdir, executor, whole)
+            return _run(own, workdir, executor)
     except FolderInUse as error:
         say(f"error: {error}", sys.stderr)
         return launch.IN_USE
 
 
-def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, whole: bool) -> int:
+def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
     left = [c for c in cells if not finished(workdir / "cells" / c.name)]
     if len(left) < len(cells):
         say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
@@ -56,7 +56,7 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, whole: bo
             for line in executor.run(left, workdir):
                 ended.append(line)
                 say(_told(line, workdir / "cells" / line["cell"]))
-    _report(cells, workdir, whole)
+    _report(cells, workdir)
     failed = [line for line in ended if line["status"] == "failed"]
     if failed:
         say(f"{len(failed)} of {len(cells)} cells failed:", sys.stderr)
@@ -74,12 +74,13 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor, whole: bo
     return max((line["code"] for line in failed), default=launch.IN_USE if held else 0)
 
 
-def _report(cells: list[Cell], workdir: pathlib.Path, whole: bool) -> None:
-    from positionbias.reporting.report import write_report
+def _report(cells: list[Cell], workdir: pathlib.Path) -> None:
+    from positionbias.reporting.report import is_fresh, write_report
 
     try:
-        # Of a part, no other cell's own report: a hundred parts would draw each a hundred times.
-        say(f"report: {write_report(workdir, None if whole else [cell.name for cell in cells])}")
+        # Every run draws its own as it ends: of ten thousand cells, all of them again would take hours.
+        stale = [cell.name for cell in cells if not is_fresh(workdir / "cells" / cell.name)]
+        say(f"report: {write_report(workdir, stale)}")
     except ConfigError as error:
         say(f"no report: {error}", sys.stderr)
 

@@ -49,16 +49,25 @@ class Watch:
 
     def __init__(self, workdir: pathlib.Path, cells: Sequence[Cell]) -> None:
         self._workdir, self._cells = workdir, cells
+        self._ledger = ledger.Reader(workdir)
         self._finished: dict[str, Standing] = {}
         self._summaries: dict[str, tuple[int, str]] = {}  # when it was written, and what it says
 
     def look(self) -> list[Standing]:
         """Where the cells stand now, in their order. What is damaged, or not there yet, is left out."""
-        said = ledger.latest(self._workdir)
-        return [self._finished.get(cell.name) or self._one(cell, said.get(cell.name, {})) for cell in self._cells]
+        said, home = self._ledger.latest(), self._workdir / "cells"
+        there = set(os.listdir(home)) if home.is_dir() else set[str]()  # one question instead of one a cell
+        found = []
+        for cell in self._cells:
+            if cell.name in self._finished:
+                found.append(self._finished[cell.name])
+            elif cell.name in said or cell.name in there:
+                found.append(self._one(cell, home / cell.name, said.get(cell.name, {})))
+            else:
+                found.append(Standing(cell.name, "waiting", 0, cell.config.train.steps))
+        return found
 
-    def _one(self, cell: Cell, said: Mapping[str, Any]) -> Standing:
-        folder = self._workdir / "cells" / cell.name
+    def _one(self, cell: Cell, folder: pathlib.Path, said: Mapping[str, Any]) -> Standing:
         manifest = _manifest(folder)
         state = _state(manifest.get("status"), said["status"] if said else None)
         lines = _tail(folder / "metrics.jsonl")

@@ -210,7 +210,7 @@ def test_a_cell_that_loses_every_worker_fails_and_the_others_do_not(cells, ray, 
     ray(ONE, {"a": [WorkerCrashedError()] * 9})
     assert swept(cells, tmp_path) == 1
     assert trained == ["b", "c"]
-    last = ledger.latest(tmp_path)["a"]
+    last = ledger.Reader(tmp_path).latest()["a"]
     assert (last["status"], last["code"], last["message"]) == ("failed", 1, "lost its worker 4 times: The worker died")
     assert "1 of 3 cells failed:\n  a: lost its worker 4 times: The worker died\n" in capsys.readouterr().err
 
@@ -240,7 +240,7 @@ def test_what_a_worker_cannot_do_fails_its_cell_alone(cells, ray, trained, tmp_p
     ray(ONE, {"a": [RayTaskError(cause)]})
     assert swept(cells, tmp_path) == code
     assert trained == ["b", "c"]
-    last = ledger.latest(tmp_path)["a"]
+    last = ledger.Reader(tmp_path).latest()["a"]
     assert (last["status"], last["code"], last["message"]) == ("failed", code, message)
 
 

@@ -4,14 +4,16 @@ import json
 import os
 import signal
 
+import fabricate
 import pytest
 
 from positionbias import runtime
 from positionbias.config.sweeps import Cell
 from positionbias.files import FileError, WriteError
+from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
 from positionbias.sweeping import cell as one
-from positionbias.sweeping import ledger
+from positionbias.sweeping import ledger, plan
 from positionbias.sweeping.executors import LocalExecutor
 from positionbias.sweeping.run import run
 from positionbias.training import loop
@@ -134,13 +136,53 @@ def test_a_ledger_without_room_ends_the_sweep(cells, tmp_path):
         run(cells, tmp_path, Ended(), "study")
 
 
+def test_reports_of_cells_are_drawn_again_only_where_something_is_newer(tiny, tmp_path):
+    """By the sweep's last word; whoever asks for the report has all of them drawn."""
+    sweep = [Cell(name, tiny({"seed": seed}), {}) for seed, name in enumerate(("one", "two", "three"))]
+    plan.keep(tmp_path, plan.planned(sweep, "study"))
+    for cell in sweep:
+        fabricate.write_run(tmp_path / "cells" / cell.name, name=cell.name, items=16)
+    pages = {cell.name: tmp_path / "cells" / cell.name / "report.html" for cell in sweep}
+    write_report(tmp_path)
+    first = {name: page.stat().st_mtime_ns for name, page in pages.items()}
+    os.utime(tmp_path / "cells" / "two" / "summary.json")
+    pages["three"].unlink()
+    assert run(sweep, tmp_path, LocalExecutor(), "study") == 0
+    assert pages["three"].exists()
+    assert [name for name, page in pages.items() if page.stat().st_mtime_ns > first[name]] == ["two", "three"]
+    write_report(tmp_path)
+    assert pages["one"].stat().st_mtime_ns > first["one"]
+
+
 def test_a_torn_ledger_line_does_not_swallow_the_next(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"cell": "one", "sta')
     for name in ("one", "wide"):
         ledger.note(tmp_path, {"cell": name, "status": "failed"})
     torn, *lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
     assert (torn, [json.loads(line)["cell"] for line in lines]) == ('{"cell": "one", "sta', ["one", "wide"])
-    assert list(ledger.latest(tmp_path)) == ["one", "wide"]
+    assert list(ledger.Reader(tmp_path).latest()) == ["one", "wide"]
+
+
+def test_a_ledger_is_read_on_from_where_it_was_read(tmp_path):
+    """Half a line that is being written is read when it is whole, and another ledger from its beginning."""
+    path, reader = tmp_path / "ledger.jsonl", ledger.Reader(tmp_path)
+    assert reader.latest() == {}
+    ledger.note(tmp_path, {"cell": "one", "status": "running"})
+    with open(path, "a") as file:
+        file.write('{"cell": "two", "sta')
+    assert reader.latest() == {"one": {"cell": "one", "status": "running"}}
+    with open(path, "a") as file:
+        file.write('tus": "running"}\n')
+    ledger.note(tmp_path, {"cell": "one", "status": "failed"})
+    assert {name: line["status"] for name, line in reader.latest().items()} == {"one": "failed", "two": "running"}
+    path.write_text('{"cell": "three", "status": "running"}\n')
+    assert list(reader.latest()) == ["three"]
+
+
+def test_of_a_cell_one_line_says_that_it_is_finished_whatever_others_are_called(tmp_path):
+    for name in ("one", "one more", 'a "one"', "one"):
+        ledger.note(tmp_path, {"cell": name, "status": "finished"})
+    assert [line["cell"] for line in ledger.lines(tmp_path)] == ["one", "one more", 'a "one"']
 
 
 def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, monkeypatch, capsys):
