@@ -69,6 +69,32 @@ def one_at_a_time(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def one_waits(path: pathlib.Path) -> Iterator[bool]:
+    """`one_at_a_time` for what is read in the block and written as a whole: False, at once, where another one waits.
+
+    That one has not read yet, and will read what is there now. So of a thousand that come at once two do the work.
+    """
+    with writing(path):
+        turn = os.open(path.with_name(f".{path.name}.next.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with writing(path):
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken = False
+            except BlockingIOError:
+                taken = True
+        if taken:
+            yield False
+            return
+        with one_at_a_time(path):
+            fcntl.flock(turn, fcntl.LOCK_UN)
+            yield True
+    finally:
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        os.close(turn)
+
+
+@contextlib.contextmanager
 def replacing(path: pathlib.Path, own: bool = False) -> Iterator[IO[bytes]]:
     """A stream whose content replaces `path` at the end of the block, atomically.
 

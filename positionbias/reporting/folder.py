@@ -89,15 +89,26 @@ def _run(path: pathlib.Path) -> Run:
     )
 
 
-def _sweep(path: pathlib.Path) -> Sweep:
-    plan = stored.read(path / "plan.json", PLAN)
+def cells_of(path: pathlib.Path, plan: dict[str, Any]) -> list[str]:
+    """The cells of a sweep: those planned, then others that have a folder. ConfigError for names that are none."""
     planned = [cell["name"] for cell in plan.get("cells", [])]
     astray = next((name for name in planned if name in ("", "..") or pathlib.PurePath(name).name != name), None)
     if astray is not None:
         raise ConfigError(f"workdir: {str(path / 'plan.json')!r} has a cell {astray!r}; allowed: names of folders.")
     cells = path / "cells"
     found = sorted(p.name for p in cells.iterdir() if p.is_dir()) if cells.is_dir() else []
-    names = [*planned, *(name for name in found if name not in planned)]
+    known = set(planned)
+    return [*planned, *(name for name in found if name not in known)]
+
+
+def read_plan(path: pathlib.Path) -> dict[str, Any]:
+    """`plan.json` of a sweep folder. ConfigError if it is damaged."""
+    return stored.read(path / "plan.json", PLAN)
+
+
+def _sweep(path: pathlib.Path) -> Sweep:
+    plan = read_plan(path)
     # It may be written to right now: a broken line is left out.
     ledger = {str(line["cell"]): line for _, line in read_lines(path / "ledger.jsonl") if line and "cell" in line}
-    return Sweep(path=path, plan=plan, cells={name: _run(cells / name) for name in names}, ledger=ledger)
+    runs = {name: _run(path / "cells" / name) for name in cells_of(path, plan)}
+    return Sweep(path=path, plan=plan, cells=runs, ledger=ledger)

@@ -10,7 +10,7 @@ import numpy as np
 from positionbias.reporting.figures import BLACK, draw
 
 FEW = 40  # cells with a number in them
-MOST = 48  # names along an axis
+MOST = (48, 24)  # names of rows and of columns
 SMALL = 6  # points of names where there are many
 
 
@@ -46,8 +46,8 @@ def two_maps(
             panel.grid(False)
             image = panel.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=high, aspect="auto")
             panel.set_title(title, fontsize=10)
-            for told, setter in zip(ticks, (panel.set_yticks, panel.set_xticks), strict=True):
-                every = -(-len(told) // MOST)  # more would run into each other
+            for told, setter, most in zip(ticks, (panel.set_yticks, panel.set_xticks), MOST, strict=True):
+                every = -(-len(told) // most)  # more would run into each other
                 setter(range(0, len(told), every), told[::every], fontsize=SMALL if len(told) > 16 else None)
             if max(map(len, ticks[1])) > 5:
                 panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
@@ -67,6 +67,6 @@ def two_maps(
         name,
         label,
         paint,
-        height=max(min(5.0, 1.1 + 0.45 * max(2, len(trained))), 1.1 + 0.12 * min(len(trained), MOST)),
+        height=max(min(5.0, 1.1 + 0.45 * max(2, len(trained))), 1.1 + 0.12 * min(len(trained), MOST[0])),
         panels=(1, 2),
     )

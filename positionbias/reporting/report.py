@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 
-from positionbias.files import WriteError, one_at_a_time, write_text
-from positionbias.reporting.folder import Run, Sweep, read
+from positionbias.files import WriteError, one_at_a_time, one_waits, write_text
+from positionbias.reporting.folder import Run, Sweep, cells_of, read, read_plan
 from positionbias.reporting.run import run_page
 from positionbias.reporting.sweep import sweep_page
 from positionbias.spec import ConfigError
@@ -17,25 +18,31 @@ def write_report(workdir: str | os.PathLike, cells: Collection[str] | None = Non
     """Write `report.html` into a run folder, or into a sweep folder and its `cells` (all, or those named); the path.
 
     The file is self-contained and the same for the same folder. While others write there, it is one of their moments;
-    of a sweep, the file that is written last tells the newest. Raises ConfigError if `workdir` is no such folder, holds
-    a damaged file or cannot be written in, or if matplotlib is missing.
+    of a sweep, the file that is written last tells the newest, so that one who names cells leaves it to another process
+    that waits to write it. Raises ConfigError if `workdir` is no such folder, holds a damaged file or cannot be written
+    in, or if matplotlib is missing.
     """
     folder = pathlib.Path(workdir)
     if not (folder / "plan.json").is_file():
         found = read(folder)
         assert isinstance(found, Run)
         return _write(folder, run_page(found))
+    for name in cells_of(folder, read_plan(folder)) if cells is None else cells:
+        home = folder / "cells" / name
+        # In a folder without a config, a file would keep the cell from ever beginning there.
+        if (home / "config.json").is_file():
+            write_report(home)
+    path = folder / "report.html"
     try:
-        with one_at_a_time(folder / "report.html"):
-            found = read(folder)
-            assert isinstance(found, Sweep)
-            for name, run in found.cells.items():
-                # In a folder without a config, a file would keep the cell from ever beginning there.
-                if run.config and (cells is None or name in cells):
-                    _write(run.path, run_page(run))
-            return _write(folder, sweep_page(found))
+        guard: AbstractContextManager[bool | None] = one_at_a_time(path) if cells is None else one_waits(path)
+        with guard as mine:
+            if mine is not False:
+                sweep = read(folder)
+                assert isinstance(sweep, Sweep)
+                _write(folder, sweep_page(sweep))
     except WriteError as error:
         raise ConfigError(f"workdir: {error}") from None
+    return path
 
 
 def is_fresh(folder: pathlib.Path) -> bool:

@@ -1,13 +1,15 @@
 """Files that are replaced whole or not at all, whatever goes wrong in between."""
 
 import errno
+import fcntl
 import os
 import threading
+import time
 
 import pytest
 
 from positionbias import files
-from positionbias.files import WriteError, write_text
+from positionbias.files import WriteError, one_at_a_time, one_waits, write_text
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
@@ -72,3 +74,35 @@ def test_one_waits_for_the_other(tmp_path):
         files.one_at_a_time(tmp_path / "none" / "a.txt"),
     ):
         pass
+
+
+def test_one_waits_and_those_that_come_meanwhile_do_not(tmp_path):
+    path, entered, order = tmp_path / "report.html", threading.Event(), []
+
+    def second():
+        with one_waits(path) as mine:
+            order.append(("second", mine))
+        entered.set()
+
+    with one_at_a_time(path):
+        waits = threading.Thread(target=second)
+        waits.start()
+        turn = tmp_path / ".report.html.next.lock"
+        while not (turn.exists() and _held(turn)):
+            time.sleep(0.01)
+        with one_waits(path) as mine:
+            order.append(("third", mine))
+        assert not entered.is_set()
+    waits.join()
+    with one_waits(path) as mine:
+        order.append(("fourth", mine))
+    assert order == [("third", False), ("second", True), ("fourth", True)]
+
+
+def _held(path):
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
