@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -130,7 +131,18 @@ def replica_seeds(seed: int, replicas: int, seeds: list[int] | None = None) -> d
 
 def replica_keys(seed: int, replicas: int, seeds: list[int] | None = None) -> Key[jax.Array, "R"]:
     """The key of every replica."""
-    return jax.jit(jax.vmap(replica_key))(replica_seeds(seed, replicas, seeds))
+    return keys_of(replica_seeds(seed, replicas, seeds))
+
+
+def keys_of(seeds: dict[str, Int[np.ndarray, "R"]]) -> Key[jax.Array, "R"]:
+    """The key of every replica, from what `replica_seeds` tells."""
+    return _keys()(seeds)
+
+
+@functools.cache
+def _keys() -> Any:
+    """Compiled once in a process."""
+    return jax.jit(jax.vmap(replica_key))
 
 
 def replica_key(seeds: dict[str, jax.Array]) -> Key[jax.Array, ""]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,15 @@ class Evaluator:
             self.items = len(next(iter(stored.values())).inputs)
         self.batch_size = min(settings.batch_size, self.items)
         self.influence_items = min(settings.influence_items, self.items)
+
+    def of(
+        self, experiment: Experiment, keys: Key[jax.Array, "R"], own: Mapping[str, Float[np.ndarray, "R"]]
+    ) -> Evaluator:
+        """The same programs for the replicas of an experiment that differs from this one's in those alone."""
+        other = copy.copy(self)
+        other.experiment, other.own = experiment, self.layout.place(dict(own))
+        other.keys, other.worlds = (self.layout.place(x) for x in (keys, worlds(experiment.task, keys)))
+        return other
 
     # ------------------------------------------------------------------------------------------------------ programs
 

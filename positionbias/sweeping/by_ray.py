@@ -99,6 +99,9 @@ class RayExecutor:
 
         refuse_bad(own, lambda cell: build(cell.config))
 
+    def how(self, config: schema.Config) -> str:
+        return "each in a process of its own"
+
     def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
         import ray
 

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from positionbias import launch
 from positionbias.config.sweeps import Cell
@@ -17,18 +17,25 @@ from positionbias.launch import say
 from positionbias.spec import ConfigError
 from positionbias.sweeping import ledger
 
+if TYPE_CHECKING:
+    from positionbias.training.reuse import Programs
+
 HELD = "held"  # the status of a cell that another process is running, which is nothing that ended
 ELSEWHERE = "by another process"  # the message of one that was finished before it could begin here
 
 
 def run_cell(
-    cell: Cell, workdir: pathlib.Path, command: list[str], begin: Callable[[], None] | None = None
+    cell: Cell,
+    workdir: pathlib.Path,
+    command: list[str],
+    begin: Callable[[], None] | None = None,
+    programs: Programs | None = None,
 ) -> dict[str, Any]:
     """Train a cell in its folder, and note in the ledger that it begins and how it ends; the line of how it ended.
 
-    `command` is that of the sweep, and `begin` sets the process up, before anything touches a device. A cell that is
-    finished is not run again, and one that another process holds is left alone. Whatever else breaks a cell is told in
-    its line; WriteError if the ledger cannot be written.
+    `command` is that of the sweep, and `begin` sets the process up, before anything touches a device; `programs` hands
+    what is compiled from cell to cell. A cell that is finished is not run again, and one that another process holds is
+    left alone. Whatever else breaks a cell is told in its line; WriteError if the ledger cannot be written.
     """
     from positionbias.training.run_folder import FolderInUse, locked, this_process
 
@@ -53,14 +60,18 @@ def run_cell(
         return ended("finished", 0, ELSEWHERE)
     ledger.note(workdir, {"cell": cell.name, "status": "running", "where": this_process()})
     try:
-        return ended(*_outcome(cell, folder, command, begin))
+        return ended(*_outcome(cell, folder, command, begin, programs))
     except (KeyboardInterrupt, SystemExit) as stop:
         ended("stopped", 130 if isinstance(stop, KeyboardInterrupt) else 143, "interrupted")
         raise
 
 
 def _outcome(
-    cell: Cell, folder: pathlib.Path, command: list[str], begin: Callable[[], None] | None
+    cell: Cell,
+    folder: pathlib.Path,
+    command: list[str],
+    begin: Callable[[], None] | None,
+    programs: Programs | None,
 ) -> tuple[str, int, str]:
     from positionbias.reporting.report import write_report
     from positionbias.training.loop import train
@@ -69,7 +80,7 @@ def _outcome(
     try:
         if begin is not None:
             begin()
-        outcome = train(cell.config, folder, command, say)
+        outcome = train(cell.config, folder, command, say, programs=programs)
     except FolderInUse as error:
         return HELD, launch.IN_USE, str(error)
     except ConfigError as error:

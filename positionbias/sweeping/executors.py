@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from positionbias import runtime
+from positionbias.config import schema, sharing
+from positionbias.config.resolve import VARIED
 from positionbias.config.sweeps import Cell
 from positionbias.launch import say
 from positionbias.spec import ConfigError
@@ -26,13 +28,17 @@ class Executor(Protocol):
         """Refuse what cannot run, before anything is written: the `own` cells, those to run here of all `cells`."""
         ...
 
+    def how(self, config: schema.Config) -> str:
+        """How cells of one program, that of a config, are run: what the plan says of them. After `prepare`."""
+        ...
+
     def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
         """The lines of `run_cell`, one as each cell ends, in any order; of a cell that is held, after all others."""
         ...
 
 
 class LocalExecutor:
-    """Cells one after another in this process. Each compiles its own program; the compile cache serves them all."""
+    """Cells one after another in this process, those of one program in a row: it is compiled for the first of them."""
 
     def __init__(self) -> None:
         self.code = 0
@@ -52,13 +58,19 @@ class LocalExecutor:
 
         refuse_bad(own, resolved)
 
+    def how(self, config: schema.Config) -> str:
+        return "compiled once, one after another"
+
     def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
-        held: list[Cell] = []
+        from positionbias.training.reuse import Programs
+
+        cells = [cell for shared in sharing.programs(cells) for cell in shared.cells]
+        held, programs = list[Cell](), Programs()
         for number, cell in enumerate(itertools.chain(cells, held), 1):
             first = number <= len(cells)
             if first:
                 say(f"cell {number} of {len(cells)}: {cell.name}")
-            line = run_cell(cell, workdir, sys.orig_argv)
+            line = run_cell(cell, workdir, sys.orig_argv, programs=programs)
             if first and line["status"] == HELD:
                 say(f"cell {cell.name} is left for last: {line['message']}")
                 held.append(cell)
@@ -70,8 +82,16 @@ class LocalExecutor:
 
 
 def refuse_bad(cells: list[Cell], build: Callable[[Cell], object]) -> None:
-    """Build every cell; the ConfigError of one that cannot be names it."""
+    """Build every cell; the ConfigError of one that cannot be names it.
+
+    Of cells of one program the first is built: what they differ in was checked when their configs were resolved, but
+    for the arguments of a task that replicas differ in.
+    """
+    different: dict[tuple[str, str], Cell] = {}
     for cell in cells:
+        program, own = sharing.split(cell.config)
+        different.setdefault((program, repr([own[name] for name in own if name not in VARIED])), cell)
+    for cell in different.values():
         try:
             build(cell)
         except ConfigError as error:

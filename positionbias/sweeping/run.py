@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from positionbias import launch
+from positionbias.config import sharing
 from positionbias.config.sweeps import Cell
 from positionbias.launch import say
 from positionbias.spec import ConfigError
@@ -52,6 +53,8 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
         say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
     ended = []
     if left:
+        for text in sharing.plan(left, executor.how):
+            say(text)
         with table.Live(Watch(workdir, cells)):
             for line in executor.run(left, workdir):
                 ended.append(line)

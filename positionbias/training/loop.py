@@ -15,7 +15,8 @@
 6. SIGINT and SIGTERM end the run after the dispatch in flight, with a checkpoint and no evaluation but that of the last
    step, and give it its exit code whenever they arrive. A number that is not finite ends it without a checkpoint, and
    names the steps and the replica.
-7. The step is compiled once, ahead of time. A run of 0 steps has none: its fresh state is saved and evaluated.
+7. The step is compiled once, ahead of time, or it is that of the run before, where `programs` has it. A run of 0 steps
+   has none: its fresh state is saved and evaluated.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from positionbias.arrays import Tree
 from positionbias.config import schema
 from positionbias.config.build import Experiment, build
 from positionbias.config.resolve import config_hash
-from positionbias.evaluation.by_position import Evaluator
 from positionbias.files import WriteError
 from positionbias.training import auto
 from positionbias.training.interval import Interval, NonFinite
 from positionbias.training.kept import Found, Kept, Say
 from positionbias.training.packing import Packed
 from positionbias.training.program import Compiled, Program, State, fetch
+from positionbias.training.reuse import Programs
 from positionbias.training.run_folder import RunFolder
 from positionbias.training.signals import StopSignal
 from positionbias.training.writers import Progress
@@ -63,11 +64,17 @@ class Outcome:
 
 
 def train(
-    config: schema.Config, workdir: pathlib.Path, command: list[str], say: Say, stop_after: int | None = None
+    config: schema.Config,
+    workdir: pathlib.Path,
+    command: list[str],
+    say: Say,
+    stop_after: int | None = None,
+    programs: Programs | None = None,
 ) -> Outcome:
     """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
 
-    `say` prints one line of the log; the progress line goes to standard output. Raises ConfigError for a config or
+    `say` prints one line of the log; the progress line goes to standard output. `programs` has those of the run before,
+    and is given those of this one. Raises ConfigError for a config or
     folder that cannot be used, FolderInUse if another process owns the folder, FileError, MemoryError or GoneError,
     which the manifest then tells, where disk or memory has no room, a file cannot be read or another process ended.
     """
@@ -86,7 +93,8 @@ def train(
             say(f"{workdir.absolute()} holds this run, finished at step {previous['step']}")
             return Outcome("finished", previous["step"], 0)
         kept = Kept(folder, experiment, say)
-        run = _Run(experiment, chosen, kept, say, Progress(sys.stdout if folder else io.StringIO(), config.train.steps))
+        progress = Progress(sys.stdout if folder else io.StringIO(), config.train.steps)
+        run = _Run(experiment, chosen, kept, say, progress, programs or Programs())
         try:
             outcome = run.go(stop, config.train.steps if stop_after is None else min(stop_after, config.train.steps))
         except NonFinite as error:
@@ -111,9 +119,17 @@ def train(
 class _Run:
     """One run in progress."""
 
-    def __init__(self, experiment: Experiment, chosen: auto.Auto, kept: Kept, say: Say, progress: Progress) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        chosen: auto.Auto,
+        kept: Kept,
+        say: Say,
+        progress: Progress,
+        programs: Programs,
+    ) -> None:
         self.experiment, self.config, self.kept, self.say = experiment, experiment.config, kept, say
-        self.progress, self.chosen, self.interval = progress, chosen, Interval()
+        self.progress, self.chosen, self.interval, self.programs = progress, chosen, Interval(), programs
         self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
 
     # -------------------------------------------------------------------------------------------------------- stages
@@ -124,10 +140,10 @@ class _Run:
         found = self.kept.restored(program.shape())
         self._announce()
         with runtime.no_garbage():
-            compiled = program.compile()
+            compiled = self.programs.compiled(program)
         self.kept.update(status="running", auto=self.chosen.describe(), data=self.experiment.data, message="")
         state = self._start(compiled, found)
-        self.evaluator = Evaluator(self.experiment, self.chosen.layout, program.keys(), own=program.replicas()["task"])
+        self.evaluator = self.programs.evaluator(program)
         self._train(compiled, state, stop, last)
         self.kept.settle()
         steps = self.config.train.steps

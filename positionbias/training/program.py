@@ -164,6 +164,7 @@ class Program:
         layout, own = self.auto.layout, self.replicas()
         replicas, corpus = layout.place(own), shared_corpus(self.experiment.task, layout)
         packing = Packing(self.parting.parts)
+        unpack = jax.jit(layout.over(lambda packed: self.parting.whole(packing.unpack(packed)), given=IN_PARTS))
 
         def fresh(replica: dict[str, Any]) -> Packed:
             return packing.pack(self.parting.part(self.fresh(replica)))
@@ -180,12 +181,12 @@ class Program:
             lowered = jax.jit(layout.over(fresh, made=IN_PARTS)).lower(replicas)
             first = aside.submit(lowered.compile)
             if self.experiment.config.train.steps == 0:
-                return Compiled(self, replicas, corpus, packing, first.result(), None)
+                return Compiled(self, replicas, corpus, packing, unpack, first.result(), None)
             sharding = NamedSharding(layout.mesh(), IN_PARTS)
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info)
             start = jax.ShapeDtypeStruct((), np.int32)
             second = jax.jit(both, donate_argnums=0).lower(state, replicas, start, corpus).compile()
-            return Compiled(self, replicas, corpus, packing, first.result(), second)
+            return Compiled(self, replicas, corpus, packing, unpack, first.result(), second)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,8 +197,13 @@ class Compiled:
     replicas: dict[str, Any]
     corpus: Tree
     packing: Packing
+    unpack: Callable[[Packed], State]  # from a packed state to the state it is; compiled when first used
     _fresh: Any
     _advance: Any
+
+    def of(self, program: Program) -> Compiled:
+        """The same functions for the replicas of a program that differs from this one's in those alone."""
+        return dataclasses.replace(self, program=program, replicas=program.auto.layout.place(program.replicas()))
 
     def fresh(self) -> Packed:
         """Fresh state of every replica, packed."""
@@ -206,12 +212,6 @@ class Compiled:
     def advance(self, state: Packed, start: int) -> tuple[Packed, Float[jax.Array, "R M K"]]:
         """K steps from step `start` of a packed state, which is given up; for the metrics see `fetch`."""
         return self._advance(state, self.replicas, np.int32(start), self.corpus)
-
-    @functools.cached_property
-    def unpack(self) -> Callable[[Packed], State]:
-        """From a packed state to the state it is."""
-        parting = self.program.parting
-        return jax.jit(parting.layout.over(lambda packed: parting.whole(self.packing.unpack(packed)), given=IN_PARTS))
 
     def pack(self, state: State) -> Packed:
         """From a state, of numpy arrays say, to the packed state on its devices."""

@@ -121,7 +121,7 @@ def trained(monkeypatch):
     """Stands for the training of a cell, here and in the worker; the names of those that were trained."""
     names = []
 
-    def outcome(one, folder, command, begin):
+    def outcome(one, folder, command, begin, programs):
         begin()
         names.append(one.name)
         (folder / "manifest.json").write_text('{"status": "finished", "step": 4}')

@@ -30,7 +30,7 @@ class Trained:
     def __init__(self, then=None):
         self.names, self._then = [], then or {}
 
-    def __call__(self, config, workdir, command, say):
+    def __call__(self, config, workdir, command, say, programs):
         self._then.get(len(self.names), lambda: None)()
         with locked(workdir):
             self.names.append(workdir.name)

@@ -91,7 +91,7 @@ def test_a_sweep_that_begins_while_another_is_planned_refuses_it(cells, tiny, tm
 
 @pytest.mark.parametrize("error", [WriteError, FileError, MemoryError])
 def test_a_cell_without_room_is_told_in_its_own_sentence(cells, tmp_path, monkeypatch, error):
-    def without_room(*arguments):
+    def without_room(*arguments, programs):
         raise error("no room.")
 
     monkeypatch.setattr(loop, "train", without_room)
@@ -186,7 +186,7 @@ def test_of_a_cell_one_line_says_that_it_is_finished_whatever_others_are_called(
 
 
 def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, monkeypatch, capsys):
-    def broken(*arguments):
+    def broken(*arguments, programs):
         raise ZeroDivisionError("by zero\nindeed")
 
     monkeypatch.setattr(loop, "train", broken)

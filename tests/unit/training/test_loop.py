@@ -19,7 +19,7 @@ from positionbias.evaluation.by_position import Evaluator
 from positionbias.evaluation.rows import read_rows
 from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
-from positionbias.training import auto, checkpoint, loop, run_folder
+from positionbias.training import auto, checkpoint, loop, reuse, run_folder
 from positionbias.training.loop import train
 from positionbias.training.program import Compiled, Program
 from positionbias.training.run_folder import FolderInUse
@@ -74,7 +74,7 @@ def kept():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "compile", lambda self: once("step", self.experiment.config, lambda: compiled(self)))
         patch.setattr(
-            loop,
+            reuse,
             "Evaluator",
             lambda e, *more, **own: once("rows", e.config, lambda: Evaluator(e, *more, **own)),
         )

@@ -1,0 +1,41 @@
+"""What was compiled for a run, for those after it in this process that have the same program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from positionbias.config import sharing
+from positionbias.evaluation.by_position import Evaluator
+from positionbias.training.program import Compiled, Program
+
+
+class Programs:
+    """Keeps the programs of one run: those of the next are the same objects if its config differs in no more than they
+    read as arguments (`config/sharing.py`), and else take their place.
+
+    No more are kept, as each holds memory, and a Linux process may have no more than 65,530 pieces of it.
+    """
+
+    def __init__(self) -> None:
+        self._made_for: Any = None
+        self._compiled: Compiled | None = None
+        self._evaluator: Evaluator | None = None
+
+    def compiled(self, program: Program) -> Compiled:
+        """The program, compiled unless it was that of the run before."""
+        asked = sharing.split(program.experiment.config).program, program.auto
+        if self._compiled is None or asked != self._made_for:
+            self._compiled = self._evaluator = None  # its memory is free before there is another
+            self._compiled, self._made_for = program.compile(), asked
+        elif self._compiled.program is not program:
+            self._compiled = self._compiled.of(program)
+        return self._compiled
+
+    def evaluator(self, program: Program) -> Evaluator:
+        """What evaluates its replicas; after `compiled`."""
+        replicas = program.keys(), program.replicas()["task"]
+        if self._evaluator is None:
+            self._evaluator = Evaluator(program.experiment, program.auto.layout, replicas[0], own=replicas[1])
+        else:
+            self._evaluator = self._evaluator.of(program.experiment, *replicas)
+        return self._evaluator
