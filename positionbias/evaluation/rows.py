@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,15 @@ def columns(rows: Rows) -> dict[str, np.ndarray]:
     if len(set(shapes.values())) != 1 or found["replica"].ndim != 1:
         raise ValueError(f"columns must be 1-D and of one length, got {shapes}")
     return found
+
+
+def of_replicas(rows: Rows, replicas: Sequence[int]) -> dict[str, Any]:
+    """The rows of some replicas, which are in ascending order and numbered anew."""
+    found = columns(rows)
+    chosen, influence = np.isin(found["replica"], replicas), np.asarray(rows.get("influence", ()))
+    part = {name: column[chosen] for name, column in found.items()}
+    part["replica"] = np.searchsorted(replicas, part["replica"])
+    return {**rows, **part, "influence": influence[list(replicas)] if influence.size else np.zeros((0, 0, 0))}
 
 
 def _compact(name: str, column: np.ndarray) -> np.ndarray:

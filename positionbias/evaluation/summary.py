@@ -11,7 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.config import varied as grid
-from positionbias.evaluation.rows import BASELINE, CHANGED, LOSS, Rows, columns
+from positionbias.evaluation.rows import BASELINE, CHANGED, LOSS, Rows, columns, of_replicas
 from positionbias.evaluation.statistics import (
     INDICES,
     Interval,
@@ -49,14 +49,11 @@ def summarise(
     varied = {name: list(values) for name, values in (varied or {}).items()}
     found = grid.combinations(varied)
     told: dict[str, Any] = {"steps": steps, "of": of, "theory": theory, "state_size": state_size}
-    each = [
-        {
-            **summarise(_of(rows, one.replicas), _of(at_init, one.replicas) if at_init is not None else None, **told),
-            "values": one.values,
-            "members": one.replicas,
-        }
-        for one in found
-    ]
+    each = []
+    for one in found:
+        initial = None if at_init is None else of_replicas(at_init, one.replicas)
+        own = summarise(of_replicas(rows, one.replicas), initial, **told)
+        each.append({**own, "values": one.values, "members": one.replicas})
     conditions = _conditions(rows)
     summary = {
         **next(iter(conditions.values())),
@@ -72,14 +69,6 @@ def summarise(
         "state_size": state_size,
     }
     return _strict({**(_pooled(summary) if each else summary), "combinations": each})
-
-
-def _of(rows: Rows, replicas: Sequence[int]) -> Rows:
-    """The rows of some replicas, numbered anew."""
-    chosen = np.isin(rows["replica"], replicas)
-    part = {name: np.asarray(column)[chosen] for name, column in columns(rows).items()}
-    influence = np.asarray(rows.get("influence", ()))
-    return {**rows, **part, "influence": influence[list(replicas)] if influence.size else np.zeros((0, 0, 0))}
 
 
 def _pooled(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from positionbias.config.sweeps import Cell
 from positionbias.launch import say
 from positionbias.spec import ConfigError
 from positionbias.sweeping.cell import HELD, run_cell
+from positionbias.sweeping.joined import MOST, run_together
 
 SIGNALLED = (130, 143)  # exit codes of SIGINT and SIGTERM
 
@@ -38,7 +38,10 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Cells one after another in this process, those of one program in a row: it is compiled for the first of them."""
+    """Cells in this process, those of one program in a row, which is compiled for the first of them.
+
+    Where this machine trains replicas side by side, so are cells of one program; else one is trained after another.
+    """
 
     def __init__(self) -> None:
         self.code = 0
@@ -59,26 +62,42 @@ class LocalExecutor:
         refuse_bad(own, resolved)
 
     def how(self, config: schema.Config) -> str:
-        return "compiled once, one after another"
+        from positionbias.training.together import side_by_side
+
+        return f"side by side, up to {MOST} at once" if side_by_side(config) else "compiled once, one after another"
 
     def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
-        from positionbias.training.reuse import Programs
-
-        cells = [cell for shared in sharing.programs(cells) for cell in shared.cells]
-        held, programs = list[Cell](), Programs()
-        for number, cell in enumerate(itertools.chain(cells, held), 1):
-            first = number <= len(cells)
-            if first:
-                say(f"cell {number} of {len(cells)}: {cell.name}")
-            line = run_cell(cell, workdir, sys.orig_argv, programs=programs)
-            if first and line["status"] == HELD:
-                say(f"cell {cell.name} is left for last: {line['message']}")
-                held.append(cell)
-                continue
-            yield line
-            if line["code"] in SIGNALLED:
-                self.code = line["code"]
+        held: list[Cell] = []
+        for lines in self._ended(cells, held, workdir):
+            yield from lines
+            self.code = next((line["code"] for line in lines if line["code"] in SIGNALLED), 0)
+            if self.code:
                 return
+
+    def _ended(self, cells: list[Cell], held: list[Cell], workdir: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+        """The lines of cells that end together; those that are held are put on a list, and tried again as the last."""
+        from positionbias.training.reuse import Programs
+        from positionbias.training.together import side_by_side
+
+        number, programs = 0, Programs()
+        for shared in sharing.programs(cells):
+            joined: set[str] = set()
+            if len(shared.cells) > 1 and side_by_side(shared.cells[0].config):
+                for lines in run_together(shared.cells, workdir, sys.orig_argv):
+                    joined |= {line["cell"] for line in lines}
+                    number += len(lines)
+                    yield lines
+            for cell in (cell for cell in shared.cells if cell.name not in joined):
+                number += 1
+                say(f"cell {number} of {len(cells)}: {cell.name}")
+                line = run_cell(cell, workdir, sys.orig_argv, programs=programs)
+                if line["status"] == HELD:
+                    say(f"cell {cell.name} is left for last: {line['message']}")
+                    held.append(cell)
+                else:
+                    yield [line]
+        for cell in held:
+            yield [run_cell(cell, workdir, sys.orig_argv, programs=programs)]
 
 
 def refuse_bad(cells: list[Cell], build: Callable[[Cell], object]) -> None:

@@ -26,6 +26,7 @@ class Auto:
     microbatch: int
     steps_per_dispatch: int
     drivers: tuple[str, ...] = ()  # of the attentions
+    together: int | None = None  # replicas side by side, where some are those of other runs
 
     def describe(self) -> dict[str, int | str]:
         """What is printed and kept in the manifest."""
@@ -35,7 +36,8 @@ class Auto:
             "microbatch": self.microbatch,
             "steps_per_dispatch": self.steps_per_dispatch,
         }
-        return found | ({"attention": " and ".join(self.drivers)} if self.drivers else {})
+        found |= {"attention": " and ".join(self.drivers)} if self.drivers else {}
+        return found | ({"replicas_together": self.together} if self.together else {})
 
 
 def layout(config: schema.Config, platform: str, available: int) -> Layout:

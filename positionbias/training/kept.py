@@ -19,6 +19,7 @@ from positionbias.evaluation.summary import summarise
 from positionbias.files import write_json
 from positionbias.spec import ConfigError
 from positionbias.training import checkpoint
+from positionbias.training.interval import Interval
 from positionbias.training.run_folder import RunFolder
 from positionbias.training.writers import MetricsWriter
 
@@ -27,15 +28,24 @@ Found = tuple[int, Tree, dict[str, Any]]  # step, state and meta of a checkpoint
 
 
 class Kept:
-    """The files of one run; `folder` is None in a process that writes nothing."""
+    """The files of one run; `folder` is None in a process that writes nothing.
 
-    def __init__(self, folder: RunFolder | None, experiment: Experiment, say: Say) -> None:
+    Checkpoints are written `aside`, by a thread of its own or one of several runs: Orbax cannot do it in two at once.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        experiment: Experiment,
+        say: Say,
+        aside: concurrent.futures.ThreadPoolExecutor | None = None,
+    ) -> None:
         self.experiment, self.folder, self.say = experiment, folder, say
         self.whole: set[int] = set()  # steps whose checkpoint was read or written here
         self.evaluated: set[int] = set()  # steps whose rows are there
         self.bits_guaranteed = True
         self._metrics = None if folder is None else MetricsWriter(folder.path / "metrics.jsonl")
-        self._aside = concurrent.futures.ThreadPoolExecutor(1, "save")
+        self._aside = aside or concurrent.futures.ThreadPoolExecutor(1, "save")
         self._saving: concurrent.futures.Future[None] | None = None
         self._told: dict[str, Any] = {"theory": theory_of(experiment), "state_size": experiment.state_size}
 
@@ -49,6 +59,10 @@ class Kept:
         self._aside.shutdown()
         if self._metrics is not None:
             self._metrics.close()
+
+    def interval(self, saved: Any = None) -> Interval:
+        """The interval between two lines of metrics, as a checkpoint saved it."""
+        return Interval(saved)
 
     # -------------------------------------------------------------------------------------------------------- starting
 

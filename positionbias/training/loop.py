@@ -34,11 +34,11 @@ import jax
 from positionbias import hosts, runtime
 from positionbias.arrays import Tree
 from positionbias.config import schema
-from positionbias.config.build import Experiment, build
+from positionbias.config.build import build
 from positionbias.config.resolve import config_hash
 from positionbias.files import WriteError
 from positionbias.training import auto
-from positionbias.training.interval import Interval, NonFinite
+from positionbias.training.interval import NonFinite
 from positionbias.training.kept import Found, Kept, Say
 from positionbias.training.packing import Packed
 from positionbias.training.program import Compiled, Program, State, fetch
@@ -74,9 +74,9 @@ def train(
     """Train `config` in `workdir` until its last step, a signal, or `stop_after` (which leaves schedules alone).
 
     `say` prints one line of the log; the progress line goes to standard output. `programs` has those of the run before,
-    and is given those of this one. Raises ConfigError for a config or
-    folder that cannot be used, FolderInUse if another process owns the folder, FileError, MemoryError or GoneError,
-    which the manifest then tells, where disk or memory has no room, a file cannot be read or another process ended.
+    and is given those of this one. Raises ConfigError for a config or folder that cannot be used, FolderInUse if
+    another process owns the folder, FileError, MemoryError or GoneError, which the manifest then tells, where disk or
+    memory has no room, a file cannot be read or another process ended.
     """
     experiment = build(config)
     chosen = auto.resolve(experiment, jax.default_backend(), len(jax.devices()))
@@ -92,15 +92,31 @@ def train(
         if previous.get("status") == "finished":
             say(f"{workdir.absolute()} holds this run, finished at step {previous['step']}")
             return Outcome("finished", previous["step"], 0)
-        kept = Kept(folder, experiment, say)
+        kept, program = Kept(folder, experiment, say), Program(experiment, chosen)
         progress = Progress(sys.stdout if folder else io.StringIO(), config.train.steps)
-        run = _Run(experiment, chosen, kept, say, progress, programs or Programs())
+        return Run(program, kept, say, progress, programs or Programs()).ended(stop, stop_after)
+
+
+class Run:
+    """One run in progress, or several whose replicas are in one program (`training/together.py`)."""
+
+    def __init__(self, program: Program, kept: Kept, say: Say, progress: Progress, programs: Programs) -> None:
+        self.program, self.kept, self.say, self.progress = program, kept, say, progress
+        self.chosen, self.experiment, self.config = program.auto, program.experiment, program.experiment.config
+        self.programs, self.interval = programs, kept.interval()
+        self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
+
+    # -------------------------------------------------------------------------------------------------------- stages
+
+    def ended(self, stop: StopSignal, stop_after: int | None) -> Outcome:
+        """Train, and tell how it ended; everything is closed then."""
+        steps = self.config.train.steps
         try:
-            outcome = run.go(stop, config.train.steps if stop_after is None else min(stop_after, config.train.steps))
+            outcome = self.go(stop, steps if stop_after is None else min(stop_after, steps))
         except NonFinite as error:
             with contextlib.suppress(WriteError):
-                kept.update(status="failed", message=str(error))
-            outcome = Outcome("failed", run.step, NON_FINITE, str(error))
+                self.kept.update(status="failed", message=str(error))
+            outcome = Outcome("failed", self.step, NON_FINITE, str(error))
         except jax.errors.JaxRuntimeError as error:
             text = str(error).partition("\n")[0].rstrip(".")
             if not any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
@@ -108,42 +124,22 @@ def train(
                 raise
             raise MemoryError(f"memory ran out, a smaller model or train.microbatch needs less: {text}.") from None
         finally:
-            run.progress.close()
-            kept.close()
+            self.progress.close()
+            self.kept.close()
         if stop.number is None:
             return outcome
         message = outcome.message or f"{outcome.status} before {stop.name} could stop it"
         return dataclasses.replace(outcome, code=128 + stop.number, message=message)
 
-
-class _Run:
-    """One run in progress."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        chosen: auto.Auto,
-        kept: Kept,
-        say: Say,
-        progress: Progress,
-        programs: Programs,
-    ) -> None:
-        self.experiment, self.config, self.kept, self.say = experiment, experiment.config, kept, say
-        self.progress, self.chosen, self.interval, self.programs = progress, chosen, Interval(), programs
-        self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
-
-    # -------------------------------------------------------------------------------------------------------- stages
-
     def go(self, stop: StopSignal, last: int) -> Outcome:
         """Start or resume, and train up to step `last`."""
-        program = Program(self.experiment, self.chosen)
-        found = self.kept.restored(program.shape())
+        found = self.kept.restored(self.program.shape())
         self._announce()
         with runtime.no_garbage():
-            compiled = self.programs.compiled(program)
+            compiled = self.programs.compiled(self.program)
         self.kept.update(status="running", auto=self.chosen.describe(), data=self.experiment.data, message="")
         state = self._start(compiled, found)
-        self.evaluator = self.programs.evaluator(program)
+        self.evaluator = self.programs.evaluator(self.program)
         self._train(compiled, state, stop, last)
         self.kept.settle()
         steps = self.config.train.steps
@@ -169,7 +165,7 @@ class _Run:
         else:
             self.step, restored, meta = found
             self.say(f"resumed at step {self.step} of {self.config.train.steps}")
-            self.seconds, self.interval = meta["seconds"], Interval(meta["interval"])
+            self.seconds, self.interval = meta["seconds"], self.kept.interval(meta["interval"])
             state = compiled.pack(restored)
         self.kept.begin(found)
         return state

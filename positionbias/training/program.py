@@ -17,11 +17,11 @@ from jax.sharding import NamedSharding
 
 from positionbias import hosts, spec
 from positionbias.arrays import Float, Int, Key, Tree
-from positionbias.config import varied
+from positionbias.config import schema, varied
 from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import PENALTIES, Sites
-from positionbias.replicas import IN_PARTS, PER_REPLICA, replica_key, replica_keys, replica_seeds, stream
+from positionbias.replicas import IN_PARTS, PER_REPLICA, keys_of, replica_key, replica_seeds, stream
 from positionbias.tasks.base import sampled_from, shared_corpus, worlds
 from positionbias.tokens import of_both, own_and_shared
 from positionbias.training.auto import Auto
@@ -35,26 +35,37 @@ State = dict[str, Any]  # {"params", "frozen", "optimizer"}, a leading R on ever
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """An experiment with its `auto` choices, as functions of one replica's state."""
+    """An experiment with its `auto` choices, as functions of one replica's state.
+
+    Its replicas are those of its config, or one after another those of several `configs`, which are of one program
+    (`config/sharing.py`).
+    """
 
     experiment: Experiment
     auto: Auto
+    configs: tuple[schema.Config, ...] = ()
 
     # ------------------------------------------------------------------------------------------------ fixed inputs
 
     def replicas(self) -> dict[str, Any]:
         """What differs between replicas, numpy with a leading R: seeds, and what changes no shape."""
-        config = self.experiment.config
-        return {
-            **varied.arrays(config),
-            "seeds": replica_seeds(config.seed, config.train.replicas, varied.seeds(config)),
-            "world": jax.device_get(worlds(self.experiment.task, self.keys())),
-        }
+        own = self._joined(varied.arrays)
+        return {**own, "seeds": self._seeds(), "world": jax.device_get(worlds(self.experiment.task, self.keys()))}
 
     def keys(self) -> Key[jax.Array, "R"]:
         """The key of every replica."""
-        config = self.experiment.config
-        return replica_keys(config.seed, config.train.replicas, varied.seeds(config))
+        return keys_of(self._seeds())
+
+    def _seeds(self) -> dict[str, Int[np.ndarray, "R"]]:
+        return self._joined(lambda one: replica_seeds(one.seed, one.train.replicas, varied.seeds(one)))
+
+    def _joined(self, of: Callable[[schema.Config], Tree]) -> Any:
+        """Arrays [R, ...] of every config, put together."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *map(of, self._configs))
+
+    @property
+    def _configs(self) -> tuple[schema.Config, ...]:
+        return self.configs or (self.experiment.config,)
 
     def _rule(self) -> Rule:
         return spec.build("optimizers", self.experiment.config.optimizer.name, "optimizer.name")
@@ -148,7 +159,7 @@ class Program:
 
     def shape(self) -> State:
         """Shapes and types of the state of every replica, a leading R on every leaf."""
-        count = self.experiment.config.train.replicas
+        count = sum(config.train.replicas for config in self._configs)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), self.shape_of_one)
 
     @functools.cached_property
@@ -204,6 +215,12 @@ class Compiled:
     def of(self, program: Program) -> Compiled:
         """The same functions for the replicas of a program that differs from this one's in those alone."""
         return dataclasses.replace(self, program=program, replicas=program.auto.layout.place(program.replicas()))
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that a step takes, as XLA tells it; 0 where nothing is trained."""
+        told = None if self._advance is None else self._advance.memory_analysis()
+        return 0 if told is None else told.temp_size_in_bytes + told.argument_size_in_bytes
 
     def fresh(self) -> Packed:
         """Fresh state of every replica, packed."""

@@ -54,7 +54,7 @@ def never_train(monkeypatch):
 
     from positionbias.training import loop
 
-    monkeypatch.setattr(loop._Run, "go", reached)
+    monkeypatch.setattr(loop.Run, "go", reached)
     monkeypatch.setattr(launch, "set_up", lambda *_: None)  # devices are set up for the whole test session
 
 

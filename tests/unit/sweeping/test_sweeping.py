@@ -199,14 +199,14 @@ def test_an_error_of_ours_in_a_cell_is_told_with_its_traceback(cells, tmp_path, 
 
 
 def test_a_signal_in_the_last_evaluation_of_a_cell_ends_the_sweep(cells, tmp_path, monkeypatch, capsys):
-    evaluate = loop._Run._evaluate
+    evaluate = loop.Run._evaluate
 
     def late(self, state, step):
         if step == 4:
             signal.raise_signal(signal.SIGINT)
         evaluate(self, state, step)
 
-    monkeypatch.setattr(loop._Run, "_evaluate", late)
+    monkeypatch.setattr(loop.Run, "_evaluate", late)
     assert run(cells, tmp_path, LocalExecutor(), "study") == 130
     assert [(line["cell"], line["status"], line["code"]) for line in noted(tmp_path)] == [("one", "finished", 130)]
     told = capsys.readouterr().out

@@ -213,7 +213,7 @@ def test_a_folder_in_use_is_refused(config, tmp_path, monkeypatch):
         inner.append(True)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr(loop._Run, "go", again)
+    monkeypatch.setattr(loop.Run, "go", again)
     with pytest.raises(RuntimeError, match="enough"):
         run(config, tmp_path / "run")
     assert inner == [True]
@@ -223,14 +223,14 @@ def test_a_folder_in_use_is_refused(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_with_a_checkpoint(config, reference, tmp_path, monkeypatch, number, code):
-    take = loop._Run._take
+    take = loop.Run._take
 
     def raising(self, metrics, ended, stop):
         if ended == 4:
             signal.raise_signal(number)
         return take(self, metrics, ended, stop)
 
-    monkeypatch.setattr(loop._Run, "_take", raising)
+    monkeypatch.setattr(loop.Run, "_take", raising)
     outcome = run(config, tmp_path / "run")
     monkeypatch.undo()
     assert (outcome.status, outcome.code) == ("stopped", code)
@@ -419,7 +419,7 @@ def test_a_process_that_is_gone_is_told_in_one_sentence(config, tmp_path, monkey
 
 @pytest.mark.parametrize("during", ["_take", "_evaluate"])
 def test_a_signal_lets_no_further_dispatch_begin(config, reference, tmp_path, monkeypatch, during):
-    original, at = getattr(loop._Run, during), []
+    original, at = getattr(loop.Run, during), []
 
     def late(self, *arguments):
         if not at:
@@ -427,7 +427,7 @@ def test_a_signal_lets_no_further_dispatch_begin(config, reference, tmp_path, mo
             signal.raise_signal(signal.SIGINT)
         return original(self, *arguments)
 
-    monkeypatch.setattr(loop._Run, during, late)
+    monkeypatch.setattr(loop.Run, during, late)
     outcome = run(config, tmp_path / "run")
     assert (outcome.status, [outcome.step], outcome.code) == ("stopped", at, 130)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == at
@@ -466,14 +466,14 @@ def test_a_signal_before_the_first_step_evaluates_nothing(config, reference, tmp
 
 
 def test_a_signal_during_the_last_evaluation_is_in_the_exit_code(config, tmp_path, monkeypatch):
-    evaluate = loop._Run._evaluate
+    evaluate = loop.Run._evaluate
 
     def late(self, state, step):
         if step == 12:
             signal.raise_signal(signal.SIGINT)
         evaluate(self, state, step)
 
-    monkeypatch.setattr(loop._Run, "_evaluate", late)
+    monkeypatch.setattr(loop.Run, "_evaluate", late)
     outcome = run(config, tmp_path / "run")
     assert (outcome.status, outcome.step, outcome.code) == ("finished", 12, 130)
     assert outcome.message == "finished before SIGINT (Ctrl-C) could stop it"
@@ -486,7 +486,7 @@ def test_a_second_ctrl_c_leaves_a_stopped_run(config, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(loop._Run, "_evaluate", twice)
+    monkeypatch.setattr(loop.Run, "_evaluate", twice)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "stopped"
