@@ -13,7 +13,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 from positionbias import hosts
-from positionbias.config.build import build
+from positionbias.config.build import Experiment, build
 from positionbias.errors import GoneError
 from positionbias.evaluation.by_position import Evaluator
 from positionbias.evaluation.rows import read_rows
@@ -521,7 +521,7 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_after_them(config, tmp_pa
 
 
 def test_what_an_operator_does_not_see_is_said(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Experiment, "narrowed", ["layer 0 sees less"])
+    monkeypatch.setattr(Experiment, "narrowed", ["layer 0 sees less"])
     said = []
     run(config, tmp_path / "run", stop_after=2, say=said.append)
     assert "layer 0 sees less" in said
