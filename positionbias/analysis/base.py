@@ -115,6 +115,7 @@ class Analysis:
     any_rows: ClassVar[bool] = False  # whether layers may have other rows than the inputs: fewer, or one that is added
     across: ClassVar[Mapping[str, tuple[str, str]]] = {}  # correlations over replicas, of two arrays of one number each
     whole: ClassVar[bool] = False  # whether it makes sense only if every layer has what it reads
+    alike: ClassVar[tuple[str, ...]] = ()  # of what it reads, what must have one width, the last axis, wherever it is
     draws: ClassVar[bool] = (
         False  # whether it draws by the piece, so that numbers depend a little on how items are split
     )
@@ -138,8 +139,10 @@ class Analysis:
         return self.labels
 
     def layers(self, subject: Subject) -> list[int]:
-        """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all."""
+        """The layers that have what it reads. Raises ConfigError where there are none, or `whole` and not all.
 
+        And where rows are not those of the inputs, or widths not `alike`.
+        """
         shapes = jax.eval_shape(lambda: subject.apply(subject.batch(jax.random.key(0), 1), ["*"])[1])
         config, found = subject.run.config, list[int]()
         for layer in range(config.model.layers):
@@ -153,10 +156,16 @@ class Analysis:
             lacking = sorted(set(range(config.model.layers)) - set(found))
             raise ConfigError(f"--analyses: {name} reads {needs} of every layer, not so of layer {lacking[0]}, {told}.")
         length = subject.run.task.length(subject.condition)
-        first = {site: shapes[sites(found, site)[0]].shape for site in self.reads()}
-        rows = {n for site, shape in first.items() for n in (shape[-2:] if site in (PATTERN, SCORES) else shape[1:2])}
+        of = {site: [shapes[name].shape for name in sites(found, site)] for site in self.reads()}
+        square = (PATTERN, SCORES)
+        rows = {n for site in of for shape in of[site] for n in (shape[-2:] if site in square else shape[1:2])}
         if not self.any_rows and rows != {length}:
             raise ConfigError(f"--analyses: {name} reads {needs} of all {length} rows of inputs, not so with {told}.")
+        if len({shape[-1] for site in self.alike for shape in of[site]}) > 1:
+            raise ConfigError(
+                f"--analyses: {name} reads {' and '.join(self.alike)} of one width, not so with model.residual ="
+                f" {config.model.residual}; allowed: a model whose layers do not widen the stream."
+            )
         return found
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:

@@ -72,6 +72,7 @@ class BindingMechanisms(Analysis):
         "counted": (),
     }
     shown = "by_group"
+    alike = (STREAM,)
 
     def __post_init__(self) -> None:
         require(1 <= self.updates <= 100_000, "updates", self.updates, "a whole number from 1 to 100000")

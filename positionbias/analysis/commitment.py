@@ -48,6 +48,7 @@ class Commitment(Analysis):
         for which in kinds
     } | dict.fromkeys(("led", "changed", "accuracy"), ())
     shown = "lens"
+    alike = (STREAM,)
     whole = True
 
     def reads(self) -> tuple[str, ...]:

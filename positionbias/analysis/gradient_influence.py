@@ -27,6 +27,7 @@ class GradientInfluence(Analysis):
 
     axes: ClassVar[Axes] = {"influence": ("layer", "position"), "distance": ("layer", "distance")}
     shown = "influence"
+    alike = (STREAM,)
     any_rows = True
     draws = True
 

@@ -53,6 +53,7 @@ class LastToken(Analysis):
         **dict.fromkeys(("wait", "transfer", "matched", "accuracy"), ()),
     }
     shown = "waiting"
+    alike = (STREAM,)
     whole = True
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class LogitLens(Analysis):
         "commitment": (),
     }
     shown = "accuracy"
+    alike = (STREAM,)
     whole = True
     any_rows = True
 

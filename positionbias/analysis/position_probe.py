@@ -44,6 +44,7 @@ class PositionProbe(Analysis):
 
     axes: ClassVar[Axes] = {"explained": ("layer",), "shuffled": ("layer",)}
     shown = "explained"
+    alike = (STREAM,)
     any_rows = True
 
     def __post_init__(self) -> None:

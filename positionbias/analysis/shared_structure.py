@@ -36,6 +36,7 @@ class SharedStructure(Analysis):
         "pairs": (),
     }
     shown = "across"
+    alike = (STREAM,)
     draws = True
 
     def reads(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import optax
 
 from positionbias.analysis.alignment import MOST, descended, unit
 from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, sites, stacked
-from positionbias.analysis.variables import of_one_width, width
+from positionbias.analysis.variables import width
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.models import edits
 from positionbias.spec import ConfigError, member, require
@@ -58,6 +58,7 @@ class SparseFeatures(Analysis):
         **dict.fromkeys(("attribution", "ablation", "ablation_others"), ("layer", "rank")),
     }
     shown = "explained"
+    alike = (STREAM,)
     labels: ClassVar[Labels] = {"rank": tuple(str(1 + rank) for rank in range(TOP))}
     any_rows = True
 
@@ -77,9 +78,6 @@ class SparseFeatures(Analysis):
                 f"--analyses: multiple = {self.multiple} makes {size} features of model.width ="
                 f" {subject.run.config.model.width}; allowed: {max(2 * TOP, self.active)} features or more."
             )
-
-    def layers(self, subject: Subject) -> list[int]:
-        return of_one_width(self, subject, super().layers(subject))
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names = sites(layers, STREAM)

@@ -12,7 +12,6 @@ import numpy as np
 
 from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, recorded, sites
 from positionbias.analysis.segments import check_items, evidence_rows
-from positionbias.analysis.variables import of_one_width
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.models import edits
 from positionbias.spec import member, require
@@ -58,6 +57,7 @@ class StateReweaving(Analysis):
         **dict.fromkeys(("restored", "restored_shuffled"), ("way",)),
     }
     shown = "accuracy"
+    alike = (STREAM,)
 
     def __post_init__(self) -> None:
         require(self.rows in ROWS, "rows", self.rows, f"one of {', '.join(ROWS)}")
@@ -68,9 +68,6 @@ class StateReweaving(Analysis):
 
     def check(self, subject: Subject) -> None:
         check_items(subject)
-
-    def layers(self, subject: Subject) -> list[int]:
-        return of_one_width(self, subject, super().layers(subject))
 
     def labelled(self, subject: Subject, layers: Sequence[int]) -> Labels:
         return {**dict.fromkeys(("from_layer", "to_layer"), tuple(map(str, layers))), "way": WAYS}

@@ -44,6 +44,7 @@ class SubspaceIllusion(Taught):
 
     axes: ClassVar[Axes] = {"effect": ("layer", "part"), "row_norm": ("layer",), "margin": ()}
     shown = "effect"
+    alike = (HIDDEN,)
     labels: ClassVar[Labels] = {"part": PARTS}
     draws = True
 

@@ -45,6 +45,7 @@ class TokenNorms(Analysis):
         **dict.fromkeys(("intact", "levelled", "swapped"), ()),
     }
     shown = "position"
+    alike = (STREAM, EMBEDDING)
     whole = True
 
     def reads(self) -> tuple[str, ...]:

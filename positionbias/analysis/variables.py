@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from positionbias.analysis.base import STREAM, Analysis, Subject, last_rows, right_answer, sites, stacked
+from positionbias.analysis.base import STREAM, Analysis, Subject, last_rows, right_answer, stacked
 from positionbias.arrays import Bool, Float, Int, Key
-from positionbias.spec import ConfigError, canonical, require, show, unknown
+from positionbias.spec import ConfigError, require, show, unknown
 from positionbias.tasks.base import Batch, Condition
 from positionbias.tokens import of_both, own_and_shared
 
@@ -35,6 +35,7 @@ class OfVariable(Analysis):
     """What analyses share that ask for a `variable`, one of `allowed`; the docstring of `das` says what these are."""
 
     variable: str
+    alike = (STREAM,)
     allowed: ClassVar[tuple[str, ...]] = ("answer", "evidence", "condition")
 
     def reads(self) -> tuple[str, ...]:
@@ -54,21 +55,10 @@ class OfVariable(Analysis):
             require(bool(copies & jnp.all(jnp.sum(_rivals(batch), axis=1) >= 2)), "task", told, what)
 
     def layers(self, subject: Subject) -> list[int]:
-        found = of_one_width(self, subject, super().layers(subject))
+        found = super().layers(subject)
         if self.variable == "condition":
             second_condition(subject)
         return found
-
-
-def of_one_width(analysis: Analysis, subject: Subject, layers: list[int]) -> list[int]:
-    """The layers, or ConfigError where what is read of them is not of one width."""
-    for site in analysis.reads():
-        if len({width(subject, name) for name in sites(layers, site)}) > 1:
-            raise ConfigError(
-                f"--analyses: {canonical(analysis)} reads {site} of one width, not so with model.residual ="
-                f" {subject.run.config.model.residual}; allowed: a model whose layers do not widen the stream."
-            )
-    return layers
 
 
 def width(subject: Subject, name: str) -> int:
