@@ -110,7 +110,7 @@ class Confounders(Analysis):
         return ()
 
     def given(self, run: LoadedRun) -> Tree:
-        if self.student >= run.step:
+        if self.student and self.student >= run.step:
             raise ConfigError(
                 f"--analyses: {canonical(self)} has student = {self.student}, which is not before the step that is"
                 f" asked, {run.step}; allowed: an earlier checkpoint, or 0 for models as drawn."

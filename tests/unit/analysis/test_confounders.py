@@ -135,3 +135,12 @@ def test_the_student_is_the_replica_as_it_was_at_the_step(folder):
         Confounders(student=4).given(run)
     with pytest.raises(ConfigError, match=r"confounders\(student=1\) reads a checkpoint: step: .*allowed in .*: 2, 4"):
         Confounders(student=1).given(run)
+
+
+def test_models_as_drawn_are_their_own_students(drawn_run):
+    raw = {"name": "drawn", "task": "associative_recall(pairs=2)", "model": {"layers": 1, "width": 4, "heads": 1}}
+    run = drawn_run(raw)
+    assert run.step == 0
+    jax.tree.map(np.testing.assert_array_equal, Confounders().given(run), run.weights)
+    with pytest.raises(ConfigError, match=r"has student = 1, .* is asked, 0; allowed"):
+        Confounders(student=1).given(run)
