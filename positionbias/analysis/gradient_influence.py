@@ -22,7 +22,8 @@ class GradientInfluence(Analysis):
 
     x is the embedding and h_l the stream after layer l in the row of the last answer: with the last layer, what
     `evaluation` calls influence. Counted by position ("influence") and by distance from that row ("distance", the
-    farthest ones last), where an answer may stand in several places. Needs no attention, so any operator will do.
+    farthest ones last), where an answer may stand in several places. 0 everywhere where no input moves the row. Needs
+    no attention, so any operator will do.
     """
 
     axes: ClassVar[Axes] = {"influence": ("layer", "position"), "distance": ("layer", "distance")}
@@ -55,4 +56,5 @@ class GradientInfluence(Analysis):
 
         drawn, own = jax.random.split(key)
         found = subject.averaged(subject.batch(drawn), one, own)
-        return {name: x / jnp.sum(x, axis=-1, keepdims=True) for name, x in found.items()}
+        total = {name: jnp.sum(x, axis=-1, keepdims=True) for name, x in found.items()}
+        return {name: x / jnp.where(total[name] > 0, total[name], 1.0) for name, x in found.items()}

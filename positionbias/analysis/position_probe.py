@@ -17,7 +17,7 @@ from positionbias.spec import member, require
 def explained(
     train: Float[jax.Array, "M D"], test: Float[jax.Array, "M D"], target: Float[jax.Array, "M"], penalty: float
 ) -> Float[jax.Array, ""]:
-    """The share of the target's variance that ridge regression, fitted to `train`, explains in `test` (R^2)."""
+    """R^2: the share of the target's variance, 0 if it has none, that ridge regression of `train` tells in `test`."""
     mean, spread = jnp.mean(train, axis=0), jnp.std(train, axis=0) + 1e-6
     x, y = (train - mean) / spread, target - jnp.mean(target)
     inner = jnp.matmul(x.T, x, precision="highest") / len(x) + penalty * jnp.eye(x.shape[1])
@@ -26,7 +26,8 @@ def explained(
     times = functools.partial(jnp.matmul, inner, precision="highest")
     weights, _ = jax.scipy.sparse.linalg.cg(times, wanted, tol=1e-6, maxiter=4 * x.shape[1])
     error = y - jnp.matmul((test - mean) / spread, weights, precision="highest")
-    return 1 - jnp.sum(jnp.square(error)) / jnp.sum(jnp.square(y))
+    total = jnp.sum(jnp.square(y))
+    return jnp.where(total > 0, 1 - jnp.sum(jnp.square(error)) / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 @member("analyses", "position_probe")
@@ -37,7 +38,7 @@ class PositionProbe(Analysis):
     What models without position encoding know of positions (Haviv et al. 2022, arXiv 2203.16634, with a classifier).
     Half of the items fit, the others judge; features are standardised, `penalty` is per feature and row. "shuffled" is
     the same with the numbers of rows in another order, the chance of so many features; the models before training say
-    what the architecture tells without being taught.
+    what the architecture tells without being taught. 0 where there is one row alone, as in a decoder that answers once.
     """
 
     penalty: float = 1e-3

@@ -22,11 +22,14 @@ class Mixing(Subject):
     """Rows mix the first with their own, and behind layer 1 are what the row before was."""
 
     rows: int = 5
+    size: float = 1.0  # of what layers hand on
 
     def apply(self, batch, record=(), edit=None):
         sites = Sites(record, edit)
         x = sites("embedding", jax.nn.one_hot(batch.inputs, WIDTH))
-        x = sites("layers.0.stream", jnp.einsum("ts,bsd->btd", FIRST, x, precision="highest")[:, -self.rows :])
+        x = sites(
+            "layers.0.stream", jnp.einsum("ts,bsd->btd", self.size * FIRST, x, precision="highest")[:, -self.rows :]
+        )
         if self.rows == 5:
             x = jnp.einsum("ts,bsd->btd", BEFORE, x, precision="highest")
         sites("layers.1.stream", x)
@@ -49,3 +52,9 @@ def test_shares_are_squared_weights_of_the_row_that_answers(drawn_run):
 def test_a_stream_of_the_last_rows_alone_is_read_at_the_row_that_answers(drawn_run):
     found = influence(drawn_run, rows=2)
     np.testing.assert_allclose(found["influence"], [[0.9, 0, 0, 0, 0.1]] * 2, atol=1e-6)
+
+
+def test_a_row_that_no_input_moves_has_no_shares(drawn_run):
+    found = influence(drawn_run, size=0.0)
+    assert not np.any(found["influence"])
+    assert not np.any(found["distance"])

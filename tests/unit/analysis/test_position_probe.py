@@ -25,3 +25,7 @@ def test_features_that_tell_the_number_explain_all_and_noise_nothing():
     told = np.concatenate([NOISE, np.stack([NUMBER, NUMBER])[..., None]], axis=-1)
     assert float(explained(*map(jnp.asarray, told), NUMBER, 1e-6)) == pytest.approx(1, abs=1e-3)
     assert float(explained(*map(jnp.asarray, NOISE), NUMBER, 1e-6)) < 0.1
+
+
+def test_of_a_single_row_there_is_nothing_to_explain():
+    assert float(explained(*map(jnp.asarray, NOISE), jnp.zeros(300), 1e-3)) == 0
