@@ -141,6 +141,7 @@ def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 _ARRAY = {"axes": [str], "sizes": [int], "numbers?": [_interval(), ...], "at_init?": [_interval(), ...]}
 ANALYSIS = {
     "analysis": str,
+    "about?": str,
     "step": int,
     "condition": str,
     "items": int,
@@ -156,7 +157,8 @@ def read_analyses(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
     Of every array with numbers there are as many as its sizes say, of both models, and labels as there are places.
     """
-    found = {path.stem: read(path, ANALYSIS) for path in sorted((folder / "analysis").glob("*.json"))}
+    read_all = {path.stem: read(path, ANALYSIS) for path in sorted((folder / "analysis").glob("*.json"))}
+    found = {name: one for name, one in read_all.items() if one}  # but for those that have just been deleted
     for name, one in found.items():
         for key, array in one["arrays"].items():
             counts = {len(array[told]) for told in ("numbers", "at_init") if told in array}

@@ -125,9 +125,10 @@ def _lines(one: Mapping[str, Any], array: Mapping[str, Any], which: str) -> dict
 def _places(one: Mapping[str, Any], axis: str, size: int) -> list[float]:
     """Where the numbers along an axis stand: at what its names say, such as steps and strengths, else one by one."""
     try:
-        return [float(_named(one, axis, at)) for at in range(size)]
+        found = [float(_named(one, axis, at)) for at in range(size)]
     except ValueError:
         return list(range(size))
+    return found if np.isfinite(found).all() else list(range(size))  # as of a thing that is called "nan"
 
 
 def _rows(one: Mapping[str, Any]) -> list[list[str]]:

@@ -6,7 +6,7 @@ import math
 import pytest
 from test_summary import fabricate, with_losses
 
-from positionbias.evaluation.stored import misfit, read, read_summary
+from positionbias.evaluation.stored import misfit, read, read_analyses, read_summary
 from positionbias.evaluation.summary import summarise
 from positionbias.spec import ConfigError
 
@@ -157,3 +157,16 @@ def test_a_file_that_is_deleted_while_it_is_read_is_none(tmp_path, monkeypatch):
     path.write_text("{}")
     monkeypatch.setattr("positionbias.evaluation.stored.read_json", lambda path: path.unlink())
     assert read(path, {"steps": int}) == {}
+
+
+def test_an_analysis_that_is_deleted_meanwhile_is_none_and_what_it_is_about_is_text(tmp_path):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "gone.json").symlink_to(tmp_path / "nowhere")  # listed, but not there to be read
+    told = {"analysis": "look_back", "step": 4, "condition": "train", "items": 8, "shown": "distance", "replicas": 1}
+    told |= {"labels": {"layer": ["0"]}, "arrays": {}}
+    path = tmp_path / "analysis" / "look_back.json"
+    path.write_text(json.dumps(told))
+    assert list(read_analyses(tmp_path)) == ["look_back"], "of before it was told what numbers are"
+    path.write_text(json.dumps({**told, "about": None}))
+    with pytest.raises(ConfigError, match=r"look_back.json' is damaged at 'about'; allowed: the file as it was"):
+        read_analyses(tmp_path)

@@ -18,6 +18,7 @@ def test_names_that_are_numbers_are_where_they_say_and_others_one_by_one():
     assert places(step=["0", "50", "200"]) == [0, 50, 200]
     assert places(step=["-1", "0.5", "2"]) == [-1, 0.5, 2]
     assert places(step=["first", "2", "3"]) == [0, 1, 2]
+    assert places(step=["1", "nan", "inf"]) == [0, 1, 2], "names, which no axis has a place for"
     assert places() == [0, 1, 2]
 
 
