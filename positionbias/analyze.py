@@ -55,6 +55,7 @@ def _analyse(workdir: pathlib.Path, given: argparse.Namespace) -> None:
         for one in wanted:
             if asker.there(one):
                 print(f"{spec.canonical(one)}: there already")
+        run.prepare(workdir)
         for found in asker.asked():
             path = asker.path(found.analysis)
             run.write(path, found, asker.settings(found.analysis))

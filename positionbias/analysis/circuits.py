@@ -34,7 +34,8 @@ class Cut(OfEdges):
         require(self.scores in SCORES, "scores", self.scores, f"one of {', '.join(SCORES)}")
         require(1 <= self.steps <= MOST, "steps", self.steps, f"a whole number from 1 to {MOST}")
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
-        fits = bool(self.sizes) and all(0 < size < 1 for size in self.sizes) and list(self.sizes) == sorted(self.sizes)
+        fits = bool(self.sizes) and all(0 < size < 1 for size in self.sizes)
+        fits &= list(self.sizes) == sorted(set(self.sizes)) and len(set(self.size_names)) == len(self.sizes)
         require(fits, "sizes", self.sizes, "shares of the edges between 0 and 1, such as (0.1, 0.5), that grow")
 
     @property

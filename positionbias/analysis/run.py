@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import hashlib
 import inspect
 import io
+import os
 import pathlib
 import re
 import zipfile
@@ -29,6 +32,9 @@ from positionbias.tasks.base import Condition, find_condition
 
 FOLDER = "analysis"
 MOST_NUMBERS = 4096  # of an array, told in JSON
+MOST_DIGITS = 18  # of a number on the command line, of which Python takes some thousands
+LONGEST = 160  # bytes of a file's name, to which endings are added
+TOLD = 8  # replicas that an error names
 
 
 def parsed(text: str) -> list[Analysis]:
@@ -61,31 +67,52 @@ def _naming(name: str) -> Iterator[None]:
 
 def numbered(text: str) -> list[int] | None:
     """The replicas that `--replicas` names, None for all."""
-    if text == "all":
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    found = sorted({int(part) for part in parts if part.isascii() and part.isdigit()})
-    if len(found) < len(parts):
-        raise ConfigError(f"--replicas: {text!r} is not allowed; allowed: 'all', or numbers such as '0,2', each once.")
-    return found
+    return None if text == "all" else _numbers("--replicas", text, "numbers such as '0,2'")
 
 
 def stepped(folder: pathlib.Path, text: str | None) -> list[int | None]:
-    """The steps that `--step` names, None for the newest of the run's checkpoints."""
+    """The steps that `--step` names, None for the newest of the run's checkpoints. ConfigError before any is asked."""
     if text is None:
         return [None]
+    saved = saved_steps(folder)
     if text == "all":
-        return list(saved_steps(folder)) or [None]
-    parts = [part.strip() for part in text.split(",")]
-    found = sorted({int(part) for part in parts if part.isascii() and part.isdigit()})
-    if len(found) < len(parts):
-        raise ConfigError(f"--step: {text!r} is not allowed; allowed: 'all', or steps such as '200,400', each once.")
+        return list(saved) or [None]
+    found = _numbers("--step", text, "steps such as '200,400'")
+    absent = [step for step in found if step not in saved]
+    if absent and saved:
+        kept = ", ".join(map(str, saved))
+        raise ConfigError(f"--step: {absent[0]} is not allowed; allowed: 'all', or of those with a checkpoint, {kept}.")
     return list(found)
+
+
+def _numbers(flag: str, text: str, such: str) -> list[int]:
+    """The numbers of a list, each once, in their order."""
+    parts = [part.strip() for part in text.split(",")]
+    found = sorted({int(part) for part in parts if part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS})
+    if len(found) < len(parts):
+        raise ConfigError(f"{flag}: {text!r} is not allowed; allowed: 'all', or {such}, each once.")
+    return found
 
 
 def label(analysis: Analysis) -> str:
     """The name of its files, but for what the items are of: see `Asker.path`."""
     return safe_name(spec.canonical(analysis))
+
+
+def _filed(name: str) -> str:
+    """The name as files can have it: of a long one the start, and a digest of all."""
+    if len(name.encode()) <= LONGEST:
+        return name
+    return f"{name.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def prepare(folder: pathlib.Path) -> None:
+    """Make the folder of analyses in a run's. Raises WriteError where nothing can be written in it."""
+    path = folder / FOLDER
+    with writing(path):
+        path.mkdir(exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +180,7 @@ class Asker:
 
     def path(self, analysis: Analysis) -> pathlib.Path:
         """Its JSON: of its own for a condition that was not trained on, and for a checkpoint that is not the newest."""
-        name = label(analysis)
+        name = _filed(label(analysis))
         if self.condition.name != self.run.task.conditions()[0].name:
             name += f"--{safe_name(self.condition.name)}"
         if self.older:
@@ -199,9 +226,10 @@ def _asked_of(run: LoadedRun, replicas: Sequence[int] | None) -> LoadedRun:
     grid = varied.combinations(run.config.train.vary)
     mixed = [one for one in grid if set(one.replicas) & set(chosen)]
     if len(mixed) > 1:
-        told = ",".join(map(str, mixed[0].replicas))
+        told = ",".join(map(str, mixed[0].replicas[:TOLD]))
+        asked = ",".join(map(str, chosen[:TOLD])) + (f" and {len(chosen) - TOLD} more" if len(chosen) > TOLD else "")
         raise ConfigError(
-            f"--replicas: {','.join(map(str, chosen))} differ in {' and '.join(mixed[0].values)}; allowed: those of one"
+            f"--replicas: {asked} differ in {' and '.join(mixed[0].values)}; allowed: those of one"
             f" combination, such as {told} with {mixed[0].label}."
         )
     run = run if replicas is None else run.chosen(replicas)

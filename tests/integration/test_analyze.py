@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -152,10 +153,16 @@ def test_numbers_of_other_items_are_not_told_by_the_file_before(folder, monkeypa
         ("look_back", ["--condition", "shift"], "--condition: unknown condition 'shift', did you mean 'shifted'?"),
         ("patching", ["--items", "1"], "items = 1 is not allowed; allowed: 2 or more"),
         ("look_back", ["--items", "0"], "--items: 0 is not allowed; allowed: a whole number from 1 to "),
-        ("look_back", ["--step", "7"], "step: "),
+        (
+            "look_back",
+            ["--step", "2, 7"],
+            "--step: 7 is not allowed; allowed: 'all', or of those with a checkpoint, 2.",
+        ),
+        ("look_back", ["--step", "1" * 5000], "--step: '1111111111111111...' is not allowed; allowed: 'all', or steps"),
         ("look_back", ["--step", "2, x"], "--step: '2, x' is not allowed; allowed: 'all', or steps such as '200,400'"),
         ("look_back", ["--step", "2, 2"], "--step: '2, 2' is not allowed; allowed: 'all', or steps"),
         ("look_back", ["--replicas", "2"], "--replicas: 2 is not allowed; allowed: 0 to 1, as the run has 2."),
+        ("look_back", ["--replicas", "1" * 5000], "--replicas: '1111111111111111...' is not allowed; allowed: 'all',"),
         ("look_back", ["--replicas", "0, 0"], "--replicas: '0, 0' is not allowed; allowed: 'all', or numbers such as"),
     ],
 )
@@ -165,3 +172,33 @@ def test_mistakes_are_told_in_a_sentence(folder, analyses, more, words):
         ask(folder, analyses, *more)
     assert words in str(error.value)
     assert sorted(folder.rglob("*")) == before, "and nothing is written"
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_computed(tmp_path, folder, monkeypatch):
+    from positionbias.analysis.run import Asker
+
+    def never(asker):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(Asker, "asked", never)
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
+    (tmp_path / "run" / "analysis").write_text("mine")
+    with pytest.raises(WriteError, match=r"^cannot write '.*run/analysis': File exists\.$"):
+        ask(tmp_path / "run", "look_back")
+    (tmp_path / "run" / "analysis").unlink()
+    (tmp_path / "run" / "analysis").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # of a folder without rights, which tests may have
+    with pytest.raises(WriteError, match=r"^cannot write '.*run/analysis': Permission denied\.$"):
+        ask(tmp_path / "run", "look_back")
+
+
+def test_files_of_long_specs_have_names_that_they_can_have(folder, tmp_path):
+    from positionbias.analysis.run import Asker, parsed
+
+    asker, sizes = Asker(folder, []), [round(0.001 * i, 3) for i in range(1, 100)]
+    paths = [asker.path(parsed(f"circuit(sizes={told})")[0]) for told in (sizes, sizes[:-1], sizes[:3])]
+    assert paths[0].name.startswith("circuit_sizes__0.001__0.002__0.003__")
+    assert paths[2].name == "circuit_sizes__0.001__0.002__0.003.json"
+    assert len(set(paths)) == 3
+    for path in paths:
+        (tmp_path / f".{path.with_suffix('.npz').name}.tmp").write_text("")  # as long as names get

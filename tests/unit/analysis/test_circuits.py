@@ -119,6 +119,8 @@ def test_what_cannot_be_asked_is_told(subject):
     CircuitOverlap(against="shifted").check(subject)
     with pytest.raises(ConfigError, match=r"against = 'train' is not allowed; .* another condition than train"):
         CircuitOverlap(against="train").check(subject)
-    for wrong in ({"rule": "best"}, {"scores": "random"}, {"steps": 0}, {"sizes": (0.5, 0.1)}, {"sizes": (0.5, 1.0)}):
+    alike = (0.5, 0.5), (0.5, 0.5000001)  # of which a report has one name for two
+    sizes = [{"sizes": told} for told in ((0.5, 0.1), (0.5, 1.0), *alike)]
+    for wrong in ({"rule": "best"}, {"scores": "random"}, {"steps": 0}, *sizes):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Circuit(**wrong)

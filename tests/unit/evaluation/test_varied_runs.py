@@ -102,6 +102,12 @@ def test_measuring_again_tells_combinations(both):
     assert own.summary["combinations"] == []
 
 
+def test_of_many_replicas_a_few_are_named(both, monkeypatch):
+    monkeypatch.setattr(asking, "TOLD", 2)  # there may be thousands
+    with pytest.raises(ConfigError, match=r"^--replicas: 0,1 and 2 more differ in init_scale and wrong; allowed: "):
+        asking._asked_of(load(both[0], replica="all"), None)
+
+
 def test_an_analysis_asks_the_replicas_of_one_combination(both):
     whole = load(both[0], replica="all")
     told = (
