@@ -20,6 +20,8 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -33,6 +35,7 @@ from positionbias.training import by_orbax
 
 FORMAT = 1
 MARK = "mark.json"
+LATE = 2.0  # seconds that are waited for threads of a save that failed
 _STEP = re.compile(r"\d{6,}")
 
 
@@ -149,6 +152,7 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
         if not (leftover / MARK).exists():
             _remove(leftover)
     payload = {"format": FORMAT, "step": step, "meta": meta, "leaves": told}
+    threads = set(threading.enumerate())
     try:
         with writing(home):
             home.mkdir(parents=True)
@@ -158,6 +162,10 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
             write_json(home / MARK, {**payload, "sha256": _digest_of_mark(payload)})
             sync(home.parent)
     except WriteError:
+        # Where one file fails, Orbax's threads for the others may go on, and would make again what is removed here.
+        until = time.monotonic() + LATE
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(max(until - time.monotonic(), 0.0))
         _remove(home)  # on a full disk the manifest needs the room
         raise
 
@@ -168,7 +176,7 @@ def _write_state(home: pathlib.Path, state: dict[str, Any]) -> None:
             by_orbax.save(home / "state", _nonempty(state))
     except Exception as error:  # its writers tell a full disk as a ValueError of many lines
         number = _errno(error)
-        text = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        text = str(error).splitlines()[0][:160].rstrip(".") if str(error) else type(error).__name__
         raise WriteError(f"cannot write {str(home)!r}: {os.strerror(number) if number else text}.") from None
 
 

@@ -9,6 +9,8 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import jax
@@ -402,6 +404,23 @@ def test_a_save_without_room_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         assert [p.name for p in tmp_path.iterdir()] == ["000001"]
     save(tmp_path, 2, {"x": np.zeros(3)}, {})
     assert steps(tmp_path) == [1, 2]
+
+
+def test_what_late_threads_of_a_failed_save_write_is_removed_too(tmp_path, monkeypatch):
+    def late(path):
+        time.sleep(0.3)
+        path.mkdir(parents=True)
+        (path / "part").touch()
+
+    def failing(path, tree):
+        threading.Thread(target=late, args=(path,)).start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.by_orbax, "save", failing)
+    with pytest.raises(WriteError, match="No space left"):
+        save(tmp_path, 2, {"x": np.zeros(3)}, {})
+    time.sleep(0.6)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_late_threads_of_a_failed_file_are_silent_and_others_are_not(monkeypatch, caplog):
