@@ -151,41 +151,6 @@ def wait_for(path, seconds=120):
         time.sleep(0.05)
 
 
-KILLED_IN_A_SAVE = """
-import os, signal, sys
-from positionbias.config import cli
-from positionbias.training import checkpoint
-import positionbias.train
-write = checkpoint.write_json
-
-def dying(path, data):
-    if path.name == "mark.json" and data["step"] == 24:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, data)
-
-checkpoint.write_json = dying
-positionbias.train.main(sys.argv[1:])
-"""
-
-
-def test_a_run_killed_in_a_save_goes_on_from_the_last_whole_step_to_the_same_bits(config, tmp_path):
-    arguments = ["--config", str(config), "--workdir"]
-    killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_SAVE, *arguments, "killed"], cwd=tmp_path, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "killed" / "checkpoints" / "000024").exists()
-    resumed = run("train", *arguments, "killed", cwd=tmp_path)
-    assert resumed.returncode == 0
-    assert "resumed at step 16 of 40" in resumed.stdout
-    assert run("train", *arguments, "whole", cwd=tmp_path).returncode == 0
-    for name in ("evals/000000.npz", "evals/000040.npz"):
-        with np.load(tmp_path / "killed" / name) as a, np.load(tmp_path / "whole" / name) as b:
-            assert all(a[k].tobytes() == b[k].tobytes() for k in (*a.files, *b.files))
-    marks = [
-        json.loads((tmp_path / w / "checkpoints" / "000040" / "mark.json").read_text()) for w in ("killed", "whole")
-    ]
-    assert marks[0]["leaves"] == marks[1]["leaves"]
-
-
 def test_two_processes_in_one_folder(config, tmp_path, capsys):
     command = [sys.executable, "-m", "positionbias.train", "--config", str(config), "--workdir", "run"]
     command += ["--config.train.steps=400000"]

@@ -90,3 +90,31 @@ def test_two_processes_stop_together_and_one_goes_on(folder):
         found, known = (np.array([line[name] for line in lines]) for lines in (resumed, unbroken))
         np.testing.assert_allclose(found, known, rtol=1e-4)
         np.testing.assert_allclose(found[:1], known[:1], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [(0, 1), (1,)], ids=["both", "the second"])
+def test_two_processes_are_killed_and_one_goes_on_with_the_same_curve(folder, killed):
+    """Of a whole run: kill -9 after a checkpoint, amid steps that no checkpoint has; the rest is trained alone."""
+    address = f"127.0.0.1:{free_port()}"
+    both = [start(folder, "--workdir", "two", "--processes", f"{address},2,{index}") for index in (0, 1)]
+    wait_for(folder / "two" / "checkpoints" / "001000" / "mark.json", both[0])
+    time.sleep(0.5)
+    for index in killed:
+        both[index].kill()
+    told = [process.communicate(timeout=120) for process in both]
+    assert [both[index].returncode for index in killed] == [-signal.SIGKILL] * len(killed), told
+    assert both[0].returncode in ((-signal.SIGKILL,) if 0 in killed else (1,)), told
+    assert json.loads((folder / "two" / "manifest.json").read_text())["status"] in ("running", "failed")
+    step = checkpoint.steps(folder / "two" / "checkpoints")[-1]
+    assert checkpoint.whole(folder / "two" / "checkpoints", step)
+
+    for workdir, said in (("two", f"resumed at step {step} of 4000"), ("one", "")):
+        out, err = (alone := start(folder, "--workdir", workdir)).communicate(timeout=240)
+        assert alone.returncode == 0, out + err
+        assert said in out
+    resumed, unbroken = (read_metrics(folder / workdir / "metrics.jsonl") for workdir in ("two", "one"))
+    assert [line["step"] for line in resumed] == [line["step"] for line in unbroken] == list(range(20, 4001, 20))
+    for name in ("loss", "gradient_norm"):
+        found, known = (np.array([line[name] for line in lines]) for lines in (resumed, unbroken))
+        np.testing.assert_allclose(found, known, rtol=1e-4)
