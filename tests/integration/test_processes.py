@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 
 def wait_for(path, process):
-    for _ in range(1200):
+    for _ in range(9000):  # others may have the cores
         if path.exists() and path.read_bytes().count(b"\n"):
             return
         assert process.poll() is None, process.communicate()
@@ -98,11 +98,15 @@ def test_two_processes_are_killed_and_one_goes_on_with_the_same_curve(folder, ki
     """Of a whole run: kill -9 after a checkpoint, amid steps that no checkpoint has; the rest is trained alone."""
     address = f"127.0.0.1:{free_port()}"
     both = [start(folder, "--workdir", "two", "--processes", f"{address},2,{index}") for index in (0, 1)]
-    wait_for(folder / "two" / "checkpoints" / "001000" / "mark.json", both[0])
-    time.sleep(0.5)
-    for index in killed:
-        both[index].kill()
-    told = [process.communicate(timeout=120) for process in both]
+    try:
+        wait_for(folder / "two" / "checkpoints" / "001000" / "mark.json", both[0])
+        time.sleep(0.5)
+        for index in killed:
+            both[index].kill()
+        told = [process.communicate(timeout=900) for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [both[index].returncode for index in killed] == [-signal.SIGKILL] * len(killed), told
     assert both[0].returncode in ((-signal.SIGKILL,) if 0 in killed else (1,)), told
     assert json.loads((folder / "two" / "manifest.json").read_text())["status"] in ("running", "failed")
@@ -110,7 +114,7 @@ def test_two_processes_are_killed_and_one_goes_on_with_the_same_curve(folder, ki
     assert checkpoint.whole(folder / "two" / "checkpoints", step)
 
     for workdir, said in (("two", f"resumed at step {step} of 4000"), ("one", "")):
-        out, err = (alone := start(folder, "--workdir", workdir)).communicate(timeout=240)
+        out, err = (alone := start(folder, "--workdir", workdir)).communicate(timeout=900)
         assert alone.returncode == 0, out + err
         assert said in out
     resumed, unbroken = (read_metrics(folder / workdir / "metrics.jsonl") for workdir in ("two", "one"))
