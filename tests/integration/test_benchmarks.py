@@ -167,3 +167,21 @@ def test_what_operators_would_take_too_long_for_is_left_out(root, tmp_path):
     printed, found = started(root, tmp_path, "operators.py", "operators.json", *more, "--minutes", "0")
     assert found["operators"][0]["left_out"] == dict.fromkeys(("64", "128"), "the minutes are over")
     assert "softmax                                forward  the minutes are over" in printed
+
+
+def test_the_cost_of_a_sweep_is_told_by_stages(root, tmp_path):
+    printed, found = started(root, tmp_path, "sweep_scale.py", "sweep_scale.json", "--cells", "3")
+    stages = {row["stage"]: row for row in found["stages"]}
+    assert found["cells"] == 3
+    assert {"resolve all cells", "the same command again", "report.html"} <= set(stages)
+    assert all(row["seconds"] > 0 and row["megabytes"] > 50 for row in stages.values() if "bytes" not in row)
+    assert stages["plan.json"]["bytes"] > 300
+    assert "resolve all cells" in printed
+
+
+def test_a_sweep_of_no_cells_is_refused(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import sweep_scale
+
+    with pytest.raises(ConfigError, match="--cells: 0 is not allowed; allowed: 1 to 100000"):
+        sweep_scale.main(["--cells", "0"])
