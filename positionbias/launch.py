@@ -35,7 +35,7 @@ def processes(given: str | None) -> runtime.Processes | None:
         return None if given is None else runtime.Processes()
     address, *numbers = given.split(",")
     _, colon, port = address.rpartition(":")
-    if len(numbers) == 2 and colon and all(x.isdecimal() for x in (port, *numbers)):
+    if len(numbers) == 2 and colon and all(x.isdecimal() and len(x) < 9 for x in (port, *numbers)):
         count, index = map(int, numbers)
         if index < count <= MOST_PROCESSES and 0 < int(port) < 65536:
             return runtime.Processes(address, count, index)

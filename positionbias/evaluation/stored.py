@@ -7,6 +7,7 @@ that ends in "?" may be missing, `str` stands for every key that is not named, a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
 from typing import Any
@@ -133,9 +134,13 @@ AGAIN = {**SUMMARY, "task": str, "variant?": str, "minus?": _MINUS, "stored?": _
 
 def read_again(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The summaries of `positionbias.evaluate` in a run folder by label, the newest last. Raises ConfigError."""
-    paths = [p for p in (folder / "evals").glob("*.json") if not p.stem.isdecimal()]
-    paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return {path.stem: read(path, AGAIN) for path in paths}
+    found = []
+    for path in (folder / "evals").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # one that has just been deleted
+            if not path.stem.isdecimal():
+                found.append((path.stat().st_mtime_ns, path.name, path))
+    read_all = {path.stem: read(path, AGAIN) for *_, path in sorted(found)}
+    return {name: one for name, one in read_all.items() if one}
 
 
 _ARRAY = {"axes": [str], "sizes": [int], "numbers?": [_interval(), ...], "at_init?": [_interval(), ...]}

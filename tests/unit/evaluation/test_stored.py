@@ -6,7 +6,7 @@ import math
 import pytest
 from test_summary import fabricate, with_losses
 
-from positionbias.evaluation.stored import misfit, read, read_analyses, read_summary
+from positionbias.evaluation.stored import misfit, read, read_again, read_analyses, read_summary
 from positionbias.evaluation.summary import summarise
 from positionbias.spec import ConfigError
 
@@ -170,3 +170,9 @@ def test_an_analysis_that_is_deleted_meanwhile_is_none_and_what_it_is_about_is_t
     path.write_text(json.dumps({**told, "about": None}))
     with pytest.raises(ConfigError, match=r"look_back.json' is damaged at 'about'; allowed: the file as it was"):
         read_analyses(tmp_path)
+
+
+def test_evaluations_that_are_gone_meanwhile_are_left_out(tmp_path):
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "gone.json").symlink_to(tmp_path / "nowhere")
+    assert read_again(tmp_path) == {}
