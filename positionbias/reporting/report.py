@@ -47,12 +47,17 @@ def write_report(workdir: str | os.PathLike, cells: Collection[str] | None = Non
 
 def is_fresh(folder: pathlib.Path) -> bool:
     """Whether a run folder's report is there and not older than what it is made from."""
-    try:
-        drawn = (folder / "report.html").stat().st_mtime_ns
-    except OSError:
-        return False
+    drawn = _written(folder / "report.html")
     made_from = ("config.json", "manifest.json", "metrics.jsonl", "summary.json", "evals", "analysis")
-    return all((folder / name).stat().st_mtime_ns <= drawn for name in made_from if (folder / name).exists())
+    return drawn is not None and all((_written(folder / name) or 0) <= drawn for name in made_from)
+
+
+def _written(path: pathlib.Path) -> int | None:
+    """When, in ns; None if it is not there, or was deleted a moment ago."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _write(folder: pathlib.Path, text: str) -> pathlib.Path:

@@ -16,7 +16,7 @@ from positionbias.reporting import arms, figures
 from positionbias.reporting import report as reporting
 from positionbias.reporting.folder import read as read_folder
 from positionbias.reporting.html import number
-from positionbias.reporting.report import write_report
+from positionbias.reporting.report import is_fresh, write_report
 from positionbias.spec import ConfigError
 
 
@@ -709,3 +709,14 @@ def test_a_single_logged_step_is_drawn():
         return len(re.findall("<use[^>]*fill: #0072b2", svg))
 
     assert (points(20), points(20, 40)) == (2, 0), "one on the axes and one in the legend"
+
+
+def test_what_is_deleted_while_it_is_looked_at_leaves_a_report_fresh(tmp_path, monkeypatch):
+    run = fabricate.write_run(tmp_path / "run", items=16)
+    assert not is_fresh(run)
+    write_report(run)
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: True)  # and a moment later it is gone
+    (run / "summary.json").unlink()
+    assert is_fresh(run)
+    os.utime(run / "metrics.jsonl", ns=(0, (run / "report.html").stat().st_mtime_ns + 1))
+    assert not is_fresh(run)
