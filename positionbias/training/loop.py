@@ -27,6 +27,7 @@ import io
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -97,6 +98,19 @@ def train(
         return Run(program, kept, say, progress, programs or Programs()).ended(stop, stop_after)
 
 
+@contextlib.contextmanager
+def device_errors() -> Iterator[None]:
+    """Of what XLA raises, a lack of memory becomes MemoryError, and another process that ended GoneError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error).partition("\n")[0].rstrip(".")
+        if not any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+            hosts.refuse_gone(text)
+            raise
+        raise MemoryError(f"memory ran out, a smaller model or train.microbatch needs less: {text}.") from None
+
+
 class Run:
     """One run in progress, or several whose replicas are in one program (`training/together.py`)."""
 
@@ -112,17 +126,12 @@ class Run:
         """Train, and tell how it ended; everything is closed then."""
         steps = self.config.train.steps
         try:
-            outcome = self.go(stop, steps if stop_after is None else min(stop_after, steps))
+            with device_errors():
+                outcome = self.go(stop, steps if stop_after is None else min(stop_after, steps))
         except NonFinite as error:
             with contextlib.suppress(WriteError):
                 self.kept.update(status="failed", message=str(error))
             outcome = Outcome("failed", self.step, NON_FINITE, str(error))
-        except jax.errors.JaxRuntimeError as error:
-            text = str(error).partition("\n")[0].rstrip(".")
-            if not any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
-                hosts.refuse_gone(text)
-                raise
-            raise MemoryError(f"memory ran out, a smaller model or train.microbatch needs less: {text}.") from None
         finally:
             self.progress.close()
             self.kept.close()

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from positionbias.spec import ConfigError
 from positionbias.training import auto
 from positionbias.training.interval import Interval, NonFinite
 from positionbias.training.kept import Found, Kept, Say
-from positionbias.training.loop import NON_FINITE, Outcome, Run
+from positionbias.training.loop import NON_FINITE, Outcome, Run, device_errors
 from positionbias.training.program import Compiled, Program
 from positionbias.training.reuse import Programs
 from positionbias.training.run_folder import RunFolder
@@ -54,7 +55,8 @@ def train_together(
     """`loop.train` of several configs at once, none of them finished; how each ended.
 
     Raises what `train` does, of any of them, and ConfigError where they stand at different steps: then each is to be
-    trained alone, and goes on from what is saved of it; MemoryError where fewer are to be trained at once.
+    trained alone, and goes on from what is saved of it; MemoryError where fewer are to be trained at once. An error
+    behind a SIGINT or SIGTERM gives way to KeyboardInterrupt or SystemExit.
     """
     experiments = [build(config) for config in configs]
     alone = auto.resolve(experiments[0], jax.default_backend(), len(jax.devices()))
@@ -68,10 +70,16 @@ def train_together(
                 raise ConfigError(f"workdir: {str(workdir)!r} holds a finished run; allowed: runs that are to go on.")
             each.append(Kept(folder, experiment, say, aside))
         kept, program, programs = Together(each, say), Program(experiments[0], chosen, tuple(configs)), Programs()
-        with runtime.no_garbage():
-            _check_memory(programs.compiled(program))
         run = Run(program, kept, say, Progress(sys.stdout, configs[0].train.steps), programs)
-        outcome = run.ended(stop, stop_after)
+        try:
+            with runtime.no_garbage(), device_errors():
+                _check_memory(programs.compiled(program))
+            outcome = run.ended(stop, stop_after)
+        except Exception:
+            if stop.number is None:
+                raise
+            # Nobody else knows of the signal: who got the error would begin other runs.
+            raise (KeyboardInterrupt if stop.number == signal.SIGINT else SystemExit(128 + stop.number)) from None
         return [kept.failed.get(number, outcome) for number in range(len(configs))]
 
 

@@ -1,6 +1,7 @@
 """Runs whose replicas are side by side leave what each leaves alone, to the bit."""
 
 import json
+import signal
 
 import jax
 import numpy as np
@@ -137,6 +138,26 @@ def test_more_than_memory_holds_is_refused_before_it_is_run(configs, tmp_path, m
         train_together(configs, folders, [], str)
     assert json.loads((folders[1] / "manifest.json").read_text())["status"] == "failed"
     assert not (folders[0] / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(None, MemoryError), (signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_what_a_device_cannot_hold_is_told_when_it_is_compiled_unless_a_signal_came(
+    configs, tmp_path, monkeypatch, number, raised
+):
+    def without_room(program):
+        if number is not None:
+            signal.raise_signal(number)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.\nmore")
+
+    monkeypatch.setattr(Program, "compile", without_room)
+    with pytest.raises(raised) as error:
+        train_together(configs, [tmp_path / str(i) for i in range(2)], [], str)
+    if number is None:
+        assert str(error.value).endswith("needs less: RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
+    if raised is SystemExit:
+        assert error.value.code == 143
 
 
 def test_replicas_are_side_by_side_if_a_device_has_two_of_each(tiny):
