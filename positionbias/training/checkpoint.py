@@ -164,8 +164,12 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], meta: dict[str,
     except WriteError:
         # Where one file fails, Orbax's threads for the others may go on, and would make again what is removed here.
         until = time.monotonic() + LATE
-        for thread in set(threading.enumerate()) - threads:
-            thread.join(max(until - time.monotonic(), 0.0))
+        while (late := set(threading.enumerate()) - threads) and (left := until - time.monotonic()) > 0:
+            started = [thread for thread in late if thread.is_alive()]
+            if started:
+                started[0].join(left)
+            else:
+                time.sleep(0.01)  # they are being started, and cannot be joined yet
         _remove(home)  # on a full disk the manifest needs the room
         raise
 

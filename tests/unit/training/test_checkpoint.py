@@ -423,6 +423,29 @@ def test_what_late_threads_of_a_failed_save_write_is_removed_too(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_thread_that_a_failed_save_is_starting_is_waited_for(tmp_path, monkeypatch):
+    enumerate_, begun = threading.enumerate, []
+    late = threading.Thread(target=lambda: (tmp_path / "000002" / "part").touch())
+
+    def listed():
+        if len(begun) == 2:
+            late.start()
+        if begun:
+            begun.append(late)
+        return list({*enumerate_(), *([] if late.ident or not begun else [late])})
+
+    def failing(path, tree):
+        begun.append(late)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.threading, "enumerate", listed)
+    monkeypatch.setattr(checkpoint.by_orbax, "save", failing)
+    with pytest.raises(WriteError, match="No space left"):
+        save(tmp_path, 2, {"x": np.zeros(3)}, {})
+    assert late.ident
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_late_threads_of_a_failed_file_are_silent_and_others_are_not(monkeypatch, caplog):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(str(unraisable.exc_value)))
