@@ -83,7 +83,7 @@ class LocalExecutor:
         for shared in sharing.programs(cells):
             joined: set[str] = set()
             if len(shared.cells) > 1 and side_by_side(shared.cells[0].config):
-                for lines in run_together(shared.cells, workdir, sys.orig_argv):
+                for lines in run_together(shared.cells, workdir, sys.orig_argv, programs):
                     joined |= {line["cell"] for line in lines}
                     number += len(lines)
                     yield lines

@@ -6,7 +6,7 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from positionbias.config.sweeps import Cell
 from positionbias.launch import say
@@ -14,15 +14,21 @@ from positionbias.spec import ConfigError
 from positionbias.sweeping import ledger
 from positionbias.sweeping.cell import finished
 
+if TYPE_CHECKING:
+    from positionbias.training.reuse import Programs
+
 MOST = 64  # cells at once: each has two files open all the while
 
 
-def run_together(cells: list[Cell], workdir: pathlib.Path, command: list[str]) -> Iterator[list[dict[str, Any]]]:
+def run_together(
+    cells: list[Cell], workdir: pathlib.Path, command: list[str], programs: Programs
+) -> Iterator[list[dict[str, Any]]]:
     """Train cells of one program side by side, those that stand at the same step, as far as that can be; the lines of
     how they ended, each time some have.
 
     Cells of which there is no line are to be run alone: the only one at its step, and what is finished, held by another
-    process, or broken, which each can tell best by itself. If memory does not suffice, they are halved.
+    process, or broken, which each can tell best by itself. If memory does not suffice, they are halved. What is
+    compiled is handed on in `programs`, to as many replicas as before.
     """
     at_step: dict[int, list[Cell]] = {}
     for cell in cells:
@@ -34,7 +40,7 @@ def run_together(cells: list[Cell], workdir: pathlib.Path, command: list[str]) -
             continue
         say(f"side by side: {', '.join(cell.name for cell in batch)}")
         try:
-            yield _together(batch, workdir, command)
+            yield _together(batch, workdir, command, programs)
         except MemoryError as error:
             say(f"not all side by side: {error}")
             waiting[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
@@ -42,7 +48,7 @@ def run_together(cells: list[Cell], workdir: pathlib.Path, command: list[str]) -
             say(f"not side by side: {str(error) or type(error).__name__}".splitlines()[0])
 
 
-def _together(batch: list[Cell], workdir: pathlib.Path, command: list[str]) -> list[dict[str, Any]]:
+def _together(batch: list[Cell], workdir: pathlib.Path, command: list[str], programs: Programs) -> list[dict[str, Any]]:
     from positionbias.reporting.report import write_report
     from positionbias.training.run_folder import this_process
     from positionbias.training.together import train_together
@@ -59,7 +65,7 @@ def _together(batch: list[Cell], workdir: pathlib.Path, command: list[str]) -> l
         ledger.note(workdir, {"cell": cell.name, "status": "running", **where})
     folders = [workdir / "cells" / cell.name for cell in batch]
     try:
-        outcomes = train_together([cell.config for cell in batch], folders, command, say)
+        outcomes = train_together([cell.config for cell in batch], folders, command, say, programs=programs)
     except (KeyboardInterrupt, SystemExit) as stop:
         for cell in batch:
             ended(cell, "stopped", 130 if isinstance(stop, KeyboardInterrupt) else 143, "interrupted")

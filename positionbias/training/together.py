@@ -51,8 +51,11 @@ def train_together(
     command: list[str],
     say: Say,
     stop_after: int | None = None,
+    programs: Programs | None = None,
 ) -> list[Outcome]:
     """`loop.train` of several configs at once, none of them finished; how each ended.
+
+    `programs` has those of the replicas trained before, and is given those of these.
 
     Raises what `train` does, of any of them, and ConfigError where they stand at different steps: then each is to be
     trained alone, and goes on from what is saved of it; MemoryError where fewer are to be trained at once. An error
@@ -69,7 +72,11 @@ def train_together(
             if folder.previous.get("status") == "finished":
                 raise ConfigError(f"workdir: {str(workdir)!r} holds a finished run; allowed: runs that are to go on.")
             each.append(Kept(folder, experiment, say, aside))
-        kept, program, programs = Together(each, say), Program(experiments[0], chosen, tuple(configs)), Programs()
+        kept, program, programs = (
+            Together(each, say),
+            Program(experiments[0], chosen, tuple(configs)),
+            programs or Programs(),
+        )
         run = Run(program, kept, say, Progress(sys.stdout, configs[0].train.steps), programs)
         try:
             with runtime.no_garbage(), device_errors():

@@ -22,11 +22,12 @@ def cells(tiny):
 
 @pytest.fixture
 def tried(monkeypatch):
-    """The folders that were trained together, and alone; `ends` is how those together end: an outcome, or an error."""
+    """Folders that were trained together, and alone; how those together end, by outcome or error; programs handed."""
     monkeypatch.setattr(together, "side_by_side", lambda config: True)
-    calls, alone, ends = [], [], []
+    calls, alone, ends, handed = [], [], [], set()
 
-    def train_together(configs, workdirs, command, say):
+    def train_together(configs, workdirs, command, say, programs):
+        handed.add(programs)
         calls.append([path.name for path in workdirs])
         end = ends.pop(0) if ends else Outcome("finished", 12, 0)
         if isinstance(end, BaseException):
@@ -34,12 +35,13 @@ def tried(monkeypatch):
         return [end] * len(configs)
 
     def train(config, workdir, command, say, programs):
+        handed.add(programs)
         alone.append(workdir.name)
         return Outcome("finished", 12, 0)
 
     monkeypatch.setattr(together, "train_together", train_together)
     monkeypatch.setattr(loop, "train", train)
-    return calls, alone, ends
+    return calls, alone, ends, handed
 
 
 @pytest.fixture
@@ -108,6 +110,7 @@ def test_more_than_may_be_at_once_are_one_batch_after_another(cells, tried, begu
     monkeypatch.setattr(joined, "MOST", 3)
     assert run(cells, begun, LocalExecutor(), "study") == 0
     assert tried[:2] == ([["c0", "c1", "c2"]], ["other", "c3"])
+    assert len(tried[3]) == 1, "what was compiled is handed from cell to cell"
 
 
 def test_what_is_held_or_finished_elsewhere_is_not_begun(cells, tried, begun, capsys):

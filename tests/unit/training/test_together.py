@@ -15,6 +15,7 @@ from positionbias.training import auto, checkpoint
 from positionbias.training.auto import Auto
 from positionbias.training.loop import Outcome, train
 from positionbias.training.program import Program
+from positionbias.training.reuse import Programs
 from positionbias.training.together import side_by_side, train_together
 
 SIDE_BY_SIDE = {
@@ -116,16 +117,19 @@ def test_those_that_fail_do_as_each_does_alone(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_they_go_on_alone_and_together(configs, alone, tmp_path):
+def test_they_go_on_alone_and_together(configs, alone, tmp_path, monkeypatch):
     folders = [tmp_path / str(number) for number in range(2)]
     for config, folder in zip(configs, folders, strict=True):
         train(config, folder, [], str, stop_after=4)
     with pytest.raises(ConfigError, match=r"^workdir: these runs stand at different steps; allowed: "):
         train_together(configs, [folders[0], tmp_path / "new"], [], str)
-    train_together(configs, folders, [], str)
+    programs = Programs()
+    train_together(configs, folders, [], str, programs=programs)
     check_same(configs[0], folders[0], alone[0])
     broken = [tmp_path / name for name in "ab"]
-    train_together(configs, broken, [], str, stop_after=4)
+    monkeypatch.delattr(Program, "compile")  # the two are in another order, of one program
+    train_together(configs[::-1], broken[::-1], [], str, stop_after=4, programs=programs)
+    monkeypatch.undo()
     train(configs[1], broken[1], [], str)
     check_same(configs[1], broken[1], alone[1])
 
