@@ -91,15 +91,16 @@ def leaves() -> dict[str, Leaf]:
     return found
 
 
-def resolve(raw: Mapping[str, Any]) -> schema.Config:
+def resolve(raw: Mapping[str, Any], written: dict[tuple[str, int, str], str] | None = None) -> schema.Config:
     """Check `raw`, a nested mapping of the fields that differ from their defaults, and freeze it.
 
     Specs come out with every argument written out, so that a default that changes later does not change what a run
     folder says; layer patterns as `[a, b, a, b]`, or as the single spec where all layers are alike. Raises ConfigError
-    naming the first offending field by its dotted path.
+    naming the first offending field by its dotted path. `written` keeps specs as they came out, for one who resolves
+    many configs at once, as the cells of a sweep, which have most specs in common.
     """
     config = _group(schema.Config, plain(raw), "")
-    config = _with_specs(config, "", config.model.layers)
+    config = _with_specs(config, "", config.model.layers, {} if written is None else written)
     check_safe_name(config.name, "name")
     _check_model(config.model)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, vary=_vary(config)))
@@ -207,18 +208,19 @@ def _in_range(value: Any, annotation: Any, bounds: Mapping[str, Any], where: str
     require(good, where, value, f"{spec.type_name(annotation)}, {shown}")
 
 
-def _with_specs(group: Any, path: str, layers: int) -> Any:
+def _with_specs(group: Any, path: str, layers: int, written: dict[tuple[str, int, str], str]) -> Any:
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(group):
         value, where = getattr(group, field.name), _join(path, field.name)
         if where in groups():
-            changed[field.name] = _with_specs(value, where, layers)
+            changed[field.name] = _with_specs(value, where, layers, written)
         elif leaves()[where].axis:
-            changed[field.name] = _full(value, layers, where)
+            if (value, layers, where) not in written:
+                written[value, layers, where] = _full(value, layers, where)
+            changed[field.name] = written[value, layers, where]
     return dataclasses.replace(group, **changed)
 
 
-@functools.lru_cache(maxsize=4096)  # cells of a sweep have most specs in common
 def _full(text: str, layers: int, where: str) -> str:
     axis = typing.cast(str, leaves()[where].axis)
     if not leaves()[where].layered:

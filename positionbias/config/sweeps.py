@@ -79,13 +79,14 @@ def cells(path_with_arguments: str, names: str | None = None, overrides: Overrid
     apply_overrides(file.raw(), given)  # a mistake on the command line is told without naming a cell
     found: list[Cell] = []
     own_name: list[bool] = []
+    written: dict[tuple[str, int, str], str] = {}
     for name, curve, wanted in _multiplied(file, _chosen_sweeps(file, names)):
         for field in wanted:
             if field in dict(given):
                 raise ConfigError(f"{field}: is set by the sweep and on the command line; allowed: one of them.")
         label = name or _label(wanted)
         try:
-            config = resolve(apply_overrides(file.raw(), [*given, *wanted.items()]))
+            config = resolve(apply_overrides(file.raw(), [*given, *wanted.items()]), written)
         except ConfigError as error:
             raise ConfigError(f"cell {label!r}: {error}") from None
         found.append(Cell(label, config, wanted, curve))

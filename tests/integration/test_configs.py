@@ -13,7 +13,7 @@ from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
 from positionbias.config.sweeps import cells
 from positionbias.evaluation.by_position import Evaluator
-from positionbias.training import loop
+from positionbias.training import loop, reuse
 
 CONFIGS_FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(CONFIGS_FOLDER.rglob("*.py"))
@@ -54,7 +54,7 @@ class Brief(Evaluator):
 @pytest.mark.usefixtures("no_influence")
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_config_trains(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Evaluator", Brief)
+    monkeypatch.setattr(reuse, "Evaluator", Brief)
     config = resolve(load_config(str(path), list(SHRUNK.items())))
     assert loop.train(config, tmp_path / "run", [], lambda line: None).status == "finished"
     assert (tmp_path / "run" / "summary.json").exists()
