@@ -37,17 +37,12 @@ def run_cell(
     what is compiled from cell to cell. A cell that is finished is not run again, and one that another process holds is
     left alone. Whatever else breaks a cell is told in its line; WriteError if the ledger cannot be written.
     """
-    from positionbias.training.run_folder import FolderInUse, locked, this_process
+    from positionbias.training.run_folder import FolderInUse, locked
 
     folder, started = workdir / "cells" / cell.name, time.monotonic()
 
     def ended(status: str, code: int, message: str) -> dict[str, Any]:
-        seconds = round(time.monotonic() - started, 1)
-        line = {"cell": cell.name, "status": status, "code": code, "message": message, "seconds": seconds}
-        line["where"] = this_process()
-        if status != HELD:
-            ledger.note(workdir, line)
-        return line
+        return note_end(cell, workdir, started, status, code, message)
 
     try:
         with locked(folder):
@@ -58,12 +53,36 @@ def run_cell(
         return ended("failed", 2, str(error))
     if finished(folder):
         return ended("finished", 0, ELSEWHERE)
-    ledger.note(workdir, {"cell": cell.name, "status": "running", "where": this_process()})
+    note_begin(cell, workdir)
     try:
         return ended(*_outcome(cell, folder, command, begin, programs))
     except (KeyboardInterrupt, SystemExit) as stop:
-        ended("stopped", 130 if isinstance(stop, KeyboardInterrupt) else 143, "interrupted")
+        ended(*interrupted(stop))
         raise
+
+
+def note_begin(cell: Cell, workdir: pathlib.Path) -> None:
+    """Note in the ledger that a cell begins in this process."""
+    from positionbias.training.run_folder import this_process
+
+    ledger.note(workdir, {"cell": cell.name, "status": "running", "where": this_process()})
+
+
+def note_end(cell: Cell, workdir: pathlib.Path, started: float, status: str, code: int, message: str) -> dict[str, Any]:
+    """Note how a cell ended, unless it is held; the line. It began at `started` by the monotonic clock."""
+    from positionbias.training.run_folder import this_process
+
+    seconds = round(time.monotonic() - started, 1)
+    line = {"cell": cell.name, "status": status, "code": code, "message": message, "seconds": seconds}
+    line["where"] = this_process()
+    if status != HELD:
+        ledger.note(workdir, line)
+    return line
+
+
+def interrupted(stop: KeyboardInterrupt | SystemExit) -> tuple[str, int, str]:
+    """Status, code and message of a cell that a signal ended as an exception."""
+    return "stopped", 130 if isinstance(stop, KeyboardInterrupt) else 143, "interrupted"
 
 
 def _outcome(

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from positionbias.config.sweeps import Cell
 from positionbias.launch import say
 from positionbias.spec import ConfigError
-from positionbias.sweeping import ledger
-from positionbias.sweeping.cell import finished
+from positionbias.sweeping.cell import finished, interrupted, note_begin, note_end
 
 if TYPE_CHECKING:
     from positionbias.training.reuse import Programs
@@ -50,31 +49,25 @@ def run_together(
 
 def _together(batch: list[Cell], workdir: pathlib.Path, command: list[str], programs: Programs) -> list[dict[str, Any]]:
     from positionbias.reporting.report import write_report
-    from positionbias.training.run_folder import this_process
     from positionbias.training.together import train_together
 
-    started, where = time.monotonic(), {"where": this_process()}
-
-    def ended(cell: Cell, status: str, code: int, message: str) -> dict[str, Any]:
-        seconds = round(time.monotonic() - started, 1)
-        line = {"cell": cell.name, "status": status, "code": code, "message": message, "seconds": seconds, **where}
-        ledger.note(workdir, line)
-        return line
-
+    started = time.monotonic()
     for cell in batch:
-        ledger.note(workdir, {"cell": cell.name, "status": "running", **where})
+        note_begin(cell, workdir)
     folders = [workdir / "cells" / cell.name for cell in batch]
     try:
         outcomes = train_together([cell.config for cell in batch], folders, command, say, programs=programs)
     except (KeyboardInterrupt, SystemExit) as stop:
         for cell in batch:
-            ended(cell, "stopped", 130 if isinstance(stop, KeyboardInterrupt) else 143, "interrupted")
+            note_end(cell, workdir, started, *interrupted(stop))
         raise
     for folder in folders:
         with contextlib.suppress(ConfigError):  # the sweep's own report says what is missing
             write_report(folder)
-    told = zip(batch, outcomes, strict=True)
-    return [ended(cell, outcome.status, outcome.code, outcome.message) for cell, outcome in told]
+    return [
+        note_end(cell, workdir, started, outcome.status, outcome.code, outcome.message)
+        for cell, outcome in zip(batch, outcomes, strict=True)
+    ]
 
 
 def _step(folder: pathlib.Path) -> int:
