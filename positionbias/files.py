@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -120,6 +121,14 @@ def replacing(path: pathlib.Path, own: bool = False) -> Iterator[IO[bytes]]:
 def safe_name(text: str) -> str:
     """A spec or the like as far as a file may be called so."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text).strip("_")
+
+
+def shortened(name: str, longest: int, identity: str) -> str:
+    """A name of at most so many bytes: of a longer one the start, and a digest of what tells it from others."""
+    if len(name.encode()) <= longest:
+        return name
+    start = name.encode()[: longest - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:

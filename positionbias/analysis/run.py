@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import inspect
 import io
 import os
@@ -25,7 +24,7 @@ from positionbias.arrays import Key, Tree
 from positionbias.config import varied
 from positionbias.evaluation.loading import LoadedRun, load, saved_steps
 from positionbias.evaluation.statistics import correlation, interval
-from positionbias.files import read_json, replacing, safe_name, write_json, writing
+from positionbias.files import read_json, replacing, safe_name, shortened, write_json, writing
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Condition, find_condition
@@ -33,7 +32,7 @@ from positionbias.tasks.base import Condition, find_condition
 FOLDER = "analysis"
 MOST_NUMBERS = 4096  # of an array, told in JSON
 MOST_DIGITS = 18  # of a number on the command line, of which Python takes some thousands
-LONGEST = 160  # bytes of a file's name, to which endings are added
+LONGEST = 169  # bytes of a file's name, to which endings are added
 TOLD = 8  # replicas that an error names
 
 
@@ -97,13 +96,6 @@ def _numbers(flag: str, text: str, such: str) -> list[int]:
 def label(analysis: Analysis) -> str:
     """The name of its files, but for what the items are of: see `Asker.path`."""
     return safe_name(spec.canonical(analysis))
-
-
-def _filed(name: str) -> str:
-    """The name as files can have it: of a long one the start, and a digest of all."""
-    if len(name.encode()) <= LONGEST:
-        return name
-    return f"{name.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -180,7 +172,7 @@ class Asker:
 
     def path(self, analysis: Analysis) -> pathlib.Path:
         """Its JSON: of its own for a condition that was not trained on, and for a checkpoint that is not the newest."""
-        name = _filed(label(analysis))
+        name = shortened(label(analysis), LONGEST, label(analysis))
         if self.condition.name != self.run.task.conditions()[0].name:
             name += f"--{safe_name(self.condition.name)}"
         if self.older:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +24,11 @@ from positionbias import spec
 from positionbias.config import files, schema
 from positionbias.config.cli import Overrides, apply_overrides
 from positionbias.config.resolve import check_safe_name, config_hash, plain, resolve
+from positionbias.files import shortened
 from positionbias.spec import ConfigError
 
 DEFAULT = "default"
-LONGEST = 80  # characters of a name made from overrides
+LONGEST = 80  # bytes of a name made from overrides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _multiplied(file: files.ConfigFile, chosen: list[str]) -> Iterator[_Added]:
         named = any(name is not None for name, _, _ in parts)
         joined = "_".join(name or _label(overrides) for name, _, overrides in parts)
         curve = ", ".join(curve for _, curve, _ in parts if curve is not None) or None
-        yield _shortened(joined, repr(merged)) if named else None, curve, merged
+        yield shortened(joined, LONGEST, repr(merged)) if named else None, curve, merged
 
 
 def _label(overrides: dict[str, Any]) -> str:
@@ -195,13 +195,7 @@ def _label(overrides: dict[str, Any]) -> str:
     for field, end in zip(overrides, ends, strict=True):
         label = end if ends.count(end) == 1 else field
         pieces.append(f"{label}-{re.sub(r'[^A-Za-z0-9.]+', '-', str(overrides[field])).strip('-')}")
-    return _shortened("_".join(pieces) or "base", repr(sorted(overrides.items())))
-
-
-def _shortened(name: str, identity: str) -> str:
-    if len(name) <= LONGEST:
-        return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    return shortened("_".join(pieces) or "base", LONGEST, repr(sorted(overrides.items())))
 
 
 def _refuse_equal(found: list[Cell]) -> None:
