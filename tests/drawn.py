@@ -9,6 +9,7 @@ import types
 import typing
 from typing import Any, Literal, Union
 
+from broken import nested
 from hypothesis import strategies as st
 
 from positionbias import spec
@@ -156,15 +157,4 @@ def configs(draw: st.DrawFn, ordinary: bool = False) -> dict[str, Any]:
     made: dict[str, Any] = {"model.width": 16, "model.heads": 2, "train.batch_size": 4, "evaluation.batch_size": 4}
     made |= FIXED | {"task": draw(specs("tasks", reals)), rate: draw(st.sampled_from(rates))}
     made |= {path: draw(_field(path, free[path], reals)) for path in dict.fromkeys(chosen)}
-    return _nested(made)
-
-
-def _nested(fields: dict[str, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    for path, value in fields.items():
-        *above, name = path.split(".")
-        group = config
-        for part in above:
-            group = group.setdefault(part, {})
-        group[name] = value
-    return config
+    return nested(made, {})

@@ -58,7 +58,11 @@ def write(case: Broken, folder: pathlib.Path) -> list[str]:
 
 def put(fields: Fields) -> dict[str, Any]:
     """The base config with dotted fields set."""
-    config = copy.deepcopy(BASE)
+    return nested(fields, copy.deepcopy(BASE))
+
+
+def nested(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """A config, with dotted fields set in it."""
     for path, value in fields.items():
         *above, name = path.split(".")
         group = config
