@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import pathlib
-import socket
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -96,26 +95,46 @@ def one_waits(path: pathlib.Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path, own: bool = False) -> Iterator[IO[bytes]]:
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """A stream whose content replaces `path` at the end of the block, atomically.
 
-    Whoever reads the file, and whenever this is cut short, it is the old one or the new one. Raises WriteError. Where
-    other processes may replace it at the same time, the new file has this process's `own` name until then.
+    Whoever reads the file, and whenever this is cut short, it is the old one or the new one. Until then the new one is
+    `.NAME.tmp`, which the next who replaces the file takes if this one was killed, and waits for if not. Raises
+    WriteError.
     """
-    mine = f"{socket.gethostname()}-{os.getpid()}." if own else ""
-    aside = path.with_name(f".{path.name}.{mine}tmp")
+    aside = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        try:
-            with open(aside, "wb") as stream:
+        with _alone(aside) as stream:
+            try:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
+                os.replace(aside, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    aside.unlink()
+                raise
         sync(path.parent)
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A stream to an empty file that no other process has such a stream to."""
+    while True:
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "wb")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                mine = os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+            except FileNotFoundError:
+                mine = False
+            if mine:  # and not what who had it before has renamed or deleted
+                stream.truncate(0)
+                yield stream
+                return
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)
+            stream.close()
 
 
 def safe_name(text: str) -> str:
@@ -131,9 +150,9 @@ def shortened(name: str, longest: int, identity: str) -> str:
     return f"{start}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
-def write_text(path: pathlib.Path, text: str, own: bool = False) -> None:
-    """Replace a text file atomically; `own` is as `replacing` has it."""
-    with replacing(path, own) as stream:
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
 
 

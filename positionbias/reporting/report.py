@@ -63,7 +63,7 @@ def _written(path: pathlib.Path) -> int | None:
 def _write(folder: pathlib.Path, text: str) -> pathlib.Path:
     path = folder / "report.html"
     try:
-        write_text(path, text, own=True)
+        write_text(path, text)
     except WriteError as error:
         raise ConfigError(f"workdir: {error}") from None
     return path

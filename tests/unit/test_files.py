@@ -1,5 +1,7 @@
 """Files that are replaced whole or not at all, whatever goes wrong in between."""
 
+import concurrent.futures
+import contextlib
 import errno
 import fcntl
 import os
@@ -42,14 +44,34 @@ def test_a_line_nested_without_end_is_a_torn_one(tmp_path):
     assert [line for _, line in files.read_lines(tmp_path / "lines")] == [None, {}]
 
 
-def test_who_replaces_a_file_under_an_own_name_leaves_what_others_are_writing(tmp_path):
-    (tmp_path / ".a.txt.tmp").write_text("another's")
-    with files.replacing(tmp_path / "a.txt", own=True) as stream:
-        stream.write(b"ours")
-        stream.flush()
-        assert (tmp_path / ".a.txt.tmp").read_text() == "another's"
-    assert sorted(os.listdir(tmp_path)) == [".a.txt.tmp", "a.txt"]
-    assert ((tmp_path / ".a.txt.tmp").read_text(), (tmp_path / "a.txt").read_text()) == ("another's", "ours")
+def test_what_a_killed_process_left_is_taken(tmp_path):
+    (tmp_path / ".a.txt.tmp").write_text("more than is written next")
+    write_text(tmp_path / "a.txt", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "new"}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_who_replaces_a_file_waits_for_who_does(failed, tmp_path):
+    path, before = tmp_path / "a.txt", []
+    with contextlib.suppress(KeyError), files.replacing(path) as stream:
+        stream.write(b"first")
+        thread = threading.Thread(target=write_text, args=(path, "second"))
+        thread.start()
+        thread.join(0.3)
+        before.append(path.exists())
+        if failed:
+            raise KeyError
+    thread.join()
+    assert before == [False]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "second"}
+
+
+def test_many_who_replace_a_file_leave_one_that_is_whole(tmp_path):
+    texts = [str(i) * 10_000 for i in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(lambda text: [write_text(tmp_path / "a.txt", text) for _ in range(20)], texts))
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() in texts
 
 
 def test_one_waits_for_the_other(tmp_path):
