@@ -7,23 +7,20 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from positionbias.analysis.alignment import MOST, descended, unit
-from positionbias.analysis.base import STREAM, Analysis, Axes, Labels, Subject, sites, stacked
-from positionbias.analysis.variables import width
+from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites, stacked
+from positionbias.analysis.dictionaries import LEARNED, RANDOM, TOP, OfDictionaries, answered
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.models import edits
-from positionbias.spec import ConfigError, member, require
+from positionbias.spec import member
 from positionbias.tasks.base import Batch
 
-TOP = 8  # features whose effects are told
-KINDS = ("learned", "random")  # dictionaries
+KINDS = (LEARNED, RANDOM)
 
 
 @member("analyses", "sparse_features")
 @dataclasses.dataclass(frozen=True)
-class SparseFeatures(Analysis):
+class SparseFeatures(OfDictionaries):
     """A sparse autoencoder of the stream behind every layer, and the features whose removal changes answers most.
 
     Gao et al. 2024 (arXiv 2406.04093): of x, centred and at unit mean square, f is relu(W_e (x - b) + b_e) where it is
@@ -58,32 +55,13 @@ class SparseFeatures(Analysis):
         **dict.fromkeys(("attribution", "ablation", "ablation_others"), ("layer", "rank")),
     }
     shown = "explained"
-    alike = (STREAM,)
     labels: ClassVar[Labels] = {"rank": tuple(str(1 + rank) for rank in range(TOP))}
-    any_rows = True
-
-    def __post_init__(self) -> None:
-        for name in ("multiple", "active", "updates", "batch"):
-            require(1 <= getattr(self, name) <= MOST, name, getattr(self, name), f"a whole number from 1 to {MOST}")
-        require(0 < self.rate <= 1, "rate", self.rate, "a number above 0, up to 1")
-
-    def reads(self) -> tuple[str, ...]:
-        return (STREAM,)
-
-    def check(self, subject: Subject) -> None:
-        subject.require_tokens("a task whose answers are tokens, as these have odds", said=True)
-        size = self.multiple * subject.run.config.model.width
-        if size < max(2 * TOP, self.active):
-            raise ConfigError(
-                f"--analyses: multiple = {self.multiple} makes {size} features of model.width ="
-                f" {subject.run.config.model.width}; allowed: {max(2 * TOP, self.active)} features or more."
-            )
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         names = sites(layers, STREAM)
         started, steps, chosen, judged, others = jax.random.split(key, 5)
-        several = self._trained(subject, names, started, steps)
-        learned = several["learned"]
+        several = self.dictionaries(subject, names, started, steps, KINDS)
+        learned = several[LEARNED]
 
         def first_effects(key: Key[jax.Array, ""]) -> tuple[jax.Array, jax.Array]:
             return subject.averaged(
@@ -110,7 +88,7 @@ class SparseFeatures(Analysis):
             )
             found[f"explained{ending}"] = 1 - told[f"error_{kind}"] / jnp.maximum(told["spread"], 1e-12)
         return found | {
-            "spliced": told["learned"],
+            "spliced": told[LEARNED],
             "ablated": told["ablated"],
             "clean": clean,
             "active": jnp.sum(told["alive"], axis=1),
@@ -120,52 +98,6 @@ class SparseFeatures(Analysis):
             "ablation_others": ablation_others,
         }
 
-    def _trained(
-        self, subject: Subject, names: list[str], started: Key[jax.Array, ""], steps: Key[jax.Array, ""]
-    ) -> dict[str, Tree]:
-        """Both dictionaries of every layer, with a leading L."""
-        size = width(subject, names[0])
-        drawn, first = jax.random.split(started)
-        decoder = unit(jax.random.normal(drawn, (len(names), self.multiple * size, size)))
-        x = stacked(subject, names, subject.batch(first, self.batch))
-        center = jnp.mean(x, axis=(1, 2))
-        scale = jnp.sqrt(jnp.mean(jnp.square(x - center[:, None, None]), axis=(1, 2, 3))) + 1e-6
-        fixed = {"center": center, "scale": scale}
-        rest = {"encoder": jnp.swapaxes(decoder, 1, 2), "threshold": jnp.zeros(decoder.shape[:2]), "offset": 0 * center}
-        start = {"learned": {**rest, "decoder": decoder}, "random": rest}
-
-        def whole(parameters: Tree) -> dict[str, Tree]:
-            return {kind: {"decoder": decoder, **parameters[kind], **fixed} for kind in KINDS}
-
-        def loss(parameters: Tree, key: jax.Array, _: jax.Array) -> jax.Array:
-            x = stacked(subject, names, subject.batch(key, self.batch))
-            total = jnp.zeros(())
-            for dictionary in whole(parameters).values():
-                made = jax.vmap(self._rebuilt)(dictionary, x)
-                total += jnp.sum(jnp.mean(jnp.square(x - made), axis=(1, 2, 3)) / jnp.square(scale))
-            return total
-
-        def mended(parameters: Tree) -> Tree:
-            return parameters | {"learned": parameters["learned"] | {"decoder": unit(parameters["learned"]["decoder"])}}
-
-        return whole(descended(loss, start, optax.adam(self.rate), steps, self.updates, mended))
-
-    def _features(self, dictionary: Tree, x: Float[jax.Array, "... D"]) -> Float[jax.Array, "... F"]:
-        scaled = (x - dictionary["center"]) / dictionary["scale"] - dictionary["offset"]
-        found = jax.nn.relu(scaled @ dictionary["encoder"] + dictionary["threshold"])
-        held = jax.lax.stop_gradient(found)
-
-        def next_largest(_: int, last: jax.Array) -> jax.Array:
-            return jnp.max(jnp.where(held < last, held, 0.0), axis=-1, keepdims=True)
-
-        # One maximum after another, as sorting takes ten times as long on CPUs.
-        least = jax.lax.fori_loop(0, self.active, next_largest, jnp.full((*found.shape[:-1], 1), jnp.inf))
-        return jnp.where(found >= least, found, 0.0)
-
-    def _rebuilt(self, dictionary: Tree, x: Float[jax.Array, "... D"]) -> Float[jax.Array, "... D"]:
-        made = self._features(dictionary, x) @ dictionary["decoder"] + dictionary["offset"]
-        return dictionary["center"] + dictionary["scale"] * made
-
     def _attributions(
         self, subject: Subject, names: list[str], dictionary: Tree, batch: Batch
     ) -> tuple[Float[jax.Array, "L F"], Float[jax.Array, "L F"]]:
@@ -174,10 +106,10 @@ class SparseFeatures(Analysis):
 
         def said(shift: Float[jax.Array, "L B T D"]) -> jax.Array:
             edit = {name: edits.add(shift[i]) for i, name in enumerate(names)}
-            return jnp.sum(jnp.mean(_answered(subject, batch, edit)[1], axis=1))
+            return jnp.sum(jnp.mean(answered(subject, batch, edit)[1], axis=1))
 
         slopes = jax.grad(said)(jnp.zeros_like(x))
-        features = jax.vmap(self._features)(dictionary, x)
+        features = jax.vmap(self.features)(dictionary, x)
         along = jnp.einsum("lbtd,lfd->lbtf", slopes, dictionary["decoder"]) * dictionary["scale"][:, None, None, None]
         return -jnp.mean(jnp.sum(features * along, axis=2), axis=1), jnp.mean(features > 0, axis=(1, 2))
 
@@ -191,44 +123,33 @@ class SparseFeatures(Analysis):
     ) -> dict[str, Any]:
         """Losses of answers and squared errors by layer, and what the log-odds are without each of these features."""
         x, index = stacked(subject, names, batch), jnp.arange(len(names))
-        learned = several["learned"]
+        learned = several[LEARNED]
 
-        def answered(layer: jax.Array, value: Float[jax.Array, "B T D"]) -> tuple[jax.Array, jax.Array]:
+        def spliced(layer: jax.Array, value: Float[jax.Array, "B T D"]) -> tuple[jax.Array, jax.Array]:
             """Means of the log-probability and the log-odds."""
             edit = {name: edits.add(jnp.where(layer == i, value - x[layer], 0.0)) for i, name in enumerate(names)}
-            return jax.tree.map(jnp.mean, _answered(subject, batch, edit))
+            return jax.tree.map(jnp.mean, answered(subject, batch, edit))
 
         def without(told: tuple[jax.Array, jax.Array]) -> jax.Array:
             layer, feature = told
             one = jax.tree.map(lambda leaf: leaf[layer], learned)
-            part = self._features(one, x[layer])[..., feature, None] * one["decoder"][feature] * one["scale"]
-            return answered(layer, x[layer] - part)[1]
+            part = self.features(one, x[layer])[..., feature, None] * one["decoder"][feature] * one["scale"]
+            return spliced(layer, x[layer] - part)[1]
 
         def losses(value: Float[jax.Array, "L B T D"]) -> Float[jax.Array, "L"]:
-            return jax.lax.map(lambda i: -answered(i, value[i])[0], index)
+            return jax.lax.map(lambda i: -spliced(i, value[i])[0], index)
 
         layer = jnp.broadcast_to(index[:, None], features.shape)
-        log_probability, odds = jax.tree.map(jnp.mean, _answered(subject, batch, {}))
+        log_probability, odds = jax.tree.map(jnp.mean, answered(subject, batch, {}))
         found = {
             "clean": -log_probability,
             "ablated": losses(jnp.broadcast_to(learned["center"][:, None, None], x.shape)),
             "spread": jnp.mean(jnp.square(x - learned["center"][:, None, None]), axis=(1, 2, 3)),
-            "alive": jnp.mean(jax.vmap(self._features)(learned, x) > 0, axis=(1, 2)),
+            "alive": jnp.mean(jax.vmap(self.features)(learned, x) > 0, axis=(1, 2)),
             "changes": jax.lax.map(without, (layer.reshape(-1), features.reshape(-1))).reshape(features.shape) - odds,
         }
         for kind, dictionary in several.items():
-            made = jax.vmap(self._rebuilt)(dictionary, x)
+            made = jax.vmap(self.rebuilt)(dictionary, x)
             found[kind] = losses(made)
             found[f"error_{kind}"] = jnp.mean(jnp.square(x - made), axis=(1, 2, 3))
         return found
-
-
-def _answered(subject: Subject, batch: Batch, edit: Any) -> tuple[Float[jax.Array, "B A"], Float[jax.Array, "B A"]]:
-    """Of every answer the log-probability of the right one, and its log-odds, in nats."""
-    outputs, _ = subject.apply(batch, (), edit)
-    each = jnp.arange(len(outputs))[:, None]
-    said, right = outputs[each, subject.run.answer_rows(batch)], batch.targets[each, batch.query]
-    is_right = right[..., None] == jnp.arange(said.shape[-1])
-    others = jax.nn.logsumexp(jnp.where(is_right, -jnp.inf, said), axis=-1)
-    odds = jnp.take_along_axis(said, right[..., None], axis=-1)[..., 0] - others
-    return subject.answers(outputs, batch)["log_probability"], odds

@@ -20,6 +20,7 @@ SMALL = {
     "boundless_das": "boundless_das(updates=2, batch=4)",
     "contrastive_head_gating": "contrastive_head_gating('shifted', updates=2, seeds=1, batch=4)",
     "das": "das(dimensions=2, updates=2, batch=4)",
+    "feature_circuit": "feature_circuit(updates=2, batch=4, steps=2)",
     "head_gating": "head_gating(updates=2, seeds=1, batch=4)",
     "linear_probe": "linear_probe(examples=16, updates=2)",
     "method_benchmark": "method_benchmark(variable='condition', examples=16, updates=2, batch=4)",
@@ -33,6 +34,7 @@ SIDED = {"method_benchmark": "use", "rank_one_knob": "use"}
 # Programs of edges and of searches: twice more of them is a minute for a dozen members, whose splitting others share.
 TRACED_LONG = {
     "binding_mechanisms", "boundless_das", "circuit", "circuit_overlap", "confounders", "das", "edge_attribution",
+    "feature_circuit",
     "method_benchmark", "path_patching", "rank_one_knob", "sparse_features", "subspace_illusion",
 }  # fmt: skip
 LAYERS, HEADS, LENGTH, PAIRS, ROLES = 2, 2, 11, 4, 4
@@ -157,7 +159,7 @@ def beside(tmp_path_factory, small_run):
     raw = {
         "name": "beside",
         "task": "associative_recall(pairs=4, keys=4, values=12, delays=3)",
-        "model": {"layers": 1, "width": 4, "heads": 1, "architecture": "encoder_decoder"},
+        "model": {"layers": 2, "width": 4, "heads": 1, "architecture": "encoder_decoder"},
         "train": {"steps": 4, "batch_size": 2, "replicas": 1, "log_every": 1},
         "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
