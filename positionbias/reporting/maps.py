@@ -12,6 +12,7 @@ from positionbias.reporting.figures import BLACK, draw
 FEW = 40  # cells with a number in them
 MOST = (48, 24)  # names of rows and of columns
 SMALL = 6  # points of names where there are many
+LETTERS = 24  # below one map, beside each other, where names are not small
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -49,7 +50,8 @@ def two_maps(
             for told, setter, most in zip(ticks, (panel.set_yticks, panel.set_xticks), MOST, strict=True):
                 every = -(-len(told) // most)  # more would run into each other
                 setter(range(0, len(told), every), told[::every], fontsize=SMALL if len(told) > 16 else None)
-            if max(map(len, ticks[1])) > 5:
+            longest, shown = max(map(len, ticks[1])), min(len(ticks[1]), MOST[1])
+            if longest > 5 or longest * shown > (LETTERS if len(ticks[1]) <= 16 else 2 * LETTERS):
                 panel.tick_params(axis="x", labelrotation=45 if len(ticks[1]) < 9 else 90)
             panel.set_xlabel(axes_told[1].replace("_", " "))
             if few:
