@@ -103,7 +103,7 @@ def device_errors() -> Iterator[None]:
     """Of what XLA raises, a lack of memory becomes MemoryError, and another process that ended GoneError."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the second where it fails as it is handed over
         text = str(error).partition("\n")[0].rstrip(".")
         if not any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
             hosts.refuse_gone(text)

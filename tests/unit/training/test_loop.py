@@ -404,10 +404,11 @@ def test_metrics_that_changed_are_refused_and_those_that_are_gone_are_told(confi
     assert [line["step"] for line in read_metrics(metrics)] == [12]
 
 
-def test_a_process_that_is_gone_is_told_in_one_sentence(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])  # as a step runs, or as it is handed over
+def test_a_process_that_is_gone_is_told_in_one_sentence(kind, config, tmp_path, monkeypatch):
     def advance(self, state, start):
         monkeypatch.setattr(hosts, "several", lambda: True)
-        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer.\nmore")
+        raise kind("UNKNOWN: Gloo AllGather failed: Connection closed by peer.\nmore")
 
     monkeypatch.setattr(Compiled, "advance", advance)
     told = r"^another process of this run has ended \(UNKNOWN: Gloo AllGather failed: Connection closed by peer\); the "
