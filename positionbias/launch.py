@@ -21,6 +21,10 @@ def folder(given: str, flag: str = "--workdir") -> pathlib.Path:
     """The path given as `flag`."""
     if not given:  # which pathlib takes for the folder one is in
         raise ConfigError(f"{flag}: '' is not allowed; allowed: the path of a folder.")
+    if "://" in given:  # which pathlib takes for a folder beside
+        raise ConfigError(
+            f"{flag}: {given!r} is an address; allowed: the path of a folder, whose file system has locks."
+        )
     return pathlib.Path(given)
 
 

@@ -2,19 +2,22 @@
 
 import pytest
 
-from positionbias import evaluate, match, report, sweep, train
+from positionbias import analyze, evaluate, match, report, sweep, train
 from positionbias.spec import ConfigError
 
 
-def test_an_empty_workdir_is_refused_by_every_entry(tmp_path, monkeypatch):
+@pytest.mark.parametrize("given", ["", "gs://bucket/run"])
+def test_a_workdir_that_is_no_path_is_refused_by_every_entry(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.py").write_text("def get_config(): return {}")
+    told = f"^--workdir: '{given}' is (not allowed|an address); allowed: the path of a folder"
     for entry in (train, sweep):
-        with pytest.raises(ConfigError, match=r"^--workdir: '' is not allowed; allowed: the path of a folder\.$"):
-            entry.main(["--config", "c.py", "--workdir", ""])
-    for entry in (evaluate, report):
-        with pytest.raises(ConfigError, match=r"^--workdir: '' is not allowed; allowed: the path of a folder\.$"):
-            entry.main(["--workdir="])
+        with pytest.raises(ConfigError, match=told):
+            entry.main(["--config", "c.py", "--workdir", given])
+    for entry, more in ((evaluate, []), (report, []), (analyze, ["--analyses", "rollout"])):
+        with pytest.raises(ConfigError, match=told):
+            entry.main([f"--workdir={given}", *more])
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == []
 
 
 @pytest.mark.parametrize("label", ["8", "000008", "000008.npz", "8.a", "more.npz", "more.json"])
