@@ -204,6 +204,11 @@ def _check(path: pathlib.Path, config: dict[str, Any], config_hash: str) -> None
         known, before = there["hash"], dict(there["config"])
         found = stored_hash(before)  # of what is there, whatever it says of itself
     except (ValueError, TypeError, KeyError, RecursionError):
+        if "manifest.json" in foreign:
+            raise ConfigError(
+                f"workdir: the config.json of {str(path)!r}, which holds a run, is gone or damaged;"
+                " allowed: a folder as it was written."
+            ) from None
         raise ConfigError(
             f"workdir: {str(path)!r} holds {foreign[0]!r} but no run;"
             " allowed: a new or empty folder, or this config's run folder."

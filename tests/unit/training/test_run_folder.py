@@ -243,6 +243,18 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert "but no run" in refused(tmp_path, tmp_path / "thesis")
 
 
+@pytest.mark.parametrize("left", [None, "", "{torn", "[]"])
+def test_a_run_whose_config_is_gone_or_damaged_is_told_so(left, tmp_path):
+    claim(tmp_path / "run").release()
+    (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
+    path = tmp_path / "run" / "config.json"
+    path.unlink() if left is None else path.write_text(left)
+    assert refused(tmp_path, tmp_path / "run") == (
+        f"workdir: the config.json of '{tmp_path}/run', which holds a run, is gone or damaged;"
+        " allowed: a folder as it was written."
+    )
+
+
 def test_a_config_changed_behind_its_hash_is_refused(tmp_path):
     claim(tmp_path / "run").release()
     changed = {**CONFIG, "name": "two"}
