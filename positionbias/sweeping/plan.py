@@ -8,7 +8,7 @@ from typing import Any
 
 from positionbias.config import resolve
 from positionbias.config.sweeps import Cell
-from positionbias.files import one_at_a_time, read_json, write_json
+from positionbias.files import one_at_a_time, read_json, refuse_unread, write_json
 from positionbias.spec import ConfigError
 
 NAME = "plan.json"
@@ -47,6 +47,8 @@ def check(workdir: pathlib.Path, plan: dict[str, Any]) -> set[str]:
     Raises ConfigError for a folder of something else, and for one of a sweep that has other cells than those of `plan`.
     """
     path = workdir / NAME
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir: {str(workdir)!r} is a file; allowed: a new, an empty or a sweep folder.")
     if workdir.is_dir() and not path.exists() and any(p.name not in EARLY for p in workdir.iterdir()):
         raise ConfigError(
             f"--workdir: {str(workdir)!r} holds something else; allowed: a new, an empty or a sweep folder."
@@ -56,7 +58,8 @@ def check(workdir: pathlib.Path, plan: dict[str, Any]) -> set[str]:
         if before is None:
             return set()
         old = {str(c["name"]): c["hash"] for c in before["cells"]}
-    except (KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        refuse_unread(path, getattr(error, "errno", None))
         raise ConfigError(
             f"--workdir: {str(path)!r} cannot be read; allowed: a sweep folder as it was written."
         ) from None

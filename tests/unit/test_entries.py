@@ -20,6 +20,15 @@ def test_a_workdir_that_is_no_path_is_refused_by_every_entry(given, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == []
 
 
+def test_a_workdir_with_too_long_a_name_is_refused_by_every_entry(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.py").write_text("def get_config(): return {}")
+    told = r"^--workdir: 'a+\.\.\.' cannot be looked up \(File name too long\); allowed: the path of a folder\.$"
+    for entry, more in ((train, ["--config", "c.py"]), (sweep, ["--config", "c.py"]), (evaluate, []), (report, [])):
+        with pytest.raises(ConfigError, match=told):
+            entry.main([*more, "--workdir", 300 * "a"])
+
+
 @pytest.mark.parametrize("label", ["8", "000008", "000008.npz", "8.a", "more.npz", "more.json"])
 def test_a_label_that_could_be_taken_for_a_file_of_training_is_refused(tmp_path, label):
     with pytest.raises(ConfigError, match=f"^--label: '{label}' is not allowed, "):

@@ -70,6 +70,21 @@ def test_devices_are_those_of_all_cells_also_when_only_some_are_left(cells, tmp_
     assert (recorder.cells, asked) == (["one", "last"], [2])
 
 
+def test_a_file_in_place_of_a_sweep_folder_or_its_plan_is_refused(cells, tmp_path):
+    """Also below a file, where nothing can be."""
+    (tmp_path / "file").touch()
+    (tmp_path / "sweep" / "plan.json").mkdir(parents=True)
+    whole = "a new, an empty or a sweep folder"
+    for name, told in [
+        ("file", f"'{tmp_path}/file' is a file; allowed: {whole}."),
+        ("file/below", f"'{tmp_path}/file/below/plan.json' cannot be read; allowed: a sweep folder as it was written."),
+        ("sweep", f"'{tmp_path}/sweep/plan.json' cannot be read; allowed: a sweep folder as it was written."),
+    ]:
+        with pytest.raises(ConfigError) as refused:
+            run(cells, tmp_path / name, Recorder(), "study")
+        assert str(refused.value) == f"--workdir: {told}"
+
+
 def test_two_sweeps_at_once_are_refused(cells, tmp_path, capsys):
     recorder = Recorder()
     with locked(tmp_path / "sweep"):
