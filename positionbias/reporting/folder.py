@@ -58,9 +58,14 @@ class Sweep:
     ledger: dict[str, dict[str, Any]]  # cell -> {"cell": NAME, "status": ..., ...}
 
     def status(self, cell: str) -> str:
-        """How a cell stands: what its own manifest says, but unless it is finished the ledger's failure comes first."""
+        """How a cell stands: what its own manifest says, but unless it is finished the ledger's failure comes first.
+
+        Without a manifest it has not finished, whatever the ledger says: its folder was deleted to run it again.
+        """
         known, run = str(self.ledger.get(cell, {}).get("status", "")), self.cells[cell]
-        return known if not run.manifest or (known == "failed" and run.status != "finished") else run.status
+        if run.manifest:
+            return known if known == "failed" and run.status != "finished" else run.status
+        return "" if known == "finished" else known
 
 
 def read(workdir: pathlib.Path) -> Run | Sweep:

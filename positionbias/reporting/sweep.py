@@ -97,11 +97,12 @@ def _unfinished(sweep: Sweep, cells: Mapping[str, Run]) -> list[str]:
     for name, run in sweep.cells.items():
         if sweep.status(name) == "finished" and name in cells:
             continue
-        line = sweep.ledger.get(name, {})
+        status, line = sweep.status(name), sweep.ledger.get(name, {})
+        if line.get("status") != status:  # of an earlier try, whose folder was deleted
+            line = {}
         told = [str(line.get("message") or run.manifest.get("message", ""))]
         told += ["only the evaluation at initialisation is there"] if _initial(run) else []
-        status = sweep.status(name) or "not started"
-        body.append([name, status, line.get("code", "–"), "; ".join(part for part in told if part)])
+        body.append([name, status or "not started", line.get("code", "–"), "; ".join(part for part in told if part)])
     if not body:
         return []
     return [

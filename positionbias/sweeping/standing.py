@@ -17,6 +17,7 @@ from positionbias.sweeping import ledger
 
 STATES = ("running", "failed", "stopped", "waiting", "finished")  # in the order in which they are worth a row
 SILENT = 600.0  # seconds without a sign of a run after which that is told: it may have been killed
+SLOWEST = 1e-9  # steps a second below which no time is told: decades, or what a damaged line makes of it
 TAIL = 2**16  # bytes at the end of metrics.jsonl that are read
 
 
@@ -137,6 +138,8 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
     """The last lines of a metrics file, but for what cannot be read: half a line that is being written."""
+    from positionbias.evaluation.stored import misfit
+
     try:
         with open(path, "rb") as stream:
             start = max(0, stream.seek(0, os.SEEK_END) - TAIL)
@@ -150,7 +153,7 @@ def _tail(path: pathlib.Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("seconds"), int | float):
+        if misfit(line, {"step": int, "seconds": float}) is None:
             found.append(line)
     return found
 
@@ -161,7 +164,8 @@ def _eta(lines: list[dict[str, Any]], steps: int) -> str:
     if len(lines) < 2:
         return ""
     done, seconds = (lines[-1][name] - lines[0][name] for name in ("step", "seconds"))
-    return eta(steps - lines[-1]["step"], done / seconds) if done > 0 and seconds > 0 else ""
+    rate = done / seconds if done > 0 and seconds > 0 else 0.0
+    return eta(steps - lines[-1]["step"], rate) if rate > SLOWEST else ""
 
 
 def _on_batches(lines: list[dict[str, Any]]) -> str:

@@ -546,6 +546,18 @@ def test_a_manifest_that_says_finished_outranks_a_failure_of_the_ledger(tmp_path
     assert read_folder(folder).status("later") == status
 
 
+def test_a_finished_cell_whose_folder_was_deleted_has_not_finished_nor_the_code_of_its_earlier_try(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    shutil.rmtree(folder / "cells" / "causal")
+    text = read(folder).text
+    assert "2 of 5 cells finished" in text
+    assert "causal not started – " in text
+    fabricate.write_run(folder / "cells" / "causal", name="causal", status="failed")
+    with open(folder / "ledger.jsonl", "a") as ledger:
+        ledger.write('{"cell": "causal", "status": "finished", "code": 0, "message": ""}\n')
+    assert "causal failed – " in read(folder).text
+
+
 def test_a_sweep_without_any_result_says_so(tmp_path):
     (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}]}')
     assert "No cell has been evaluated yet, so there is nothing to compare." in read(tmp_path).text

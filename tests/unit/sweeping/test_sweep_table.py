@@ -120,6 +120,18 @@ def test_damaged_files_leave_a_cell_waiting_and_the_table_there(half_done, conte
     assert Watch(folder, cells).look()[4] == Standing("stops", "waiting", 0, 600)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "step", "eta"),
+    [("Infinity", 400, "ETA 0:03"), ("9" * 400, 400, "ETA 0:03"), ("1e299", 440, ""), ("-1", 440, "")],
+)
+def test_of_seconds_that_cannot_be_no_time_is_told(half_done, seconds, step, eta):
+    cells, folder = half_done
+    with open(folder / "cells" / "runs" / "metrics.jsonl", "a") as metrics:
+        metrics.write(f'\n{{"step": 440, "seconds": {seconds}, "loss": [1.1]}}\n')
+    runs = Watch(folder, cells).look()[1]
+    assert (runs.step, runs.eta) == (step, eta)
+
+
 def test_a_finished_cell_is_read_once(half_done, monkeypatch):
     cells, folder = half_done
     watch, read = Watch(folder, cells), []
