@@ -15,6 +15,7 @@ from typing import Any
 from positionbias import launch
 from positionbias.config import sharing
 from positionbias.config.sweeps import Cell
+from positionbias.files import FileError
 from positionbias.launch import say
 from positionbias.spec import ConfigError
 from positionbias.sweeping import plan, table
@@ -30,7 +31,7 @@ def run(
 
     Every cell that is to run here is built before anything is written: ConfigError if one of them cannot be. Of two
     processes that run a whole sweep in one folder the second is refused, and so are a whole one and a part; parts are
-    not, and leave each other's cells alone.
+    not, and leave each other's cells alone. FileError if the plan is deleted meanwhile.
     """
     from positionbias.training.run_folder import FolderInUse, locked
 
@@ -59,6 +60,8 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
             for line in executor.run(left, workdir):
                 ended.append(line)
                 say(_told(line, workdir / "cells" / line["cell"]))
+                if not (workdir / plan.NAME).is_file():  # what comes now could be read by no command
+                    raise FileError(f"cannot read {str(workdir / plan.NAME)!r}: it was deleted while cells ran.")
     _report(cells, workdir)
     failed = [line for line in ended if line["status"] == "failed"]
     if failed:

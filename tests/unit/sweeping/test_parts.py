@@ -4,12 +4,13 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import threading
 
 import pytest
 
 from positionbias.config.sweeps import Cell
-from positionbias.files import write_json
+from positionbias.files import FileError, write_json
 from positionbias.reporting import report
 from positionbias.spec import ConfigError
 from positionbias.sweeping import ledger
@@ -162,6 +163,15 @@ def test_a_file_where_a_cells_folder_should_be_fails_that_cell_alone(cells, trai
     (begun / "cells" / "a").touch()
     assert run(cells[:2], begun, Unbuilt(), "study") == 2
     assert (train.names, ends(begun)) == (["b"], [("a", "failed"), ("b", "finished")])
+
+
+def test_a_sweep_whose_folder_is_deleted_while_it_runs_ends(cells, trained, tmp_path):
+    """The same command would refuse what it went on to write."""
+    home = tmp_path / "sweep"
+    train = trained({1: lambda: shutil.rmtree(home)})
+    with pytest.raises(FileError, match=rf"^cannot read '{home}/plan\.json': it was deleted while cells ran\.$"):
+        run(cells, home, Unbuilt(), "study")
+    assert train.names == ["a", "b"]
 
 
 def test_a_cell_that_is_interrupted_is_noted_as_stopped(cells, trained, tmp_path):
