@@ -280,7 +280,7 @@ def type_name(annotation: Any) -> str:
         return f"one of the {annotation.axis}"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
     plain[type(None)] = "None"
-    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return plain.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def check_type(value: Any, annotation: Any, field: str) -> Any:

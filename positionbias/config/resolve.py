@@ -14,6 +14,7 @@ import json
 import math
 import operator
 import re
+import struct
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from positionbias.spec import ConfigError, require
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")  # also a folder's name on every system
 SAFE_NAME_TEXT = "1 to 100 letters, digits, '_', '-' and '.', a letter or digit first"
+SIZES = (1.2e-38, 3.4e38)  # of numbers that are not 0, in 32 bits
 # What `train.vary` may name, and where a run of its own has it: a field, or an argument of the spec that a field holds.
 # These change no shape, and programs read them as arguments, so that one serves all replicas. Arguments of the task
 # that it lets vary (`Task.traced`) come before the seed, which varies fastest.
@@ -206,6 +208,13 @@ def _in_range(value: Any, annotation: Any, bounds: Mapping[str, Any], where: str
     told = {"above": above, "from": least, "to": most}
     shown = " ".join(f"{word} {bound}" for word, bound in told.items() if bound is not None)
     require(good, where, value, f"{spec.type_name(annotation)}, {shown}")
+    _refuse_unread(value, where)
+
+
+def _refuse_unread(value: int | float, where: str) -> None:
+    """Refuse a number that programs, which read it in 32 bits, would take for zero or for infinite."""
+    held = isinstance(value, int) or value == 0 or SIZES[0] <= abs(value) <= SIZES[1]
+    require(held, where, value, f"0, or a number of a size from {SIZES[0]} to {SIZES[1]}")
 
 
 def _with_specs(group: Any, path: str, layers: int, written: dict[tuple[str, int, str], str]) -> Any:
@@ -262,6 +271,9 @@ def _vary(config: schema.Config) -> dict[str, list[Any]]:
         require(len(values) == len(set(values)) > 0, where, values, "a list of different values")
         for value in values:
             check(value)
+            _refuse_unread(value, where)
+        read = {struct.pack("f", value) if isinstance(value, float) else value for value in values}
+        require(len(values) == len(read), where, values, "values that differ in 32 bits, as programs read them")
         checked[name] = values
     count = math.prod(map(len, checked.values()))
     if checked and count != replicas:

@@ -113,6 +113,11 @@ def test_what_was_given_is_left_alone():
     assert raw == put({"train.vary": {"seed": [1, 2]}})
 
 
+def test_text_that_is_no_table_is_refused_by_that_name():
+    with pytest.raises(ConfigError, match=r"^train\.vary: 'seed=0' is not allowed; allowed: a table\.$"):
+        changed(("train.vary", "seed=0"))
+
+
 def test_twice_the_same_is_no_mistake():
     assert changed(("seed", "4"), ("seed", "4")).seed == 4
 

@@ -161,6 +161,21 @@ def test_the_task_says_which_of_its_arguments_may_vary_and_seeds_vary_fastest():
             "checkpoint.learning_rate: unknown field 'learning_rate', did you mean 'optimizer.learning_rate'?"
             " allowed: every, keep_every, keep_last.",
         ),
+        (
+            {"optimizer.learning_rate": 1e300},
+            "optimizer.learning_rate = 1e+300 is not allowed; allowed: 0, or a number of a size from 1.2e-38 to"
+            " 3.4e+38.",
+        ),
+        (
+            {"train.vary.weight_decay": [0, 1e-50]},
+            "train.vary.weight_decay = 1e-50 is not allowed; allowed: 0, or a number of a size from 1.2e-38 to"
+            " 3.4e+38.",
+        ),
+        (
+            {"train.vary.learning_rate": [1e-3, 1e-3 + 1e-12]},
+            "train.vary.learning_rate = [0.001, 0.001000000001] is not allowed; allowed: values that differ in 32 bits,"
+            " as programs read them.",
+        ),
         ({"model.width": "wide"}, "model.width: 'wide' is not allowed; allowed: a whole number."),
         ({"model.layers": 0}, "model.layers = 0 is not allowed; allowed: a whole number, from 1 to 1000."),
         (
