@@ -30,6 +30,23 @@ done
 [ "${1:-}" = -- ] || fail "there is no -- before what positionbias is told; allowed: $usage"
 shift
 [ $# -gt 0 ] || fail "positionbias is told nothing behind --; allowed: $usage"
+# Told now, and not by a job that has waited for its turn.
+case " $* " in *" --config "* | *" --config="*) ;; *) fail "there is no --config behind --; allowed: $usage" ;; esac
+for given in "$@"; do
+  case $kind:${given%%=*} in
+  sweep:--cells | sweep:--status | train:--processes)
+    fail "${given%%=*} is not allowed behind --, as jobs share out their work themselves; allowed: $usage"
+    ;;
+  esac
+done
+if [ "$kind" = sweep ]; then
+  for given in ${options[@]+"${options[@]}"}; do
+    case $given in
+    "--array=1-$count" | "--array=1-$count%"*) ;;
+    --array* | -a*) fail "'$given' is not allowed with $count tasks: cells would be left out; allowed: $usage" ;;
+    esac
+  done
+fi
 
 # Installed once here, so that jobs that start together do not all install.
 if [ -z "$dry" ]; then

@@ -22,21 +22,24 @@ if [ "${1:-}" = --dry-run ]; then
   dry=yes
   shift
 fi
-[ $# -ge 3 ] || fail "name, zone or what to do is missing"
+[ $# -ge 3 ] && [ -n "$1" ] && [ -n "$2" ] || fail "name, zone or what to do is missing"
 name=$1 zone=$2 what=$3
 shift 3
 case $what in
 install)
-  [ $# -ge 1 ] && [ $# -le 2 ] || fail "install takes a repository and perhaps a revision"
+  [ $# -ge 1 ] && [ $# -le 2 ] && [ -n "$1" ] || fail "install takes a repository and perhaps a revision"
   printf -v source '%q' "$1"
   printf -v revision '%q' "${2:-HEAD}"
-  told="{ [ -d positionbias ] || git clone -q $source positionbias; } && cd positionbias && git fetch -q origin $revision"
+  told="if [ -d positionbias ]; then git -C positionbias remote set-url origin $source; else"
+  told+=" git clone -q $source positionbias; fi && cd positionbias && git fetch -q origin $revision"
   told+=" && git checkout -q FETCH_HEAD && { [ -d .venv ] || python3 -m venv .venv; }"
   told+=" && pins=scripts/constraints-py\$(.venv/bin/python -c 'import sys; print(\"%d%d\" % sys.version_info[:2])').txt"
   told+=" && .venv/bin/pip install -q -c \"\$pins\" -e '.[tpu]'"
   ;;
 train)
   [ $# -ge 1 ] || fail "train takes what positionbias.train does"
+  case " $* " in *" --config "* | *" --config="*) ;; *) fail "there is no --config behind train" ;; esac
+  case " $* " in *" --processes"*) fail "--processes is not allowed behind train, as hosts find each other" ;; esac
   printf -v arguments ' %q' "$@"
   told="cd positionbias && { setsid nohup .venv/bin/python -m positionbias.train$arguments --processes auto"
   told+=" >>pod.log 2>&1 </dev/null & } && sleep 5 && tail -n 5 pod.log"

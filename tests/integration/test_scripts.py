@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,10 @@ def test_a_job_is_submitted_with_its_script(checkout):
     assert len(asked(checkout, "pip install")) == 1
 
 
+SHARED = " is not allowed behind --, as jobs share out their work themselves"
+LEFT_OUT = " is not allowed with 3 tasks: cells would be left out"
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "why"),
     [
@@ -220,6 +225,20 @@ def test_a_job_is_submitted_with_its_script(checkout):
         ("slurm.sh", ["train"], "'' is not allowed as a number of tasks or nodes"),
         ("slurm.sh", ["train", "2", "--config", "c.py"], "there is no -- before what positionbias is told"),
         ("slurm.sh", ["train", "2", "--"], "positionbias is told nothing behind --"),
+        ("slurm.sh", ["train", "2", "--", "c.py"], "there is no --config behind --"),
+        ("slurm.sh", ["sweep", "2", "--", "--config=c.py", "--cells=1/2"], f"--cells{SHARED}"),
+        ("slurm.sh", ["sweep", "2", "--", "--config", "c.py", "--status"], f"--status{SHARED}"),
+        ("slurm.sh", ["train", "2", "--", "--config", "c.py", "--processes", "auto"], f"--processes{SHARED}"),
+        ("slurm.sh", ["sweep", "3", "--array=1-2", "--", "--config", "c.py"], f"'--array=1-2'{LEFT_OUT}"),
+        ("slurm.sh", ["sweep", "3", "-a", "1-2", "--", "--config", "c.py"], f"'-a'{LEFT_OUT}"),
+        ("tpu_pod.sh", ["", "zone", "log"], "name, zone or what to do is missing"),
+        ("tpu_pod.sh", ["pod", "zone", "install", ""], "install takes a repository and perhaps a revision"),
+        ("tpu_pod.sh", ["pod", "zone", "train", "c.py"], "there is no --config behind train"),
+        (
+            "tpu_pod.sh",
+            ["pod", "zone", "train", "--config", "c.py", "--processes", "auto"],
+            "--processes is not allowed behind train, as hosts find each other",
+        ),
         ("tpu_pod.sh", ["pod", "zone"], "name, zone or what to do is missing"),
         ("tpu_pod.sh", ["pod", "zone", "dance"], "'dance' is not allowed"),
         ("tpu_pod.sh", ["pod", "zone", "train"], "train takes what positionbias.train does"),
@@ -255,6 +274,20 @@ def test_a_pod_gets_one_command_for_every_host(checkout, tmp_path_factory):
     (line,) = (checkout / "asked").read_text().splitlines()
     run = "-m positionbias.train --config a b.py --config.model.mask=causal & none --processes auto"
     assert line == f"{host}/positionbias {run}"
+
+
+def test_a_pod_installs_from_the_repository_that_is_named_last(checkout, tmp_path):
+    """A host that has a clone of another repository is given the commits of this one; run as far as git goes."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for name in ("one", "two"):
+        subprocess.run([*git, "init", "-q", tmp_path / name], check=True)
+        subprocess.run([*git, "-C", tmp_path / name, "commit", "-q", "--allow-empty", "-m", name], check=True)
+        told = call("scripts/tpu_pod.sh", "--dry-run", "pod", "zone", "install", tmp_path / name, cwd=checkout)
+        command = shlex.split(told.stdout)[-1].removeprefix("--command=")
+        fetched = command[: command.index(" && { [ -d .venv ]")]
+        subprocess.run(["bash", "-c", fetched], cwd=tmp_path, check=True)
+        log = ["git", "-C", tmp_path / "positionbias", "log", "-1", "--format=%s"]
+        assert subprocess.run(log, check=True, capture_output=True, text=True).stdout == f"{name}\n"
 
 
 @pytest.mark.slow
