@@ -275,12 +275,12 @@ def type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
     if origin is tuple:
-        return f"a list of {type_name(args[0]).replace('a list', 'lists')}" if args else "a list"
+        told = re.sub(r"\ba (list|whole number|number|table)\b", r"\1s", type_name(args[0]) if args else "")
+        return f"a list of {told}".removesuffix(" of ")
     if hasattr(annotation, "axis"):
         return f"one of the {annotation.axis}"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
-    plain[type(None)] = "None"
-    return plain.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+    return {**plain, type(None): "None"}.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def check_type(value: Any, annotation: Any, field: str) -> Any:

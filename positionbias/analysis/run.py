@@ -32,7 +32,8 @@ from positionbias.tasks.base import Condition, find_condition
 FOLDER = "analysis"
 MOST_NUMBERS = 4096  # of an array, told in JSON
 MOST_DIGITS = 18  # of a number on the command line, of which Python takes some thousands
-LONGEST = 169  # bytes of a file's name, to which endings are added
+LONGEST = 140  # bytes of a file's name, to which endings are added
+LONGEST_OF = 24  # of the replicas in one
 TOLD = 8  # replicas that an error names
 
 
@@ -171,12 +172,15 @@ class Asker:
         return {"analysis": spec.full(analysis), **told, "of_replicas": of}
 
     def path(self, analysis: Analysis) -> pathlib.Path:
-        """Its JSON: of its own for a condition that was not trained on, and for a checkpoint that is not the newest."""
+        """Its JSON: of its own for a condition that was not trained on, an older checkpoint, some of the replicas."""
         name = shortened(label(analysis), LONGEST, label(analysis))
         if self.condition.name != self.run.task.conditions()[0].name:
             name += f"--{safe_name(self.condition.name)}"
         if self.older:
             name += f"--{self.run.step:06d}"
+        if self.replicas is not None:
+            told = "_".join(map(str, self.replicas))
+            name += f"--of_{shortened(told, LONGEST_OF, told)}"
         return self.folder / FOLDER / f"{name}.json"
 
     def there(self, analysis: Analysis) -> bool:

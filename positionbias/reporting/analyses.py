@@ -42,10 +42,10 @@ def _defined(newest: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, Mapping[str, Any]]]]:
-    """Names and contents of the files of one analysis and condition together, the newest checkpoint last."""
-    groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    """Names and contents of the files of one analysis, condition and replicas together, the newest checkpoint last."""
+    groups: dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for name, one in analyses.items():
-        groups.setdefault((one["analysis"], one["condition"]), []).append((name, one))
+        groups.setdefault((one["analysis"], one["condition"], _of(one)), []).append((name, one))
     return [sorted(group, key=lambda named: named[1]["step"]) for group in groups.values()]
 
 
@@ -66,7 +66,7 @@ def _over_steps(group: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
             steps, rows = [0, *steps], [arrays[0]["at_init"][i], *rows]
         lines[label] = [{"position": step, **row} for step, row in zip(steps, rows, strict=True)]
     title = f"{_called(last)}: {last['shown'].replace('_', ' ')}"
-    told = f"{title} over training, condition {last['condition']}."
+    told = f"{title} over training, condition {last['condition']}{_of(last)}."
     svg = figures.by_layer(f"{name}-over-training", title, "step", lines, {})
     return [figure(svg, f"{told} {band(last['replicas'])}")]
 
@@ -78,18 +78,24 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
         return []
     title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
     about = " ".join(one.get("about", "").partition("\n\n")[0].split())
-    told = (
-        f"{title}, of {one['items']} items a replica, condition {one['condition']}, step {one['step']}. {about}".strip()
-    )
+    asked = f"{one['items']} items a replica, condition {one['condition']}, step {one['step']}{_of(one)}"
+    told = f"{title}, of {asked}. {about}".strip()
     first, last = array["axes"][0], array["axes"][-1]
     if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
         ticks = [[_named(one, axis, at) for at in range(size)] for axis, size in _sizes(array).items()]
         both = _means(array, "numbers"), _means(array, "at_init")
         svg = maps.two_maps(name, title, *both, list(_sizes(array)), ticks)
-        return [figure(svg, f"{told} Mean over {one['replicas']} replicas; right: before training.")]
+        mean = f"Mean over {one['replicas']} replicas" if one["replicas"] > 1 else "One replica"
+        return [figure(svg, f"{told} {mean}; right: before training.")]
     lines = _lines(one, array, "numbers")
     svg = figures.by_layer(name, title, array["axes"][-1], lines, _lines(one, array, "at_init"))
     return [figure(svg, f"{told} Dashed, in paler colours: before training. {band(one['replicas'])}")]
+
+
+def _of(one: Mapping[str, Any]) -> str:
+    """Which replicas were asked, where not all were."""
+    of = one.get("of_replicas")
+    return f", of replicas {' '.join(map(str, of))}" if isinstance(of, list) else ""
 
 
 def _called(one: Mapping[str, Any]) -> str:
@@ -143,6 +149,11 @@ def _rows(one: Mapping[str, Any]) -> list[list[str]]:
             where = ", ".join(f"{axis} {_named(one, axis, number)}" for axis, number in at)
             told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
             found.append(
-                ["" if found else _called(one), told, between(array["numbers"][i]), between(array["at_init"][i])]
+                [
+                    "" if found else f"{_called(one)}{_of(one)}",
+                    told,
+                    between(array["numbers"][i]),
+                    between(array["at_init"][i]),
+                ]
             )
     return found

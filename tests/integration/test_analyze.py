@@ -88,17 +88,23 @@ def test_checkpoints_are_asked_by_one_command_and_drawn_over_training(tmp_path, 
 
 
 def test_some_of_the_replicas_are_asked_as_among_all(folder, capsys):
-    numbers = {}
-    for replicas in ("all", "1"):
+    numbers, names = {}, {"all": "sink_mass", "1": "sink_mass--of_1"}
+    for replicas, name in names.items():
         assert ask(folder, "sink_mass", "--replicas", replicas) == 0
         assert "there already" not in capsys.readouterr().out
-        with np.load(folder / "analysis" / "sink_mass.npz") as kept:
+        with np.load(folder / "analysis" / f"{name}.npz") as kept:
             numbers[replicas] = dict(kept)
     assert numbers["1"].keys() == numbers["all"].keys()
     for name, found in numbers["1"].items():
         np.testing.assert_allclose(found, numbers["all"][name][1:], rtol=1e-5, atol=1e-7, err_msg=name)
-    told = json.loads((folder / "analysis" / "sink_mass.json").read_text())
+    for replicas in names:  # neither takes the other's place
+        assert ask(folder, "sink_mass", "--replicas", replicas) == 0
+        assert "there already" in capsys.readouterr().out
+    told = json.loads((folder / "analysis" / "sink_mass--of_1.json").read_text())
     assert (told["of_replicas"], told["replicas"]) == ([1], 1)
+    report = (folder / "report.html").read_text()
+    for told in ("", ", of replicas 1"):
+        assert f"sink_mass: mass, of 4 items a replica, condition train, step 2{told}. " in report, told
 
 
 def test_a_damaged_file_is_named_and_asked_again(folder, capsys):

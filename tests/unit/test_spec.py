@@ -285,7 +285,7 @@ def test_types_taken(value, annotation, result):
         (1, Literal["a", "b"], "'a' or 'b'"),
         (True, Literal[1], "1"),
         ("ab", tuple[str, ...], "a list of text"),
-        ([4, 16], tuple[tuple[int, ...], ...], "a list of lists of a whole number"),
+        ([4, 16], tuple[tuple[int, ...], ...], "a list of lists of whole numbers"),
         ("causal", Mask, "one of the masks"),
     ],
 )
