@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     given, _ = cli.parse_command_line(parser(), argv)
     if given.items is not None and not 1 <= given.items <= MOST_SEQUENCES:
         raise ConfigError(f"--items: {given.items} is not allowed; allowed: a whole number from 1 to {MOST_SEQUENCES}.")
-    workdir = launch.folder(given.workdir)
+    workdir = cli.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
 
     launch.set_up(read_config(workdir))

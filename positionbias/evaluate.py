@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
     if given.data_dir is not None:
         from positionbias.tasks import exported
 
-        given.data_dir = exported.find(launch.folder(given.data_dir, "--data_dir"))
-    workdir = launch.folder(given.workdir)
+        given.data_dir = exported.find(cli.folder(given.data_dir, "--data_dir"))
+    workdir = cli.folder(given.workdir)
     from positionbias.evaluation.loading import read_config
 
     config = read_config(workdir)

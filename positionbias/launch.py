@@ -17,22 +17,6 @@ IN_USE = 4
 MOST_PROCESSES = 2**16
 
 
-def folder(given: str, flag: str = "--workdir") -> pathlib.Path:
-    """The path given as `flag`; ConfigError for one that the system cannot look up, as too long a name."""
-    if not given:  # which pathlib takes for the folder one is in
-        raise ConfigError(f"{flag}: '' is not allowed; allowed: the path of a folder.")
-    if "://" in given:  # which pathlib takes for a folder beside
-        raise ConfigError(
-            f"{flag}: {given!r} is an address; allowed: the path of a folder, whose file system has locks."
-        )
-    try:
-        pathlib.Path(given).is_dir()  # of what is not there it says so
-    except OSError as error:
-        told = f"{given!r} cannot be looked up ({error.strerror})"
-        raise ConfigError(f"{flag}: {told}; allowed: the path of a folder.") from None
-    return pathlib.Path(given)
-
-
 def default_workdir(config: schema.Config) -> pathlib.Path:
     """`runs/NAME/HASH`."""
     return pathlib.Path("runs", config.name, resolve.config_hash(config))

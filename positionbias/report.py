@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from positionbias.config.cli import Parser, parse_command_line, run_entry
-from positionbias.launch import folder
+from positionbias.config.cli import Parser, folder, parse_command_line, run_entry
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import pathlib
 
-from positionbias import launch
 from positionbias.config import cli, files, resolve, sweeps
 from positionbias.spec import ConfigError
 from positionbias.sweeping import by_ray, executors, plan, run, table
@@ -47,7 +46,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, overrides = cli.parse_command_line(parser(), argv)
-    workdir = None if given.workdir is None else launch.folder(given.workdir)
+    workdir = None if given.workdir is None else cli.folder(given.workdir)
     cells = sweeps.cells(given.config, given.sweep, overrides)
     part = None if given.cells is None else sweeps.part(cells, given.cells)
     executor = _executor(given)

@@ -26,7 +26,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, overrides = cli.parse_command_line(parser(), argv)
-    workdir = None if given.workdir is None else launch.folder(given.workdir)
+    workdir = None if given.workdir is None else cli.folder(given.workdir)
     config = resolve.resolve(cli.load_config(given.config, overrides))
     if given.stop_after is not None and given.stop_after < 1:
         raise ConfigError(f"--stop_after: {given.stop_after} is not allowed; allowed: a whole number from 1.")

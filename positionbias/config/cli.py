@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import pathlib
 import re
 import shlex
 import sys
@@ -225,6 +226,20 @@ def parse_command_line(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Na
     if left:
         raise parser.refuse(left[0])
     return namespace, overrides
+
+
+def folder(given: str, flag: str = "--workdir") -> pathlib.Path:
+    """The path given as `flag`; ConfigError for none, an address, and what the system cannot look up."""
+    if not given:  # which pathlib takes for the folder one is in
+        raise ConfigError(f"{flag}: '' is not allowed; allowed: the path of a folder.")
+    if "://" in given:  # which pathlib takes for a folder beside
+        raise ConfigError(f"{flag}: {given!r} is an address; allowed: the path of a folder.")
+    try:
+        pathlib.Path(given).is_dir()  # of what is not there it says so
+    except OSError as error:  # too long a name
+        told = f"{given!r} cannot be looked up ({error.strerror})"
+        raise ConfigError(f"{flag}: {told}; allowed: the path of a folder.") from None
+    return pathlib.Path(given)
 
 
 def describe_fields() -> str:

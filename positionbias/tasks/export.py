@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from positionbias import files, runtime, spec
-from positionbias.config.cli import Parser, parse_command_line, run_entry
+from positionbias.config import cli
 from positionbias.spec import ConfigError
 
 STREAM = "evaluation/again"  # what `positionbias.evaluate` draws from
@@ -26,9 +26,11 @@ MOST = 10_000_000
 NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")  # what TFDS takes for a dataset's or a split's name
 
 
-def parser() -> Parser:
+def parser() -> cli.Parser:
     """The flags of this entry."""
-    made = Parser("python -m positionbias.tasks.export", "Write a frozen evaluation set that tfds.data_source reads.")
+    made = cli.Parser(
+        "python -m positionbias.tasks.export", "Write a frozen evaluation set that tfds.data_source reads."
+    )
     made.add_argument("--task", required=True, metavar="SPEC", help="the task")
     made.add_argument("--data_dir", required=True, help="folder of datasets; this one goes to NAME/VERSION")
     made.add_argument("--examples", type=int, default=1000, help="number of examples; default: 1000")
@@ -42,7 +44,7 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
-    given, _ = parse_command_line(parser(), argv)
+    given, _ = cli.parse_command_line(parser(), argv)
     from positionbias.tasks.exported import VERSION, has_world
 
     for flag, most in (("examples", MOST), ("seed", spec.LARGEST), ("replica", 4095)):
@@ -60,9 +62,7 @@ def main(argv: list[str]) -> int:
             )
     if split == "all":
         raise ConfigError("--split: 'all' is not allowed, it means every split; allowed: another name.")
-    if not given.data_dir:
-        raise ConfigError("--data_dir: '' is not allowed; allowed: the path of a folder.")
-    folder = pathlib.Path(given.data_dir) / name / VERSION
+    folder = cli.folder(given.data_dir, "--data_dir") / name / VERSION
     if folder.exists():
         raise ConfigError(f"--data_dir: {str(folder)!r} is there already; allowed: another --name or folder.")
     runtime.configure()
@@ -148,4 +148,4 @@ def drawn(task: Any, condition: Any, examples: int, seed: int, replica: int) -> 
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    cli.run_entry(main)

@@ -4,19 +4,23 @@ import pytest
 
 from positionbias import analyze, evaluate, match, report, sweep, train
 from positionbias.spec import ConfigError
+from positionbias.tasks import export
 
 
 @pytest.mark.parametrize("given", ["", "gs://bucket/run"])
 def test_a_workdir_that_is_no_path_is_refused_by_every_entry(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.py").write_text("def get_config(): return {}")
-    told = f"^--workdir: '{given}' is (not allowed|an address); allowed: the path of a folder"
+    told = f"^--workdir: '{given}' is (not allowed|an address); allowed: the path of a folder\\."
     for entry in (train, sweep):
         with pytest.raises(ConfigError, match=told):
             entry.main(["--config", "c.py", "--workdir", given])
     for entry, more in ((evaluate, []), (report, []), (analyze, ["--analyses", "rollout"])):
         with pytest.raises(ConfigError, match=told):
             entry.main([f"--workdir={given}", *more])
+    for entry, more in ((evaluate, ["--workdir=."]), (export, ["--task", "inverse_permutation"])):
+        with pytest.raises(ConfigError, match=told.replace("workdir", "data_dir")):
+            entry.main([*more, f"--data_dir={given}"])
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == []
 
 
@@ -27,6 +31,8 @@ def test_a_workdir_with_too_long_a_name_is_refused_by_every_entry(tmp_path, monk
     for entry, more in ((train, ["--config", "c.py"]), (sweep, ["--config", "c.py"]), (evaluate, []), (report, [])):
         with pytest.raises(ConfigError, match=told):
             entry.main([*more, "--workdir", 300 * "a"])
+    with pytest.raises(ConfigError, match=told.replace("workdir", "data_dir")):
+        export.main(["--task", "inverse_permutation", "--data_dir", 300 * "a"])
 
 
 @pytest.mark.parametrize("label", ["8", "000008", "000008.npz", "8.a", "more.npz", "more.json"])
