@@ -64,6 +64,7 @@ HARM = {
     "the manifest says": lambda run: (run / "manifest.json").write_text('{"status": "stopped", "step": 400}'),
     "the metrics of": _another_loss,
     "checkpoints [200] are gone": lambda run: shutil.rmtree(run / "checkpoints" / "000200"),
+    "checkpoints [320] are gone": lambda run: shutil.rmtree(run / "checkpoints" / "000320"),
     "the last checkpoint is not whole": lambda run: shutil.rmtree(run / "checkpoints" / "000400" / "state"),
     "checkpoint 360 is another": _another_leaf,
     "the evaluation 000200.npz is another": _another_row,
@@ -80,6 +81,12 @@ def test_what_is_lost_is_found(bench, what):
     with pytest.raises(Lost) as error:
         bench.same(run)
     assert what in str(error.value)
+
+
+def test_a_checkpoint_that_a_signal_asked_for_takes_the_place_of_the_oldest_of_the_last(bench):
+    checkpoints = (run := bench.finished()) / "checkpoints"
+    (checkpoints / "000320").rename(checkpoints / "000380")
+    bench.same(run)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import re
 import types
 
 import numpy as np
+import pytest
 
 from positionbias.reporting import maps
 from positionbias.reporting.analyses import _lines, analysed
@@ -41,6 +42,13 @@ def test_a_map_of_few_numbers_has_these_and_no_bar():
     told = re.findall(r"<!-- (.*?) -->", shown(np.full((2, 2), -0.001), np.full((2, 2), 50.0)))
     assert (told.count("50.00"), told.count("0.00")) == (4, 4)
     assert "from layer" in told
+
+
+@pytest.mark.parametrize(("numbers", "turned"), [(range(11), 0), (range(100, 106), 0), (range(100, 111), 22)])
+def test_names_of_columns_are_turned_where_they_would_run_into_each_other(numbers, turned):
+    ticks = [["0", "1"], list(map(str, numbers))]
+    map_ = maps.two_maps("name", "label", *np.zeros((2, 2, len(numbers))), ("from_layer", "to_layer"), ticks)
+    assert map_.count("rotate(-90)") == 1 + turned, "and the name of the rows"
 
 
 ABOUT = "Attention that looks back.\n\nIt <is> told at length."
