@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import pathlib
+import signal
 import zlib
 
 import jax
@@ -70,7 +71,9 @@ ended = itertools.count(1)
 
 
 def pytest_runtest_teardown():
-    """Forget all programs before there are too many of them."""
+    """Forget all programs before there are too many of them, and that an entry has ended, which takes Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if next(ended) % EVERY == 0 and PIECES.exists() and PIECES.read_bytes().count(b"\n") > MOST_PIECES:
         jax.clear_caches()
 

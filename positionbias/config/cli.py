@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import textwrap
 import traceback
@@ -291,6 +292,8 @@ def run_entry(main: Callable[[list[str]], int]) -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         code = told(error)
     _flush()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Python would show where it is on its way out
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 

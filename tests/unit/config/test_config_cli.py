@@ -1,5 +1,6 @@
 """Overrides, the command line of every entry, and its help."""
 
+import signal
 import subprocess
 import sys
 
@@ -279,6 +280,19 @@ def test_a_refused_entry_prints_one_line_and_exits_with_2():
 def test_an_entry_exits_with_what_main_returns():
     assert run("def main(argv): return len(argv)", "a", "b", "c").returncode == 3
     assert run("def main(argv): raise KeyboardInterrupt").returncode == 130
+
+
+def test_ctrl_c_on_the_way_out_shows_no_traceback():
+    program = (
+        "import atexit, time\nfrom positionbias.config.cli import run_entry\n"
+        "run_entry(lambda argv: atexit.register(lambda: (print('on the way out', flush=True), time.sleep(60))) and 0)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+        assert process.stdout.readline() == "on the way out\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == -signal.SIGINT
 
 
 def test_a_bug_is_no_users_mistake():
