@@ -214,7 +214,8 @@ def _in_range(value: Any, annotation: Any, bounds: Mapping[str, Any], where: str
 def _refuse_unread(value: int | float, where: str) -> None:
     """Refuse a number that programs, which read it in 32 bits, would take for zero or for infinite."""
     held = isinstance(value, int) or value == 0 or SIZES[0] <= abs(value) <= SIZES[1]
-    require(held, where, value, f"0, or a number of a size from {SIZES[0]} to {SIZES[1]}")
+    # Whether 0 is allowed is the field's to say.
+    require(held, where, value, f"a number of a size from {SIZES[0]} to {SIZES[1]}, as programs read it in 32 bits")
 
 
 def _with_specs(group: Any, path: str, layers: int, written: dict[tuple[str, int, str], str]) -> Any:

@@ -163,13 +163,13 @@ def test_the_task_says_which_of_its_arguments_may_vary_and_seeds_vary_fastest():
         ),
         (
             {"optimizer.learning_rate": 1e300},
-            "optimizer.learning_rate = 1e+300 is not allowed; allowed: 0, or a number of a size from 1.2e-38 to"
-            " 3.4e+38.",
+            "optimizer.learning_rate = 1e+300 is not allowed; allowed: a number of a size from 1.2e-38 to 3.4e+38, as"
+            " programs read it in 32 bits.",
         ),
         (
             {"train.vary.weight_decay": [0, 1e-50]},
-            "train.vary.weight_decay = 1e-50 is not allowed; allowed: 0, or a number of a size from 1.2e-38 to"
-            " 3.4e+38.",
+            "train.vary.weight_decay = 1e-50 is not allowed; allowed: a number of a size from 1.2e-38 to 3.4e+38, as"
+            " programs read it in 32 bits.",
         ),
         (
             {"train.vary.learning_rate": [1e-3, 1e-3 + 1e-12]},
