@@ -138,7 +138,8 @@ class Asker:
         self.folder, self.wanted = folder, wanted
         self.older = step is not None and step != max(saved_steps(folder), default=step)
         whole = load(folder, step, "all")
-        self.replicas = None if replicas is None else list(replicas)
+        every = list(range(len(whole.keys)))
+        self.replicas = None if replicas is None or list(replicas) == every else list(replicas)
         self.run = _asked_of(whole, replicas)
         grid = self.run.task.conditions()
         self.condition: Condition = grid[0]

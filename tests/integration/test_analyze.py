@@ -100,6 +100,8 @@ def test_some_of_the_replicas_are_asked_as_among_all(folder, capsys):
     for replicas in names:  # neither takes the other's place
         assert ask(folder, "sink_mass", "--replicas", replicas) == 0
         assert "there already" in capsys.readouterr().out
+    assert ask(folder, "sink_mass", "--replicas", "0,1") == 0
+    assert "there already" in capsys.readouterr().out, "all by their numbers"
     told = json.loads((folder / "analysis" / "sink_mass--of_1.json").read_text())
     assert (told["of_replicas"], told["replicas"]) == ([1], 1)
     report = (folder / "report.html").read_text()
