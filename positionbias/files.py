@@ -112,29 +112,51 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
                 os.replace(aside, path)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    aside.unlink()
+                    if _is_at(stream, aside):  # and not the next one's, after the replacement
+                        aside.unlink()
                 raise
         sync(path.parent)
 
 
 @contextlib.contextmanager
 def _alone(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """A stream to an empty file that no other process has such a stream to."""
+    """A stream to an empty file that no other process has such a stream to, where the file system has locks."""
     while True:
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "wb")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            try:
-                mine = os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
-            except FileNotFoundError:
-                mine = False
-            if mine:  # and not what who had it before has renamed or deleted
-                stream.truncate(0)
-                yield stream
-                return
+            with _turn(stream):
+                if _is_at(stream, path):  # and not what who had it before has renamed or deleted
+                    stream.truncate(0)
+                    yield stream
+                    return
         finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)
             stream.close()
+
+
+@contextlib.contextmanager
+def _turn(stream: IO[bytes]) -> Iterator[None]:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        yield  # a copied folder, which no run can be in: a report is drawn there without taking turns
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def _is_at(stream: IO[bytes], path: pathlib.Path) -> bool:
+    """Whether the stream's file is the one at `path`, which is opened: NFS remembers what was there for a while."""
+    try:
+        with open(path, "rb") as there:
+            return os.path.samestat(os.fstat(stream.fileno()), os.fstat(there.fileno()))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        return False
 
 
 def safe_name(text: str) -> str:

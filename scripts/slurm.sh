@@ -43,7 +43,7 @@ if [ "$kind" = sweep ]; then
   for given in ${options[@]+"${options[@]}"}; do
     case $given in
     "--array=1-$count" | "--array=1-$count%"*) ;;
-    --array* | -a*) fail "'$given' is not allowed with $count tasks: cells would be left out; allowed: $usage" ;;
+    --array* | -a*) fail "'$given' is not allowed with $count tasks, which are --array=1-$count; allowed: $usage" ;;
     esac
   done
 fi

@@ -14,6 +14,7 @@ from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import band, shortened
 
 MOST = 16  # layers, or the like, that the table has a line for
+TOLD = 8  # replicas that are named
 
 
 def analysed(run: Run) -> list[str]:
@@ -45,7 +46,7 @@ def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, 
     """Names and contents of the files of one analysis, condition and replicas together, the newest checkpoint last."""
     groups: dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for name, one in analyses.items():
-        groups.setdefault((one["analysis"], one["condition"], _of(one)), []).append((name, one))
+        groups.setdefault((one["analysis"], one["condition"], str(one.get("of_replicas"))), []).append((name, one))
     return [sorted(group, key=lambda named: named[1]["step"]) for group in groups.values()]
 
 
@@ -95,7 +96,10 @@ def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
 def _of(one: Mapping[str, Any]) -> str:
     """Which replicas were asked, where not all were."""
     of = one.get("of_replicas")
-    return f", of replicas {' '.join(map(str, of))}" if isinstance(of, list) else ""
+    if not isinstance(of, list):
+        return ""
+    more = f" and {len(of) - TOLD} more" if len(of) > TOLD else ""
+    return f", of replicas {' '.join(map(str, of[:TOLD]))}{more}"
 
 
 def _called(one: Mapping[str, Any]) -> str:

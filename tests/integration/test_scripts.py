@@ -214,7 +214,7 @@ def test_a_job_is_submitted_with_its_script(checkout):
 
 
 SHARED = " is not allowed behind --, as jobs share out their work themselves"
-LEFT_OUT = " is not allowed with 3 tasks: cells would be left out"
+LEFT_OUT = " is not allowed with 3 tasks, which are --array=1-3"
 
 
 @pytest.mark.parametrize(

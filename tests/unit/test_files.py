@@ -66,6 +66,32 @@ def test_who_replaces_a_file_waits_for_who_does(failed, tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "second"}
 
 
+def test_a_file_is_replaced_where_there_are_no_locks(tmp_path, monkeypatch):
+    def none(stream, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    write_text(tmp_path / "a.txt", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "new"}
+
+
+def test_who_is_cut_short_after_the_replacement_takes_nothing_of_the_next(tmp_path, monkeypatch):
+    original = os.replace
+
+    def interrupted(aside, path):
+        original(aside, path)
+        aside.write_text("the next one's")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a.txt", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a.txt": "new",
+        ".a.txt.tmp": "the next one's",
+    }
+
+
 def test_many_who_replace_a_file_leave_one_that_is_whole(tmp_path):
     texts = [str(i) * 10_000 for i in range(8)]
     with concurrent.futures.ThreadPoolExecutor(len(texts)) as pool:

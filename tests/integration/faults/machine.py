@@ -59,7 +59,8 @@ def _no_room(bench: Bench, run: pathlib.Path, call: Callable[[], Ended], make_ro
     ended = call()
     before = bench.whole(run) if run.exists() else set()
     if ended.code == 0:  # there was room, but maybe for the report, which the same command then draws
-        need("no report" not in ended.err or "cannot write" in ended.err, "why there is no report is not told", ended)
+        told = [line for line in ended.err.splitlines() if "no report" in line]
+        need(all("cannot write" in line for line in told), "why there is no report is not told", ended)
     else:
         refused(ended, "cannot write", codes=(1, 2))
         need(free(run), "the lock of a run without room is held")
