@@ -44,7 +44,7 @@ def set_up(config: schema.Config, processes: runtime.Processes | None = None) ->
         from positionbias.training import auto
 
     count = 1 if processes is None else processes.count or 1
-    devices = auto.virtual_devices(config, runtime.cores() * count)
+    devices = auto.virtual_devices(config, runtime.most_devices() * count)
     runtime.configure(-(-devices // count), processes)
 
 

@@ -12,6 +12,7 @@ import gc
 import os
 import pathlib
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 
@@ -50,6 +51,12 @@ def cores() -> int:
     """Processor cores this process may use."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(there, _most or there)
+
+
+def most_devices() -> int:
+    """How many devices a CPU may be split into: one a core, or as many as XLA_FLAGS asks for."""
+    asked = re.findall(r"--xla_force_host_platform_device_count=([0-9]{1,4})\b", os.environ.get("XLA_FLAGS", ""))
+    return max(int(asked[-1]), 1) if asked else cores()
 
 
 _most: int | None = None  # cores that `keep_to` leaves this process, where the system does not see to it

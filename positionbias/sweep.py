@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pathlib
 
-from positionbias.config import cli, files, resolve, sweeps
+from positionbias.config import cli, files, resolve, sharing, sweeps
 from positionbias.spec import ConfigError
 from positionbias.sweeping import by_ray, executors, plan, run, table
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     given, overrides = cli.parse_command_line(parser(), argv)
     workdir = None if given.workdir is None else cli.folder(given.workdir)
     cells = sweeps.cells(given.config, given.sweep, overrides)
-    part = None if given.cells is None else sweeps.part(cells, given.cells)
+    part = None if given.cells is None else sharing.part(cells, given.cells)
     executor = _executor(given)
     digest = hashlib.sha256(" ".join(resolve.config_hash(c.config) for c in cells).encode()).hexdigest()[:12]
     name = pathlib.Path(files.read(given.config).path).stem

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from positionbias import spec
 from positionbias.config import files
-from positionbias.config.resolve import Leaf, groups, leaves, not_a_group, plain, unknown_field
+from positionbias.config.resolve import VARIED, Leaf, groups, leaves, not_a_group, plain, unknown_field
 from positionbias.errors import GoneError
 from positionbias.files import FileError
 from positionbias.spec import ConfigError
@@ -60,7 +60,21 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Overrides) -> dict[str, A
     targets = {path: find_target(path) for path in wanted}
     for path in sorted(wanted, key=lambda p: targets[p][1] is not None):
         _set(config, *targets[path], wanted[path])
+    _refuse_varied(config, wanted)
     return config
+
+
+def _refuse_varied(raw: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to set what every replica has a value of its own of, which would do nothing."""
+    group = raw.get("train")
+    vary = group.get("vary") if isinstance(group, dict) else None
+    for name in vary if isinstance(vary, dict) else ():
+        path = VARIED.get(name, f"task.{name}")
+        if path in wanted:
+            raise ConfigError(
+                f"{path}: {spec.show(wanted[path])} would do nothing, as train.vary gives every replica its {name};"
+                f" allowed: train.vary.{name}, or train.vary without it."
+            )
 
 
 def find_target(path: str) -> tuple[str, str | None]:

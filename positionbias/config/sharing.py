@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import operator
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from positionbias import spec
 from positionbias.config import schema
 from positionbias.config.resolve import VARIED, leaves
 from positionbias.config.sweeps import Cell
+from positionbias.spec import ConfigError
 
 NAMES = 6  # of cells that are told of a program
 LINES = 8  # programs that are told one by one
@@ -81,6 +83,33 @@ def programs(cells: Sequence[Cell]) -> list[Shared]:
         shared.cells.append(cell)
         shared.own.append(own)
     return list(found.values())
+
+
+def part(found: Sequence[Cell], given: str) -> list[Cell]:
+    """The cells that `--cells` names, in the order added: `NAME,NAME2`, or `3/12` for the third of twelve shares.
+
+    Shares are of equal size, give or take a cell, and cells of one program are in as few of them as that allows.
+    Raises ConfigError for anything else, and for more shares than there are cells.
+    """
+    share = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", given)
+    if share is not None:
+        place, shares = int(share[1]), int(share[2])
+        if not 1 <= place <= shares <= len(found):
+            what = f"I/N with I from 1 to N, and N from 1 to the {len(found)} cells there are"
+            raise ConfigError(f"--cells: {given!r} is not allowed; allowed: {what}.")
+        dealt = [cell for shared in programs(found) for cell in shared.cells]
+        taken = {cell.name for cell in dealt[(place - 1) * len(dealt) // shares : place * len(dealt) // shares]}
+        return [cell for cell in found if cell.name in taken]
+    known = [cell.name for cell in found]
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if "/" in name:
+            raise ConfigError(f"--cells: {given!r} is not allowed; allowed: names of cells, or one share as in 3/12.")
+        if name not in known:
+            raise spec.unknown("--cells", "cell", name, known)
+        if names.count(name) > 1:
+            raise ConfigError(f"--cells: {name!r} is given twice; allowed: each cell once.")
+    return [cell for cell in found if cell.name in names]
 
 
 def plan(cells: Sequence[Cell], how: Callable[[schema.Config], str]) -> Iterator[str]:

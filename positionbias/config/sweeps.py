@@ -95,30 +95,6 @@ def cells(path_with_arguments: str, names: str | None = None, overrides: Overrid
     return _distinct(found, own_name)
 
 
-def part(found: Sequence[Cell], given: str) -> list[Cell]:
-    """The cells that `--cells` names, in the order added: `NAME,NAME2`, or `3/12` for every twelfth from the third on.
-
-    Raises ConfigError for anything else, and for more shares than there are cells.
-    """
-    share = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", given)
-    if share is not None:
-        place, shares = int(share[1]), int(share[2])
-        if not 1 <= place <= shares <= len(found):
-            what = f"I/N with I from 1 to N, and N from 1 to the {len(found)} cells there are"
-            raise ConfigError(f"--cells: {given!r} is not allowed; allowed: {what}.")
-        return list(found[place - 1 :: shares])
-    known = [cell.name for cell in found]
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if "/" in name:
-            raise ConfigError(f"--cells: {given!r} is not allowed; allowed: names of cells, or one share as in 3/12.")
-        if name not in known:
-            raise spec.unknown("--cells", "cell", name, known)
-        if names.count(name) > 1:
-            raise ConfigError(f"--cells: {name!r} is given twice; allowed: each cell once.")
-    return [cell for cell in found if cell.name in names]
-
-
 def _lists(axes: Mapping[str, Sequence[Any]], what: str) -> dict[str, list[Any]]:
     lists = plain(axes)
     for field, values in lists.items():

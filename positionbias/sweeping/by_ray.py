@@ -240,7 +240,7 @@ def _cell(given: str) -> dict[str, Any]:
     def set_up() -> None:
         from positionbias.training import auto
 
-        runtime.configure(auto.virtual_devices(cell.config, runtime.cores()), platform=told["platform"])
+        runtime.configure(auto.virtual_devices(cell.config, runtime.most_devices()), platform=told["platform"])
 
     runtime.keep_to(told["cores"])
     log = workdir / "logs" / f"{cell.name}.txt"

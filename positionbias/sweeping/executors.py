@@ -51,7 +51,7 @@ class LocalExecutor:
         and each part of it, finds the same; then build every cell as its run will."""
         from positionbias.training import auto
 
-        runtime.configure(max(auto.virtual_devices(c.config, runtime.cores()) for c in cells))
+        runtime.configure(max(auto.virtual_devices(c.config, runtime.most_devices()) for c in cells))
         import jax
 
         from positionbias.config.build import build

@@ -20,7 +20,7 @@ def planned(cells: list[Cell], name: str) -> dict[str, Any]:
     """The plan of the whole sweep, whatever part of it runs here."""
     return {
         "name": name,
-        "command": sys.orig_argv,
+        "command": _whole(sys.orig_argv),
         "cells": [
             {
                 "name": c.name,
@@ -32,6 +32,15 @@ def planned(cells: list[Cell], name: str) -> dict[str, Any]:
             for c in cells
         ],
     }
+
+
+def _whole(command: list[str]) -> list[str]:
+    """The command line of the whole sweep, where it is that of a part."""
+    found = [word for word in command if not word.startswith("--cells=")]
+    if "--cells" in found:
+        at = found.index("--cells")
+        del found[at : at + 2]
+    return found
 
 
 def keep(workdir: pathlib.Path, plan: dict[str, Any]) -> None:

@@ -79,15 +79,15 @@ def _most(available: int, shared: int) -> int:
     return max(d for d in range(1, max(1, min(available, shared)) + 1) if shared % d == 0)
 
 
-def virtual_devices(config: schema.Config, cores: int) -> int:
-    """How many devices a CPU of `cores` cores is split into, before it is known whether there is another device.
+def virtual_devices(config: schema.Config, most: int) -> int:
+    """How many devices, `most` at most, a CPU is split into, before it is known whether there is another device.
 
-    One a core at most: beyond that, `resolve` refuses what was asked.
+    Beyond that, `resolve` refuses what was asked.
     """
     try:
-        return layout(config, "cpu", cores).devices
+        return layout(config, "cpu", most).devices
     except ConfigError:
-        return cores
+        return most
 
 
 def dispatch(config: schema.Config) -> int:

@@ -137,6 +137,13 @@ def test_where_a_process_cannot_be_tied_to_cores_xla_is_told(monkeypatch):
     assert (os.environ["PJRT_NPROC"], runtime.cores()) == ("3", 3)
 
 
+def test_a_cpu_may_be_split_into_as_many_devices_as_xla_is_told(monkeypatch):
+    monkeypatch.setattr(runtime, "cores", lambda: 3)
+    for given, most in (("", 3), ("--xla_force_host_platform_device_count=8", 8), ("--xla_other=1", 3)):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        assert runtime.most_devices() == most
+
+
 def test_a_ray_of_ones_own_is_kept_from_other_machines(monkeypatch):
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

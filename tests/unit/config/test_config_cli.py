@@ -35,6 +35,27 @@ def parser() -> Parser:
 # ------------------------------------------------------------------------------------------------------- overrides
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "vary"),
+    [
+        ("optimizer.learning_rate", "3e-3", {"learning_rate": [1e-3, 4e-3]}),
+        ("optimizer.name.weight_decay", "0.5", {"weight_decay": [0.1, 0.2]}),
+        ("seed", "7", {"seed": [0, 1]}),
+        ("task.p_bursty", "1", {"p_bursty": [0.1, 0.2]}),
+    ],
+)
+def test_what_every_replica_has_of_its_own_is_not_set_beside_it(path, value, vary):
+    (name,) = vary
+    task = "in_context_classification(items=4, dimension=8, classes=8, labels=4, p_bursty=0.5)"
+    raw = put({"train.vary": vary, "task": task})
+    told = refused(apply_overrides, raw, [(path, value)])
+    assert told == (
+        f"{path}: {value!r} would do nothing, as train.vary gives every replica its {name};"
+        f" allowed: train.vary.{name}, or train.vary without it."
+    )
+    apply_overrides(raw, [(f"train.vary.{name}", "[1, 2]")])
+
+
 def test_text_is_read_by_the_fields_type():
     config = changed(
         ("name", "3"),

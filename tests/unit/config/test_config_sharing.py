@@ -1,7 +1,7 @@
 """Which cells of a sweep share a program, and how that is told before it starts."""
 
 from positionbias.config.resolve import VARIED
-from positionbias.config.sharing import plan, programs, split
+from positionbias.config.sharing import part, plan, programs, split
 from positionbias.config.sweeps import Cell
 
 OTHER = {  # another value of all that replicas may differ in, whatever the task
@@ -26,7 +26,7 @@ def test_a_config_is_split_into_its_program_and_what_that_reads(tiny):
     program, own = split(tiny(OTHER))
     assert own == {"learning_rate": 0.02, "weight_decay": 0.3, "warmup_steps": 2, "init_scale": 0.5, "seed": 7}
     assert (program, own.keys()) == (split(tiny()).program, VARIED.keys())
-    grid = {"train.vary": {"learning_rate": [0.1, 0.2]}, "optimizer.learning_rate": 0.3}
+    grid = {"train.vary": {"learning_rate": [0.1, 0.2]}}
     assert split(tiny(grid)).own["learning_rate"] == [0.1, 0.2]
 
 
@@ -52,6 +52,17 @@ def test_cells_share_what_replicas_may_differ_in_and_nothing_else(tiny):
     }
     apart = cells(tiny, {}, *({field: value} for field, value in changes.items()))
     assert shared(apart) == [[cell.name] for cell in apart]
+
+
+def test_cells_of_one_program_stay_in_one_part(tiny):
+    """Where the innermost loop is as long as there are parts, every second cell would tear all of them apart."""
+    masks = ("causal", "bidirectional", "prefix(2)")
+    fields = [{"model.mask": mask, "optimizer.learning_rate": rate} for mask in masks for rate in (0.1, 0.2)]
+    found = cells(tiny, *fields, {"model.layers": 2})
+    found = [found[i] for i in (0, 2, 4, 6, 1, 3, 5)]
+    parts = [part(found, f"{place}/3") for place in (1, 2, 3)]
+    assert [[cell.name for cell in one] for one in parts] == [["c0", "c1"], ["c2", "c3"], ["c4", "c6", "c5"]]
+    assert [len(programs(one)) for one in parts] == [1, 1, 2]
 
 
 def test_arguments_of_the_task_are_shared_where_replicas_differ_in_them(tiny):

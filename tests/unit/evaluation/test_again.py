@@ -253,15 +253,16 @@ WORLD = "modular_addition(modulus=5)"
 
 
 @pytest.mark.parametrize(
-    ("more", "ours"),
+    ("seed", "more", "ours"),
     [
-        ({"seed": 3}, "seed = 3, train.replicas = 2"),
-        ({"seed": 7, "train.replicas": 1}, "seed = 7, train.replicas = 1"),
-        ({"seed": 7, "train.vary.seed": [4, 5]}, "seed = 7, train.replicas = 2, train.vary.seed = [4, 5]"),
+        (3, {}, "seed = 3, train.replicas = 2"),
+        (7, {"train.replicas": 1}, "seed = 7, train.replicas = 1"),
+        (7, {"train.vary.seed": [4, 5]}, "seed = 7, train.replicas = 2, train.vary.seed = [4, 5]"),
     ],
 )
-def test_items_of_another_world_are_refused_with_both(tiny, more, ours):
-    experiment = build(tiny({"task": WORLD, "train.replicas": 2, **more}))
+def test_items_of_another_world_are_refused_with_both(tiny, seed, more, ours):
+    config = tiny({"task": WORLD, "train.replicas": 2, **more})
+    experiment = build(dataclasses.replace(config, seed=seed))
     given = SimpleNamespace(task=experiment.task, seed=7, replica=1)
     with pytest.raises(ConfigError) as caught:
         again.in_world(SimpleNamespace(config=experiment.config, task=experiment.task), given)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import fabricate
 import pytest
@@ -83,6 +84,12 @@ def test_a_file_in_place_of_a_sweep_folder_or_its_plan_is_refused(cells, tmp_pat
         with pytest.raises(ConfigError) as refused:
             run(cells, tmp_path / name, Recorder(), "study")
         assert str(refused.value) == f"--workdir: {told}"
+
+
+@pytest.mark.parametrize("given", [["--cells", "2/2"], ["--cells=2/2"], []])
+def test_the_plan_of_a_part_is_told_as_that_of_the_whole_sweep(cells, monkeypatch, given):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "positionbias.sweep", *given, "--workdir", "w"])
+    assert plan.planned(cells, "s")["command"] == ["python", "-m", "positionbias.sweep", "--workdir", "w"]
 
 
 def test_two_sweeps_at_once_are_refused(cells, tmp_path, capsys):
