@@ -6,9 +6,10 @@
 
 One layer that is nothing but its operator (no residual, no MLP, no positions told) reads 16 pairs and a key, 33 tokens
 in all, and is not trained: train.steps is 0. The report has the influence of every position on the output at the last,
-a panel an operator, and its indices, in shares of which each position has one if all matter alike. Primacy, the first
-quarter minus the middle, is the operator's own; recency and tilt also hold the last token, which asks, and so counts
-about 12 shares in whatever makes queries of it. With the command line's `--config.model.residual=add
+a panel an operator, and its indices, in shares of which each position has one if all matter alike: 33 times what
+summary.json says, whose influences add up to 1. Primacy, the first quarter minus the middle, is the operator's own;
+recency and tilt also hold the last token, which asks, and so counts about 12 shares in whatever makes queries of it.
+`--cells softmax,retention` runs some of the cells, called as the operators are. With the command line's `--config.model.residual=add
 --config.model.mlp=True` layers are whole. "null" has a bidirectional mask, for the operators that take one: what stays
 there is chance, a window or a pattern of the operator's own, not its order. "depth" has four layers of some under
 either mask.
