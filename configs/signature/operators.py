@@ -9,10 +9,10 @@ in all, and is not trained: train.steps is 0. The report has the influence of ev
 a panel an operator, and its indices, in shares of which each position has one if all matter alike: 33 times what
 summary.json says, whose influences add up to 1. Primacy, the first quarter minus the middle, is the operator's own;
 recency and tilt also hold the last token, which asks, and so counts about 12 shares in whatever makes queries of it.
-`--cells softmax,retention` runs some of the cells, called as the operators are. With the command line's `--config.model.residual=add
---config.model.mlp=True` layers are whole. "null" has a bidirectional mask, for the operators that take one: what stays
-there is chance, a window or a pattern of the operator's own, not its order. "depth" has four layers of some under
-either mask.
+`--cells softmax,retention` runs some of the cells, called as the operators are. With the command line's
+`--config.model.residual=add --config.model.mlp=True` layers are whole. "null" has a bidirectional mask, for the
+operators that take one: what stays there is chance, a window or a pattern of the operator's own, not its order.
+"depth" has four layers of some under either mask.
 
 Measured over eight replicas was a primacy of
 
