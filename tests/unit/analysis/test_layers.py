@@ -10,7 +10,8 @@ from positionbias.analysis.base import Subject
 from positionbias.errors import ConfigError
 
 ONE_WIDTH = (  # what stacks the stream behind layers, or puts that of one layer into another
-    "binding_mechanisms", "boundless_das", "commitment", "das", "gradient_influence", "last_token", "linear_probe",
+    "binding_mechanisms", "boundless_das", "commitment", "das", "feature_circuit", "gradient_influence",
+    "last_token", "linear_probe",
     "logit_lens", "method_benchmark", "position_probe", "shared_structure", "sparse_features", "state_reweaving",
     "steering", "token_norms",
 )  # fmt: skip
