@@ -687,7 +687,7 @@ def test_a_damaged_plan_is_named(tmp_path, plan, told):
 
 
 def test_a_folder_that_cannot_be_written_in_is_told(run_folder, monkeypatch):
-    def readonly(path, text, own):
+    def readonly(path, text):
         raise WriteError(f"cannot write '{path}': Read-only file system.")
 
     monkeypatch.setattr(reporting, "write_text", readonly)
