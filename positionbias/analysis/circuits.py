@@ -68,8 +68,13 @@ class Cut(OfEdges):
 
 def by_size(parts: Graph, scores: Float[jax.Array, "S R"]) -> Int[jax.Array, "S R"]:
     """The place of each edge, the largest score of either sign first; those that are none come last."""
-    order = jnp.argsort(jnp.where(parts.real, -jnp.abs(scores), jnp.inf).reshape(-1), stable=True)
-    return jnp.zeros(scores.size, jnp.int32).at[order].set(jnp.arange(scores.size)).reshape(scores.shape)
+    return places(jnp.where(parts.real, jnp.abs(scores), -jnp.inf))
+
+
+def places(sizes: Float[jax.Array, "..."]) -> Int[jax.Array, "..."]:
+    """The place of each number among all, the largest first, and of equal ones the first."""
+    order = jnp.argsort(-sizes.reshape(-1), stable=True)
+    return jnp.zeros(sizes.size, jnp.int32).at[order].set(jnp.arange(sizes.size)).reshape(sizes.shape)
 
 
 def greedy(parts: Graph, scores: Float[jax.Array, "S R"]) -> Int[jax.Array, "S R"]:

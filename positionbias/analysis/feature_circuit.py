@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites
+from positionbias.analysis.circuits import places
 from positionbias.analysis.dictionaries import LEARNED, TOP, OfDictionaries
 from positionbias.analysis.edge_scores import agreement, shares
 from positionbias.analysis.feature_nodes import Features, Neurons, Nodes
@@ -138,6 +139,4 @@ class FeatureCircuit(OfDictionaries):
 
 def first(scores: Float[jax.Array, "L n"], sizes: Int[jax.Array, "S"]) -> Bool[jax.Array, "S L n"]:
     """The nodes of all layers with the largest scores, of either sign, as many as each size says."""
-    order = jnp.argsort(-jnp.abs(scores).reshape(-1), stable=True)
-    place = jnp.zeros(scores.size, jnp.int32).at[order].set(jnp.arange(scores.size))
-    return (place < sizes[:, None]).reshape(len(sizes), *scores.shape)
+    return places(jnp.abs(scores)) < sizes[:, None, None]
