@@ -13,6 +13,7 @@ from positionbias.analysis.alignment import MOST, descended, unit
 from positionbias.analysis.base import STREAM, Analysis, Subject, stacked
 from positionbias.analysis.variables import width
 from positionbias.arrays import Float, Key, Tree
+from positionbias.models import edits
 from positionbias.spec import ConfigError, require
 from positionbias.tasks.base import Batch
 
@@ -117,3 +118,15 @@ def answered(subject: Subject, batch: Batch, edit: Any) -> tuple[Float[jax.Array
     others = jax.nn.logsumexp(jnp.where(is_right, -jnp.inf, said), axis=-1)
     odds = jnp.take_along_axis(said, right[..., None], axis=-1)[..., 0] - others
     return subject.answers(outputs, batch)["log_probability"], odds
+
+
+def slopes(
+    subject: Subject, names: Sequence[str], batch: Batch, streams: Float[jax.Array, "L B T D"]
+) -> Float[jax.Array, "L B T D"]:
+    """Of every item's log-odds, the mean over its answers, along each of these streams."""
+
+    def odds(shift: Float[jax.Array, "L B T D"]) -> jax.Array:
+        edit = {name: edits.add(shift[i]) for i, name in enumerate(names)}
+        return jnp.sum(jnp.mean(answered(subject, batch, edit)[1], axis=1))
+
+    return jax.grad(odds)(jnp.zeros_like(streams))

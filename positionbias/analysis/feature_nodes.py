@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import Subject, stacked
-from positionbias.analysis.dictionaries import OfDictionaries, answered, of_features
+from positionbias.analysis.dictionaries import OfDictionaries, answered, of_features, slopes
 from positionbias.arrays import Bool, Float, Int, Tree
 from positionbias.models import edits
 from positionbias.tasks.base import Batch
@@ -108,10 +108,10 @@ class Nodes:
             def said(parts: Parts) -> jax.Array:
                 return self._said(batch, self._at(layer, self.coder.join(layer, parts) - x[layer])) * len(x[layer])
 
-            def slopes(share: jax.Array) -> Parts:
+            def at_share(share: jax.Array) -> Parts:
                 return jax.grad(said)(jax.tree.map(lambda u, d: u + share * d, now, gap))
 
-            found = jax.lax.map(slopes, (jnp.arange(steps) + 0.5) / steps)
+            found = jax.lax.map(at_share, (jnp.arange(steps) + 0.5) / steps)
             return _summed(gap, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found))
 
         return jax.lax.map(of, jnp.arange(len(self.names)))
@@ -136,16 +136,11 @@ class Nodes:
         what it is.
         """
         x = stacked(self.subject, self.names, batch)
-
-        def odds(shift: jax.Array) -> jax.Array:
-            edit = {name: edits.add(shift[i]) for i, name in enumerate(self.names)}
-            return self._said(batch, edit) * x.shape[1]
-
-        slopes = jax.grad(odds)(jnp.zeros_like(x))
+        of_streams = slopes(self.subject, self.names, batch, x)
 
         def between(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
             upper = lower + 1
-            later = self._slopes(upper, x[upper], slopes[upper])
+            later = self._slopes(upper, x[upper], of_streams[upper])
 
             def passed(shift: jax.Array) -> jax.Array:
                 value = stacked(self.subject, self.names, batch, self._at(lower, shift))[upper]
@@ -180,9 +175,9 @@ class Nodes:
         keep = jnp.arange(now.nodes.shape[-1] + 1) != node
         return self.coder.join(layer, self._where(layer, keep, now)) - x
 
-    def _slopes(self, layer: Any, x: Float[jax.Array, "B T D"], slopes: Float[jax.Array, "B T D"]) -> Parts:
+    def _slopes(self, layer: Any, x: Float[jax.Array, "B T D"], of_stream: Float[jax.Array, "B T D"]) -> Parts:
         """Of the nodes, where those of the stream they are joined to are told."""
-        return jax.vjp(lambda parts: self.coder.join(layer, parts), self.coder.split(layer, x))[1](slopes)[0]
+        return jax.vjp(lambda parts: self.coder.join(layer, parts), self.coder.split(layer, x))[1](of_stream)[0]
 
 
 def _full(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import STREAM, Axes, Labels, Subject, sites, stacked
-from positionbias.analysis.dictionaries import LEARNED, RANDOM, TOP, OfDictionaries, answered
+from positionbias.analysis.dictionaries import LEARNED, RANDOM, TOP, OfDictionaries, answered, slopes
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.models import edits
 from positionbias.spec import member
@@ -103,14 +103,11 @@ class SparseFeatures(OfDictionaries):
     ) -> tuple[Float[jax.Array, "L F"], Float[jax.Array, "L F"]]:
         """What setting each feature to 0 does to the log-odds of answers, to first order; how often it is on."""
         x = stacked(subject, names, batch)
-
-        def said(shift: Float[jax.Array, "L B T D"]) -> jax.Array:
-            edit = {name: edits.add(shift[i]) for i, name in enumerate(names)}
-            return jnp.sum(jnp.mean(answered(subject, batch, edit)[1], axis=1))
-
-        slopes = jax.grad(said)(jnp.zeros_like(x))
         features = jax.vmap(self.features)(dictionary, x)
-        along = jnp.einsum("lbtd,lfd->lbtf", slopes, dictionary["decoder"]) * dictionary["scale"][:, None, None, None]
+        of_streams = slopes(subject, names, batch, x)
+        along = (
+            jnp.einsum("lbtd,lfd->lbtf", of_streams, dictionary["decoder"]) * dictionary["scale"][:, None, None, None]
+        )
         return -jnp.mean(jnp.sum(features * along, axis=2), axis=1), jnp.mean(features > 0, axis=(1, 2))
 
     def _judged(
