@@ -37,6 +37,7 @@ LAYERS = [
     ["analysis", "reporting"],
     ["launch"],
     ["sweeping"],
+    ["studying"],
     [""],  # the package itself (`load`) and the entries directly in it
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,73 @@
+"""Re-make a claim of the literature: `python -m positionbias.study --name NAME [--scale quick|paper]`."""
+
+from __future__ import annotations
+
+import pathlib
+
+from positionbias.config import cli
+from positionbias.launch import say
+from positionbias.spec import ConfigError
+from positionbias.studying import definition, results, told
+from positionbias.studying.definition import SCALES, Study
+
+FOLDER = "studies"
+
+
+def parser() -> cli.Parser:
+    """The flags of this entry."""
+    made = cli.Parser(
+        "python -m positionbias.study",
+        "Run what a study's claims need, and judge them. The same command goes on where the last one stopped.",
+    )
+    made.add_argument("--name", help="the study, as configs/NAME/study.toml")
+    made.add_argument("--scale", choices=SCALES, default="quick", help="sizes of a CPU, or those of the paper")
+    made.add_argument("--workdir", help=f"the study's folder; default: {FOLDER}/NAME")
+    made.add_argument("--list", action="store_true", help="print every study and where its claims stand, and run none")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Run the entry; returns its exit code."""
+    given, _ = cli.parse_command_line(parser(), argv)
+    root = pathlib.Path()
+    if given.list:
+        for flag in ("name", "workdir"):
+            if getattr(given, flag) is not None:
+                raise ConfigError(f"--{flag}: cannot be given with --list, which shows every study.")
+        studies = every(root)
+        if not studies:
+            raise ConfigError("--list: no study is here; allowed: in a folder that has configs/NAME/study.toml.")
+        print(told.listed(studies))
+        return 0
+    if given.name is None:
+        raise ConfigError(f"--name is missing; allowed: {', '.join(definition.names(root)) or 'none here'}, or --list.")
+    study = definition.read(root, given.name)
+    folder = pathlib.Path(FOLDER, study.name) if given.workdir is None else cli.folder(given.workdir)
+    return _run(study, given.scale, folder)
+
+
+def every(root: pathlib.Path) -> dict[str, tuple[Study, results.Records]]:
+    """Every study in `root` and its records, by name."""
+    found = {}
+    for name in definition.names(root):
+        found[name] = (definition.read(root, name), results.read(root / FOLDER / name))
+    return found
+
+
+def _run(study: Study, scale: str, folder: pathlib.Path) -> int:
+    from positionbias.studying import report, running
+
+    results.read(folder)  # a damaged file is refused before hours of training, not after
+    code = running.Runner(study, scale, folder).run()
+    records = results.read(folder)
+    for claim in study.at(scale):
+        record = records.get(scale, {}).get(claim.name)
+        ours = "" if record is None else f": {told.measured(record)}, {told.asked(claim)} is asked"
+        say(f"{claim.name}: {told.verdict(claim, record)}{ours}")
+    say(f"claims: {folder / results.NAME}")
+    say(f"report: {report.write(folder, study, records)}")
+    return code
+
+
+if __name__ == "__main__":
+    cli.run_entry(main)

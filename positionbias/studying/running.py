@@ -1,0 +1,176 @@
+"""Running a study: its parts one after another, each by the command that a user would write, then the verdicts.
+
+Nothing is run twice: sweeps skip finished cells, and evaluations and analyses whose results are there are left alone,
+so that the same command goes on where the last one stopped. After every part the claims that can be judged are.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from positionbias.config import sharing, sweeps
+from positionbias.config.cli import load_config
+from positionbias.config.resolve import resolve
+from positionbias.launch import say
+from positionbias.spec import ConfigError
+from positionbias.studying import judging, results
+from positionbias.studying.definition import AtScale, Claim, Part, Study
+from positionbias.sweeping.cell import finished
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def runs_of(part: Part, scale: str) -> list[str]:
+    """The runs that a part leaves at a scale, as PART/CELL or PART. Raises ConfigError if its config is refused."""
+    at, overrides = part.scales[scale], overridden(part.scales[scale])
+    try:
+        if part.sweep is None:
+            resolve(load_config(part.config, overrides))
+            return [part.name]
+        cells = sweeps.cells(part.config, part.sweep, overrides)
+        chosen = cells if at.cells is None else sharing.part(cells, at.cells)
+    except ConfigError as error:
+        raise ConfigError(f"parts.{part.name}: {error}") from None
+    return [f"{part.name}/{cell.name}" for cell in chosen]
+
+
+def overridden(at: AtScale) -> list[tuple[str, str]]:
+    """The settings of a scale, as the command line takes them."""
+    return [(field, value if isinstance(value, str) else repr(value)) for field, value in at.settings.items()]
+
+
+def check(study: Study, scale: str) -> None:
+    """Refuse a scale at which nothing runs, and claims that read a cell that no part has."""
+    if not study.at(scale):
+        raise ConfigError(f"--scale: the study {study.name!r} has no claim at {scale!r}; allowed: another scale.")
+    left = {run for part in study.parts_at(scale) for run in runs_of(part, scale)}
+    for claim in study.at(scale):
+        for run in claim.runs:
+            if run not in left:
+                known = sorted(one for one in left if one.partition("/")[0] == run.partition("/")[0])
+                raise ConfigError(f"claims.{claim.name}: unknown run {run!r}; allowed: {', '.join(known)}.")
+
+
+class Runner:
+    """Runs a study at one scale, in a folder of its own."""
+
+    def __init__(self, study: Study, scale: str, folder: pathlib.Path) -> None:
+        check(study, scale)
+        self.study, self.scale, self.folder = study, scale, folder
+
+    def folder_of(self, run: str) -> pathlib.Path:
+        """The run folder of PART/CELL or PART."""
+        part, slash, cell = run.partition("/")
+        home = self.folder / "runs" / self.scale / part
+        return home / "cells" / cell if slash else home
+
+    def run(self) -> int:
+        """Run what is missing, part by part, and judge; the exit code: the largest of the commands', 0 if all ended."""
+        code = 0
+        parts = self.study.parts_at(self.scale)
+        for number, part in enumerate(parts, start=1):
+            for command in self.commands(part):
+                minutes = part.scales[self.scale].minutes
+                about = f", about {minutes:g} minutes in all" if minutes else ""
+                say(f"[{number} of {len(parts)}] {part.name}{about}: {shlex.join(command)}")
+                ended = _call([sys.executable, *command[1:]])
+                code = max(code, ended)
+                if ended:
+                    say(f"part {part.name} ended with exit code {ended}", sys.stderr)
+                    if ended > 128:
+                        self.judge()
+                        say("stopped; the same command goes on from there")
+                        return ended
+                    break
+            self.judge()
+        return code
+
+    def commands(self, part: Part) -> Iterator[list[str]]:
+        """What is left to run of a part, looked up as each one's turn comes."""
+        at = part.scales[self.scale]
+        home = self.folder / "runs" / self.scale / part.name
+        runs = runs_of(part, self.scale)
+        entry = "train" if part.sweep is None else "sweep"
+        if not all(finished(self.folder_of(run)) for run in runs):
+            command = ["python", "-m", f"positionbias.{entry}", "--config", part.config]
+            command += [] if part.sweep is None else ["--sweep", part.sweep]
+            command += [] if at.cells is None else ["--cells", at.cells]
+            command += ["--workdir", str(home), *(f"--config.{field}={value}" for field, value in overridden(at))]
+            yield command
+        for run in runs:
+            folder = self.folder_of(run)
+            if not finished(folder):  # it failed, which has been told
+                continue
+            for label, flags in part.evaluate.items():
+                if self._missing(run, "evals", label):
+                    given = ["--workdir", str(folder), "--label", label, *shlex.split(flags)]
+                    yield ["python", "-m", "positionbias.evaluate", *given]
+            if part.analyze and self._missing(run, "analysis"):
+                for flags in part.analyze.values():
+                    yield ["python", "-m", "positionbias.analyze", "--workdir", str(folder), *shlex.split(flags)]
+
+    def _missing(self, run: str, kind: str, label: str = "") -> bool:
+        """Whether a file that a claim reads of a run is not there yet."""
+        return any(
+            not path.exists()
+            for path in self._files(self.study.at(self.scale), run, kind)
+            if path.name.startswith(label)
+        )
+
+    def _files(self, claims: list[Claim], run: str, kind: str) -> set[pathlib.Path]:
+        """The files of evaluations or of analyses that claims read of a run."""
+        found = set()
+        for reading in (one for claim in claims for formula in claim.formulas for one in formula.readings):
+            if reading.run != run:
+                continue
+            if kind == "evals" and reading.keywords.get("evals") is not None:
+                found.add(self.folder_of(run) / "evals" / f"{reading.keywords['evals']}.npz")
+            if kind == "analysis" and reading.measure == "analysis":
+                found.add(self.folder_of(run) / "analysis" / f"{reading.positional[0]}.npz")
+        return found
+
+    def ready(self, claim: Claim) -> bool:
+        """Whether all that a claim reads is there."""
+        files = {
+            path for run in claim.runs for kind in ("evals", "analysis") for path in self._files([claim], run, kind)
+        }
+        return all(finished(self.folder_of(run)) for run in claim.runs) and all(path.exists() for path in files)
+
+    def judge(self) -> Mapping[str, dict[str, Any]]:
+        """Judge every claim whose runs are all there, and keep the records; those of others stay as they are."""
+        found = {}
+        for claim in self.study.at(self.scale):
+            if self.ready(claim):
+                try:
+                    found[claim.name] = judging.record(claim, judging.judge(claim, self.folder_of), self.folder_of)
+                except ConfigError as error:
+                    raise ConfigError(f"claims.{claim.name}: {error}") from None
+        if found:
+            results.keep(self.folder, self.study, self.scale, found)
+        return found
+
+
+def _call(command: list[str]) -> int:
+    """Run a command to its end and return its exit code; signals for this process are passed on to it.
+
+    It is in a session of its own, so that Ctrl-C reaches it once and not twice, which would cut it short.
+    """
+    child = subprocess.Popen(command, start_new_session=True)
+
+    def forward(number: int, _: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,132 @@
+"""Studies in text: the list that the terminal shows, and STUDIES.md, the table of every claim beside its paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from positionbias.reporting.html import between
+from positionbias.studying.definition import SCALES, Claim, Study
+from positionbias.studying.results import Records, outdated
+
+NOT_RUN = "not run"
+VERDICTS = ("holds", "fails", "undecided", NOT_RUN)
+COLUMNS = ("claim", "source", "theirs", "ours", "asked", "verdict", "at initialisation", "null", "where")
+HEAD = """# Studies
+
+Every claim of the literature that this project re-makes, ours beside the paper's. Definitions, with the rule of every
+verdict, are `configs/NAME/study.toml`; values are `studies/NAME/claims.json`; this page is made of the two by
+`python scripts/studies.py`, and one study is run again by `python -m positionbias.study --name NAME`.
+
+*Ours* is the mean over replicas (independently seeded models) and Student's 95 % interval. A claim *holds* where the
+whole interval lies in the range asked for, *fails* where none of it does, and is *undecided* else. *At initialisation*
+is the same number of the same models before training; *null* is what should show nothing. No replica is left out.
+"""
+
+
+def state(claim: Claim, records: Records, scale: str) -> str:
+    """A claim's verdict at a scale, or that it was not run since its rule was written as it is."""
+    record = records.get(scale, {}).get(claim.name)
+    return NOT_RUN if record is None or outdated(claim, record) else str(record["verdict"])
+
+
+def counts(study: Study, records: Records, scale: str) -> str:
+    """How many claims hold, fail and so on at a scale."""
+    states = [state(claim, records, scale) for claim in study.at(scale)]
+    return ", ".join(f"{states.count(one)} {one}" for one in VERDICTS if one in states)
+
+
+def minutes(study: Study, scale: str) -> float | None:
+    """What all parts of a scale are expected to take, None if that of one is not known."""
+    known = [part.scales[scale].minutes for part in study.parts_at(scale)]
+    return None if None in known else math.fsum(one for one in known if one is not None)
+
+
+def listed(studies: Mapping[str, tuple[Study, Records]]) -> str:
+    """A line a study and scale: its claims' verdicts and what it is expected to take."""
+    lines = []
+    widest = max((len(name) for name in studies), default=0)
+    for name, (study, records) in studies.items():
+        lines.append(f"{name:<{widest}}  {study.title}")
+        for scale in SCALES:
+            if study.at(scale):
+                expected = minutes(study, scale)
+                time = "time not known" if expected is None else f"{expected:g} minutes on 2 CPU cores"
+                lines.append(f"{'':<{widest}}    {scale}: {counts(study, records, scale)}; {time}")
+    return "\n".join(lines)
+
+
+def asked(claim: Claim) -> str:
+    """The range that a claim asks for, in words."""
+    low, high = claim.holds
+    if math.isinf(high):
+        return f"at least {low:g}"
+    return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+def measured(record: Mapping[str, Any]) -> str:
+    """`mean [low, high]` and of how many replicas."""
+    return f"{between(record)}, n = {len(record['values'])}"
+
+
+def verdict(claim: Claim, record: Mapping[str, Any] | None) -> str:
+    """The verdict, with its reason and the share of replicas that learned the task where these say more."""
+    if record is None:
+        return NOT_RUN
+    if changed := outdated(claim, record):
+        return f"{NOT_RUN} since its {changed!r} was changed"
+    share, count = record["share_solved"], len(record["values"])
+    solved = "" if share in (None, 1) else f"{round(share * count)} of {count} solved it"
+    more = "; ".join(part for part in (record["reason"], solved) if part)
+    return f"{record['verdict']} ({more})" if more else str(record["verdict"])
+
+
+def controls(record: Mapping[str, Any] | None) -> list[str]:
+    """The number at initialisation and the null, `–` where there is none."""
+    return ["–" if record is None or record[key] is None else between(record[key]) for key in ("at_init", "null_value")]
+
+
+def where(record: Mapping[str, Any] | None, scale: str) -> str:
+    """Scale, device and commit of a record."""
+    if record is None:
+        return scale
+    kinds = sorted({device.split(",")[0].split(": ")[-1] for device in record["device"]})
+    return f"{scale}; {' and '.join(kinds) or 'device not known'}; {', '.join(record['commit']) or 'no commit'}"
+
+
+def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
+    """STUDIES.md."""
+    lines = [HEAD]
+    for name, (study, records) in studies.items():
+        lines += [f"## `{name}`: {study.title}", "", study.about, ""]
+        lines += [f"- {paper}" for paper in study.papers.values()]
+        lines += ["", _row(*COLUMNS), _row(*["---"] * len(COLUMNS))]
+        failed = []
+        for claim in study.claims.values():
+            for scale in claim.scales:
+                record = records.get(scale, {}).get(claim.name)
+                if record is None and scale == "paper" and "quick" in claim.scales:
+                    continue  # told below, once for all
+                lines.append(
+                    _row(
+                        claim.says,
+                        f"{claim.paper}, {claim.source}",
+                        claim.theirs or "–",
+                        "–" if record is None else measured(record),
+                        asked(claim),
+                        verdict(claim, record),
+                        *controls(record),
+                        where(record, scale),
+                    )
+                )
+                if claim.why and record is not None and record["verdict"] != "holds":
+                    failed.append(f"- *{claim.name}*: {claim.why}")
+        lines += ["", *dict.fromkeys(failed), *([""] if failed else [])]
+        if study.at("paper") and not records.get("paper"):
+            lines += [f"At the paper's own scale {len(study.at('paper'))} claims wait for a GPU or TPU.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
