@@ -6,6 +6,7 @@ so that the same command goes on where the last one stopped. After every part th
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import shlex
 import signal
@@ -15,13 +16,16 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+from positionbias.analysis.base import Analysis
+from positionbias.analysis.run import label, parsed
 from positionbias.config import sharing, sweeps
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import resolve
 from positionbias.launch import say
-from positionbias.spec import ConfigError
+from positionbias.spec import ConfigError, unknown
 from positionbias.studying import judging, results
 from positionbias.studying.definition import AtScale, Claim, Part, Study
+from positionbias.studying.formula import Reading
 from positionbias.sweeping.cell import finished
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,7 +51,7 @@ def overridden(at: AtScale) -> list[tuple[str, str]]:
 
 
 def check(study: Study, scale: str) -> None:
-    """Refuse a scale at which nothing runs, and claims that read a cell that no part has."""
+    """Refuse a scale at which nothing runs, and claims that read a cell or an array that no part leaves."""
     if not study.at(scale):
         raise ConfigError(f"--scale: the study {study.name!r} has no claim at {scale!r}; allowed: another scale.")
     left = {run for part in study.parts_at(scale) for run in runs_of(part, scale)}
@@ -56,6 +60,36 @@ def check(study: Study, scale: str) -> None:
             if run not in left:
                 known = sorted(one for one in left if one.partition("/")[0] == run.partition("/")[0])
                 raise ConfigError(f"claims.{claim.name}: unknown run {run!r}; allowed: {', '.join(known)}.")
+        for reading in (one for formula in claim.formulas for one in formula.readings if one.measure == "analysis"):
+            _check_array(claim, reading, study.parts[reading.run.partition("/")[0]])
+
+
+def _check_array(claim: Claim, reading: Reading, part: Part) -> None:
+    """Refuse an array that none of a part's analyses leaves: hours of training come before it would be missed."""
+    file, array, *at = reading.positional
+    asked: dict[str, Analysis] = {}
+    for name, flags in part.analyze.items():
+        try:
+            asked |= {label(one): one for one in parsed(_given(flags, "--analyses"))}
+        except ConfigError as error:
+            raise ConfigError(f"parts.{part.name}.analyze.{name}: {error}") from None
+    field = f"claims.{claim.name}"
+    known = [name for name in asked if file == name or file.startswith(f"{name}--")]
+    if not known:
+        raise unknown(field, "result of an analysis", file, asked)
+    axes = asked[max(known, key=len)].axes
+    if array not in axes:
+        raise unknown(field, "array", array, axes)
+    if len(at) > len(axes[array]):
+        told = f"{len(at)} places of {array!r} are not allowed"
+        raise ConfigError(f"{field}: {told}; allowed: one for each of {', '.join(axes[array]) or 'no axis'}.")
+
+
+def _given(flags: str, flag: str) -> str:
+    """What a flag among others is given, '' if it is not there."""
+    words = shlex.split(flags)
+    joined = next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), "")
+    return joined or next((value for word, value in itertools.pairwise(words) if word == flag), "")
 
 
 class Runner:
@@ -108,9 +142,9 @@ class Runner:
             folder = self.folder_of(run)
             if not finished(folder):  # it failed, which has been told
                 continue
-            for label, flags in part.evaluate.items():
-                if self._missing(run, "evals", label):
-                    given = ["--workdir", str(folder), "--label", label, *shlex.split(flags)]
+            for name, flags in part.evaluate.items():
+                if self._missing(run, "evals", name):
+                    given = ["--workdir", str(folder), "--label", name, *shlex.split(flags)]
                     yield ["python", "-m", "positionbias.evaluate", *given]
             if part.analyze and self._missing(run, "analysis"):
                 for flags in part.analyze.values():
