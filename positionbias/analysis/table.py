@@ -18,7 +18,8 @@ LARGEST = 3  # numbers that are told of a larger one
 def table(found: Asked) -> str:
     """Every number with its interval, arrays of at most 64 by their means, a line a row; and before training.
 
-    Of larger ones the three numbers that are furthest from 0 are told, and where they stand.
+    Each mean has the name of its head, layer or the like, with that before training behind it in brackets. Of larger
+    arrays the three numbers that are furthest from 0 are told, and where they stand.
     """
     lines = [spec.canonical(found.analysis)]
     for name, axes in found.analysis.axes.items():
@@ -34,22 +35,18 @@ def table(found: Asked) -> str:
             lines.append(f"  {name}: {now}, before training {before}")
             continue
         flat = [np.mean(x, axis=0).reshape(-1, sizes[-1]) for x in both]
-        labels = _labels(found, axes[-1])
+        last = [_named(axes[-1], found.named(axes[-1], at)) for at in range(sizes[-1])]
         for place, now, before in zip(np.ndindex(*sizes[:-1]), *flat, strict=True):
-            named = [f" {axis} {found.named(axis, at)}" for axis, at in zip(axes[:-1], place, strict=False)]
-            where = f" of{','.join(named)}" if named else ""
-            lines.append(f"  {name}{where}: {_means(now, labels)}; before training {_means(before)}")
+            where = ", ".join(f"{axis} {found.named(axis, at)}" for axis, at in zip(axes, place, strict=False))
+            lines.append(f"  {name}{f' of {where}' if where else ''}: {_means(last, now, before)}")
     for name, told in across(found).items():
         lines.append(f"  {name}: {_told(told['numbers'][0])}, before training {_told(told['at_init'][0])}")
     return "\n".join(lines)
 
 
-def _labels(found: Asked, axis: str) -> Sequence[str] | None:
-    """What stands before each number of a line; None where they are all the layers, one after the other."""
-    told = found.labels.get(axis)
-    if told is None or (axis == "layer" and list(told) == list(map(str, range(len(told))))):
-        return None
-    return [f"{axis} {one}" if one.isdigit() else one for one in told]
+def _named(axis: str, one: str) -> str:
+    """`head 3`, `random`: a number with its axis, a name as it is."""
+    return f"{axis} {one}" if one.lstrip("-").replace(".", "", 1).isdigit() else one
 
 
 def _largest(found: Asked, name: str, axes: Sequence[str]) -> str:
@@ -64,9 +61,11 @@ def _largest(found: Asked, name: str, axes: Sequence[str]) -> str:
     return f"largest {'; '.join(told)}"
 
 
-def _means(values: np.ndarray, labels: Sequence[str] | None = None) -> str:
-    told = [f"{value:.3f}" for value in values]
-    return " ".join(told) if labels is None else ", ".join(f"{name} {x}" for name, x in zip(labels, told, strict=True))
+def _means(names: Sequence[str], now: np.ndarray, before: np.ndarray) -> str:
+    """`head 0 0.260 (before training 0.210), head 1 0.200 (0.210)`."""
+    said = ["before training ", *[""] * (len(names) - 1)]  # once a line
+    each = zip(names, now, said, before, strict=True)
+    return ", ".join(f"{name} {x:.3f} ({word}{y:.3f})" for name, x, word, y in each)
 
 
 def _told(one: Mapping[str, Any]) -> str:

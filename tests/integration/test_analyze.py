@@ -31,7 +31,8 @@ def ask(folder, analyses, *more):
 def test_numbers_are_printed_written_and_reported_and_kept(folder, capsys):
     assert ask(folder, "sink_mass(column=1), look_back") == 0
     printed = capsys.readouterr().out
-    assert re.search(r"sink_mass\(column=1\)\n  mass of layer 1: 0\.\d{3} 0\.\d{3}; before training 0\.", printed)
+    told = r"  mass of layer 1: head 0 0\.\d{3} \(before training 0\.\d{3}\), head 1 0\.\d{3} \(0\.\d{3}\)\n"
+    assert re.search(rf"sink_mass\(column=1\)\n{told}", printed)
     assert "of layer 0" not in printed, "the convolution has no pattern"
     found = json.loads((folder / "analysis" / "sink_mass_column_1.json").read_text())
     assert found["analysis"] == "sink_mass(column=1, after=1, threshold=0.3)"

@@ -4,6 +4,7 @@ import numpy as np
 
 from positionbias.analysis.causal_tracing import CausalTracing
 from positionbias.analysis.edge_attribution import METHODS, EdgeAttribution
+from positionbias.analysis.induction import Induction
 from positionbias.analysis.rollout import Rollout
 from positionbias.analysis.run import Asked
 from positionbias.analysis.state_reweaving import StateReweaving
@@ -25,7 +26,7 @@ def test_places_have_their_names_and_single_numbers_their_intervals():
             {name: np.zeros_like(x) for name, x in found.items()},
         )
     )
-    told = "evidence 0.000, context 0.000, after 0.000, answer 0.500, random 0.000; before training 0.000 0.000"
+    told = "evidence 0.000 (before training 0.000), context 0.000 (0.000), after 0.000 (0.000), answer 0.500 (0.000)"
     assert f"  stream of layer 2: {told}" in text
     assert "  total: 0.600 [-0.671, 1.871], before training 0.000" in text
 
@@ -45,12 +46,17 @@ def test_the_largest_of_many_numbers_are_named():
     assert f"  exact: 9 senders x 9 readers, largest {words}" in told()
 
 
-def test_layers_are_named_where_they_are_not_all_or_are_columns():
-    """In a hybrid only some have a pattern."""
+def test_every_number_has_the_name_of_its_layer_or_head():
     _, told = of_zeros(Rollout(), {"layer": ("1", "3")}, layer=2, position=3)
-    assert "  source: layer 1 0.000, layer 3 0.000; before training 0.000 0.000" in told()
-    _, told = of_zeros(Rollout(), {"layer": ("0", "1")}, layer=2, position=3)
-    assert "  source: 0.000 0.000; before" in told()
+    assert "  source: layer 1 0.000 (before training 0.000), layer 3 0.000 (0.000)\n" in told()
+    found, told = of_zeros(Rollout(), {"layer": ("0", "1")}, layer=2, position=3)
+    found["influence"][:, 1, 2] = (0.25, 0.75)
+    assert "of layer 1: position 0 0.000 (before training 0.000), position 1 0.000 (0.000), position 2 0.500" in told()
+    assert "  source: layer 0 0.000 (before training 0.000), layer 1 0.000 (0.000)\n" in told()
+    _, told = of_zeros(Rollout(), {"layer": ("0",), "position": ("-0.5", "end")}, layer=1, position=2)
+    assert "position -0.5 0.000 (before training 0.000), end 0.000 (0.000)\n" in told(), "words need no axis"
+    _, told = of_zeros(Induction(), {"layer": ("0",)}, layer=1, head=2)
+    assert "  evidence of layer 0: head 0 0.000 (before training 0.000), head 1 0.000 (0.000)\n" in told()
     two = ("0", "1")
     _, told = of_zeros(StateReweaving(), {"from_layer": two, "to_layer": two}, from_layer=2, to_layer=2, way=2)
-    assert "  accuracy of from_layer 1: to_layer 0 0.000, to_layer 1 0.000; before" in told()
+    assert "  accuracy of from_layer 1: to_layer 0 0.000 (before training 0.000), to_layer 1 0.000" in told()
