@@ -20,6 +20,7 @@ from positionbias.config import schema
 from positionbias.config.resolve import VARIED, leaves, may_vary
 
 Vary = Mapping[str, Sequence[Any]]
+MOST_NUMBERS = 8  # of replicas that are no run
 T = TypeVar("T")
 
 
@@ -38,6 +39,24 @@ class Combination(NamedTuple):
 def label(values: Mapping[str, Any]) -> str:
     """How a combination is told."""
     return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def members(replicas: Sequence[int]) -> str:
+    """The replicas of a combination: `0, 1`, or `0 to 7` of three and more in a row."""
+    if len(replicas) > 2 and list(replicas) == list(range(replicas[0], replicas[0] + len(replicas))):
+        return f"{replicas[0]} to {replicas[-1]}"
+    more = f" and {len(replicas) - MOST_NUMBERS} more" if len(replicas) > MOST_NUMBERS else ""
+    return ", ".join(map(str, replicas[:MOST_NUMBERS])) + more
+
+
+def replicas_told(replicas: Sequence[int]) -> str:
+    """`replica 2`, `replicas 0, 1`."""
+    return f"replica{'' if len(replicas) == 1 else 's'} {members(replicas)}"
+
+
+def told(one: Mapping[str, Any]) -> str:
+    """A combination of a summary and who has it: `learning_rate=0.001 (replicas 0, 1)`."""
+    return f"{label(one['values'])} ({replicas_told(one['members'])})"
 
 
 def grid(vary: Vary) -> list[dict[str, Any]]:

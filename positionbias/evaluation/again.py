@@ -15,7 +15,7 @@ from typing import Any
 
 from positionbias import spec
 from positionbias.config.build import Experiment
-from positionbias.config.varied import label
+from positionbias.config.varied import told as combination
 from positionbias.evaluation.by_position import Evaluator, theory_of
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.loading import LoadedRun, load
@@ -278,7 +278,7 @@ def _each(
         yield "", one, base
         return
     for found, origin in zip(one["combinations"], base["combinations"], strict=True):
-        yield label(found["values"]), found, origin
+        yield combination(found), found, origin
 
 
 def _line(one: Mapping[str, Any], base: Mapping[str, Any], against: str | None) -> str:

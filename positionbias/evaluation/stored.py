@@ -150,6 +150,7 @@ ANALYSIS = {
     "step": int,
     "condition": str,
     "items": int,
+    "of_replicas?": (str, [int, ...]),
     "shown": str,
     "labels": {"layer": [str, ...], str: [str, ...]},
     "replicas": int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from positionbias.config.varied import label
+from positionbias.config.varied import label, members, replicas_told
 from positionbias.evaluation.rows import LOSS
 from positionbias.evaluation.statistics import INDICES, SOLVED_WITHIN
 
@@ -61,21 +61,23 @@ def _combinations(summary: Mapping[str, Any]) -> list[str]:
     else:
         curves = [(f"by_{axis}_position", summary["axes"][axis]) for axis in axes_told(summary)]
         curves = [(name, f"accuracy by {told}{_where(summary)}") for name, told in curves]
-        head = [*next(iter(found.values()))["values"], *(["condition"] if len(names) > 1 else []), "mean", "interval"]
+        head = [*next(iter(found.values()))["values"], "replicas", *(["condition"] if len(names) > 1 else [])]
         body = []
         for one in found.values():
             for name, told in one["by_condition"].items():
                 where = [name] if len(names) > 1 else []
                 beside = [*_cells(told["accuracy"], told["ceiling"]["mean"], told["baselines"].get("order_free"))]
                 loss = _cells(told[LOSS])[:1] if LOSS in told else []
-                body.append([*map(str, one["values"].values()), *where, *beside, solved_count(told) or "-", *loss])
-        head += ["ceiling", spelt("order_free"), "solved", *([LOSS] if LOSS in summary else [])]
+                of = [*map(str, one["values"].values()), members(one["members"])]
+                body.append([*of, *where, *beside, solved_count(told) or "-", *loss])
+        head += ["mean", "interval", "ceiling", spelt("order_free"), "solved", *([LOSS] if LOSS in summary else [])]
         lines = ["accuracy of each combination", *_aligned([head, *body])]
     for curve, title in curves if len(found) <= MOST_COLUMNS else ():
         rows, every = _thinned(summary, curve)
         each = {name: {row["position"]: row["mean"] for row in one[curve]} for name, one in found.items()}
         body = [[str(row["position"]), *(number(of.get(row["position"])) for of in each.values())] for row in rows]
-        lines += ["", f"{title}{every}", *_aligned([["at", *found], *body])]
+        of = ["", *(replicas_told(one["members"]) for one in found.values())]
+        lines += ["", f"{title}{every}", *_aligned([["at", *found], of, *body])]
     return [*lines, ""]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from positionbias.config.varied import label
+from positionbias.config.varied import told as combination
 from positionbias.evaluation.rows import CHANGED
 from positionbias.evaluation.table import stored_told
 from positionbias.reporting.folder import Run
@@ -25,7 +25,7 @@ def evaluated_again(run: Run) -> list[str]:
         minus, gap = one.get("minus"), one["order_gap"]
         body.append(
             [
-                ", ".join([whole.get("variant") or "unchanged", *([label(one["values"])] if one is not whole else [])]),
+                ", ".join([whole.get("variant") or "unchanged", *([combination(one)] if one is not whole else [])]),
                 between(one["accuracy"]),
                 between(minus, True) if minus else "",
                 *(["".join(between(one[share]) for share in changed if share in one)] if changed else []),

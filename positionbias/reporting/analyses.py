@@ -7,23 +7,29 @@ from typing import Any
 
 import numpy as np
 
+from positionbias.config.varied import replicas_told
+from positionbias.config.varied import told as combination
 from positionbias.reporting import figures, maps
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import band, shortened
 
+Group = Sequence[tuple[str, Mapping[str, Any]]]  # names and contents of the files of one question, the newest last
 MOST = 16  # layers, or the like, that the table has a line for
-TOLD = 8  # replicas that are named
 
 
 def analysed(run: Run) -> list[str]:
     """The section of a run's analyses; nothing where there are none."""
     if not run.analyses:
         return []
-    groups = _by_step(run.analyses)
+    combinations = run.summary.get("combinations") or []
+    groups = _by_step({name: {**one, "of": _of(one, combinations)} for name, one in run.analyses.items()})
     newest = [group[-1] for group in groups]
-    shown = [svg for group in groups for svg in [*_figures(*group[-1]), *_over_steps(group)]]
+    shown = []
+    for group in groups:
+        beside = [other for other in groups if other[-1][1]["analysis"] == group[-1][1]["analysis"]]
+        shown += [*_figures(*group[-1], [other[-1][1] for other in beside]), *_over_steps(group, beside)]
     body = [row for _, one in newest for row in _rows(one)]
     found = [side_by_side(shown)] if shown else []
     if body:
@@ -42,7 +48,7 @@ def _defined(newest: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     return [f"<details><summary>What the numbers are</summary>{''.join(parts)}</details>"] if parts else []
 
 
-def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, Mapping[str, Any]]]]:
+def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """Names and contents of the files of one analysis, condition and replicas together, the newest checkpoint last."""
     groups: dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for name, one in analyses.items():
@@ -50,13 +56,29 @@ def _by_step(analyses: Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, 
     return [sorted(group, key=lambda named: named[1]["step"]) for group in groups.values()]
 
 
-def _over_steps(group: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Of several checkpoints a curve over training for each of a few numbers of the array that is shown."""
+def _over_steps(group: Group, beside: Sequence[Group]) -> list[str]:
+    """Of several checkpoints a curve over training for each of a few numbers of the array that is shown.
+
+    `beside` are all groups of this analysis, whose figures have one scale.
+    """
     name, last = group[-1]
+    lines = _training(group)
+    if not lines:
+        return []
+    title = f"{_called(last)}: {last['shown'].replace('_', ' ')}"
+    told = f"{title} over training, condition {last['condition']}{last['of']}."
+    others = [found for found in map(_training, beside) if found]
+    svg = figures.by_layer(f"{name}-over-training", title, "step", lines, {}, others)
+    return [figure(svg, f"{told} {band(last['replicas'])}{_scale(others)}")]
+
+
+def _training(group: Group) -> dict[str, list[dict[str, Any]]]:
+    """Rows over steps by what they are of; none where there is one checkpoint, or too many numbers."""
+    last = group[-1][1]
     arrays = [one["arrays"].get(one["shown"], {}) for _, one in group]
     counts = {len(array.get("numbers") or ()) for array in arrays}
     if len(group) == 1 or len(counts) > 1 or not 1 <= (count := counts.pop()) <= MOST:
-        return []
+        return {}
     axes, places = arrays[-1]["axes"], list(np.ndindex(*arrays[-1]["sizes"]))
     lines = {}
     for i in range(count):
@@ -66,40 +88,49 @@ def _over_steps(group: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
         if steps[0] > 0:  # the models before training, which all of them tell
             steps, rows = [0, *steps], [arrays[0]["at_init"][i], *rows]
         lines[label] = [{"position": step, **row} for step, row in zip(steps, rows, strict=True)]
-    title = f"{_called(last)}: {last['shown'].replace('_', ' ')}"
-    told = f"{title} over training, condition {last['condition']}{_of(last)}."
-    svg = figures.by_layer(f"{name}-over-training", title, "step", lines, {})
-    return [figure(svg, f"{told} {band(last['replicas'])}")]
+    return lines
 
 
-def _figures(name: str, one: Mapping[str, Any]) -> list[str]:
-    """The array that is shown: a curve of every layer, or a map of layers and heads, or places that have names."""
+def _figures(name: str, one: Mapping[str, Any], beside: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The array that is shown: a curve of every layer, or a map of layers and heads, or places that have names.
+
+    `beside` has all of this analysis, of other replicas or conditions, whose figures have one scale.
+    """
     array = one["arrays"].get(one["shown"], {})
     if not array.get("numbers") or not 1 <= len(array["axes"]) <= 2:
         return []
+    arrays = [other["arrays"].get(other["shown"], {}) for other in beside]
+    arrays = [other for other in arrays if other.get("numbers") and other["axes"] == array["axes"]]
     title = f"{_called(one)}: {one['shown'].replace('_', ' ')}"
     about = " ".join(one.get("about", "").partition("\n\n")[0].split())
-    asked = f"{one['items']} items a replica, condition {one['condition']}, step {one['step']}{_of(one)}"
+    asked = f"{one['items']} items a replica, condition {one['condition']}, step {one['step']}{one['of']}"
     told = f"{title}, of {asked}. {about}".strip()
     first, last = array["axes"][0], array["axes"][-1]
     if len(array["axes"]) == 2 and (first == "row" or last == "head" or last in one["labels"]):
         ticks = [[_named(one, axis, at) for at in range(size)] for axis, size in _sizes(array).items()]
         both = _means(array, "numbers"), _means(array, "at_init")
-        svg = maps.two_maps(name, title, *both, list(_sizes(array)), ticks)
+        others = [(_means(other, "numbers"), _means(other, "at_init")) for other in arrays]
+        svg = maps.two_maps(name, title, *both, list(_sizes(array)), ticks, others)
         mean = f"Mean over {one['replicas']} replicas" if one["replicas"] > 1 else "One replica"
-        return [figure(svg, f"{told} {mean}; right: before training.")]
-    lines = _lines(one, array, "numbers")
-    svg = figures.by_layer(name, title, array["axes"][-1], lines, _lines(one, array, "at_init"))
-    return [figure(svg, f"{told} Dashed, in paler colours: before training. {band(one['replicas'])}")]
+        return [figure(svg, f"{told} {mean}; right: before training.{_scale(arrays)}")]
+    lines, before = (_lines(one, array, which) for which in ("numbers", "at_init"))
+    room = [{"": [*other["numbers"], *({"mean": row["mean"]} for row in other["at_init"])]} for other in arrays]
+    svg = figures.by_layer(name, title, array["axes"][-1], lines, before, room)
+    told += f" Dashed, in paler colours: before training. {band(one['replicas'])}"
+    return [figure(svg, told + _scale(arrays))]
 
 
-def _of(one: Mapping[str, Any]) -> str:
-    """Which replicas were asked, where not all were."""
+def _scale(beside: Sequence[Any]) -> str:
+    return " On one scale with this figure of other replicas or conditions." if len(beside) > 1 else ""
+
+
+def _of(one: Mapping[str, Any], combinations: Sequence[Mapping[str, Any]]) -> str:
+    """Which replicas were asked, where not all were, and which hyperparameters they have, where those differ."""
     of = one.get("of_replicas")
     if not isinstance(of, list):
         return ""
-    more = f" and {len(of) - TOLD} more" if len(of) > TOLD else ""
-    return f", of replicas {' '.join(map(str, of[:TOLD]))}{more}"
+    own = next((found for found in combinations if set(of) <= set(found["members"])), None)
+    return f", of {replicas_told(of) if own is None else combination({**own, 'members': of})}"
 
 
 def _called(one: Mapping[str, Any]) -> str:
@@ -154,7 +185,7 @@ def _rows(one: Mapping[str, Any]) -> list[list[str]]:
             told = f"{name.replace('_', ' ')}{f' ({where})' if where else ''}"
             found.append(
                 [
-                    "" if found else f"{_called(one)}{_of(one)}",
+                    "" if found else f"{_called(one)}{one['of']}",
                     told,
                     between(array["numbers"][i]),
                     between(array["at_init"][i]),

@@ -1,19 +1,23 @@
-"""Arms side by side: the cells of a sweep, or the combinations of hyperparameters that a run's replicas have."""
+"""Arms side by side: the cells of a sweep, or the combinations of hyperparameters that a run's replicas have.
+
+A reader is told of cells, combinations and curves.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from positionbias.config.varied import label as combination
+from positionbias.config.varied import replicas_told
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
 from positionbias.evaluation.table import even_shares, solved_count, when
-from positionbias.reporting import figures
+from positionbias.reporting import comparisons
+from positionbias.reporting.figures import MOST_ARMS, Arm
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, number
-from positionbias.reporting.told import band, ceiling_told, label, loss_told
+from positionbias.reporting.told import band, ceiling_told, indices, label, loss_told
 
-MOST_ARMS = 14  # curves one figure can hold and still be read
 MOST_PANELS = 60  # of a figure with one an arm: a page can hold more, but each takes longer to draw than the one before
 Arms = Mapping[str, Run]  # by their names, each with a summary
 Link = Callable[[str, Run], str] | None  # the name of an arm, as HTML that leads to its report; None: there is none
@@ -41,15 +45,22 @@ def curves(measured: Arms) -> list[str]:
     shown, found = dict(list(measured.items())[:MOST_ARMS]), []
     for axis in ("query", "evidence"):
         what = _axis(shown, axis)
-        compared = [figures.Arm(name, run.summary[f"by_{axis}_position"], mark(run)) for name, run in shown.items()]
-        svg = figures.arms(f"arms-{axis}", what, compared)
-        found.append(figure(svg, f"Accuracy by {what}. Dashed in an arm's colour: its own ceiling. {_bands(shown)}"))
+        compared = [Arm(name, run.summary[f"by_{axis}_position"], mark(run)) for name, run in shown.items()]
+        told = f"Accuracy by {what}. Thin and dashed in a curve's colour: its own ceiling. {_hidden(compared)}"
+        found.append(figure(comparisons.arms(f"arms-{axis}", what, compared), told + _bands(shown)))
     return found
+
+
+def _hidden(compared: Sequence[Arm]) -> str:
+    """Which curves are one line, and how each is seen in it."""
+    groups = [group for group in comparisons.coinciding([arm.rows for arm in compared]) if len(group) > 1]
+    told = "; ".join(" and ".join(compared[i].label + compared[i].mark for i in group) for group in groups)
+    return f"On one line, in dashes that take turns: {told}. " if told else ""
 
 
 def tables(measured: Arms, link: Link) -> list[str]:
     """Accuracy and what it is held against, and the indices of position bias, a line an arm."""
-    first, named = next(iter(measured)), link or _plain
+    first, named, one = next(iter(measured)), link or _plain, "combination" if link is None else "cell"
     judged = any("loss" in run.summary for run in measured.values())
     body = []
     for name, run in measured.items():
@@ -63,8 +74,12 @@ def tables(measured: Arms, link: Link) -> list[str]:
         size = f"{kept:,}" if kept is not None else "–"
         body.append([named(name, run), between(accuracy), gap, ceiling, simple, part, *loss, size])
     more = ["loss"] if judged else []
-    head = ["arm", "accuracy", f"minus {first}", "ceiling", "order-free", "solved", *more, "numbers kept"]
-    caption = "Mean and 95 % interval over replicas; differences are paired by replica."
+    head = [one, "accuracy", "minus first", "ceiling", "order-free", "solved", *more, "state size"]
+    caption = (
+        f"Mean and 95 % interval over replicas. Minus first: accuracy minus that of {first}{mark(measured[first])},"
+        " paired by replica. State size: the numbers that all layers keep to go on with a sequence, keys and values or"
+        " states."
+    )
     caption += " Each name leads to its own report." if link else ""
     parts = [grid(head, body, caption, raw=1)]
     for axis in ("query", "evidence"):
@@ -73,7 +88,7 @@ def tables(measured: Arms, link: Link) -> list[str]:
             for name, run in measured.items()
         ]
         caption = f"Indices of accuracy by {_axis(measured, axis)}."
-        parts.append(grid(["arm", *(i.replace("_", " ") for i in INDICES)], rows, caption, raw=1))
+        parts.append(indices([one, *(i.replace("_", " ") for i in INDICES)], rows, caption, raw=1))
     return parts
 
 
@@ -82,38 +97,35 @@ def influence(measured: Arms, link: Link) -> list[str]:
     shown, named = {name: run for name, run in measured.items() if run.summary["influence"]}, link or _plain
     if not shown:
         return []
-    drawn = list(shown.items())[:MOST_PANELS]
-    compared = [figures.Arm(name, run.summary["influence"], mark(run)) for name, run in drawn]
-    before = {name: run.summary["at_init"].get("influence", []) for name, run in drawn if run.summary["steps"] != 0}
-    svg = figures.influences("arms-influence", compared, before)
+    first = list(shown.items())[:MOST_PANELS]
+    compared = [Arm(name, run.summary["influence"], mark(run)) for name, run in first]
+    before = {name: run.summary["at_init"].get("influence", []) for name, run in first if run.summary["steps"] != 0}
+    svg = comparisons.influences("arms-influence", compared, before)
     told = "Blue: as measured; light blue: before training" if before else "Blue: before training, as models are drawn"
     caption = (
         "How much each input position moves the state at the query that gives each item's last answer: mean squared"
         " gradient, in shares of which each position has one if all matter alike (dashed). Below a thousandth nothing"
         f" is drawn. {told}. {_bands(shown)}"
-        f"{f' Of {len(shown)} arms the first {len(drawn)}.' if len(drawn) < len(shown) else ''}"
+        f"{f' Of {len(shown)} the first {len(first)} are drawn.' if len(first) < len(shown) else ''}"
     )
     body = [
         [named(name, run), *(between(even_shares(run.summary, i), True) for i in INDICES)]
         for name, run in shown.items()
     ]
-    table = grid(
-        ["arm", *(i.replace("_", " ") for i in INDICES)],
-        body,
-        "Indices of the influence, in the same shares. Mean and 95 % interval over replicas.",
-        raw=1,
-    )
+    head = ["combination" if link is None else "cell", *(i.replace("_", " ") for i in INDICES)]
+    table = indices(head, body, "Indices of the influence, in the same shares.", raw=1)
     return ["<h2>Influence by input position</h2>", figure(svg, caption), table]
 
 
 def _plain(name: str, run: Run) -> str:
-    return escape(name)
+    return escape(name + mark(run))
 
 
 def mark(run: Run) -> str:
-    """` (at step N of M)` where a cell was measured before its training had ended."""
-    steps, of = run.summary["steps"], run.summary["of"]
-    return f" ({when(run.summary)})" if None not in (steps, of) and steps < of else ""
+    """` (replicas 0, 1)` of a combination, and ` (at step N of M)` where it was measured before training had ended."""
+    steps, of, members = run.summary["steps"], run.summary["of"], run.summary.get("members")
+    told = f" ({replicas_told(members)})" if members else ""
+    return told + (f" ({when(run.summary)})" if None not in (steps, of) and steps < of else "")
 
 
 def _bands(shown: Arms) -> str:

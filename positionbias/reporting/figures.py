@@ -22,6 +22,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK = (
 )  # fmt: skip
 GREY, PALE = "#777777", "#F2C879"
 ARMS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+LINES = ("-", "--", ":")  # of the first seven, the next, and the last
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 STYLE = {
     "svg.fonttype": "path",
@@ -47,10 +48,10 @@ STYLE = {
 }
 WIDTH, HEIGHT = 5.4, 3.5  # inches: small enough that letters are still read when a phone shrinks the figure
 LONGEST_LABEL = 52  # letters of a legend's entry
+MOST_ARMS = 14  # curves one figure can hold and still be read
 FEW = 40  # positions; markers on more would be a smear
-PANELS = 4  # side by side
-LONGEST_TITLE = 34  # letters above a panel
-LEAST_SHARE = 1e-3  # of an even share of influence: what has less is not drawn
+LONGEST_TITLE = 34  # letters of a line above a panel
+DASH = 7  # widths of the line; of curves that take turns
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -72,6 +73,14 @@ class Arm:
     def short(self) -> str:
         """A label that fits into the figure's width, with the mark."""
         return self.within(LONGEST_LABEL)
+
+    @property
+    def title(self) -> str:
+        """What stands above a panel: the mark on a line of its own where there is no room for both."""
+        whole = self.label + self.mark
+        if len(whole) <= LONGEST_TITLE or not self.mark:
+            return self.within(LONGEST_TITLE)
+        return f"{Arm(self.label, ()).within(LONGEST_TITLE)}\n{self.mark.strip()}"
 
 
 def _matplotlib() -> Any:
@@ -122,19 +131,25 @@ def _inline(text: str, name: str, label: str) -> str:
     return re.sub(r"<svg[^>]*>", f'{opening} aria-label="{escape(label)}">', text, count=1)
 
 
-def _column(rows: Rows, key: str) -> np.ndarray:
+def column(rows: Rows, key: str) -> np.ndarray:
+    """One measure of all rows, nan where there is none."""
     return np.array([np.nan if row.get(key) is None else row[key] for row in rows], np.float64)
 
 
-def _curve(axes: Any, rows: Rows, color: str, label: str, marker: str = "o", line: str = "-") -> None:
-    position = _column(rows, "position")
-    axes.plot(
-        position, _column(rows, "mean"), line, color=color, marker=marker if len(rows) <= FEW else "", label=label
-    )
-    axes.fill_between(position, _column(rows, "low"), _column(rows, "high"), color=color, alpha=0.18, linewidth=0)
+def curve(
+    axes: Any, rows: Rows, color: str, label: str, marker: str = "o", line: Any = "-", turn: tuple[int, int] = (0, 1)
+) -> None:
+    """A curve with its band; `turn`, which of how many it is that lie on one another."""
+    at, of = turn
+    if of > 1:
+        line = (at * DASH, (DASH, (of - 1) * DASH))
+    position, marker = column(rows, "position"), marker if len(rows) <= FEW else ""
+    axes.plot(position, column(rows, "mean"), linestyle=line, color=color, marker=marker, markevery=turn, label=label)
+    axes.fill_between(position, column(rows, "low"), column(rows, "high"), color=color, alpha=0.18, linewidth=0)
 
 
-def _finish(axes: Any, xlabel: str, ylabel: str) -> None:
+def finish(axes: Any, xlabel: str, ylabel: str) -> None:
+    """Names of the axes, whole numbers on that of positions, and a margin."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(xlabel)
@@ -143,7 +158,7 @@ def _finish(axes: Any, xlabel: str, ylabel: str) -> None:
     axes.margins(x=0.03)
 
 
-def _plain(axis: Any) -> None:
+def plain_numbers(axis: Any) -> None:
     """Numbers of a logarithmic scale as numbers, as its own formatter writes TeX, and at 2 and 5 where tens are few."""
     from matplotlib.ticker import LogLocator
 
@@ -154,7 +169,8 @@ def _plain(axis: Any) -> None:
     axis.set_minor_formatter(lambda value, at: "")
 
 
-def _unit(axes: Any) -> None:
+def unit_axis(axes: Any) -> None:
+    """The vertical axis of accuracies, the same in every figure."""
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
@@ -173,23 +189,23 @@ def accuracy(
     """
 
     def paint(axes: Any) -> None:
-        position = _column(rows, "position")
+        position = column(rows, "position")
         if theory:
             known = [(x, y) for x, y in enumerate(theory) if y is not None]
             axes.plot(
                 *zip(*known, strict=True), "-", color=PALE, linewidth=7, solid_capstyle="round", label="closed form"
             )
-        _curve(axes, rows, BLUE, when)
+        curve(axes, rows, BLUE, when)
         for key, style, color, label in (
             ("ceiling", "--", BLACK, "ceiling"),
             ("baseline", ":", GREY, "order-free guess"),
         ):
-            if np.isfinite(_column(rows, key)).any():
-                axes.plot(position, _column(rows, key), style, color=color, linewidth=1.4, label=label)
+            if np.isfinite(column(rows, key)).any():
+                axes.plot(position, column(rows, key), style, color=color, linewidth=1.4, label=label)
         if at_init:
-            _curve(axes, at_init, SKY, "before training", marker="", line="-.")
-        _unit(axes)
-        _finish(axes, xlabel, "accuracy")
+            curve(axes, at_init, SKY, "before training", marker="", line="-.")
+        unit_axis(axes)
+        finish(axes, xlabel, "accuracy")
 
     return draw(name, f"accuracy by {xlabel}", paint)
 
@@ -208,22 +224,22 @@ def losses(
     """
 
     def paint(axes: Any) -> None:
-        position = _column(rows, "position")
+        position = column(rows, "position")
         long = len(rows) > FEW and position[0] >= 0
         shift = int(long and position[0] == 0)  # a logarithmic axis has no zero
         moved = [[{**row, "position": row["position"] + shift} for row in some] for some in (rows, at_init)]
-        _curve(axes, moved[0], BLUE, when)
-        if np.isfinite(_column(rows, "floor")).any():
-            axes.plot(position + shift, _column(rows, "floor"), "--", color=BLACK, linewidth=1.4, label="floor")
+        curve(axes, moved[0], BLUE, when)
+        if np.isfinite(column(rows, "floor")).any():
+            axes.plot(position + shift, column(rows, "floor"), "--", color=BLACK, linewidth=1.4, label="floor")
         for i, (rule, value) in enumerate((rules or {}).items()):
             axes.axhline(value, linestyle=":", color=ARMS[(i + 1) % len(ARMS)], linewidth=1.4, label=rule)
         if at_init:
-            _curve(axes, moved[1], SKY, "before training", marker="", line="-.")
+            curve(axes, moved[1], SKY, "before training", marker="", line="-.")
         axes.set_ylim(bottom=0)
-        _finish(axes, f"{xlabel} + 1" if shift else xlabel, "loss")
+        finish(axes, f"{xlabel} + 1" if shift else xlabel, "loss")
         if long:
             axes.set_xscale("log")
-            _plain(axes.xaxis)
+            plain_numbers(axes.xaxis)
 
     return draw(name, f"loss by {xlabel}", paint)
 
@@ -233,131 +249,76 @@ def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after trai
 
     def paint(axes: Any) -> None:
         if rows:
-            _curve(axes, rows, BLUE, when, marker="o")
+            curve(axes, rows, BLUE, when, marker="o")
         if at_init:
-            _curve(axes, at_init, SKY, "before training", marker="", line="-.")
+            curve(axes, at_init, SKY, "before training", marker="", line="-.")
         axes.set_ylim(bottom=0)
-        _finish(axes, "input position", "share of influence")
+        finish(axes, "input position", "share of influence")
 
     return draw(name, "influence by input position", paint)
 
 
-def loss(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss of every replica over steps; a log scale where it falls by more than a factor of ten."""
+def height_for(named: int) -> float:
+    """That of a figure with so many lines of a legend."""
+    return HEIGHT + 0.2 * max(0, named - 3)
+
+
+def loss(
+    name: str, metrics: Sequence[Mapping[str, Any]], combinations: Sequence[tuple[Arm, Sequence[int]]] = ()
+) -> str:
+    """Training loss of every replica over steps; a log scale where it falls by more than a factor of ten.
+
+    Of replicas that differ in hyperparameters those of one combination have one colour.
+    """
     lines = [line for line in metrics if "step" in line and "loss" in line]
     steps = [line["step"] for line in lines]
     values = np.array([np.atleast_1d(np.array(line["loss"], np.float64)) for line in lines])  # [lines, R]
 
+    groups = combinations or [(Arm(f"replica {r}", ()), [r]) for r in range(values.shape[1])]
+    named = len(groups) <= (MOST_ARMS if combinations else 6)
+
     def paint(axes: Any) -> None:
         marker = "" if len(steps) > 1 else "o"  # a line of one point is nothing
-        for r in range(values.shape[1]):
-            label = f"replica {r}" if values.shape[1] <= 6 else None
-            axes.plot(
-                steps, values[:, r], color=ARMS[r % len(ARMS)], linewidth=1.2, alpha=0.9, marker=marker, label=label
-            )
+        for i, (arm, replicas) in enumerate(groups):
+            look = {"color": ARMS[i % len(ARMS)], "linestyle": LINES[i // len(ARMS) % len(LINES)], "marker": marker}
+            for r in (r for r in replicas if r in range(values.shape[1])):
+                label = arm.short if named and r == replicas[0] else None
+                axes.plot(steps, values[:, r], **look, linewidth=1.2, alpha=0.9, label=label)
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 10 * known.min():
             axes.set_yscale("log")
-            _plain(axes.yaxis)
+            plain_numbers(axes.yaxis)
         else:
             axes.set_ylim(bottom=0)
-        _finish(axes, "training step", "loss")
+        finish(axes, "training step", "loss")
 
-    return draw(name, "training loss by step", paint)
+    return draw(name, "training loss by step", paint, height_for(len(groups) if combinations and named else 0))
 
 
-def by_state_size(name: str, curves: Mapping[str, Rows]) -> str:
-    """Accuracy over the numbers that a model keeps, a curve for each kind of model; rows tell these as their position.
+def by_layer(
+    name: str,
+    label: str,
+    xlabel: str,
+    curves: Mapping[str, Rows],
+    at_init: Mapping[str, Rows],
+    beside: Sequence[Mapping[str, Rows]] = (),
+) -> str:
+    """A curve for every layer along one axis, and before training the same one pale.
 
-    From the eighth curve on colours come again, with dashes and with other markers.
+    The vertical axis has room for the curves `beside` it too, of other figures that are to be compared by eye.
     """
-
-    def paint(axes: Any) -> None:
-        for i, (label, rows) in enumerate(curves.items()):
-            color, marker = ARMS[i % len(ARMS)], MARKERS[i % len(MARKERS)]
-            line = ("-", "--", ":")[i // len(ARMS) % 3]
-            mean, low, high = (_column(rows, key) for key in ("mean", "low", "high"))
-            known = np.isfinite(low)
-            position = _column(rows, "position")
-            axes.plot(position, mean, line, color=color, marker=marker, label=Arm(label, rows).short)
-            axes.vlines(position[known], low[known], high[known], color=color, linewidth=1.2, alpha=0.6)
-        axes.set_xscale("log")
-        _unit(axes)
-        axes.set_xlabel("numbers kept of what came before")
-        axes.set_ylabel("accuracy")
-        _plain(axes.xaxis)
-        axes.margins(x=0.03)
-
-    return draw(name, "accuracy by size of the state", paint, HEIGHT + 0.2 * max(0, len(curves) - 3))
-
-
-def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
-    """The curves of a sweep's arms along one axis, each with its ceiling dashed in its own colour."""
-
-    def paint(axes: Any) -> None:
-        known = False
-        for i, arm in enumerate(compared):
-            color, marker = ARMS[i % len(ARMS)], MARKERS[i % len(MARKERS)]
-            _curve(axes, arm.rows, color, arm.short, marker=marker)
-            ceiling = _column(arm.rows, "ceiling")
-            if np.isfinite(ceiling).any():
-                dash = (4 * i, (4, 6))  # offset, so that equal ceilings show every colour
-                axes.plot(_column(arm.rows, "position"), ceiling, linestyle=dash, color=color, linewidth=1.5, zorder=3)
-                known = True
-        if known:
-            axes.plot([], [], "--", color=GREY, linewidth=1.5, label="ceiling")
-        _unit(axes)
-        _finish(axes, xlabel, "accuracy")
-
-    return draw(name, f"accuracy by {xlabel}, one curve an arm", paint, HEIGHT + 0.2 * max(0, len(compared) - 3))
-
-
-def influences(name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows]) -> str:
-    """The influence by input position of a sweep's arms, a panel each, in shares of which every position has one if
-    all matter alike; `at_init` has the curves before training by the arm's label.
-
-    The scale is logarithmic and ends at a thousandth of such a share.
-    """
-    lines = -(-len(compared) // PANELS)
-
-    def paint(axes: Any) -> None:
-        panels = np.ravel(axes)
-        for panel, arm in zip(panels, compared, strict=False):
-            panel.axhline(1, linestyle="--", color=GREY, linewidth=1)
-            for rows, color, line in ((arm.rows, BLUE, "-"), (at_init.get(arm.label, ()), SKY, "-.")):
-                _curve(panel, _even_shares(rows), color, "", marker=".", line=line)
-            panel.set_title(arm.within(LONGEST_TITLE), fontsize=9)
-            panel.set_xlim(-0.03 * len(arm.rows), 1.03 * len(arm.rows) - 1)  # also where only few points are drawn
-            panel.set_yscale("log")
-            _plain(panel.yaxis)
-            _finish(panel, "", "")
-        panels[0].set_ylim(bottom=max(LEAST_SHARE, panels[0].get_ylim()[0]))
-        for panel in panels[len(compared) :]:
-            panel.set_visible(False)
-        panels[0].figure.supxlabel("input position", fontsize="medium")
-        panels[0].figure.supylabel("influence, in even shares", fontsize="medium")
-
-    label = "influence by input position, one panel an arm"
-    return draw(name, label, paint, 0.8 + 1.5 * lines, 2 * WIDTH, (lines, PANELS))
-
-
-def _even_shares(rows: Rows) -> Rows:
-    """Rows of the influence times their number; none where a logarithmic axis has no place for it."""
     bounds = ("mean", "low", "high")
-    return [{**row, **{at: len(rows) * row[at] if (row[at] or 0) > 0 else None for at in bounds}} for row in rows]
-
-
-def by_layer(name: str, label: str, xlabel: str, curves: Mapping[str, Rows], at_init: Mapping[str, Rows]) -> str:
-    """A curve for every layer along one axis, and before training the same one pale."""
+    room = [row.get(at) for some in beside for rows in some.values() for row in rows for at in bounds]
 
     def paint(axes: Any) -> None:
         for i, (layer, rows) in enumerate(curves.items()):
             color = ARMS[i % len(ARMS)]
-            _curve(axes, rows, color, layer or "trained", marker=MARKERS[i % len(MARKERS)])
+            curve(axes, rows, color, layer or "trained", marker=MARKERS[i % len(MARKERS)])
             before = at_init.get(layer, ())
-            axes.plot(
-                _column(before, "position"), _column(before, "mean"), "--", color=color, alpha=0.45, linewidth=1.2
-            )
-        _finish(axes, xlabel.replace("_", " "), label.rpartition(": ")[2])
+            axes.plot(column(before, "position"), column(before, "mean"), "--", color=color, alpha=0.45, linewidth=1.2)
+        start = next(iter(curves.values()))[0]["position"]
+        axes.update_datalim([(start, y) for y in room if y is not None])
+        axes.autoscale_view()
+        finish(axes, xlabel.replace("_", " "), label.rpartition(": ")[2])
 
     return draw(name, label, paint)

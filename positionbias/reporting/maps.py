@@ -28,17 +28,21 @@ def two_maps(
     drawn: np.ndarray,
     axes_told: Sequence[str],
     ticks: Sequence[Sequence[str]],
+    beside: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> str:
     """Two maps on one scale: trained, and before training. `ticks` are those of rows and columns.
 
+    The scale is also that of the maps `beside` them, trained and before training, which are to be compared by eye.
     Numbers stand in cells if few. If many, a bar tells what colours mean, and the scale is that of the trained models,
     which noise before training may exceed by far.
     """
-    few = trained.size <= FEW
-    every = np.concatenate([trained.ravel(), drawn.ravel()])
+    pairs = [(trained, drawn), *beside]
+    few = max(values.size for values, _ in pairs) <= FEW
+    learned = np.concatenate([values.ravel() for values, _ in pairs])
+    every = np.concatenate([learned, *(values.ravel() for _, values in pairs)])
     low, high = _range(every)
     signed = -low > 0.1 * high  # losses beside gains: white is 0
-    low, high = _range(every if few or not np.any(np.nan_to_num(trained)) else trained.ravel())
+    low, high = _range(every if few or not np.any(np.nan_to_num(learned)) else learned)
     if signed:
         low, high = min(low, -high), max(high, -low)
 

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from positionbias.config.varied import label as combination
+from positionbias.config.varied import replicas_told
 from positionbias.evaluation.statistics import INDICES
 from positionbias.evaluation.table import (
     axes_told,
@@ -24,7 +26,16 @@ from positionbias.reporting.analyses import analysed
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
-from positionbias.reporting.told import COLLINEAR, band, ceiling_told, label, loss_told, replicas_text, shortened
+from positionbias.reporting.told import (
+    COLLINEAR,
+    band,
+    ceiling_told,
+    indices,
+    label,
+    loss_told,
+    replicas_text,
+    shortened,
+)
 
 AT_INIT = "light blue: before training"
 UNFINISHED = {
@@ -67,7 +78,7 @@ def _combinations(run: Run) -> list[str]:
     for name, one in found.items():
         if len(one.summary["by_condition"]) > 1 or one.summary["order_gap"]:
             parts = [*_conditions(one.summary), *_orders(one.summary)]
-            body += [f"<h2>{escape(name)}</h2>", *(part.replace("h2>", "h3>") for part in parts)]
+            body += [f"<h2>{escape(name + arms.mark(one))}</h2>", *(part.replace("h2>", "h3>") for part in parts)]
     return body
 
 
@@ -158,8 +169,13 @@ def _losses(summary: Mapping[str, Any], axis: str) -> str:
 def _training(run: Run) -> list[str]:
     if not any(line.get("loss") is not None for line in run.metrics):
         return []
-    shown = figure(figures.loss("loss", run.metrics), "Training loss, one line a replica.")
-    return ["<h2>Training</h2>", side_by_side([shown])]
+    found = run.summary.get("combinations", []) if run.summary else []
+    groups = [
+        (figures.Arm(combination(one["values"]), (), f" ({replicas_told(one['members'])})"), one["members"])
+        for one in found
+    ]
+    told = "Training loss, one line a replica" + (", in the colour of its combination." if found else ".")
+    return ["<h2>Training</h2>", side_by_side([figure(figures.loss("loss", run.metrics, groups), told)])]
 
 
 def _accuracy(summary: Mapping[str, Any], axis: str) -> str:
@@ -232,11 +248,8 @@ def _indices(summary: Mapping[str, Any]) -> str:
         below = found.get("ceiling_minus_accuracy")
         if below and any(below[i]["mean"] is not None for i in INDICES):
             body.append([axis, "shortfall", *(between(below[i], True) for i in INDICES)])
-    caption = (
-        "Primacy: first quarter minus middle; recency: last quarter minus middle; tilt: first minus last; middle dip:"
-        " the smaller of primacy and recency. Shortfall: ceiling minus accuracy. Mean and 95 % interval over replicas."
-    )
-    return grid(["axis", "of", *(i.replace("_", " ") for i in INDICES)], body, caption, texts=2)
+    head = ["axis", "of", *(i.replace("_", " ") for i in INDICES)]
+    return indices(head, body, "Shortfall: ceiling minus accuracy.", texts=2)
 
 
 def _conditions(summary: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of a sweep: its arms side by side."""
+"""The report of a sweep: its cells side by side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from positionbias.evaluation.table import remarks, untrained
-from positionbias.reporting import arms, figures
-from positionbias.reporting.arms import MOST_ARMS, arms_of, mark
+from positionbias.reporting import arms, comparisons
+from positionbias.reporting.arms import arms_of, mark
+from positionbias.reporting.figures import MOST_ARMS
 from positionbias.reporting.folder import Run, Sweep
 from positionbias.reporting.html import escape, figure, grid, note, page, pairs
 from positionbias.reporting.html import figures as side_by_side
@@ -30,7 +31,7 @@ def sweep_page(sweep: Sweep) -> str:
         *(note(text) for text in _notes(sweep, measured, trained)),
     ]
     if trained:
-        body += ["<h2>Arms side by side</h2>", side_by_side([*_by_state_size(sweep, cells), *arms.curves(measured)])]
+        body += ["<h2>Cells side by side</h2>", side_by_side([*_by_state_size(sweep, cells), *arms.curves(measured)])]
         body += ["<h2>Numbers</h2>", *arms.tables(measured, _link)]
     body += arms.influence(measured, _link)
     body += _unfinished(sweep, cells)
@@ -54,7 +55,7 @@ def _notes(sweep: Sweep, measured: Mapping[str, Run], trained: bool) -> list[str
     if measured and not trained:
         return [*notes, "Nothing here was trained: models are measured as they are drawn."]
     if len(measured) > MOST_ARMS:
-        notes.append(f"The figures show the first {MOST_ARMS} arms; the table has all {len(measured)}.")
+        notes.append(f"The figures show the first {MOST_ARMS} curves; the table has all {len(measured)}.")
     for name, run in measured.items():
         notes += [f"{name}: {line}." for line in remarks(run.summary)]
         if run.summary.get("note"):
@@ -82,10 +83,10 @@ def _by_state_size(sweep: Sweep, cells: Mapping[str, Run]) -> list[str]:
         return []
     ordered = {curve: sorted(rows, key=lambda row: row["position"]) for curve, rows in curves.items()}
     caption = (
-        "Mean accuracy over the numbers that all layers keep to go on with a sequence: keys and values that can still"
-        " be seen, states, the inputs of convolutions. Upright lines: 95 % Student t over replicas."
+        "Mean accuracy over the state size, the numbers that all layers keep to go on with a sequence: keys and values"
+        " that can still be seen, states, the inputs of convolutions. Upright lines: 95 % Student t over replicas."
     )
-    return [figure(figures.by_state_size("state-size", ordered), caption)]
+    return [figure(comparisons.by_state_size("state-size", ordered), caption)]
 
 
 def _link(name: str, run: Run) -> str:

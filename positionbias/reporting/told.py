@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from positionbias.reporting.html import between, number
+from positionbias.reporting.html import between, escape, grid, number
 from positionbias.spec import ConfigError, build, canonical
 
 COLLINEAR = (
     "At this fixed length the query always comes last, so evidence position and distance are the same variable here:"
     " 'early' and 'far' cannot be told apart. Padding in front of the context would separate them."
 )
+INDICES_TOLD = (
+    "Primacy: first quarter minus middle; recency: last quarter minus middle; tilt: first minus last; middle dip:"
+    " the smaller of primacy and recency."
+)
+NO_INDICES = "fewer than three positions are known, and indices compare the first, the middle and the last"
 
 
 def loss_told(measured: Mapping[str, Any]) -> str:
@@ -40,6 +45,15 @@ def band(count: int) -> str:
     if count < 2:
         return "One replica: no interval."
     return f"Band: 95 % Student t over replicas, n = {count}."
+
+
+def indices(head: Sequence[str], body: Sequence[Sequence[str]], caption: str, texts: int = 1, raw: int = 0) -> str:
+    """A table of indices, of which the first `texts` columns are no numbers; where there are no numbers the reason."""
+    without = [all(cell == "–" for cell in row[texts:]) for row in body]
+    if all(without):
+        return f'<p class="caption">{escape(f"{caption} None: {NO_INDICES}.")}</p>'
+    told = f"{caption} {INDICES_TOLD} Mean and 95 % interval over replicas."
+    return grid(head, body, told + (f" –: {NO_INDICES}." if any(without) else ""), texts=texts, raw=raw)
 
 
 def shortened(text: str, axis: str = "tasks") -> str:

@@ -186,8 +186,10 @@ def test_every_combination_of_hyperparameters_has_its_line(tmp_path):
     )
     title, first, second = again.lines(one, base)
     assert title == "shift(by=2):"
-    assert first.startswith("  learning_rate=0.001  accuracy 0.000 [0.000, 0.000], -0.500 [-1.559, +0.559] against no")
-    assert second.startswith("  learning_rate=0.002  accuracy 0.812 [")
+    assert first.startswith(
+        "  learning_rate=0.001 (replicas 0, 1)  accuracy 0.000 [0.000, 0.000], -0.500 [-1.559, +0.559] against no"
+    )
+    assert second.startswith("  learning_rate=0.002 (replicas 2, 3)  accuracy 0.812 [")
     again.write(tmp_path, "shifted", one, base)
     (told,) = stored.read_again(tmp_path).values()
     assert told["minus"] == told["minus"] | {"mean": -0.25, "low": None, "high": None}

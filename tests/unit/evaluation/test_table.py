@@ -54,13 +54,14 @@ def test_every_combination_of_hyperparameters_has_a_line_and_a_curve():
     vary = {"learning_rate": [0.001, 0.002], "seed": [7, 8]}
     lines = table(summarise(with_losses(replicas=4), steps=3, of=3, varied=vary)).splitlines()
     assert lines[:2] == ["evaluated at step 3 of 3", "accuracy of each combination"]
-    head = ["learning_rate", "mean", "interval", "ceiling", "order-free", "solved", "loss"]
+    head = ["learning_rate", "replicas", "mean", "interval", "ceiling", "order-free", "solved", "loss"]
     assert lines[2].split() == head
-    assert lines[3].split() == ["0.001", "0.500", "[-0.559,", "1.559]", "0.625", "0.125", "0", "of", "2", "4.000"]
-    assert lines[4].split()[:2] == ["0.002", "0.812"]
+    assert " ".join(lines[3].split()) == "0.001 0, 1 0.500 [-0.559, 1.559] 0.625 0.125 0 of 2 4.000"
+    assert lines[4].split()[:4] == ["0.002", "2,", "3", "0.812"]
     assert lines[6] == "accuracy by slot read"
     assert lines[7].split() == ["at", "learning_rate=0.001", "learning_rate=0.002"]
-    assert lines[8].split() == ["0", "0.250", "0.583"]
+    assert lines[8].split() == ["replicas", "0,", "1", "replicas", "2,", "3"]
+    assert lines[9].split() == ["0", "0.250", "0.583"]
     assert lines[-1].startswith("Replicas differ in learning_rate")
     assert not [line for line in lines if line.startswith("replicas ")]  # a row of all of them
     many = {"learning_rate": [0.1 * (i + 1) for i in range(7)]}

@@ -12,7 +12,7 @@ import pytest
 
 from positionbias import report
 from positionbias.files import WriteError
-from positionbias.reporting import arms, figures
+from positionbias.reporting import arms, comparisons, figures
 from positionbias.reporting import report as reporting
 from positionbias.reporting.folder import read as read_folder
 from positionbias.reporting.html import number
@@ -209,7 +209,11 @@ def test_combinations_of_hyperparameters_stand_side_by_side(tmp_path):
     page = read(folder)
     first, second = json.loads((folder / "summary.json").read_text())["combinations"]
     ranked = sorted((first, second), key=lambda one: -one["accuracy"]["mean"])
-    named = [f"learning_rate={one['values']['learning_rate']} {number(one['accuracy']['mean'])} [" for one in ranked]
+    named = [
+        f"learning_rate={one['values']['learning_rate']} (replicas {', '.join(map(str, one['members']))})"
+        f" {number(one['accuracy']['mean'])} ["
+        for one in ranked
+    ]
     assert re.search(rf"Mean accuracy, highest first: {re.escape(named[0])}[^;]*; {re.escape(named[1])}", page.text)
     assert "Replicas differ in learning_rate" in page.text
     assert "Band: 95 % Student t over replicas, n = 2." in page.text
@@ -217,13 +221,13 @@ def test_combinations_of_hyperparameters_stand_side_by_side(tmp_path):
     assert "Each name leads to its own report" not in page.text
 
 
-def test_in_a_sweep_every_combination_is_an_arm(tmp_path):
+def test_in_a_sweep_every_combination_has_a_line(tmp_path):
     folder = fabricate.write_sweep(tmp_path / "sweep")
     shutil.rmtree(folder / "cells" / "causal")
     varied = {"learning_rate": [0.001, 0.002], "seed": [1, 2]}
     fabricate.write_run(folder / "cells" / "causal", name="causal", varied=varied)
     page = read(folder)
-    assert page.text.count("causal: learning_rate=0.002") >= 3  # its accuracy, and its indices on two axes
+    assert page.text.count("causal: learning_rate=0.002 (replicas 2, 3)") >= 3, "accuracy, and indices on two axes"
     assert page.links.count("cells/causal/report.html") == 8
     assert "bidirectional" in page.text
 
@@ -343,7 +347,7 @@ def test_predictions_of_theory_stand_beside_what_was_measured(tmp_path):
     assert "combined margin trained 0.500 –" in text
 
 
-def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
+def test_losses_stand_in_the_tables_of_conditions_and_of_cells(tmp_path):
     def lose(summary):
         summary["loss"] = {"mean": 0.25, "low": 0.2, "high": 0.3, "floor": 0.125, "replicas": [0.25] * 4, "rules": {}}
         trained = {**summary["by_condition"]["trained"], "loss": summary["loss"]}
@@ -356,7 +360,7 @@ def test_losses_stand_in_the_tables_of_conditions_and_of_arms(tmp_path):
     assert "condition accuracy ceiling chance order-free share solved loss answers" in text
     assert text.count("0.250 [0.200, 0.300] (floor 0.125) 512") == 2
     text = read(tmp_path).text
-    assert "arm accuracy minus a ceiling order-free solved loss numbers kept a " in text
+    assert "cell accuracy minus first ceiling order-free solved loss state size a " in text
     assert re.search(r"of 4 0\.250 \[0\.200, 0\.300\] \(floor 0\.125\) – b .* of 4 – – ", text)
 
 
@@ -430,7 +434,7 @@ def test_a_sweep_lays_its_arms_side_by_side(sweep_folder):
     assert re.search(
         r"Mean accuracy, highest first: bidirectional 0\.99\d .*; causal 0\.5\d\d .*; half<b> 0\.", page.text
     )
-    assert "minus causal" in page.text
+    assert "Minus first: accuracy minus that of causal, paired by replica." in page.text
     assert "bidirectional = " not in page.text
     assert "bidirectional model.mask = bidirectional half<b> model.mask = causal" in page.text
     assert "python -m positionbias.sweep" in page.text
@@ -450,7 +454,7 @@ def test_cells_of_a_curve_are_joined_over_the_size_of_their_state(tmp_path):
     page = Reader(text)
     assert page.tags.count("svg") == 4
     assert {"200", "500", "1000", "2000"} <= set(re.findall(r"<!-- (\d+) -->", text)), "more ticks than the tens"
-    assert "Mean accuracy over the numbers that all layers keep" in page.text
+    assert "Mean accuracy over the state size, the numbers that all layers keep" in page.text
     assert re.search(r"delta-2048 0\.\d.* 2,048 delta-128 0\.\d.* 128 softmax-2048", page.text)
 
 
@@ -482,11 +486,11 @@ def test_of_a_sweep_that_trains_nothing_the_influence_is_told_alone(tmp_path):
 
 def test_what_has_no_influence_has_no_place_on_a_logarithmic_axis():
     rows = [{"position": i, "mean": mean, "low": low, "high": mean} for i, (mean, low) in enumerate([(0, 0), (1, -1)])]
-    assert figures._even_shares(rows) == [
+    assert comparisons._even_shares(rows) == [
         {"position": 0, "mean": None, "low": None, "high": None},
         {"position": 1, "mean": 2, "low": None, "high": 2},
     ]
-    assert "influence" in figures.influences("x", [figures.Arm("arm", rows)], {})
+    assert "influence" in comparisons.influences("x", [figures.Arm("arm", rows)], {})
 
 
 def test_a_sweep_links_to_the_report_of_every_measured_cell(sweep_folder):
@@ -574,8 +578,8 @@ def test_a_cell_that_was_only_measured_at_initialisation_is_not_compared(tmp_pat
     (cell / "manifest.json").write_text(json.dumps({**manifest, "status": "stopped", "message": "stopped at step 20"}))
     page = Reader(write_report(folder).read_text(encoding="utf-8"))
     assert [link for link in page.links if not link.startswith("#")].count("cells/causal/report.html") == 0
-    assert re.search(r"highest first: bidirectional 0\.99\d [^;]*; half<b> 0\.\d+ [^;]*\. Arms", page.text)
-    assert "minus bidirectional" in page.text
+    assert re.search(r"highest first: bidirectional 0\.99\d [^;]*; half<b> 0\.\d+ [^;]*\. Cells", page.text)
+    assert "minus that of bidirectional," in page.text
     assert "causal stopped – stopped at step 20; only the evaluation at initialisation is there" in page.text
     captions = re.findall(r"<svg.*?</svg>", (folder / "report.html").read_text(), re.DOTALL)
     assert len(captions) == 3
@@ -618,10 +622,10 @@ def test_of_very_many_arms_the_influence_of_the_first_is_drawn_and_of_all_told(t
     (tmp_path / "plan.json").write_text('{"cells": [{"name": "a"}, {"name": "b"}]}')
     for name in "ab":
         fabricate.write_run(tmp_path / "cells" / name, items=16)
-    assert "Of 2 arms" not in read(tmp_path).text
+    assert "Of 2 the first" not in read(tmp_path).text
     monkeypatch.setattr(arms, "MOST_PANELS", 1)
     page = read(tmp_path)
-    assert "Of 2 arms the first 1." in page.text
+    assert "Of 2 the first 1 are drawn." in page.text
     told = [sum(link.startswith(f"cells/{name}/") for link in page.links) for name in "ab"]
     assert told[0] == told[1] > 0, "every table has a row of each"
 

@@ -66,11 +66,11 @@ FOUND = {
 
 
 def test_a_figure_says_what_its_numbers_are_and_the_page_at_length():
-    run = types.SimpleNamespace(analyses={"look_back": FOUND})
+    run = types.SimpleNamespace(summary={}, analyses={"look_back": FOUND})
     page = "".join(analysed(run))
     caption = re.search(r"<figcaption>(.*?)</figcaption>", page)[1]
     assert "step 4. Attention that looks back." in caption
     assert "at length" not in caption
     assert "<code>look_back</code> Attention that looks back.\n\nIt &lt;is&gt; told at length." in page
-    older = types.SimpleNamespace(analyses={"look_back": {k: v for k, v in FOUND.items() if k != "about"}})
+    older = types.SimpleNamespace(summary={}, analyses={"look_back": {k: v for k, v in FOUND.items() if k != "about"}})
     assert "What the numbers are" not in "".join(analysed(older))
