@@ -218,6 +218,19 @@ def _refuse_unread(value: int | float, where: str) -> None:
     require(held, where, value, f"a number of a size from {SIZES[0]} to {SIZES[1]}, as programs read it in 32 bits")
 
 
+def _refuse_misread(member: Any, where: str) -> None:
+    """Refuse a member with a number that programs would take for zero, for infinite, or for one it does not allow."""
+    for name in spec.arguments(type(member)):
+        value = getattr(member, name)
+        _refuse_unread(value, f"{where}: {name}")
+        if isinstance(value, float):
+            (read,) = struct.unpack("f", struct.pack("f", value))
+            try:
+                dataclasses.replace(member, **{name: read})
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {name} = {value} is read in 32 bits by programs, where {error}") from None
+
+
 def _with_specs(group: Any, path: str, layers: int, written: dict[tuple[str, int, str], str]) -> Any:
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(group):
@@ -234,7 +247,10 @@ def _with_specs(group: Any, path: str, layers: int, written: dict[tuple[str, int
 def _full(text: str, layers: int, where: str) -> str:
     axis = typing.cast(str, leaves()[where].axis)
     if not leaves()[where].layered:
-        return spec.full(spec.build(axis, text, where))
+        member = spec.build(axis, text, where)
+        if where.startswith("optimizer."):
+            _refuse_misread(member, where)
+        return spec.full(member)
     texts = [spec.full(spec.build(axis, node, where)) for node in spec.parse_layers(text, layers, where)]
     return texts[0] if len(set(texts)) == 1 else f"[{', '.join(texts)}]"
 

@@ -171,6 +171,24 @@ def test_the_task_says_which_of_its_arguments_may_vary_and_seeds_vary_fastest():
             "train.vary.weight_decay = 1e-50 is not allowed; allowed: a number of a size from 1.2e-38 to 3.4e+38, as"
             " programs read it in 32 bits.",
         ),
+        *(
+            (
+                {field: told.format(1e-50)},
+                f"{field}: {what} = 1e-50 is not allowed; allowed: a number of a size from 1.2e-38 to 3.4e+38, as"
+                " programs read it in 32 bits.",
+            )
+            for field, told, what in (
+                ("optimizer.name", "adamw(weight_decay={})", "weight_decay"),
+                ("optimizer.name", "adamw(eps={})", "eps"),
+                ("optimizer.name", "sgd(momentum={})", "momentum"),
+                ("optimizer.schedule", "cosine(final={})", "final"),
+            )
+        ),
+        (
+            {"optimizer.name": "adamw(b2=0.999999999)"},
+            "optimizer.name: b2 = 0.999999999 is read in 32 bits by programs, where b2 = 1.0 is not allowed; allowed: a"
+            " number from 0 to below 1.",
+        ),
         (
             {"train.vary.learning_rate": [1e-3, 1e-3 + 1e-12]},
             "train.vary.learning_rate = [0.001, 0.001000000001] is not allowed; allowed: values that differ in 32 bits,"
