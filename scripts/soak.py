@@ -41,8 +41,9 @@ def table(rows: dict[str, Row]) -> str:
     """The rows in Markdown."""
     lines = ["| fault | tried | survived | lost | first seed lost |", "|---|---|---|---|---|"]
     for name, row in rows.items():
-        told = f"skipped: {row.skipped}" if row.skipped else "-" if row.first is None else str(row.first)
-        lines.append(f"| {name} | {row.tried} | {row.tried - row.lost} | {row.lost} | {told} |")
+        told = [] if row.first is None else [str(row.first)]
+        told += [f"skipped: {row.skipped}"] if row.skipped else []
+        lines.append(f"| {name} | {row.tried} | {row.tried - row.lost} | {row.lost} | {'; '.join(told) or '-'} |")
     tried, lost = (sum(getattr(row, field) for row in rows.values()) for field in ("tried", "lost"))
     kills = sum(row.tried for name, row in rows.items() if name in KILLS)
     return "\n".join([*lines, f"| all, of which {kills} are kill -9 | {tried} | {tried - lost} | {lost} | |"])

@@ -4,6 +4,7 @@
 """
 
 import json
+import runpy
 import shutil
 
 import numpy as np
@@ -87,6 +88,18 @@ def test_a_checkpoint_that_a_signal_asked_for_takes_the_place_of_the_oldest_of_t
     checkpoints = (run := bench.finished()) / "checkpoints"
     (checkpoints / "000320").rename(checkpoints / "000380")
     bench.same(run)
+
+
+def test_a_soak_tells_the_first_seed_lost_also_where_another_was_skipped(root):
+    soak = runpy.run_path(str(root / "scripts" / "soak.py"))
+    row = soak["Row"]
+    rows = {"disk": row(3, 1, 7, "no disk"), "kill": row(2, 1, 0), "clock": row(1), "full": row(0, skipped="no disk")}
+    assert [line.split(" | ")[-1] for line in soak["table"](rows).splitlines()[2:-1]] == [
+        "7; skipped: no disk |",
+        "0 |",
+        "- |",
+        "skipped: no disk |",
+    ]
 
 
 @pytest.fixture(scope="module")
