@@ -9,6 +9,7 @@ Importing this module imports no JAX, so that `--help` and refusals are quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -250,7 +251,8 @@ def folder(given: str, flag: str = "--workdir") -> pathlib.Path:
     if "://" in given:  # which pathlib takes for a folder beside
         raise ConfigError(f"{flag}: {given!r} is an address; allowed: the path of a folder.")
     try:
-        pathlib.Path(given).is_dir()  # of what is not there it says so
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # what is not there can be made, or is told
+            os.stat(given)
     except OSError as error:  # too long a name
         told = f"{given!r} cannot be looked up ({error.strerror})"
         raise ConfigError(f"{flag}: {told}; allowed: the path of a folder.") from None
