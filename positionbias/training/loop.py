@@ -37,6 +37,7 @@ from positionbias.arrays import Tree
 from positionbias.config import schema
 from positionbias.config.build import build
 from positionbias.config.resolve import config_hash
+from positionbias.evaluation.table import when
 from positionbias.files import WriteError
 from positionbias.training import auto
 from positionbias.training.interval import NonFinite
@@ -145,7 +146,7 @@ class Run:
         found = self.kept.restored(self.program.shape())
         self._announce()
         with runtime.no_garbage():
-            compiled = self.programs.compiled(self.program)
+            compiled = self.programs.compiled(self.program, self.say)
         self.kept.update(status="running", auto=self.chosen.describe(), data=self.experiment.data, message="")
         state = self._start(compiled, found)
         self.evaluator = self.programs.evaluator(self.program)
@@ -248,6 +249,8 @@ class Run:
             self.kept.save(self.step, hosts.on_host(state), meta)
 
     def _evaluate(self, state: State, step: int) -> None:
+        # Told before: the first one of each program compiles, and no progress is shown meanwhile.
+        self.say(f"evaluating the models {when({'steps': step, 'of': self.config.train.steps})}")
         self.kept.rows(step, self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]}))
 
     def _pause(self) -> None:

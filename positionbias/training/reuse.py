@@ -6,6 +6,7 @@ from typing import Any
 
 from positionbias.config import sharing
 from positionbias.evaluation.by_position import Evaluator
+from positionbias.training.kept import Say
 from positionbias.training.program import Compiled, Program
 
 
@@ -21,10 +22,11 @@ class Programs:
         self._compiled: Compiled | None = None
         self._evaluator: Evaluator | None = None
 
-    def compiled(self, program: Program) -> Compiled:
-        """The program, compiled unless it was that of the run before."""
+    def compiled(self, program: Program, say: Say) -> Compiled:
+        """The program, compiled unless it was that of the run before; `say` tells that it is, as it may take long."""
         asked = sharing.split(program.experiment.config).program, program.auto
         if self._compiled is None or asked != self._made_for:
+            say("compiling")
             self._compiled = self._evaluator = None  # its memory is free before there is another
             self._compiled, self._made_for = program.compile(), asked
         elif self._compiled.program is not program:

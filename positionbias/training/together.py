@@ -80,7 +80,7 @@ def train_together(
         run = Run(program, kept, say, Progress(sys.stdout, configs[0].train.steps), programs)
         try:
             with runtime.no_garbage(), device_errors():
-                _check_memory(programs.compiled(program))
+                _check_memory(programs.compiled(program, say))
             outcome = run.ended(stop, stop_after)
         except Exception:
             if stop.number is None:

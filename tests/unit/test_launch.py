@@ -21,8 +21,8 @@ def test_a_run_evaluated_at_initialisation_only_has_a_report_and_no_table(tiny, 
 def test_a_run_of_no_steps_has_a_table(tiny, tmp_path, capsys):
     launch.run(tiny({"train.steps": 0}), tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "evaluated before training"
-    assert lines[2].startswith("share of influence by input position")
+    assert lines[1:4] == ["compiling", "evaluating the models before training", "evaluated before training"]
+    assert lines[4].startswith("share of influence by input position")
     assert lines[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
 
 

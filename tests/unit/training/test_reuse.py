@@ -69,9 +69,13 @@ def left(folder):
 def test_the_next_run_of_a_program_is_what_it_is_alone_and_compiles_nothing(tiny, tmp_path, compiled, compilations):
     assert len(OTHER) == len(VARIED)
     first, second, programs = tiny(), tiny(OTHER), Programs()
-    train(first, tmp_path / "first", [], str, programs=programs)
-    del compilations[:]
-    train(second, tmp_path / "second", [], str, programs=programs)
+    said = []
+    train(first, tmp_path / "first", [], said.append, programs=programs)
+    evaluations = ["evaluating the models before training", "evaluating the models at step 12 of 12"]
+    assert said[1:] == ["compiling", *evaluations]
+    del compilations[:], said[:]
+    train(second, tmp_path / "second", [], said.append, programs=programs)
+    assert said[1:] == evaluations
     assert (compiled, compilations) == ([first], [])
     train(second, tmp_path / "alone", [], str)
     assert compiled == [first, second]
@@ -90,13 +94,14 @@ def test_a_run_of_another_program_has_its_own(tiny, monkeypatch):
     monkeypatch.setattr(Program, "compile", compile_)
     programs, layouts = Programs(), [Auto(Layout("loop"), 8, 4), Auto(Layout("vmap"), 8, 4)]
     configs = [tiny(), tiny({"optimizer.clip_norm": 2.0}), tiny({"optimizer.clip_norm": 2.0, "seed": 3}), tiny()]
-    steps = []
+    steps, said = [], []
     for config, layout in [*((config, layouts[0]) for config in configs), (configs[3], layouts[1])]:
         program = Program(build(config), layout)
-        found = programs.compiled(program)
+        found = programs.compiled(program, said.append)
         assert found.program is program
         assert set(found.replicas["seeds"]["seed"].tolist()) == {config.seed}
         assert (programs.evaluator(program).keys == program.keys()).all()
         steps.append(found._advance)
     assert steps == [1, 2, 2, 3, 4]
     assert compiled == [configs[0], configs[1], configs[3], configs[3]]
+    assert said == ["compiling"] * len(compiled)
