@@ -113,7 +113,7 @@ def part(found: Sequence[Cell], given: str) -> list[Cell]:
 
 
 def plan(cells: Sequence[Cell], how: Callable[[schema.Config], str]) -> Iterator[str]:
-    """Lines that tell how many cells and programs there are, and which cells share one and differ in what.
+    """Lines that tell how many cells and programs there are, which cells share one and differ in what, and the others.
 
     `how` says of a config how cells of its program are run; it stands behind their number.
     """
@@ -121,14 +121,19 @@ def plan(cells: Sequence[Cell], how: Callable[[schema.Config], str]) -> Iterator
     yield f"{_several(len(cells), 'cell')}, {_several(len(found), 'program')}"
     shared = [one for one in found if len(one.cells) > 1]
     for one in shared[:LINES]:
-        names = [cell.name for cell in one.cells]
-        more = [f"and {len(names) - NAMES} more"] if len(names) > NAMES else []
-        told = f"{len(names)} cells differ in {_listed(one.fields)}, {how(one.cells[0].config)}"
-        yield f"  {told}: {', '.join([*names[:NAMES], *more])}"
+        told = f"{len(one.cells)} cells differ in {_listed(one.fields)}, {how(one.cells[0].config)}"
+        yield f"  {told}: {_named(one.cells)}"
     if left := shared[LINES:]:
         yield f"  {sum(len(one.cells) for one in left)} cells share {_several(len(left), 'more program')}"
-    if shared and (own := len(found) - len(shared)):
-        yield f"  {_several(own, 'cell')} with a program of {'its' if own == 1 else 'their'} own"
+    if own := [cell for one in found if len(one.cells) == 1 for cell in one.cells]:
+        whose = "its" if len(own) == 1 else "their"
+        yield f"  {_several(len(own), 'cell')} with a program of {whose} own: {_named(own)}"
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    names = [cell.name for cell in cells]
+    more = [f"and {len(names) - NAMES} more"] if len(names) > NAMES else []
+    return ", ".join([*names[:NAMES], *more])
 
 
 def _several(count: int, what: str) -> str:

@@ -80,14 +80,21 @@ def test_the_plan_tells_cells_programs_who_shares_and_in_what_they_differ(tiny):
     assert list(plan(found, lambda config: f"by {config.name}")) == [
         "9 cells, 2 programs",
         "  8 cells differ in learning_rate, by tiny: c1, c2, c3, c4, c5, c6, and 2 more",
-        "  1 cell with a program of its own",
+        "  1 cell with a program of its own: c0",
     ]
     two = cells(tiny, *({"seed": i, "model.init_scale": 1 + i, "optimizer.learning_rate": 1 + i} for i in range(2)))
     assert list(plan(two, lambda config: "so"))[1:] == [
         "  2 cells differ in learning_rate, init_scale and seed, so: c0, c1"
     ]
-    assert list(plan(found[:2], lambda config: "")) == ["2 cells, 2 programs"]
-    assert list(plan(found[:1], lambda config: "")) == ["1 cell, 1 program"]
+    assert list(plan(found[:2], lambda config: "")) == [
+        "2 cells, 2 programs",
+        "  2 cells with a program of their own: c0, c1",
+    ]
+    assert list(plan(found[:1], lambda config: "")) == ["1 cell, 1 program", "  1 cell with a program of its own: c0"]
+    wide = cells(tiny, *({"model.width": 8 * (1 + i)} for i in range(8)))
+    assert list(plan(wide, lambda config: ""))[1:] == [
+        "  8 cells with a program of their own: c0, c1, c2, c3, c4, c5, and 2 more"
+    ]
 
 
 def test_of_many_programs_a_few_are_told_one_by_one(tiny):

@@ -55,7 +55,12 @@ def test_what_is_finished_is_not_in_the_plan(cells, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(loop, "train", train)
     assert run(cells, tmp_path, LocalExecutor(), "study") == 3
     told = capsys.readouterr().out.splitlines()
-    assert told[:3] == ["3 of 4 cells are finished already", "1 cell, 1 program", "cell 1 of 1: d"]
+    assert told[:4] == [
+        "3 of 4 cells are finished already",
+        "1 cell, 1 program",
+        "  1 cell with a program of its own: d",
+        "cell 1 of 1: d",
+    ]
 
 
 def test_of_cells_that_share_a_program_one_is_built(cells, tiny):

@@ -72,7 +72,7 @@ def test_cells_of_one_program_are_side_by_side_and_the_others_alone(cells, tried
     assert told[:4] == [
         "5 cells, 2 programs",
         "  4 cells differ in learning_rate, side by side, up to 64 at once: c0, c1, c2, c3",
-        "  1 cell with a program of its own",
+        "  1 cell with a program of its own: other",
         "cell 1 of 5: other",
     ]
     assert "side by side: c0, c1, c2, c3" in told
