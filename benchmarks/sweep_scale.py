@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pathlib
 import resource
 import shutil
@@ -25,6 +26,7 @@ from given import check
 
 from positionbias.config.cli import Parser, parse_command_line, run_entry
 from positionbias.config.sweeps import Cell, cells
+from positionbias.files import read_json
 from positionbias.reporting.report import write_report
 from positionbias.sweeping import executors, ledger, plan, run
 from positionbias.sweeping.standing import Watch
@@ -55,7 +57,7 @@ def sweep(add):
         if number < COUNT:
             add(overrides, name=f"cell-{number}")
 """
-KEPT = ("config.json", "manifest.json", "metrics.jsonl", "summary.json", "report.html")
+KEPT = ("config.json", "metrics.jsonl", "summary.json", "report.html")
 NAME = "{:<46}"
 PROGRAMS = 20  # four masks times five position schemes
 MOST = 100_000
@@ -66,7 +68,7 @@ class Idle(executors.LocalExecutor):
 
     def __init__(self, trained: pathlib.Path) -> None:
         super().__init__()
-        self._trained = trained
+        self._trained, self._manifest = trained, read_json(trained / "manifest.json")
 
     def run(self, cells: list[Cell], workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
         for cell in cells:
@@ -75,6 +77,8 @@ class Idle(executors.LocalExecutor):
             folder.mkdir(parents=True)
             for name in KEPT:
                 shutil.copyfile(self._trained / name, folder / name)
+            # A cell is finished by the hash of its own config.
+            (folder / "manifest.json").write_text(json.dumps({**self._manifest, "hash": cell.hash}))
             line = {"cell": cell.name, "status": "finished", "code": 0, "message": "", "seconds": 0.0, "where": "here"}
             ledger.note(workdir, line)
             yield line

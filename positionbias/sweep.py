@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import pathlib
 
-from positionbias.config import cli, files, resolve, sharing, sweeps
+from positionbias.config import cli, files, sharing, sweeps
 from positionbias.spec import ConfigError
 from positionbias.sweeping import by_ray, executors, plan, run, table
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     cells = sweeps.cells(given.config, given.sweep, overrides)
     part = None if given.cells is None else sharing.part(cells, given.cells)
     executor = _executor(given)
-    digest = hashlib.sha256(" ".join(resolve.config_hash(c.config) for c in cells).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(" ".join(cell.hash for cell in cells).encode()).hexdigest()[:12]
     name = pathlib.Path(files.read(given.config).path).stem
     workdir = workdir or pathlib.Path("sweeps", name, digest)
     if given.status:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,11 @@ class Cell:
     config: schema.Config
     overrides: dict[str, Any]
     curve: str | None = None
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """That of its config, by which its run folder is known."""
+        return config_hash(self.config)
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -177,10 +183,9 @@ def _label(overrides: dict[str, Any]) -> str:
 def _refuse_equal(found: list[Cell]) -> None:
     first: dict[str, str] = {}
     for cell in found:
-        digest = config_hash(cell.config)
-        if digest in first:
-            raise ConfigError(f"--sweep: the cells {first[digest]!r} and {cell.name!r} are the same config.")
-        first[digest] = cell.name
+        if cell.hash in first:
+            raise ConfigError(f"--sweep: the cells {first[cell.hash]!r} and {cell.name!r} are the same config.")
+        first[cell.hash] = cell.name
 
 
 def _distinct(found: list[Cell], own_name: list[bool]) -> list[Cell]:
@@ -191,6 +196,6 @@ def _distinct(found: list[Cell], own_name: list[bool]) -> list[Cell]:
         if names[cell.name.casefold()] > 1:
             if own:
                 raise ConfigError(f"--sweep: two cells are called {cell.name!r}; allowed: a name of its own for each.")
-            cell = dataclasses.replace(cell, name=f"{cell.name}-{config_hash(cell.config)}")
+            cell = dataclasses.replace(cell, name=f"{cell.name}-{cell.hash}")
         result.append(cell)
     return result

@@ -13,8 +13,9 @@ from positionbias.training.writers import read_metrics
 
 # What a report relies on; whatever else is there is shown as it is.
 CONFIG = {"config?": dict, "command?": [str]}
-MANIFEST = {"status?": str, "step?": int, "message?": str}
-PLAN = {"cells?": [{"name": str, "overrides?": dict, "curve?": (str, None)}], "command?": [str]}
+MANIFEST = {"status?": str, "step?": int, "message?": str, "hash?": str}
+PLAN = {"cells?": [{"name": str, "hash?": str, "overrides?": dict, "curve?": (str, None)}], "command?": [str]}
+DAMAGED = "damaged"  # the status of a cell of which nothing is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Run:
     summary: dict[str, Any]  # summary.json
     again: dict[str, dict[str, Any]]  # evals/LABEL.json, what `positionbias.evaluate` measured, by label
     analyses: dict[str, dict[str, Any]]  # analysis/LABEL.json, what `positionbias.analyze` found, by label
+    damage: str = ""  # of a cell of a sweep: why nothing above was taken from its folder
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,13 +65,15 @@ class Sweep:
         Without a manifest it has not finished, whatever the ledger says: its folder was deleted to run it again.
         """
         known, run = str(self.ledger.get(cell, {}).get("status", "")), self.cells[cell]
+        if run.damage and known != "failed":
+            return DAMAGED
         if run.manifest:
             return known if known == "failed" and run.status != "finished" else run.status
         return "" if known == "finished" else known
 
 
 def read(workdir: pathlib.Path) -> Run | Sweep:
-    """Read a run or sweep folder. ConfigError if `workdir` is neither or holds a damaged file."""
+    """Read a run or sweep folder. ConfigError if `workdir` is neither, or damaged (cells of a sweep aside)."""
     if not workdir.is_dir():
         raise ConfigError(f"workdir: {str(workdir)!r} is not a folder; allowed: a run folder or a sweep folder.")
     if (workdir / "plan.json").is_file():
@@ -94,6 +98,20 @@ def _run(path: pathlib.Path) -> Run:
     )
 
 
+def _cell(path: pathlib.Path, planned: str | None) -> Run:
+    """The run of a cell whose config has the hash `planned`. One that is damaged, or another's, hides no other cell."""
+    try:
+        run = _run(path)
+    except ConfigError as error:
+        damage = str(error)
+    else:
+        there = run.manifest.get("hash")
+        if None in (planned, there) or there == planned:
+            return run
+        damage = f"its folder holds a run of another config, {there}"
+    return Run(path, config={}, manifest={}, metrics=[], summary={}, again={}, analyses={}, damage=damage)
+
+
 def cells_of(path: pathlib.Path, plan: dict[str, Any]) -> list[str]:
     """The cells of a sweep: those planned, then others that have a folder. ConfigError for names that are none."""
     planned = [cell["name"] for cell in plan.get("cells", [])]
@@ -115,5 +133,6 @@ def _sweep(path: pathlib.Path) -> Sweep:
     plan = read_plan(path)
     # It may be written to right now: a broken line is left out.
     ledger = {str(line["cell"]): line for _, line in read_lines(path / "ledger.jsonl") if line and "cell" in line}
-    runs = {name: _run(path / "cells" / name) for name in cells_of(path, plan)}
+    hashes = {cell["name"]: cell.get("hash") for cell in plan.get("cells", [])}
+    runs = {name: _cell(path / "cells" / name, hashes.get(name)) for name in cells_of(path, plan)}
     return Sweep(path=path, plan=plan, cells=runs, ledger=ledger)

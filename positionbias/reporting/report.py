@@ -19,8 +19,8 @@ def write_report(workdir: str | os.PathLike, cells: Collection[str] | None = Non
 
     The file is self-contained and the same for the same folder. While others write there, it is one of their moments;
     of a sweep, the file that is written last tells the newest, so that one who names cells leaves it to another process
-    that waits to write it. Raises ConfigError if `workdir` is no such folder, holds a damaged file or cannot be written
-    in, or if matplotlib is missing.
+    that waits to write it. Raises ConfigError if `workdir` is no such folder, holds a damaged file (that of a cell is
+    told in the report of its sweep instead) or cannot be written in, or if matplotlib is missing.
     """
     folder = pathlib.Path(workdir)
     if not (folder / "plan.json").is_file():
@@ -31,7 +31,12 @@ def write_report(workdir: str | os.PathLike, cells: Collection[str] | None = Non
         home = folder / "cells" / name
         # In a folder without a config, a file would keep the cell from ever beginning there.
         if (home / "config.json").is_file():
-            write_report(home)
+            try:
+                run = read(home)
+            except ConfigError:  # a damaged cell, which the page of the sweep tells
+                continue
+            assert isinstance(run, Run)
+            _write(home, run_page(run))
     path = folder / "report.html"
     try:
         guard: AbstractContextManager[bool | None] = one_at_a_time(path) if cells is None else one_waits(path)

@@ -11,7 +11,7 @@ from positionbias.evaluation.table import remarks, untrained
 from positionbias.reporting import arms, comparisons
 from positionbias.reporting.arms import arms_of, mark
 from positionbias.reporting.figures import MOST_ARMS
-from positionbias.reporting.folder import Run, Sweep
+from positionbias.reporting.folder import DAMAGED, Run, Sweep
 from positionbias.reporting.html import escape, figure, grid, note, page, pairs
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import COLLINEAR
@@ -46,9 +46,10 @@ def _initial(run: Run) -> bool:
 
 def _notes(sweep: Sweep, measured: Mapping[str, Run], trained: bool) -> list[str]:
     notes = []
-    failed = [name for name in sweep.cells if sweep.status(name) == "failed"]
-    if failed:
-        notes.append(f"{len(failed)} of {len(sweep.cells)} cells failed: {', '.join(failed)}.")
+    for status, told in (("failed", "failed"), (DAMAGED, "left out as damaged")):
+        names = [name for name in sweep.cells if sweep.status(name) == status]
+        if names:
+            notes.append(f"{len(names)} of {len(sweep.cells)} cells {told}: {', '.join(names)}.")
     if not measured:
         but = " but at initialisation" if any(_initial(run) for run in sweep.cells.values()) else ""
         notes.append(f"No cell has been evaluated yet{but}, so there is nothing to compare.")
@@ -101,7 +102,7 @@ def _unfinished(sweep: Sweep, cells: Mapping[str, Run]) -> list[str]:
         status, line = sweep.status(name), sweep.ledger.get(name, {})
         if line.get("status") != status:  # of an earlier try, whose folder was deleted
             line = {}
-        told = [str(line.get("message") or run.manifest.get("message", ""))]
+        told = [str(line.get("message") or run.damage or run.manifest.get("message", ""))]
         told += ["only the evaluation at initialisation is there"] if _initial(run) else []
         body.append([name, status or "not started", line.get("code", "–"), "; ".join(part for part in told if part)])
     if not body:

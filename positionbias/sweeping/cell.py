@@ -51,7 +51,7 @@ def run_cell(
         return ended(HELD, launch.IN_USE, str(error))
     except ConfigError as error:
         return ended("failed", 2, str(error))
-    if finished(folder):
+    if finished(cell, workdir):
         return ended("finished", 0, ELSEWHERE)
     note_begin(cell, workdir)
     try:
@@ -114,9 +114,10 @@ def _outcome(
     return outcome.status, outcome.code, outcome.message
 
 
-def finished(folder: pathlib.Path) -> bool:
-    """Whether a cell's run folder says that it is finished."""
+def finished(cell: Cell, workdir: pathlib.Path) -> bool:
+    """Whether a cell's run folder says that it is finished, and is not that of another config, copied there."""
     try:
-        return dict(read_json(folder / "manifest.json") or {}).get("status") == "finished"
+        manifest = dict(read_json(workdir / "cells" / cell.name / "manifest.json") or {})
+        return (manifest.get("status"), manifest.get("hash")) == ("finished", cell.hash)
     except (OSError, TypeError, ValueError):
         return False

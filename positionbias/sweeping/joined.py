@@ -34,7 +34,7 @@ def run_together(
         at_step.setdefault(_step(workdir / "cells" / cell.name), []).append(cell)
     waiting = [some[i : i + MOST] for some in at_step.values() for i in range(0, len(some), MOST)]
     while waiting:
-        batch = [cell for cell in waiting.pop(0) if _ready(workdir / "cells" / cell.name)]
+        batch = [cell for cell in waiting.pop(0) if _ready(cell, workdir)]
         if len(batch) < 2:
             continue
         say(f"side by side: {', '.join(cell.name for cell in batch)}")
@@ -77,12 +77,12 @@ def _step(folder: pathlib.Path) -> int:
     return max(checkpoint.steps(folder / "checkpoints"), default=0)
 
 
-def _ready(folder: pathlib.Path) -> bool:
+def _ready(cell: Cell, workdir: pathlib.Path) -> bool:
     """Whether a cell can begin here: not finished, and held by no other process."""
     from positionbias.training.run_folder import FolderInUse, locked
 
     try:
-        with locked(folder):
-            return not finished(folder)
+        with locked(workdir / "cells" / cell.name):
+            return not finished(cell, workdir)
     except (FolderInUse, ConfigError):
         return False

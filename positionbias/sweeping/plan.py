@@ -6,7 +6,6 @@ import pathlib
 import sys
 from typing import Any
 
-from positionbias.config import resolve
 from positionbias.config.sweeps import Cell
 from positionbias.files import one_at_a_time, read_json, refuse_unread, write_json
 from positionbias.spec import ConfigError
@@ -24,7 +23,7 @@ def planned(cells: list[Cell], name: str) -> dict[str, Any]:
         "cells": [
             {
                 "name": c.name,
-                "hash": resolve.config_hash(c.config),
+                "hash": c.hash,
                 "steps": c.config.train.steps,
                 "overrides": c.overrides,
                 "curve": c.curve,

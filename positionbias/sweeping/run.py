@@ -49,7 +49,7 @@ def run(
 
 
 def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
-    left = [c for c in cells if not finished(workdir / "cells" / c.name)]
+    left = [c for c in cells if not finished(c, workdir)]
     if len(left) < len(cells):
         say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
     ended = []
@@ -68,7 +68,7 @@ def _run(cells: list[Cell], workdir: pathlib.Path, executor: Executor) -> int:
         say(f"{len(failed)} of {len(cells)} cells failed:", sys.stderr)
         for line in failed:
             say(f"  {line['cell']}: {line['message']}", sys.stderr)
-    done = {c.name for c in cells if finished(workdir / "cells" / c.name)}
+    done = {c.name for c in cells if finished(c, workdir)}
     held = [line for line in ended if line["status"] == HELD and line["cell"] not in done]
     if held:
         say(f"{len(held)} of {len(cells)} cells were left to other processes:", sys.stderr)

@@ -70,7 +70,11 @@ class Watch:
 
     def _one(self, cell: Cell, folder: pathlib.Path, said: Mapping[str, Any]) -> Standing:
         manifest = _manifest(folder)
-        state = _state(manifest.get("status"), said["status"] if said else None)
+        there = manifest.get("hash", cell.hash)
+        state = _state(manifest.get("status") if there == cell.hash else None, said["status"] if said else None)
+        if there != cell.hash:
+            told = f"its folder holds a run of another config, {there}"
+            return Standing(cell.name, state, 0, cell.config.train.steps, told=f"{_before(said)}{told}")
         lines = _tail(folder / "metrics.jsonl")
         steps = cell.config.train.steps
         step = manifest.get("step", 0)
@@ -84,7 +88,7 @@ class Watch:
             steps,
             _eta(lines, steps) if running else "",
             self._measured(folder) or _on_batches(lines),
-            _silence(folder) if running else _reason(state, manifest, said),
+            _silence(folder) if running else _reason(state, folder, manifest, said),
         )
         if state == "finished":
             self._finished[cell.name] = standing
@@ -120,20 +124,31 @@ def _state(manifest: str | None, said: str | None) -> str:
     return manifest if manifest in STATES else "waiting"
 
 
-def _reason(state: str, manifest: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+def _before(said: Mapping[str, Any]) -> str:
+    """What the ledger knows of a cell whose folder no longer tells it; empty if it never ended well."""
+    if not said or said["status"] != "finished":
+        return ""
+    where = f" in {said['where']}" if isinstance(said.get("where"), str) else ""
+    return f"was finished{where}, but "
+
+
+def _reason(state: str, folder: pathlib.Path, manifest: Mapping[str, Any], said: Mapping[str, Any]) -> str:
     if state == "finished":
         return ""
+    if not manifest and (before := _before(said)):
+        return f"{before}{'its manifest.json cannot be read' if folder.is_dir() else 'its folder is gone'}"
     told = str(said.get("message") or manifest.get("message") or "")
     return told.partition("\n")[0]
 
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any]:
+    from positionbias.evaluation.stored import misfit
+
     try:
         found = read_json(folder / "manifest.json")
     except (OSError, ValueError):
         return {}
-    whole = isinstance(found, dict) and isinstance(found.get("status"), str) and type(found.get("step")) is int
-    return found if whole else {}
+    return found if misfit(found, {"status": str, "step": int, "hash?": str}) is None else {}
 
 
 def _tail(path: pathlib.Path) -> list[dict[str, Any]]:

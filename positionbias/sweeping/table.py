@@ -23,8 +23,15 @@ SIZE = os.terminal_size((80, 24))  # of a terminal that does not say
 
 
 def show(cells: Sequence[Cell], workdir: pathlib.Path, planned: dict[str, Any]) -> int:
-    """Print where the cells of a sweep stand; returns the exit code. ConfigError if the folder is another sweep's."""
+    """Print where the cells of a sweep stand; returns the exit code. ConfigError if the folder is another sweep's.
+
+    Where no sweep has begun that is told instead: the folder's name may be mistyped.
+    """
     plan.check(workdir, planned)
+    if not (workdir / plan.NAME).exists():
+        how = "holds no plan" if workdir.is_dir() else "does not exist"
+        say(f"nothing there yet: {str(workdir.absolute())!r} {how}, so none of {len(planned['cells'])} cells has begun")
+        return 0
     for line in table(Watch(workdir, cells).look()):
         say(line)
     return 0

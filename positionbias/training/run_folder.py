@@ -78,7 +78,7 @@ class RunFolder:
             _check(path, config, config_hash)  # again: another run may have begun here in between
             if not (path / "config.json").exists():
                 write_json(path / "config.json", {"config": config, "hash": config_hash, "command": command})
-            previous = _previous(path)
+            previous = _previous(path, config_hash)
             folder = cls(path, lock, _fresh(config_hash, previous), previous)
             if previous.get("status") != "finished":
                 folder.update()
@@ -225,13 +225,18 @@ def _check(path: pathlib.Path, config: dict[str, Any], config_hash: str) -> None
         )
 
 
-def _previous(path: pathlib.Path) -> dict[str, Any]:
+def _previous(path: pathlib.Path, config_hash: str) -> dict[str, Any]:
     try:
         found = read_json(path / "manifest.json") or {}
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise ConfigError(f"workdir: the manifest.json of {str(path)!r} is not JSON; delete it to go on.")
+    if found.get("hash", config_hash) != config_hash:
+        raise ConfigError(
+            f"workdir: the manifest.json of {str(path)!r} is of another config, {found['hash']}, this one is"
+            f" {config_hash}; allowed: a folder as it was written."
+        )
     return found
 
 

@@ -442,7 +442,7 @@ def test_a_sweep_lays_its_arms_side_by_side(sweep_folder):
 
 def test_cells_of_a_curve_are_joined_over_the_size_of_their_state(tmp_path):
     cells = [
-        {"name": f"{curve}-{size}", "hash": "1f3a", "curve": curve}
+        {"name": f"{curve}-{size}", "hash": fabricate.HASH, "curve": curve}
         for curve in ("delta", "softmax")
         for size in (2048, 128)
     ]

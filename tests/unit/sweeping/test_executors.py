@@ -1,5 +1,7 @@
 """Cells of one program in a row: built once, planned, and handed what was compiled."""
 
+import json
+
 import pytest
 
 from positionbias.config.sweeps import Cell
@@ -49,9 +51,10 @@ def test_what_is_finished_is_not_in_the_plan(cells, tmp_path, monkeypatch, capsy
         return loop.Outcome("failed", 0, 3, "too large")
 
     (tmp_path / "plan.json").write_text('{"cells": []}')
-    for name in "abc":
-        (tmp_path / "cells" / name).mkdir(parents=True)
-        (tmp_path / "cells" / name / "manifest.json").write_text('{"status": "finished"}')
+    for cell in cells[:3]:
+        home = tmp_path / "cells" / cell.name
+        home.mkdir(parents=True)
+        (home / "manifest.json").write_text(json.dumps({"status": "finished", "hash": cell.hash}))
     monkeypatch.setattr(loop, "train", train)
     assert run(cells, tmp_path, LocalExecutor(), "study") == 3
     told = capsys.readouterr().out.splitlines()

@@ -119,7 +119,8 @@ def test_what_is_held_or_finished_elsewhere_is_not_begun(cells, tried, begun, ca
     class Late(LocalExecutor):
         def run(self, cells, workdir):
             home.mkdir(parents=True)
-            (home / "manifest.json").write_text('{"status": "finished"}')  # by another process, since the plan
+            # By another process, since the plan.
+            (home / "manifest.json").write_text(json.dumps({"status": "finished", "hash": cells[3].hash}))
             yield from super().run(cells, workdir)
 
     with locked(begun / "cells" / "c1"):

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from positionbias.config.resolve import config_hash
 from positionbias.config.sweeps import Cell
 from positionbias.files import FileError, write_json
 from positionbias.reporting import report
@@ -35,7 +36,7 @@ class Trained:
         self._then.get(len(self.names), lambda: None)()
         with locked(workdir):
             self.names.append(workdir.name)
-            finish(workdir)
+            finish(workdir, config_hash(config))
         return loop.Outcome("finished", 4, 0)
 
 
@@ -46,9 +47,9 @@ class Unbuilt(LocalExecutor):
         pass
 
 
-def finish(folder):
+def finish(folder, digest):
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "manifest.json", {"status": "finished", "step": 4})
+    write_json(folder / "manifest.json", {"status": "finished", "step": 4, "hash": digest})
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_cell_that_was_held_is_run_if_it_is_not_finished_when_all_others_are(
 
     def let_go():
         if ends_well:
-            finish(begun / "cells" / "a")
+            finish(begun / "cells" / "a", cells[0].hash)
         holder.close()
 
     train = trained({1: let_go})
@@ -151,7 +152,7 @@ def test_a_cell_that_was_held_is_run_if_it_is_not_finished_when_all_others_are(
 
 
 def test_a_cell_that_another_process_finished_meanwhile_is_not_run_again(cells, trained, tmp_path, capsys):
-    train = trained({0: lambda: finish(tmp_path / "cells" / "b")})
+    train = trained({0: lambda: finish(tmp_path / "cells" / "b", cells[1].hash)})
     assert run(cells, tmp_path, Unbuilt(), "study", cells[:2]) == 0
     assert train.names == ["a"]
     assert "cell b finished by another process\n" in capsys.readouterr().out
@@ -226,7 +227,7 @@ def test_a_sweeps_report_is_read_and_written_by_one_at_a_time_and_a_part_draws_i
         report.write_report(begun, None if part is None else [cell.name for cell in part])
     assert drawn == ["b", "c", "sweep", "a", "b", "c", "d", "sweep"]
     drawn.clear()
-    for name in "abcd":
-        finish(begun / "cells" / name)
+    for cell in cells:
+        finish(begun / "cells" / cell.name, cell.hash)
     run(cells, begun, Unbuilt(), "study", cells[3:])
     assert drawn == ["d", "sweep"]

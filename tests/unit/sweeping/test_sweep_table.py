@@ -4,16 +4,18 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 
 import fabricate
 import pytest
 
 from positionbias import sweep
+from positionbias.config import sweeps
 from positionbias.config.sweeps import Cell
 from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
-from positionbias.sweeping import standing, table
+from positionbias.sweeping import plan, standing, table
 from positionbias.sweeping.standing import Standing, Watch, measured
 from positionbias.sweeping.table import Live
 
@@ -23,11 +25,13 @@ def half_done(tiny, tmp_path):
     """A sweep of which one cell runs, with a line of metrics half written; others failed, wait, or are at an end."""
     names = ("done", "runs", "broke", "lost", "stops", "begins", "later")
     cells = [Cell(name, tiny({"train.steps": 600, "seed": seed}), {}) for seed, name in enumerate(names)]
-    planned = [{"name": cell.name, "hash": "1f3a", "overrides": {}} for cell in cells]
+    planned = [{"name": cell.name, "hash": cell.hash, "overrides": {}} for cell in cells]
     (tmp_path / "plan.json").write_text(json.dumps({"name": "study", "cells": planned}))
     runs = {"done": "finished", "runs": "running", "broke": "running", "lost": "running", "stops": "stopped"}
-    for name, status in runs.items():
-        fabricate.write_run(tmp_path / "cells" / name, name=name, status=status, items=16)
+    for cell in cells:
+        if cell.name in runs:
+            home = tmp_path / "cells" / cell.name
+            fabricate.write_run(home, name=cell.name, status=runs[cell.name], items=16, digest=cell.hash)
     with open(tmp_path / "cells" / "runs" / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 400, "seconds": 6.7, "loss": [1.1, 1.1, 1.1, 1.1]}\n{"step": 420, "sec')
     lines = [
@@ -42,6 +46,13 @@ def half_done(tiny, tmp_path):
     ]
     (tmp_path / "ledger.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"cell": "later", "st')
     return cells, tmp_path
+
+
+def copied(folder):
+    """A run of another config, in a cell's place."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    fabricate.write_run(folder, items=16)
 
 
 def test_every_cell_of_a_sweep_that_runs_is_told(half_done):
@@ -130,6 +141,33 @@ def test_of_seconds_that_cannot_be_no_time_is_told(half_done, seconds, step, eta
         metrics.write(f'\n{{"step": 440, "seconds": {seconds}, "loss": [1.1]}}\n')
     runs = Watch(folder, cells).look()[1]
     assert (runs.step, runs.eta) == (step, eta)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda folder: shutil.rmtree(folder), "its folder is gone"),
+        (lambda folder: (folder / "manifest.json").unlink(), "its manifest.json cannot be read"),
+        (copied, "its folder holds a run of another config, 1f3a9c0b"),
+    ],
+)
+def test_of_a_finished_cell_whose_run_is_gone_the_ledger_is_told(half_done, harm, told):
+    cells, folder = half_done
+    harm(folder / "cells" / "done")
+    with open(folder / "ledger.jsonl", "a") as ledger:
+        ledger.write('\n{"cell": "done", "status": "finished", "where": "process 7 on here"}\n')
+    found = Watch(folder, cells).look()[0]
+    assert (found.state, found.step, found.told) == ("waiting", 0, f"was finished in process 7 on here, but {told}")
+
+
+def test_a_run_of_another_config_is_no_cell_of_a_sweep(half_done):
+    cells, folder = half_done
+    copied(folder / "cells" / "later")
+    other = "its folder holds a run of another config, 1f3a9c0b"
+    assert Watch(folder, cells).look()[-1] == Standing("later", "waiting", 0, 600, told=other)
+    text = re.sub("<[^>]*>", " ", write_report(folder, []).read_text(encoding="utf-8"))
+    assert re.search(f"later +damaged +– +{other}", text)
+    assert "1 of 7 cells finished" in text
 
 
 def test_a_finished_cell_is_read_once(half_done, monkeypatch):
@@ -264,6 +302,15 @@ def test_the_status_of_a_sweep_is_printed_and_nothing_is_run(tmp_path, monkeypat
         "def sweep(add):\n    add({'seed': 1}, name='a')\n    add({'seed': 2}, name='b')\n"
     )
     arguments = ["--config", "study.py", "--status"]
+    assert sweep.main([*arguments, "--workdir", "mistyped"]) == 0
+    told = f"nothing there yet: '{tmp_path}/mistyped' {{}}, so none of 2 cells has begun\n"
+    assert capsys.readouterr().out == told.format("does not exist")
+    (tmp_path / "mistyped").mkdir()
+    assert sweep.main([*arguments, "--workdir", "mistyped"]) == 0
+    assert capsys.readouterr().out == told.format("holds no plan")
+    assert list((tmp_path / "mistyped").iterdir()) == []
+    plan.keep(tmp_path / "mistyped", plan.planned(sweeps.cells("study.py"), "study"))
+    arguments += ["--workdir", "mistyped"]
     assert sweep.main(arguments) == 0
     assert capsys.readouterr().out == "2 cells: 2 waiting\na  waiting\nb  waiting\n"
     assert not (tmp_path / "sweeps").exists()
@@ -272,4 +319,4 @@ def test_the_status_of_a_sweep_is_printed_and_nothing_is_run(tmp_path, monkeypat
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="holds something else"):
-        sweep.main([*arguments, "--workdir", "other"])
+        sweep.main([*arguments[:-1], "other"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 
@@ -9,6 +10,7 @@ import fabricate
 import pytest
 
 from positionbias import runtime
+from positionbias.config import schema
 from positionbias.config.sweeps import Cell
 from positionbias.files import FileError, WriteError
 from positionbias.reporting.report import write_report
@@ -18,7 +20,7 @@ from positionbias.sweeping import ledger, plan
 from positionbias.sweeping.executors import LocalExecutor
 from positionbias.sweeping.run import run
 from positionbias.training import loop
-from positionbias.training.run_folder import locked
+from positionbias.training.run_folder import RunFolder, locked
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_devices_are_those_of_all_cells_also_when_only_some_are_left(cells, tmp_
     monkeypatch.setattr(runtime, "configure", asked.append)
     done = tmp_path / "cells" / "wide"
     done.mkdir(parents=True)
-    (done / "manifest.json").write_text('{"status": "finished"}')
+    (done / "manifest.json").write_text(json.dumps({"status": "finished", "hash": cells[1].hash}))
     (tmp_path / "plan.json").write_text('{"cells": []}')
     recorder = Recorder()
     run(cells, tmp_path, recorder, "study")
@@ -132,10 +134,11 @@ def test_damaged_files_of_a_cell_do_not_end_the_sweep(cells, tmp_path, capsys, n
             for cell in cells:
                 yield {"cell": cell.name, "status": "finished", "code": 0, "message": "", "seconds": 0}
 
+    plan.keep(tmp_path, plan.planned(cells, "study"))
     home = tmp_path / "cells" / "one"
     home.mkdir(parents=True)
-    (tmp_path / "plan.json").write_text('{"cells": []}')
     (home / name).write_text(content)
+    (home / "config.json").write_text("{}")
     executor = Ended()
     assert run(cells, tmp_path, executor, "study") == 0
     assert executor.cells == ["one", "wide", "last"]
@@ -145,7 +148,28 @@ def test_damaged_files_of_a_cell_do_not_end_the_sweep(cells, tmp_path, capsys, n
         f"cell one finished after 0 s{f': workdir: {str(home / name)!r} ' if name == 'summary.json' else ''}"
         in told.out
     )
-    assert f"no report: workdir: '{home / name}' " in told.err
+    assert f"report: {tmp_path / 'report.html'}\n" in told.out
+    page = re.sub("<[^>]*>", " ", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert re.search(f"one +damaged +– +workdir: &#x27;{home / name}&#x27; ", page)
+    assert "1 of 3 cells left out as damaged: one." in page
+
+
+def test_a_finished_run_of_another_config_in_a_cells_folder_fails_that_cell(cells, tmp_path):
+    plan.keep(tmp_path, plan.planned(cells[:1], "study"))
+    home = tmp_path / "cells" / "one"
+    with RunFolder.claim(home, schema.to_dict(cells[2].config), cells[2].hash, ["test"]) as other:
+        other.update(status="finished", step=4)
+    assert run(cells[:1], tmp_path, LocalExecutor(), "study") == 2
+    (line,) = noted(tmp_path)
+    assert (line["status"], line["code"], line["message"]) == (
+        "failed",
+        2,
+        f"workdir: '{home}' belongs to another config, {cells[2].hash}, this one is {cells[0].hash} (seed = 2 there, 1"
+        " here); allowed: a new folder or this config's run folder.",
+    )
+    assert json.loads((home / "manifest.json").read_text()) == other.manifest
+    with open(tmp_path / "report.html", encoding="utf-8") as page:
+        assert f"belongs to another config, {cells[2].hash}" in page.read()
 
 
 def test_a_ledger_without_room_ends_the_sweep(cells, tmp_path):
@@ -163,7 +187,7 @@ def test_reports_of_cells_are_drawn_again_only_where_something_is_newer(tiny, tm
     sweep = [Cell(name, tiny({"seed": seed}), {}) for seed, name in enumerate(("one", "two", "three"))]
     plan.keep(tmp_path, plan.planned(sweep, "study"))
     for cell in sweep:
-        fabricate.write_run(tmp_path / "cells" / cell.name, name=cell.name, items=16)
+        fabricate.write_run(tmp_path / "cells" / cell.name, name=cell.name, items=16, digest=cell.hash)
     pages = {cell.name: tmp_path / "cells" / cell.name / "report.html" for cell in sweep}
     write_report(tmp_path)
     first = {name: page.stat().st_mtime_ns for name, page in pages.items()}

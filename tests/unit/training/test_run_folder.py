@@ -255,6 +255,16 @@ def test_a_run_whose_config_is_gone_or_damaged_is_told_so(left, tmp_path):
     )
 
 
+def test_a_manifest_of_another_config_is_refused(tmp_path):
+    claim(tmp_path / "run").release()
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(json.dumps({**read_json(path), "status": "finished", "hash": "0123456789ab"}))
+    assert refused(tmp_path, tmp_path / "run") == (
+        f"workdir: the manifest.json of '{tmp_path}/run' is of another config, 0123456789ab, this one is {HASH};"
+        " allowed: a folder as it was written."
+    )
+
+
 def test_a_config_changed_behind_its_hash_is_refused(tmp_path):
     claim(tmp_path / "run").release()
     changed = {**CONFIG, "name": "two"}
