@@ -188,13 +188,41 @@ SWEEP = ["sweep", "8", "--partition=gpu", "--", "--config", "a b.py", "--config.
 
 
 def test_a_sweep_is_an_array_of_jobs_that_share_its_cells(checkout):
+    (checkout / "a b.py").touch()
     told = call("scripts/slurm.sh", "--dry-run", *SWEEP, cwd=checkout, VIRTUAL_ENV=str(checkout / "env"))
     options, first, where, job = told.stdout.splitlines()
     assert options == "sbatch --job-name=positionbias --array=1-8 --signal=TERM@120 --partition=gpu"
     assert (first, where) == ("#!/usr/bin/env bash", f"cd {checkout} || exit 1")
     run = f"srun {checkout}/env/bin/python -m positionbias.sweep --config a\\ b.py"
     assert job == rf'{run} --config.model.mask=causal\ \&\ none --cells "$SLURM_ARRAY_TASK_ID/8"'
-    assert not (checkout / "asked").exists(), "a dry run installs nothing"
+    assert asked(checkout, "pip") == [], "a dry run installs nothing"
+    assert asked(checkout, "")[-1].endswith("=causal & none --cells 1/8 --status"), "the cells are counted"
+    (checkout / "ml_collections.py").write_text("raise ImportError")  # as where the package is not installed
+    again = call("scripts/slurm.sh", "--dry-run", *SWEEP, cwd=checkout, VIRTUAL_ENV=str(checkout / "env"))
+    assert (again.stdout, again.returncode) == (told.stdout, 0)
+    assert again.stderr == "the package is not installed here, so cells were not counted\n"
+
+
+def test_an_array_of_more_jobs_than_cells_is_refused(root, checkout):
+    (checkout / "study.py").write_text(
+        "def get_config(n=4): return {'name': 's', 'task': 'inverse_permutation(n=4)'}\n"
+        "def sweep(add):\n    add({'seed': 1})\n    add({'seed': 2})\n"
+    )
+    sweep = ["--dry-run", "sweep", "3", "--", "--config", "study.py:n=4"]
+    done = call("scripts/slurm.sh", *sweep, cwd=checkout, VIRTUAL_ENV=sys.prefix, PYTHONPATH=str(root))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --cells: '1/3' is not allowed; allowed: I/N with I from 1 to N, and N from 1 to the 2 cells there"
+        " are.\n"
+    )
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
+def test_launchers_have_help(checkout, script):
+    done = call(f"scripts/{script}", "--help", cwd=checkout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\n  scripts/{script} --dry-run " in done.stdout
+    assert done.stdout.endswith(("--requeue.\n", "terminal is closed.\n"))
 
 
 def test_a_job_is_submitted_with_its_script(checkout):
@@ -203,6 +231,7 @@ def test_a_job_is_submitted_with_its_script(checkout):
     sbatch.write_text(f'#!/usr/bin/env bash\necho "$*" >"{checkout}/told"\ncat >"{checkout}/job"\n')
     sbatch.chmod(0o755)
     environment = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(checkout / "env")}
+    (checkout / "c.py").touch()
     done = call("scripts/slurm.sh", "train", "4", "--time=1:00", "--", "--config", "c.py", cwd=checkout, **environment)
     assert done.returncode == 0, done.stderr
     told = "--job-name=positionbias --nodes=4 --ntasks-per-node=1 --signal=TERM@120 --time=1:00\n"
@@ -226,6 +255,8 @@ LEFT_OUT = " is not allowed with 3 tasks, which are --array=1-3"
         ("slurm.sh", ["train", "2", "--config", "c.py"], "there is no -- before what positionbias is told"),
         ("slurm.sh", ["train", "2", "--"], "positionbias is told nothing behind --"),
         ("slurm.sh", ["train", "2", "--", "c.py"], "there is no --config behind --"),
+        ("slurm.sh", ["train", "2", "--", "--config", "d.py:layers=4"], "there is no file 'd.py' in {}"),
+        ("slurm.sh", ["sweep", "2", "--", "--config=d.py"], "there is no file 'd.py' in {}"),
         ("slurm.sh", ["sweep", "2", "--", "--config=c.py", "--cells=1/2"], f"--cells{SHARED}"),
         ("slurm.sh", ["sweep", "2", "--", "--config", "c.py", "--status"], f"--status{SHARED}"),
         ("slurm.sh", ["train", "2", "--", "--config", "c.py", "--processes", "auto"], f"--processes{SHARED}"),
@@ -247,10 +278,11 @@ LEFT_OUT = " is not allowed with 3 tasks, which are --array=1-3"
     ],
 )
 def test_launchers_refuse_in_a_sentence(checkout, script, arguments, why):
+    (checkout / "c.py").touch()
     done = call(f"scripts/{script}", *arguments, cwd=checkout, VIRTUAL_ENV=str(checkout / "env"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith(f"error: {why}; allowed: scripts/{script} ")
+    assert sentence.startswith(f"error: {why.format(checkout)}; allowed: scripts/{script} ")
 
 
 def test_a_pod_gets_one_command_for_every_host(checkout, tmp_path_factory):
@@ -276,15 +308,26 @@ def test_a_pod_gets_one_command_for_every_host(checkout, tmp_path_factory):
     assert line == f"{host}/positionbias {run}"
 
 
-def test_a_pod_installs_from_the_repository_that_is_named_last(checkout, tmp_path):
+def test_a_dry_run_of_a_pod_can_be_read_and_typed(checkout):
+    told = call("scripts/tpu_pod.sh", "--dry-run", "pod", "z", "train", "--config", "it's.py", cwd=checkout).stdout
+    first, *steps = told.splitlines()
+    assert first == "gcloud compute tpus tpu-vm ssh pod --zone=z --worker=all --command='"
+    assert (steps[0], steps[-1]) == ("cd positionbias &&", "tail -n 5 pod.log'")
+    assert "--config it\\'s.py " in shlex.split(told)[-1]
+    assert "\\ " not in told
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_pod_installs_from_the_repository_that_is_named_last(checkout, tmp_path, relative):
     """A host that has a clone of another repository is given the commits of this one; run as far as git goes."""
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for name in ("one", "two"):
         subprocess.run([*git, "init", "-q", tmp_path / name], check=True)
         subprocess.run([*git, "-C", tmp_path / name, "commit", "-q", "--allow-empty", "-m", name], check=True)
-        told = call("scripts/tpu_pod.sh", "--dry-run", "pod", "zone", "install", tmp_path / name, cwd=checkout)
+        source = name if relative else tmp_path / name
+        told = call("scripts/tpu_pod.sh", "--dry-run", "pod", "zone", "install", source, cwd=checkout)
         command = shlex.split(told.stdout)[-1].removeprefix("--command=")
-        fetched = command[: command.index(" && { [ -d .venv ]")]
+        fetched = command[: command.index(" &&\n{ [ -d .venv ]")]
         subprocess.run(["bash", "-c", fetched], cwd=tmp_path, check=True)
         log = ["git", "-C", tmp_path / "positionbias", "log", "-1", "--format=%s"]
         assert subprocess.run(log, check=True, capture_output=True, text=True).stdout == f"{name}\n"
