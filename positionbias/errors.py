@@ -1,10 +1,13 @@
-"""A user's mistake, and how a wrong name is told."""
+"""A user's mistake, and how wrong names and values are told."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import types
+import typing
 from collections.abc import Iterable
+from typing import Any, Literal, Union
 
 FEW = 12  # options that are told beside the nearest one
 HALF = 1000  # characters of the beginning, and of the end, of a sentence that is too long
@@ -34,10 +37,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f", did you mean {found[0]!r}?" if found else ""
 
 
-def unknown(field: str, what: str, name: str, options: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among `options`: the nearest right one, and all that are allowed if few."""
+def unknown(field: str, what: str, name: str, options: Iterable[str], meant: str | None = None) -> ConfigError:
+    """The error for a name that is not among `options`: the one meant or nearest, and all that are allowed if few."""
     options = sorted(options)
-    hint = nearest(name, options)
+    hint = nearest(name, options) if meant is None else f", did you mean {meant!r}?"
     listed = "" if hint and len(options) > FEW else f" allowed: {', '.join(options) or 'none'}."
     return ConfigError(f"{field}: unknown {what} {name!r}{hint or ';'}{listed}")
 
@@ -47,3 +50,34 @@ def unreadable(field: str, text: str, error: BaseException) -> ConfigError:
     brackets = re.search(r"('.') was never closed|unmatched ('.')|('.') does not match opening", str(error))
     why = f", where {brackets[brackets.lastindex or 0]} has no other half" if brackets else ""
     return ConfigError(f"{field}: cannot read {text!r}{why}; write name or name(argument=value, ...).")
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Raise the one-sentence ConfigError for an argument out of range unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name} = {show(value)} is not allowed; allowed: {allowed}.")
+
+
+def show(value: Any) -> str:
+    """A value as one line of at most 80 characters, for a sentence."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whatever a config's own objects raise; Python refuses whole numbers of thousands of digits
+        text = "a whole number too long to print" if issubclass(type(value), int) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def type_name(annotation: Any) -> str:
+    """How an annotation is told to a user."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(a) for a in args)
+    if origin is tuple:
+        told = re.sub(r"\ba (list|whole number|number|table)\b", r"\1s", type_name(args[0]) if args else "")
+        return f"a list of {told}".removesuffix(" of ")
+    if hasattr(annotation, "axis"):
+        return f"one of the {annotation.axis}"
+    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
+    return {**plain, type(None): "None"}.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         raise spec.unknown("AXIS", "axis", asked.axis, spec.axes())
     if asked.name is not None:
         if asked.name not in spec.names(asked.axis):
-            raise spec.unknown("NAME", spec.one_of(asked.axis), asked.name, spec.names(asked.axis))
+            raise spec.unknown_member(asked.axis, asked.name, "NAME")
         print(described(asked.axis, asked.name))
         return 0
     print("\n\n".join(table(axis) for axis in ([asked.axis] if asked.axis else spec.axes())))

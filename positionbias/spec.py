@@ -24,7 +24,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from positionbias.errors import ConfigError, nearest, unknown, unreadable
+from positionbias.aliases import known_as
+from positionbias.errors import ConfigError, nearest, show, type_name, unknown, unreadable
+from positionbias.errors import require as require
 
 PACKAGE = pathlib.Path(__file__).parent
 T = TypeVar("T", bound=type)
@@ -150,7 +152,8 @@ def parse_layers(text: str, layers: int | None, field: str) -> list[Node]:
         return [parse(text, field)] * (layers or 1)
     nodes = _pattern(_tree(text, field), field, text)
     if layers is not None and len(nodes) != layers:
-        raise ConfigError(f"{field}: the pattern {text!r} has {len(nodes)} entries, allowed: {layers}, one a layer.")
+        entries = f"{len(nodes)} {'entry' if len(nodes) == 1 else 'entries'}"
+        raise ConfigError(f"{field}: the pattern {text!r} has {entries}, allowed: {layers}, one a layer.")
     return nodes
 
 
@@ -200,11 +203,17 @@ def one_of(axis: str) -> str:
     return "analysis" if axis == "analyses" else axis.removesuffix("s")
 
 
+def unknown_member(axis: str, name: str, field: str) -> ConfigError:
+    """The error for a name that no member of the axis has: the one it is known by, else the nearest."""
+    meant = known_as(axis, {one: source(axis, one) for one in names(axis)}).get(str(name).lower().replace("-", "_"))
+    return unknown(field, one_of(axis), name, names(axis), meant)
+
+
 def load_member(axis: str, name: str, field: str) -> type:
     """Import and return the class registered as `name` on `axis`; ConfigError with the nearest name if none is."""
     modules = _index().get(axis, {})
     if name not in modules:
-        raise unknown(field, one_of(axis), name, modules)
+        raise unknown_member(axis, name, field)
     importlib.import_module(modules[name])
     return _MEMBERS[axis, name]
 
@@ -267,22 +276,6 @@ def build(axis: str, node: Node | str, field: str) -> Any:
 # ----------------------------------------------------------------------------------------------------------- types
 
 
-def type_name(annotation: Any) -> str:
-    """How an annotation is told to a user."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return " or ".join(repr(a) for a in args)
-    if origin in (Union, types.UnionType):
-        return " or ".join(type_name(a) for a in args)
-    if origin is tuple:
-        told = re.sub(r"\ba (list|whole number|number|table)\b", r"\1s", type_name(args[0]) if args else "")
-        return f"a list of {told}".removesuffix(" of ")
-    if hasattr(annotation, "axis"):
-        return f"one of the {annotation.axis}"
-    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
-    return {**plain, type(None): "None"}.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
-
-
 def check_type(value: Any, annotation: Any, field: str) -> Any:
     """Return `value` as the annotation wants it (an int where a float is asked becomes one) or raise ConfigError."""
     try:
@@ -291,11 +284,23 @@ def check_type(value: Any, annotation: Any, field: str) -> Any:
         shown = str_node(value) if isinstance(value, Call | Combine) else show(value)
         hint = ""
         plain = isinstance(value, Call) and not value.positional and not value.keywords
+        if isinstance(value, str) and _names_member(value, annotation):
+            hint = f" in quotes, did you mean {value.strip()} without"
         if plain and (_takes_text(annotation) or type_name(annotation).find(repr(value.name)) >= 0):
             hint = f" without quotes, did you mean {value.name!r}"
         if typing.get_origin(annotation) is Literal and isinstance(value, str):
             hint = nearest(value, [a for a in typing.get_args(annotation) if isinstance(a, str)]).removesuffix("?")
         raise ConfigError(f"{field}: {shown} is not allowed{hint}; allowed: {type_name(annotation)}.") from None
+
+
+def _names_member(text: str, annotation: Any) -> bool:
+    """Whether a spec is asked for and `text` is one."""
+    options = typing.get_args(annotation) or (annotation,)
+    axis = next((one.axis for one in options if hasattr(one, "axis")), None)
+    try:
+        return axis is not None and build(axis, text, "") is not None
+    except ConfigError:
+        return False
 
 
 def _takes_text(annotation: Any) -> bool:
@@ -340,21 +345,6 @@ def _coerce(value: Any, annotation: Any, field: str) -> Any:
             raise ConfigError(f"{field}: {show(value)} is not allowed; allowed: whole numbers up to {LARGEST}.")
         return value
     raise TypeError
-
-
-def require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    """Raise the one-sentence ConfigError for an argument out of range unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"{name} = {show(value)} is not allowed; allowed: {allowed}.")
-
-
-def show(value: Any) -> str:
-    """A value as one line of at most 80 characters, for a sentence."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # whatever a config's own objects raise; Python refuses whole numbers of thousands of digits
-        text = "a whole number too long to print" if issubclass(type(value), int) else f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # ------------------------------------------------------------------------------------------------------------ text

@@ -25,6 +25,8 @@ class Bidirectional(Mask):
         1 1 1 1
     """
 
+    known_as = ("full",)
+
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         # A comparison that always holds gives the broadcast shape under numpy, jax.numpy and in a tile alike.
         return (q.index >= 0) & (k.index >= 0)
@@ -68,6 +70,8 @@ class SlidingWindow(Mask):
         0 0 1 1 1
         0 0 0 1 1
     """
+
+    known_as = ("swa",)
 
     width: int
 

@@ -25,6 +25,8 @@ class ContextBidirectional(Mask):
         1 1 1 1
     """
 
+    known_as = ("prefix_lm",)
+
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         return (k.index <= q.index) | ((q.context > 0) & (k.context > 0))
 

@@ -26,6 +26,8 @@ class AssociativeMemory(Operator):
     of one `width` or more places back: a control for recall.
     """
 
+    known_as = ("gam",)
+
     slots: int = 512
     width: int = 3
 

@@ -44,6 +44,8 @@ class ChunkHybrid(Operator):
     no later token) and must let all of the chunks before be seen.
     """
 
+    known_as = ("arflow",)
+
     chunk: int = 16
     slowness: float = 16.0
 

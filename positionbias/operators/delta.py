@@ -101,6 +101,8 @@ class Delta(_Delta):
     2411.12537).
     """
 
+    known_as = ("deltanet", "delta_rule")
+
     decays = False
 
 
@@ -112,5 +114,7 @@ class GatedDelta(_Delta):
     Equation 10 and section 3.4 (8 and 3.3 in the first version): as `delta`, with a_t = exp(-d_t r), d_t = softplus(w .
     x_t + b), started as those of `mamba2`, and the output through the swish of a gate made of the stream.
     """
+
+    known_as = ("gdn", "gated_deltanet")
 
     decays = True

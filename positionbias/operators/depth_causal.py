@@ -19,6 +19,8 @@ class DepthCausalAttention(OwnMask):
     one pass it is causal softmax; a `looped` model tells passes. `impl` as in `softmax`.
     """
 
+    known_as = ("duo_causal",)
+
     scaled: bool = True
     impl: str | None = None
 

@@ -26,6 +26,8 @@ class Fourier(Operator):
     is still to come. The weights know places alone. The scale is that of an orthonormal transform (ours).
     """
 
+    known_as = ("fnet", "fnetar")
+
     period: int = 512
 
     reads = "stream"

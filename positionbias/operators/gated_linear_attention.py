@@ -33,6 +33,8 @@ class GatedLinearAttention(Recurrent):
     `rank` features; each head's output over its root mean square and through the swish of a gate made of the stream.
     """
 
+    known_as = ("gla",)
+
     rank: int = 16
     slowness: float = 16.0
 

@@ -28,6 +28,8 @@ class GatedSlot(Recurrent):
     root mean square of all heads. ABC (Peng et al. 2022) is the same with a running mean in place of the decay.
     """
 
+    known_as = ("gsa",)
+
     slots: int = 16
     slowness: float = 8.0
 

@@ -89,6 +89,8 @@ class SecondOrder(_HigherOrder):
     whose sign may change), `rms` takes each head's output over its root mean square (ours), `none` neither.
     """
 
+    known_as = ("hla",)
+
     def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:
         return one("outer", q, one("inner", q, k, k), v)
 

@@ -48,6 +48,8 @@ class LinearAttention(Recurrent):
     keys are turned by the position scheme before f. A row whose features have no key's in common is 0.
     """
 
+    known_as = ("linear",)
+
     feature: Feature = "elu"
     normalise: bool = True
 

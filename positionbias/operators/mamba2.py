@@ -40,6 +40,8 @@ class Mamba2(Recurrent):
     paper draws them).
     """
 
+    known_as = ("ssd", "mamba_2")
+
     convolution: int = 4
 
     def __post_init__(self) -> None:

@@ -25,6 +25,8 @@ class MultimodalSoftmax(ScoreOperator):
     nothing to see it adds nothing (the paper's code then has ties of the smallest number).
     """
 
+    known_as = ("mmca",)
+
     image: int
     scaled: bool = True
 

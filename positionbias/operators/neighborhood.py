@@ -23,6 +23,8 @@ class NeighborhoodAttention(OwnMask):
     window. NATTEN's strides are left out. `impl` as in `softmax`.
     """
 
+    known_as = ("natten",)
+
     width: int
     dilation: int = 1
     causal: bool = False

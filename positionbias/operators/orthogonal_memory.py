@@ -48,6 +48,8 @@ class OrthogonalMemory(Recurrent):
     each key with each value has a direction of its own, all of these are no more than `heads` times `slots`.
     """
 
+    known_as = ("lavo",)
+
     slots: int = 16
     window: int = 16
     join: Literal["joint", "sum"] = "joint"

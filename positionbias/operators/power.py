@@ -19,6 +19,8 @@ class Power(OwnMask):
     beside it. Released are blocks of 256, five blocks of window and one of sinks. `impl` as in `softmax`.
     """
 
+    known_as = ("powerattention",)
+
     window: int = 1
     sinks: int = 0
     block: int = 1

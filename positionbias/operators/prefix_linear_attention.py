@@ -32,6 +32,8 @@ class PrefixLinearAttention(Recurrent):
     which is the context whole where an encoder reads it.
     """
 
+    known_as = ("jrt", "jrt_rnn", "pla")
+
     feature: Feature = "taylor"
 
     reads_tokens = frozenset({"context"})

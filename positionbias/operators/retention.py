@@ -27,6 +27,8 @@ class Retention(Recurrent):
     queries and keys is the position scheme `rope`.
     """
 
+    known_as = ("retnet",)
+
     gated: bool = True
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:

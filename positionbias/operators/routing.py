@@ -38,6 +38,8 @@ class Routing(Choosing):
     with schemes that add to scores, every score is computed.
     """
 
+    known_as = ("biformer", "bra")
+
     region: int = 8
     top: int = 4
     causal: bool = True

@@ -20,6 +20,8 @@ class SharedPromptAttention(OwnMask):
     the prompt. `impl` as in `softmax`.
     """
 
+    known_as = ("dualkv",)
+
     scaled: bool = True
     impl: str | None = None
 

@@ -26,6 +26,8 @@ class Softmax(ByKernel):
     products of its own, the formula is computed as it stands.
     """
 
+    known_as = ("attention", "sdpa")
+
     scaled: bool = True
     impl: str | None = None
 

@@ -29,6 +29,8 @@ class SoftmaxPlusOne(ByKernel):
     `softmax`.
     """
 
+    known_as = ("softmax1", "off_by_one")
+
     learned: bool = False
     scaled: bool = True
     impl: str | None = None

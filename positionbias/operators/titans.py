@@ -62,6 +62,8 @@ class Titans(Recurrent):
     same memory, do not overshoot (ours).
     """
 
+    known_as = ("lmm",)
+
     form: Literal["mag", "mal", "mac"] = "mag"
     memory: Literal["linear", "mlp"] = "linear"
     chunk: int = 16

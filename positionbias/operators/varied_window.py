@@ -37,6 +37,8 @@ class VariedWindow(Operator):
     tokens, as T^2.
     """
 
+    known_as = ("vsa",)
+
     width: int = 8
     scaled: bool = True
 

@@ -25,6 +25,8 @@ def sinusoids(position: jax.Array, width: int, base: float) -> Float[jax.Array, 
 class NoPosition(PositionScheme):
     """No position information (NoPE, Haviv et al. 2022, arXiv 2203.16634); order can enter by the mask alone."""
 
+    known_as = ("nope",)
+
 
 @member("positions", "learned")
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,8 @@ class T5Bias(PositionScheme):
     (its decoder) they count as distance 0. T5 shares one table among its layers; here every layer has its own.
     """
 
+    known_as = ("t5",)
+
     buckets: int = 32
     farthest: int = 128
     both_sides: bool = False

@@ -53,6 +53,8 @@ class RoPE(PositionScheme):
     `factor` times (NTK-aware; Peng et al. 2023, arXiv 2309.00071, section 3.1). Both hold in training as in evaluation.
     """
 
+    known_as = ("rotary", "roformer")
+
     base: float = 10000.0
     fraction: float = 1.0
     scaling: Literal["none", "linear", "ntk"] = "none"

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(positionbias.__file__).parent
 # Layers, lowest first. A name stands for a module or a package; the longest one that fits a module counts. Names of one
 # layer do not import each other. `evaluation.loading` rebuilds a run and so stands above the training it rebuilds.
 LAYERS = [
-    ["arrays", "errors"],
+    ["arrays", "errors", "aliases"],
     ["spec", "runtime", "files", "hosts"],
     ["tokens", "config.schema", "replicas"],
     ["tasks", "masks", "positions"],
@@ -188,4 +188,7 @@ def test_listing_names_imports_no_member():
         "print('masks' in spec.axes(), sorted(m for m in sys.modules if m.startswith(('positionbias.', 'jax.'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
-    assert done.stdout.strip() == "True ['positionbias.errors', 'positionbias.runtime', 'positionbias.spec']"
+    assert (
+        done.stdout.strip()
+        == "True ['positionbias.aliases', 'positionbias.errors', 'positionbias.runtime', 'positionbias.spec']"
+    )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from positionbias import errors, spec
+from positionbias import aliases, errors, spec
 from positionbias.masks.base import Mask
 from positionbias.spec import Call, Combine, ConfigError
 
@@ -117,6 +117,7 @@ def test_an_element_of_a_pattern_may_be_an_expression():
     ("text", "sentence"),
     [
         ("[a, b]", "x: the pattern '[a, b]' has 2 entries, allowed: 4, one a layer."),
+        ("[a]", "x: the pattern '[a]' has 1 entry, allowed: 4, one a layer."),
         ("[a] * 0", "x: a list in '[a] * 0' may be repeated by a whole number from 1 to 1000 only."),
         ("[a] * True", "x: a list in '[a] * True' may be repeated by a whole number from 1 to 1000 only."),
         ("[a] * 9999", "x: a list in '[a] * 9999' may be repeated by a whole number from 1 to 1000 only."),
@@ -228,6 +229,48 @@ def test_text_without_quotes_is_told():
     )
 
 
+def test_a_spec_in_quotes_is_told():
+    allowed = "allowed: one of the masks."
+    for text, hint in (("causal", " in quotes, did you mean causal without"), ("cusal", "")):
+        told = refused(spec.build, "architectures", f"encoder_decoder(encoder_mask='{text}')", "model.architecture")
+        assert told == f"model.architecture.encoder_mask: '{text}' is not allowed{hint}; {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("axis", "name", "meant"),
+    [
+        ("operators", "gla", "gated_linear_attention"),
+        ("operators", "GLA", "gated_linear_attention"),
+        ("operators", "lavo", "orthogonal_memory"),
+        ("operators", "gsa", "gated_slot"),
+        ("operators", "gdn", "gated_delta"),
+        ("operators", "jrt-rnn", "prefix_linear_attention"),
+        ("operators", "linear", "linear_attention"),
+        ("masks", "swa", "sliding_window"),
+        ("positions", "nope", "none"),
+    ],
+)
+def test_a_member_is_told_by_what_else_it_is_called(axis, name, meant):
+    told = f"x: unknown {spec.one_of(axis)} {name!r}, did you mean {meant!r}?"
+    assert refused(spec.load_member, axis, name, "x") == told
+
+
+@pytest.mark.parametrize("axis", spec.axes())
+def test_no_two_members_are_called_alike(axis):
+    """And what a class says is what its source is read to say."""
+    told = aliases.known_as(axis, {name: spec.source(axis, name) for name in spec.names(axis)})
+    classes = {name: spec.load_member(axis, name, "x") for name in spec.names(axis)}
+    assert told == {other: name for name, cls in classes.items() for other in vars(cls).get("known_as", ())}
+
+
+def test_a_name_that_two_members_are_called_by_is_a_mistake_of_ours(tmp_path):
+    path = tmp_path / "two.py"
+    one = '\n@member("things", "{}")\nclass One:\n    """One."""\n\n    known_as = ("it",)\n'
+    path.write_text(one.format("a") + one.format("b"))
+    with pytest.raises(RuntimeError, match="'it' is what b is known as"):
+        aliases.known_as("things", {"a": path, "b": path})
+
+
 def test_long_bits_are_cut_in_a_sentence():
     told = str(errors.ConfigError(f"matrix='24x24:{'ff' * 72}' is not allowed; did you mean {'a' * 40}?"))
     assert told == f"matrix='24x24:{'f' * 16}...' is not allowed; did you mean {'a' * 40}?"
@@ -286,7 +329,7 @@ def test_types_taken(value, annotation, result):
         (True, Literal[1], "1"),
         ("ab", tuple[str, ...], "a list of text"),
         ([4, 16], tuple[tuple[int, ...], ...], "a list of lists of whole numbers"),
-        ("causal", Mask, "one of the masks"),
+        ("casual", Mask, "one of the masks"),
     ],
 )
 def test_types_refused(value, annotation, allowed):

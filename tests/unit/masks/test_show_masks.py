@@ -93,7 +93,7 @@ def test_a_wide_matrix_stays_on_the_line(capsys):
         (["causal", "--length", "0"], "--length: 0 is not allowed; allowed: a whole number from 1 to 64."),
         (["causal", "--length", "65"], "--length: 65 is not allowed; allowed: a whole number from 1 to 64."),
         (["causal", "--layers", "0"], "--layers: 0 is not allowed; allowed: a whole number from 1 to 1000."),
-        (["[causal]", "--layers", "2"], "MASK: the pattern '[causal]' has 1 entries, allowed: 2, one a layer."),
+        (["[causal]", "--layers", "2"], "MASK: the pattern '[causal]' has 1 entry, allowed: 2, one a layer."),
         (["segments", "--segment", "0,-1"], "--segment: '0,-1' is not allowed; allowed: whole numbers from 0 with"),
         (["segments", "--segment", ""], "--segment: '' is not allowed"),
         (["segments", "--segment", "2147483648"], "--segment: '2147483648' is not allowed"),
