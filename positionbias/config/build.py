@@ -15,15 +15,15 @@ import numpy as np
 from positionbias import spec
 from positionbias.arrays import Bool, Float, Key, Mapped
 from positionbias.assignments.base import Assignment
-from positionbias.config import schema
+from positionbias.config import attentions, schema
+from positionbias.config.attentions import Place
 from positionbias.config.fields import Looks, check_told, idle
 from positionbias.masks.base import Mask, one_share
-from positionbias.masks.order import Causal
 from positionbias.models.base import Architecture, Model, initialise, shapes, visible
 from positionbias.models.parameters import Blueprint
 from positionbias.models.state import state_size
 from positionbias.objectives.base import Objective
-from positionbias.operators.base import Operator, Pattern
+from positionbias.operators.base import Operator
 from positionbias.positions.base import Placed, PositionScheme
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
@@ -89,7 +89,9 @@ class Experiment:
             try:
                 mask.bind(q, k)
             except ConfigError as error:
-                raise ConfigError(f"{self.architecture.mask_field(name)}: in {name}, {error}") from None
+                raise ConfigError(
+                    f"{self.architecture.mask_field(name) or 'model.architecture'}: in {name}, {error}"
+                ) from None
 
     def positions_needed(self, condition: Condition, tokens: Tokens) -> int:
         """One more than the largest position told where `tokens`, numpy [U], end as the condition's do."""
@@ -149,7 +151,8 @@ class Experiment:
     @property
     def looks(self) -> list[Looks]:
         """Every mask in its place: the field that it is told in, and the tokens of the queries and keys it is on."""
-        return [(self.architecture.mask_field(name), mask, q, k) for _, name, _, mask, q, k in _attentions(self)]
+        field = self.architecture.mask_field
+        return [(field(name) or "model.architecture", mask, q, k) for _, name, _, mask, q, k in _attentions(self)]
 
     def drivers(self, batch: int, platform: str) -> list[str]:
         """Which drivers compute the attentions of `batch` sequences, none twice; ConfigError if one named cannot."""
@@ -198,6 +201,15 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
 
     Position tables hold at least `length` positions, those that a run was trained with.
     """
+    experiment = checked(config, length)
+    if not jax.tree.leaves(_trained(experiment)):
+        raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
+    experiment.task.corpus()  # last, as it may have to be fetched
+    return experiment
+
+
+def checked(config: schema.Config, length: int | None = None) -> Experiment:
+    """`build`, but for what is told by making a model's parameters: nothing that its masks could change."""
     model = config.model
     task: Task = spec.build("tasks", config.task, "task")
     objective: Objective = spec.build("objectives", config.objective, "objective")
@@ -233,14 +245,14 @@ def build(config: schema.Config, length: int | None = None) -> Experiment:
     _check_positions(blueprint)
     architecture.check(blueprint)
     _check_queries(experiment)
-    _check_attention(experiment)
+    attentions.check(
+        Place(name, architecture.mask_field(name), operator, mask, q, k)
+        for _, name, operator, mask, q, k in _attentions(experiment)
+    )
     _check_modes(experiment)
     check_told(objective, experiment.looks)
     _check_rows(experiment)
     _check_varied(experiment)
-    if not jax.tree.leaves(_trained(experiment)):
-        raise ConfigError("model.frozen: no parameter is left to train; allowed: fewer kinds.")
-    task.corpus()  # last, as it may have to be fetched
     return experiment
 
 
@@ -296,38 +308,6 @@ def _check_positions(blueprint: Blueprint) -> None:
             )
 
 
-def _check_attention(experiment: Experiment) -> None:
-    """Every operator can take its mask's pattern, and lets nothing through that the mask forbids."""
-    for _, name, operator, mask, q, k in _attentions(experiment):
-        allowed = np.asarray(mask.dense(q, k))
-        check_pattern(operator, _pattern(operator, mask, q, k, allowed), name)
-        why = operator.refuses(mask, q, k)
-        if why:
-            raise ConfigError(
-                f"model.operator: {spec.canonical(operator)} does not mix in {name} what the mask"
-                f" {spec.canonical(mask)} allows: {why}; allowed: the mask bidirectional, or one that hides some of it."
-            )
-        beyond = np.argwhere(np.asarray(visible(operator, mask, q, k)) & ~allowed)
-        if len(beyond):
-            i, j = beyond[0]
-            why = ""
-            if operator.endless and (beyond[:, 1] < beyond[:, 0]).any():  # what a segment that begins would hide
-                why = f": nothing is cleared where a segment begins, as {operator.endless}"
-            raise ConfigError(
-                f"model.operator: {spec.canonical(operator)} lets position {j} influence position {i} in {name},"
-                f" which the mask {spec.canonical(mask)} forbids{why}; allowed: a mask that contains what it mixes."
-            )
-
-
-def check_pattern(operator: Operator, pattern: Pattern, name: str) -> None:
-    """Raise ConfigError where the operator does not work as the pattern that the attention `name` has."""
-    if pattern not in operator.patterns:
-        raise ConfigError(
-            f"model.operator: {spec.canonical(operator)} does not work as {pattern.replace('_', ' ')} attention, which"
-            f" {name} needs, as {operator.lacking(pattern)}; allowed: {', '.join(sorted(operator.patterns))}."
-        )
-
-
 def _check_modes(experiment: Experiment) -> None:
     share = experiment.second_share
     if experiment.objective.two_modes and share is None:
@@ -348,14 +328,6 @@ def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operat
         tokens = told.told_context(length)
         for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
             yield condition, *attention
-
-
-def _pattern(operator: Operator, mask: Mask, q: Any, k: Any, allowed: np.ndarray) -> Pattern:
-    causal = not np.any(allowed & ~np.asarray(Causal().dense(q, k)))
-    same = q.length == k.length and np.array_equal(q.index, k.index)
-    if same:
-        return "causal_self" if causal else "noncausal_self"
-    return "causal_cross" if causal else "noncausal_cross"
 
 
 def _layouts(experiment: Experiment, condition: Condition) -> Iterator[Tokens]:

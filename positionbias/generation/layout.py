@@ -117,8 +117,9 @@ def check_lengths(experiment: Experiment, told: Tokens, context: int) -> None:
             seen.append(np.asarray(mask.dense(*sides))[..., *np.ix_(*common)])
         differ = np.argwhere(seen[0] != seen[1])
         if len(differ):
+            field = experiment.architecture.mask_field(name) or "model.architecture"
             raise ConfigError(
-                f"{experiment.architecture.mask_field(name)}: the mask {canonical(mask)} of {name} counts rows: among"
+                f"{field}: the mask {canonical(mask)} of {name} counts rows: among"
                 f" the {read} that are read it shows row {_places(given[0])[differ[0][-2]]} other keys than among the"
                 f" {trained} trained; allowed: prompts and lengths with which {trained} are read, or another mask."
             )

@@ -74,8 +74,8 @@ class Architecture:
         """
         raise NotImplementedError
 
-    def mask_field(self, name: str) -> str:
-        """The config field that the mask of the attention `name` is told in."""
+    def mask_field(self, name: str) -> str | None:
+        """The config field that the mask of the attention `name` is told in; None where the architecture fixes it."""
         return "model.mask"
 
     def held(self, name: str, tokens: Tokens, context_length: int) -> Int[np.ndarray, "S"]:

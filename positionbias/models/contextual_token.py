@@ -94,6 +94,9 @@ class ContextualToken(AddsARow):
             *((f"layer {i}", operator, mask, told, told) for i, (operator, mask) in enumerate(layers)),
         ]
 
+    def mask_field(self, name: str) -> str | None:
+        return None if name.startswith("encoder") else super().mask_field(name)
+
     def held(self, name: str, tokens: Tokens, context_length: int) -> Int[np.ndarray, "S"]:
         """The encoder's rows stand for none: only the row in front is made of them."""
         found = super().held(name, tokens, context_length)

@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from positionbias.arrays import Bool, Float, Mapped, Tree
+from positionbias.arrays import Bool, Float, Int, Mapped, Tree
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal
 from positionbias.operators.asked import Asked
@@ -65,6 +66,13 @@ class Operator:
     def refuses(self, mask: Mask, tokens_q: Tokens, tokens_k: Tokens) -> str:
         """Why it would not mix what `visible` says under this mask, the end of a sentence; empty if it does."""
         return ""
+
+    def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:
+        """Why keys influence queries, pairs `beyond`, against what is `allowed`: the end of a sentence, or empty."""
+        behind = (beyond[:, 1] < beyond[:, 0]).any()  # what a segment that begins would hide
+        if self.endless and behind:
+            return f"nothing is cleared where a segment begins, as {self.endless}"
+        return "" if self.any_mask else "whom its queries read is told by order alone"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         """The operator's own parameters, by name, a set a layer; `dims.width` is that of the layer's input."""

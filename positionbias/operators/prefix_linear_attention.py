@@ -6,8 +6,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from positionbias.arrays import Bool, Mapped, Tree
+from positionbias.arrays import Bool, Int, Mapped, Tree
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal
 from positionbias.operators.asked import Asked
@@ -105,3 +106,7 @@ class PrefixLinearAttention(Recurrent):
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
         rows, columns = tokens_q.rows(), tokens_k.columns()
         return rows.valid & columns.valid & ((columns.index <= rows.index) | (columns.context > 0))
+
+    def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:
+        behind = (beyond[:, 1] < beyond[:, 0]).any()
+        return super().goes_beyond(allowed, beyond) if behind else "every token reads the whole context"

@@ -60,6 +60,20 @@ class Recurrent(Operator):
         behind = (seen & np.asarray(columns.index > rows.index)).any()
         return "what is behind a query is read under `bidirectional` alone, by its name" if behind else ""
 
+    def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:
+        behind = beyond[beyond[:, 1] < beyond[:, 0]]
+        if self.endless or not len(behind) or allowed.shape[0] != allowed.shape[1]:
+            return super().goes_beyond(allowed, beyond)
+        first = behind[0, 0]
+        crossing = np.argwhere(allowed[first:, :first])
+        if not len(crossing):
+            return super().goes_beyond(allowed, beyond)
+        row, key = crossing[0]
+        return (
+            "what it carries is cleared only where no position from there on sees one before, and position"
+            f" {first + row} sees position {key}"
+        )
+
     @property
     def _sees_all(self) -> bool:
         return "noncausal_self" in self.patterns

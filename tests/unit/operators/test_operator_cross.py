@@ -157,8 +157,9 @@ def test_keys_of_another_sequence_make_no_segments(tiny):
 def test_what_has_no_such_form_says_why(tiny):
     wanted = {"model.operator": "ahla", "model.architecture": "encoder_decoder"}
     told = (
-        r"^model\.operator: ahla.* does not work as causal cross attention, which cross attention of decoder layer 0"
-        r" needs, as a query and a key of the same token are multiplied; allowed: causal_self, noncausal_self\.$"
+        r"^model\.operator: ahla.* does not work as cross attention, which cross attention of decoder layer 0 needs, as"
+        r" a query and a key of the same token are multiplied; allowed: model\.architecture = decoder_only, or an"
+        r" operator that does, such as softmax\.$"
     )
     with pytest.raises(ConfigError, match=told):
         build(tiny(SPLIT | wanted))
