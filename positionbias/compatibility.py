@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import itertools
 import re
+import string
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from positionbias import costs, spec
-from positionbias.config.build import build
+from positionbias.config.build import build, checked
 from positionbias.config.cli import apply_overrides
 from positionbias.config.resolve import resolve
 from positionbias.list import entries
@@ -26,6 +27,7 @@ AXES = ("masks", "positions", "assignments", "operators", "architectures", "obje
 PAIRS = (
     ("operators", "positions"),
     ("operators", "architectures"),
+    ("operators", "masks"),
     ("architectures", "positions"),
     ("objectives", "architectures"),
     ("masks", "objectives"),
@@ -68,8 +70,10 @@ BASE: dict[str, Any] = {
     "train": {"steps": 10, "log_every": 10},
 }
 VECTORS: dict[str, Any] = {"task": "inverse_permutation_matrix(d=3)", "model.inputs": "vector"}
-# Where masks meet architectures, a task whose inputs hold no answers, as leaks are told where masks meet objectives.
+# Where masks meet architectures or operators a task whose inputs hold no answers, as leaks are told where masks meet
+# objectives.
 NO_ANSWERS = "associative_recall(pairs=4, keys=8, values=8, delays=1)"
+MASKS = ("causal", "context_bidirectional", "bidirectional")  # an operator is built under the first that it honours
 PATTERNS = (
     "The four of CAB (Zhang et al., ICML 2023): a query reads all keys or those up to its place, of its own sequence or"
     " another. `tests/contract/test_operator_patterns.py` runs every + and has all else refused with its reason."
@@ -80,8 +84,7 @@ WITH: dict[tuple[str, str], dict[str, str]] = {
     ("objectives", "random_order"): {"masks": "[by_rank, by_rank(strict=True)]", "architectures": "two_stacks"},
     ("objectives", "masked_denoising"): {"masks": "bidirectional"},
     ("objectives", "masked_diffusion"): {"masks": "bidirectional"},
-    ("masks", "by_rank"): {"objectives": "random_order"},
-    ("operators", "prefix_linear_attention"): {"masks": "context_bidirectional"},
+    ("masks", "by_rank"): {"objectives": "random_order", "architectures": "two_stacks"},
     ("masks", "masked_keys"): {"objectives": "masked_denoising"},
 }
 COSTS = (
@@ -95,12 +98,20 @@ COSTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Every pair of two axes: None where it is built, else the number of its note, from 1."""
+    """Every pair of two axes: "+" where it is built, "+" and a letter under another mask, else its note's number."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    cells: Mapping[tuple[str, str], int | None]
+    cells: Mapping[tuple[str, str], str]
     notes: tuple[str, ...]
+    masks: tuple[str, ...] = ()  # what the letters stand for: a, b, ...
+
+
+class Told(NamedTuple):
+    """What build says of a pair: a refusal, or the mask it is built under, None for that of the pair or of the base."""
+
+    refusal: str | None
+    mask: str | None = None
 
 
 def example(axis: str, name: str) -> str:
@@ -113,22 +124,38 @@ def field(axis: str) -> str:
     return FIELDS.get(axis, f"model.{spec.one_of(axis)}")
 
 
+def told(axis: str, name: str, other_axis: str, other: str) -> Told:
+    """What build says of the pair; of an operator and no mask, under the one that the operator honours."""
+    mask = honoured(name) if axis == "operators" and other_axis != "masks" else MASKS[0]
+    why = refusal(axis, name, other_axis, other, None if mask == MASKS[0] else mask)
+    return Told(why, None if why is not None or mask == MASKS[0] else mask)
+
+
 @functools.cache
-def refusal(axis: str, name: str, other_axis: str, other: str) -> str | None:
-    """What build says of the pair; None if it is built."""
+def honoured(operator: str) -> str:
+    """The first mask of a few that the operator is built under."""
+    return next(mask for mask in MASKS if refusal("operators", operator, "architectures", "decoder_only", mask) is None)
+
+
+@functools.cache
+def refusal(axis: str, name: str, other_axis: str, other: str, mask: str | None = None) -> str | None:
+    """What build says of the pair, under `mask` or what the pair takes by itself; None if it is built."""
     chosen = {axis: example(axis, name), other_axis: example(other_axis, other)}
     for key in ((axis, name), (other_axis, other)):
         chosen = WITH.get(key, {}) | chosen
+    chosen |= {"masks": mask} if mask is not None else {}
     wanted: dict[str, Any] = {field(one): text for one, text in chosen.items()}
-    if {axis, other_axis} == {"masks", "architectures"} and "objectives" not in chosen:
+    if {axis, other_axis} & {"operators", "architectures"} and "masks" in chosen and "objectives" not in chosen:
         wanted["task"] = NO_ANSWERS
     if chosen.get("objectives") == "squared_error":
         wanted |= VECTORS
     config = resolve(apply_overrides(BASE, wanted))
     try:
-        build(config)
+        # What a mask changes is told without making parameters, which takes most of the time.
+        (checked if "masks" in (axis, other_axis) and "architectures" not in chosen else build)(config)
     except ConfigError as error:
-        members = (config.model.mask, config.model.architecture, *chosen.values())
+        named = (str(ConfigError(spec.canonical(spec.build(one, text, one)))) for one, text in chosen.items())  # cut
+        members = (config.model.mask, config.model.architecture, *chosen.values(), *named)
         return _in_general(str(error), tuple(dict.fromkeys(members)))
     return None
 
@@ -137,31 +164,36 @@ def _in_general(told: str, members: tuple[str, ...]) -> str:
     """A refusal with "..." for the members it speaks of and "n" for rows and inputs, so that like ones are one note."""
     for member in filter(None, members):
         told = re.sub(rf"(: | = |objective |operator |mask ){re.escape(member)}(?=[ ,])", r"\1...", told, count=1)
+        told = told.replace(f"model.operator = {member.partition('(')[0]}(", "model.operator = ...(")
     return re.sub(r"\b(rows?|input|position) \d+", r"\1 n", told)
 
 
 def matrix(rows: str, columns: str) -> Matrix:
     """Every pair of two axes."""
     named = tuple(spec.names(rows)), tuple(spec.names(columns))
-    return _noted(*named, {pair: refusal(rows, pair[0], columns, pair[1]) for pair in itertools.product(*named)})
+    return _noted(*named, {pair: told(rows, pair[0], columns, pair[1]) for pair in itertools.product(*named)})
 
 
-def _noted(rows: tuple[str, ...], columns: tuple[str, ...], told: Mapping[tuple[str, str], str | None]) -> Matrix:
-    """A matrix of refusals, each with its note once."""
-    notes = tuple(dict.fromkeys(why for why in told.values() if why is not None))
-    cells = {pair: None if why is None else notes.index(why) + 1 for pair, why in told.items()}
-    return Matrix(rows, columns, cells, notes)
+def _noted(rows: tuple[str, ...], columns: tuple[str, ...], said: Mapping[tuple[str, str], Told]) -> Matrix:
+    """A matrix of what build says, each refusal with its note once."""
+    notes = tuple(dict.fromkeys(why for why, _ in said.values() if why is not None))
+    masks = tuple(dict.fromkeys(mask for _, mask in said.values() if mask is not None))
+    cells = {}
+    for pair, (why, mask) in said.items():
+        letter = "" if mask is None else string.ascii_lowercase[masks.index(mask)]
+        cells[pair] = f"+{letter}" if why is None else str(notes.index(why) + 1)
+    return Matrix(rows, columns, cells, notes, masks)
 
 
 def patterns() -> Matrix:
     """Every operator and each of the four patterns, as its declaration has them; the notes are its reasons."""
     names, four = tuple(spec.names("operators")), typing.get_args(Pattern)
-    told = {}
+    said = {}
     for name in names:
         operator: Operator = spec.build("operators", example("operators", name), "model.operator")
         for pattern in four:
-            told[name, pattern] = None if pattern in operator.patterns else f"{operator.lacking(pattern)}."
-    return _noted(names, four, told)
+            said[name, pattern] = Told(None if pattern in operator.patterns else f"{operator.lacking(pattern)}.")
+    return _noted(names, four, said)
 
 
 def page() -> str:
@@ -186,7 +218,7 @@ def members_table(axis: str) -> str:
 def matrix_table(rows: str, columns: str) -> str:
     """A matrix in Markdown: + where the pair is built, else the number of what build says; a line if all are built."""
     found = matrix(rows, columns)
-    if not found.notes:
+    if not found.notes and not found.masks:
         return (
             f"Every one of the {len(found.rows)} {rows} is built with every one of the {len(found.columns)} {columns}."
         )
@@ -197,7 +229,8 @@ def table(found: Matrix) -> str:
     """A matrix in Markdown, with its notes."""
     lines = ["| | " + " | ".join(f"`{name}`" for name in found.columns) + " |", "|---" * (len(found.columns) + 1) + "|"]
     for row in found.rows:
-        cells = [found.cells[row, column] for column in found.columns]
-        lines.append(f"| `{row}` | " + " | ".join("+" if cell is None else str(cell) for cell in cells) + " |")
-    notes = [f"{number}. {note}" for number, note in enumerate(found.notes, start=1)]
-    return "\n".join([*lines, "", *notes] if notes else lines)
+        lines.append(f"| `{row}` | " + " | ".join(found.cells[row, column] for column in found.columns) + " |")
+    lines += ["", *(f"{number}. {note}" for number, note in enumerate(found.notes, start=1))] if found.notes else []
+    letters = zip(string.ascii_lowercase, found.masks, strict=False)
+    under = ", ".join(f"+{letter} under `{mask}`" for letter, mask in letters)
+    return "\n".join([*lines, "", f"Built {under}, as not under `{MASKS[0]}`."] if under else lines)

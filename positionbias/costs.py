@@ -17,6 +17,7 @@ from jax.extend.core import jaxprs_in_params
 
 from positionbias import spec
 from positionbias.arrays import Tree
+from positionbias.masks.base import Mask
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Operator
 from positionbias.positions.base import Dims, Placed
@@ -65,9 +66,10 @@ def drawn(operator: Operator, dims: Dims) -> Tree:
     return arrays
 
 
-def mixed(operator: Operator, tokens: Tokens, arrays: Tree) -> jax.Array:
+def mixed(operator: Operator, tokens: Tokens, arrays: Tree, mask: Mask | None = None) -> jax.Array:
     """What the operator makes, with what it makes of the stream first; of self attention, causal where it can be."""
-    mask = spec.build("masks", "causal" if "causal_self" in operator.patterns else "bidirectional", "mask")
+    if mask is None:
+        mask = spec.build("masks", "causal" if "causal_self" in operator.patterns else "bidirectional", "mask")
     x, params, position = arrays["x"], arrays["params"], Placed(spec.build("positions", "none", "position"))
     if operator.reads == "stream":
         return operator.mix(x, tokens, mask, params, Sites())

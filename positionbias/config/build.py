@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -247,7 +247,7 @@ def checked(config: schema.Config, length: int | None = None) -> Experiment:
     _check_queries(experiment)
     attentions.check(
         Place(name, architecture.mask_field(name), operator, mask, q, k)
-        for _, name, operator, mask, q, k in _attentions(experiment)
+        for _, name, operator, mask, q, k in _attentions(experiment, _layouts)
     )
     _check_modes(experiment)
     check_told(objective, experiment.looks)
@@ -318,20 +318,23 @@ def _check_modes(experiment: Experiment) -> None:
         )
 
 
-def _attentions(experiment: Experiment) -> Iterator[tuple[Condition, str, Operator, Mask, Tokens, Tokens]]:
-    """Every attention under every layout of tokens of every condition."""
+def _attentions(
+    experiment: Experiment, layouts: Callable[[Experiment, Condition], Iterable[Tokens]] | None = None
+) -> Iterator[tuple[Condition, str, Operator, Mask, Tokens, Tokens]]:
+    """Every attention under every layout of tokens of every condition, if not told: those of the objective."""
     task = experiment.task
-    layouts = [(c, told) for c in task.conditions() for told in experiment.objective.layouts(task.tokens(c))]
-    for condition, told in layouts:
+    every = layouts or (lambda experiment, condition: experiment.objective.layouts(task.tokens(condition)))
+    for condition in task.conditions():
         length = task.context_length(condition)
-        experiment.check_masks(told, length)
-        tokens = told.told_context(length)
-        for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
-            yield condition, *attention
+        for told in every(experiment, condition):
+            experiment.check_masks(told, length)
+            tokens = told.told_context(length)
+            for attention in experiment.architecture.attentions(experiment.blueprint, tokens, length):
+                yield condition, *attention
 
 
 def _layouts(experiment: Experiment, condition: Condition) -> Iterator[Tokens]:
-    """Every layout that loss rows are checked under: those of the objective, in the modes that it does not see to."""
+    """Every layout that is trained under: those of the objective, in the modes that it does not see to."""
     for tokens in experiment.objective.layouts(experiment.task.tokens(condition)):
         yield tokens
         if experiment.second_share is not None and not experiment.objective.two_modes:

@@ -5,12 +5,17 @@ import runpy
 import shutil
 import types
 
+import jax
+import numpy as np
 import pytest
 
-from positionbias import compatibility, spec
+from positionbias import compatibility, costs, spec
 from positionbias.config.build import build
 from positionbias.config.cli import apply_overrides
 from positionbias.config.resolve import resolve
+from positionbias.tokens import sequential
+
+OPERATORS = spec.names("operators")
 
 
 def script(root):
@@ -51,13 +56,15 @@ def pairs(monkeypatch):
 
     def have(told):
         monkeypatch.setattr(spec, "names", {"rows": ["a", "b"], "columns": ["x", "y"]}.get)
-        monkeypatch.setattr(compatibility, "refusal", lambda rows, row, columns, column: told.get((row, column)))
+        said = {pair: compatibility.Told(*found) for pair, found in told.items()}
+        nothing = compatibility.Told(None)
+        monkeypatch.setattr(compatibility, "told", lambda rows, row, columns, column: said.get((row, column), nothing))
 
     return have
 
 
 def test_a_note_stands_once_and_cells_name_its_number(pairs):
-    pairs({("a", "y"): "one.", ("b", "x"): "two.", ("b", "y"): "one."})
+    pairs({("a", "y"): ["one."], ("b", "x"): ["two."], ("b", "y"): ["one."]})
     assert compatibility.matrix_table("rows", "columns").splitlines() == [
         "| | `x` | `y` |",
         "|---|---|---|",
@@ -67,6 +74,54 @@ def test_a_note_stands_once_and_cells_name_its_number(pairs):
         "1. one.",
         "2. two.",
     ]
+
+
+def test_a_pair_that_is_built_under_another_mask_names_it(pairs):
+    pairs({("a", "y"): ["one."], ("b", "x"): [None, "prefix(2)"], ("b", "y"): [None, "bidirectional"]})
+    assert compatibility.matrix_table("rows", "columns").splitlines() == [
+        "| | `x` | `y` |",
+        "|---|---|---|",
+        "| `a` | + | 1 |",
+        "| `b` | +a | +b |",
+        "",
+        "1. one.",
+        "",
+        "Built +a under `prefix(2)`, +b under `bidirectional`, as not under `causal`.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("operator", "axis", "other", "refused", "mask"),
+    [
+        ("softmax", "positions", "rope", False, None),
+        ("reversed", "positions", "rope", False, "bidirectional"),
+        ("varied_window", "architectures", "looped", False, "bidirectional"),
+        ("prefix_linear_attention", "positions", "learned", False, "context_bidirectional"),
+        ("varied_window", "positions", "rope", False, "bidirectional"),
+        ("reversed", "architectures", "encoder_decoder", True, None),
+        ("reversed", "masks", "causal", True, None),
+        ("reversed", "masks", "bidirectional", False, None),
+    ],
+)
+def test_an_operator_is_built_under_a_mask_that_it_honours(operator, axis, other, refused, mask):
+    why, under = compatibility.told("operators", operator, axis, other)
+    assert (why is not None, under) == (refused, mask)
+    assert why is None or ("cross attention" if axis == "architectures" else "causal self attention") in why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", spec.names("masks"))
+def test_what_is_built_under_a_mask_is_traced_under_it(mask):
+    length, built = 24, spec.build("masks", compatibility.example("masks", mask), "mask")
+    ramp = np.arange(length, dtype=np.int32)
+    fields = dict.fromkeys(("segment", "role", "frame", "scale", "depth", "hidden", "context"), ramp // 6)
+    tokens, dims = sequential(length, **fields), costs.dims_of(length)
+    for name, operator in ((n, spec.build("operators", compatibility.example("operators", n), "o")) for n in OPERATORS):
+        if compatibility.told("operators", name, "masks", mask).refusal is None:
+            shapes = jax.eval_shape(lambda one=operator: costs.drawn(one, dims))
+            asked = lambda arrays, one=operator: costs.mixed(one, tokens, arrays, built.bind(tokens, tokens))  # noqa: E731
+            wanted = (1, length, dims.width) if operator.reads == "stream" else (1, length, dims.heads, dims.head_size)
+            assert jax.eval_shape(asked, shapes).shape == wanted, name
 
 
 def test_a_line_of_a_table_is_not_cut_by_what_it_says(monkeypatch):
@@ -130,6 +185,26 @@ def test_every_member_stands_in_a_table(root):
             "next_token",
             "model.mask: ... reads 'rank' of the tokens, which the objective ... does not tell; allowed: objectives"
             " that do (random_order), or another mask.",
+        ),
+        ("operators", "softmax", "masks", "by_rank", None),
+        (
+            "operators",
+            "routing",
+            "masks",
+            "from_file",
+            "model.operator: ... does not work as noncausal self attention, which layer 0 needs under model.mask = ...,"
+            " as it is its causal form, and causal=False the other; allowed: model.mask = causal, model.operator ="
+            " ...(causal=False), or an operator that does, such as softmax.",
+        ),
+        (
+            "operators",
+            "delta",
+            "masks",
+            "shared_prompt",
+            "model.operator: ... lets position n influence position n in layer 0, which model.mask = ... forbids: what"
+            " it carries is cleared only where no position from there on sees one before, and position n sees position n"
+            " (segment 0 is in 2 pieces); allowed: a mask that contains what it mixes, or an operator that honours"
+            " every mask, such as softmax.",
         ),
         ("objectives", "bidirectional_causal", "architectures", "two_stacks", None),
         ("masks", "by_rank", "objectives", "random_order", None),

@@ -120,3 +120,15 @@ def test_what_goes_beyond_a_mask_is_told_with_its_reason(tiny, model, told):
 def test_the_field_of_the_encoders_mask_is_named(tiny):
     told = refused(tiny, operator="linear_attention", architecture="encoder_decoder(encoder_mask=sliding_window(2))")
     assert " in encoder layer 0, which model.architecture.encoder_mask = sliding_window(width=2) forbids: " in told
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ("switch(causal, causal & sliding_window(3))", "lets position 0 influence position 3"),
+        ("switch(causal, bidirectional)", "does not work as noncausal self attention"),
+    ],
+)
+def test_an_operator_honours_both_modes_of_a_mask(tiny, mask, said):
+    assert said in refused(tiny, operator="delta", mask=mask)
+    build(tiny({"task": TASK, "model.mask": mask}))
