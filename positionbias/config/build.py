@@ -15,7 +15,7 @@ import numpy as np
 from positionbias import spec
 from positionbias.arrays import Bool, Float, Key, Mapped
 from positionbias.assignments.base import Assignment
-from positionbias.config import attentions, schema
+from positionbias.config import attentions, recurrences, schema, sizes
 from positionbias.config.attentions import Place
 from positionbias.config.fields import Looks, check_told, idle
 from positionbias.masks.base import Mask, one_share
@@ -29,6 +29,8 @@ from positionbias.replicas import stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Task, layout
 from positionbias.tokens import Tokens, joined
+
+ATTENTION = "softmax_attention"  # the kernel that windows of recurrences are computed by
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,20 +159,36 @@ class Experiment:
     def drivers(self, batch: int, platform: str) -> list[str]:
         """Which drivers compute the attentions of `batch` sequences, none twice; ConfigError if one named cannot."""
         config, made = self.blueprint, {}
+        for name, operator, mask, scheme, q, k, queries in self._calls(batch):
+            params = {p: jnp.zeros(m.shape) for p, m in scheme.layer_parameters(config.dims).items()}
+            key = operator, mask, scheme, q.length, k.length
+            if key in made:
+                continue
+            try:
+                made[key] = operator.driver(queries, q, k, mask, Placed(scheme, params), platform)
+            except ConfigError as error:
+                raise ConfigError(f"model.operator: in {name}, {error}") from None
+        windows = {driver for kernel, driver in self._carried(batch, platform) if kernel == ATTENTION}
+        return sorted(windows | {driver for driver in made.values() if driver is not None})
+
+    def recurrences(self, batch: int, platform: str) -> list[str]:
+        """Which drivers compute the recurrences of `batch` sequences, none twice."""
+        return sorted({driver for kernel, driver in self._carried(batch, platform) if kernel != ATTENTION})
+
+    def _carried(self, batch: int, platform: str) -> set[tuple[str, str]]:
+        """Kernels and drivers of the operators that carry a state."""
+        found: set[tuple[str, str]] = set()
+        for _, operator, mask, scheme, q, k, queries in self._calls(batch):
+            found |= recurrences.drivers(operator, mask, scheme, q, k, self.blueprint.dims, queries, platform)
+        return found
+
+    def _calls(self, batch: int) -> Iterator[tuple[str, Operator, Mask, PositionScheme, Tokens, Tokens, Any]]:
+        """Every attention with each scheme that its operator is under, and the shape and type of its queries."""
+        config = self.blueprint
         for _, name, operator, mask, q, k in _attentions(self):
+            shape = (batch, q.length, config.config.heads, config.dims.head_size)
             for scheme in {s for o, s in zip(config.operators, config.positions, strict=True) if o == operator}:
-                key = operator, mask, scheme, q.length, k.length
-                if key in made:
-                    continue
-                params = {p: jnp.zeros(m.shape) for p, m in scheme.layer_parameters(config.dims).items()}
-                queries = jax.ShapeDtypeStruct(
-                    (batch, q.length, config.config.heads, config.dims.head_size), config.dtype
-                )
-                try:
-                    made[key] = operator.driver(queries, q, k, mask, Placed(scheme, params), platform)
-                except ConfigError as error:
-                    raise ConfigError(f"model.operator: in {name}, {error}") from None
-        return sorted({driver for driver in made.values() if driver is not None})
+                yield name, operator, mask, scheme, q, k, jax.ShapeDtypeStruct(shape, config.dtype)
 
     @cached_property
     def state_size(self) -> int | None:
@@ -243,6 +261,8 @@ def checked(config: schema.Config, length: int | None = None) -> Experiment:
     blueprint = dataclasses.replace(blueprint, length=max(length or 0, *told))
     experiment = dataclasses.replace(experiment, blueprint=blueprint)
     _check_positions(blueprint)
+    longest = max(length or 0, *(task.length(condition) for condition in task.conditions()))
+    sizes.check(blueprint.operators, dataclasses.replace(blueprint.dims, length=longest), longest)
     architecture.check(blueprint)
     _check_queries(experiment)
     attentions.check(

@@ -102,3 +102,28 @@ def idle(
     for (field, text), names in found.items():
         if names:
             yield f"{field}: {text} reads the {' and the '.join(names)} of tokens, the same for all of this task's"
+    if "role" not in same:
+        yield from _without_tokens(layouts, [(field, one) for field, one, _ in members])
+
+
+def _without_tokens(layouts: Iterable[Tokens], members: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """One line for every member that asks for a role which no token has."""
+    roles = sorted({int(role) for told in layouts for role in np.unique(told.role)})
+    asked = {
+        (field, spec.canonical(one), name, getattr(part, name)): None
+        for field, one in members
+        for part in _parts(one)
+        for name in getattr(part, "roles", ())
+    }
+    for field, text, name, role in asked:
+        if role not in roles:
+            told = ", ".join(map(str, roles))
+            yield f"{field}: no token of this task has the {name} of {text}, role {role}; they have {told}"
+
+
+def _parts(one: Any) -> Iterator[Any]:
+    """A member and, of a combined mask, the masks that it is made of."""
+    yield one
+    for inner in vars(one).values():
+        if isinstance(inner, Mask):
+            yield from _parts(inner)

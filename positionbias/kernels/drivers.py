@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +54,20 @@ def always(problem: Any, platform: str) -> None:
     return None
 
 
+_NOTED: contextvars.ContextVar[tuple[str, list[tuple[str, str]]] | None] = contextvars.ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def noting(platform: str) -> Iterator[list[tuple[str, str]]]:
+    """Kernels and the drivers that are chosen meanwhile for the platform; what is traced is `xla_chunked`, of all."""
+    found: list[tuple[str, str]] = []
+    token = _NOTED.set((platform, found))
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+
+
 def choose(
     problem: Any, impl: str | None, platform: str | None, drivers: Mapping[str, Driver], ladder: Ladder
 ) -> Choice:
@@ -61,6 +77,17 @@ def choose(
     """
     if platform is not None and platform not in PLATFORMS:
         raise unknown("platform", "platform", platform, PLATFORMS)
+    noted = _NOTED.get()
+    if noted is not None and platform is None:
+        chosen = _chosen(problem, impl, noted[0], drivers, ladder)
+        noted[1].append((type(problem).__module__.split(".")[-2], chosen.driver.name))
+        return dataclasses.replace(chosen, driver=drivers["xla_chunked"])
+    return _chosen(problem, impl, platform, drivers, ladder)
+
+
+def _chosen(
+    problem: Any, impl: str | None, platform: str | None, drivers: Mapping[str, Driver], ladder: Ladder
+) -> Choice:
     platform = platform or current_platform()
     if impl is not None:
         check_impl(impl, drivers)

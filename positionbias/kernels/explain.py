@@ -43,8 +43,8 @@ def parser() -> Parser:
     """The flags of this entry."""
     made = Parser("python -m positionbias.kernels.explain", PURPOSE)
     made.add_argument("--kernel", default="attention", help=f"{', '.join(KERNELS)}; default: attention")
-    made.add_argument("--mask", default="causal", help="spec of a mask; default: causal")
-    made.add_argument("--position", default="none", help="spec of a position scheme; default: none")
+    made.add_argument("--mask", help="spec of a mask; default: causal")
+    made.add_argument("--position", help="spec of a position scheme; default: none")
     made.add_argument("--decays", default="", metavar="NAME,NAME", help=f"of linear_attention: {', '.join(DECAYS)}")
     made.add_argument("--chunk", type=int, help="steps at a time; default: what is fast, or 16 for linear_memory")
     made.add_argument("--length", type=int, default=512, help="queries and keys, or steps; default: 512")
@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
         found = _recurrence(given)
         print("\n".join(_drivers(found, KERNELS[given.kernel])))
         return 0
-    mask = spec.build("masks", given.mask, "--mask")
-    scheme = spec.build("positions", given.position, "--position")
+    mask = spec.build("masks", "causal" if given.mask is None else given.mask, "--mask")
+    scheme = spec.build("positions", "none" if given.position is None else given.position, "--position")
     dims = Dims(given.heads * given.head_size, given.heads, given.head_size, given.length)
     scheme.check(dims)
     if scheme.multiplies:

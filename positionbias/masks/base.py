@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Mask:
     """A rule on pairs of tokens."""
 
     axis = "masks"
+    roles: ClassVar[tuple[str, ...]] = ()  # arguments that name a role of tokens
 
     def allowed(self, q: Tokens, k: Tokens) -> Mapped:
         """Whether query `q` may see key `k`, elementwise over fields that broadcast; bool.

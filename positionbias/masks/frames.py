@@ -55,6 +55,8 @@ class BlockCausalWithSummary(Mask):
     summary: int
     group: Literal["frame", "segment"] = "frame"
 
+    roles = ("summary",)
+
     def __post_init__(self) -> None:
         require(self.summary >= 0, "summary", self.summary, "a role, a whole number from 0")
 

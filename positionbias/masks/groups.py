@@ -70,6 +70,8 @@ class ModalityMutual(Mask):
     modality: int
     question: int
 
+    roles = ("modality", "question")
+
     def __post_init__(self) -> None:
         for name in ("modality", "question"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a role, a whole number from 0")
@@ -95,6 +97,8 @@ class ConditionCausal(Mask):
     """
 
     condition: int
+
+    roles = ("condition",)
 
     def __post_init__(self) -> None:
         require(self.condition >= 0, "condition", self.condition, "a role, a whole number from 0")

@@ -45,6 +45,7 @@ class Operator:
     axis = "operators"
     reads: ClassVar[Literal["qkv", "stream"]] = "qkv"
     reads_tokens: ClassVar[frozenset[str]] = frozenset()  # fields of tokens that matter to it, beside index and valid
+    roles: ClassVar[tuple[str, ...]] = ()  # arguments that name a role of tokens
     patterns: ClassVar[frozenset[Pattern]] = frozenset()
     lacks: ClassVar[Reasons] = {}  # why each of the four that is not among its patterns is not; see `lacking`
     uses_rotation: ClassVar[bool] = True  # honours a scheme's `rotate`; False where the stream is read

@@ -46,7 +46,7 @@ class Based(Recurrent):
     convolution: int = 3
 
     def __post_init__(self) -> None:
-        require(1 <= self.features <= 65536, "features", self.features, "a whole number from 1 to 65536")
+        require(1 <= self.features <= 1024, "features", self.features, "a whole number from 1 to 1024")
         require(0 <= self.window <= 65536, "window", self.window, "a whole number from 0 to 65536")
         require(0 <= self.convolution <= 65536, "convolution", self.convolution, "a whole number from 0 to 65536")
 

@@ -31,6 +31,7 @@ class MultimodalSoftmax(ScoreOperator):
     scaled: bool = True
 
     reads_tokens = frozenset({"role"})
+    roles = ("image",)
 
     def __post_init__(self) -> None:
         require(self.image >= 0, "image", self.image, "a role, a whole number from 0")

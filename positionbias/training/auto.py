@@ -26,6 +26,7 @@ class Auto:
     microbatch: int
     steps_per_dispatch: int
     drivers: tuple[str, ...] = ()  # of the attentions
+    recurrences: tuple[str, ...] = ()  # drivers of operators that carry a state
     together: int | None = None  # replicas side by side, where some are those of other runs
 
     def describe(self) -> dict[str, int | str]:
@@ -37,6 +38,7 @@ class Auto:
             "steps_per_dispatch": self.steps_per_dispatch,
         }
         found |= {"attention": " and ".join(self.drivers)} if self.drivers else {}
+        found |= {"recurrence": " and ".join(self.recurrences)} if self.recurrences else {}
         return found | ({"replicas_together": self.together} if self.together else {})
 
 
@@ -115,7 +117,8 @@ def resolve(experiment: Experiment, platform: str, available: int) -> Auto:
     if hosts.several():
         _check_processes(chosen)
     microbatch = _microbatch(config.train, platform, length, chosen.shards)
-    return Auto(chosen, microbatch, dispatch(config), tuple(experiment.drivers(microbatch, platform)))
+    drivers, carried = experiment.drivers(microbatch, platform), experiment.recurrences(microbatch, platform)
+    return Auto(chosen, microbatch, dispatch(config), tuple(drivers), tuple(carried))
 
 
 def memory() -> int:

@@ -202,8 +202,8 @@ def test_every_member_stands_in_a_table(root):
             "masks",
             "shared_prompt",
             "model.operator: ... lets position n influence position n in layer 0, which model.mask = ... forbids: what"
-            " it carries is cleared only where no position from there on sees one before, and position n sees position n"
-            " (segment 0 is in 2 pieces); allowed: a mask that contains what it mixes, or an operator that honours"
+            " it carries is cleared only where no position from there on sees one before, and position n sees position"
+            " n (segment 0 is in 2 pieces); allowed: a mask that contains what it mixes, or an operator that honours"
             " every mask, such as softmax.",
         ),
         ("objectives", "bidirectional_causal", "architectures", "two_stacks", None),

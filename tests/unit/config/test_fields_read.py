@@ -97,6 +97,28 @@ def test_operators_that_tell_nothing_apart_are_said(tiny):
     ]
 
 
+def test_a_role_that_no_token_has_is_said(tiny):
+    pairs = {"task": "associative_recall(pairs=2, keys=4, values=4, delays=1)"}
+    task = build(tiny(pairs)).task
+    roles = {int(role) for condition in task.conditions() for role in task.tokens(condition).role}
+    they = f"they have {', '.join(map(str, sorted(roles)))}"
+    assert build(tiny({**pairs, "model.operator": "multimodal_softmax(image=1)"})).idle == []
+    found = build(
+        tiny(
+            {
+                **pairs,
+                "model.operator": "multimodal_softmax(image=99)",
+                "model.mask": "causal & ~modality_mutual(98, question=1) | causal",
+            }
+        )
+    ).idle
+    assert found == [
+        "model.mask: no token of this task has the modality of (causal & ~modality_mutual(modality=98, question=1)) |"
+        f" causal, role 98; {they}",
+        f"model.operator: no token of this task has the image of multimodal_softmax(image=99), role 99; {they}",
+    ]
+
+
 def test_what_tells_nothing_apart_is_said(tiny):
     pairs = {"task": "associative_recall(pairs=2, keys=4, values=4, delays=1)", "model.mask": "shared_prompt"}
     assert build(tiny(pairs)).idle == []

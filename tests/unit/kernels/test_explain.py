@@ -74,6 +74,15 @@ def test_recurrences_have_drivers_of_their_own(capsys):
         (["--mask", "casual"], "--mask: unknown mask 'casual', did you mean 'causal'"),
         (["--kernel", "delta"], "--kernel: unknown kernel 'delta', did you mean 'delta_rule'"),
         (["--kernel", "delta_rule", "--mask", "full"], "--mask: delta_rule has none; allowed: to leave it out."),
+        (
+            ["--kernel", "linear_attention", "--mask", "causal"],
+            "--mask: linear_attention has none; allowed: to leave it",
+        ),
+        (
+            ["--kernel", "linear_memory", "--position", "none"],
+            "--position: linear_memory has none; allowed: to leave it",
+        ),
+        (["--mask", ""], "--mask: '' is not a spec"),
         (["--kernel", "linear_attention", "--decays", "keys"], "--decays: unknown decay 'keys', did you mean 'key'"),
         (["--kernel", "linear_attention", "--impl", "cudnn"], "--impl: unknown impl 'cudnn'"),
         (["--kernel", "linear_attention", "--decays", "key,head"], "head and key are both of keys; allowed: one"),

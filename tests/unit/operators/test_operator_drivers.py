@@ -1,12 +1,14 @@
 """Which driver computes softmax attention: the one named, or the first that can; told in the manifest."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from positionbias import spec
+from positionbias import kernels, spec
 from positionbias.config.build import build
 from positionbias.errors import ConfigError
+from positionbias.kernels import drivers
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.models.sites import Sites
 from positionbias.operators.softmax import Softmax
@@ -104,3 +106,37 @@ def test_every_scheme_comes_out_of_every_driver_as_of_the_formula(name, order):
     for impl in ("xla_dense", "xla_chunked", "mosaic_tpu_interpret"):
         for one, other in zip(both(Softmax(impl=impl)), want, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "platform", "attention", "recurrence"),
+    [
+        ("linear_attention", "cpu", [], ["xla_quadratic"]),
+        ("linear_attention", "tpu", [], ["mosaic_tpu"]),
+        ("retention", "cpu", [], ["xla_chunked"]),  # it decays
+        ("gated_delta", "cpu", [], ["xla_chunked"]),
+        ("gated_delta", "tpu", [], ["mosaic_tpu"]),
+        ("md_tpe", "cpu", [], ["xla_chunked"]),  # reads the stream
+        ("based", "cpu", ["xla_dense"], ["xla_quadratic"]),  # its window is attention
+        ("titans(memory='mlp')", "cpu", ["xla_dense"], []),  # a memory of two matrices is no kernel's
+        ("titans", "cpu", ["xla_dense"], ["xla_chunked"]),
+        ("[linear_attention, retention]", "cpu", [], ["xla_chunked", "xla_quadratic"]),
+        ("softmax", "cpu", ["xla_dense"], []),
+    ],
+)
+def test_a_run_tells_the_drivers_of_recurrences(operator, platform, attention, recurrence, tiny):
+    layers = 1 + operator.startswith("[")
+    experiment = build(tiny({"model.operator": operator, "model.layers": layers, "model.position": "none"}))
+    found = auto.resolve(experiment, platform, 2).describe()
+    assert found.get("attention", "") == " and ".join(attention)
+    assert found.get("recurrence", "") == " and ".join(recurrence)
+
+
+def test_what_is_noted_while_traced_is_what_is_chosen_when_called():
+    """And nothing is noted afterwards: a call goes to the driver that it has chosen."""
+    x = jnp.ones((1, 8, 2, 4))
+    with drivers.noting("tpu") as found:
+        jax.eval_shape(lambda x: kernels.linear_attention(x, x, x), x)
+    assert found == [("linear_recurrence", "mosaic_tpu")]
+    kernels.linear_attention(x, x, x)
+    assert len(found) == 1
