@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     """Run the entry; returns its exit code."""
     given, overrides = cli.parse_command_line(parser(), argv)
     workdir = None if given.workdir is None else cli.folder(given.workdir)
-    cells = sweeps.cells(given.config, given.sweep, overrides)
+    cells = sweeps.cells(given.config, given.sweep, overrides, given.cells)
     part = None if given.cells is None else sharing.part(cells, given.cells)
     executor = _executor(given)
     digest = hashlib.sha256(" ".join(cell.hash for cell in cells).encode()).hexdigest()[:12]

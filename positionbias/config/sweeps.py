@@ -73,12 +73,15 @@ def sweep_names(file: files.ConfigFile) -> list[str]:
     return [_sweep_name(function) for function in file.functions("sweep")]
 
 
-def cells(path_with_arguments: str, names: str | None = None, overrides: Overrides = ()) -> list[Cell]:
+def cells(
+    path_with_arguments: str, names: str | None = None, overrides: Overrides = (), asked: str | None = None
+) -> list[Cell]:
     """Every cell of the named sweeps (`NAME` or `NAME,NAME2`) of a config file, resolved, in the order added.
 
     Without `names` the file's only sweep is meant, or else its `sweep(add)`. `overrides`, those of the command line,
     hold in every cell. Raises ConfigError for an unknown name, for sweeps or a command line that set the same field,
-    for two cells with one name or one config, and for any cell that does not resolve.
+    for two cells with one name or one config, and for any cell that does not resolve: of several, for one that `asked`
+    names, NAME,NAME2, before others, and for none where the command line alone is refused alike.
     """
     file = files.read(path_with_arguments)
     given = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
@@ -86,6 +89,7 @@ def cells(path_with_arguments: str, names: str | None = None, overrides: Overrid
     found: list[Cell] = []
     own_name: list[bool] = []
     written: dict[tuple[str, int, str], str] = {}
+    broken: dict[str, str] = {}
     for name, curve, wanted in _multiplied(file, _chosen_sweeps(file, names)):
         for field in wanted:
             if field in dict(given):
@@ -94,11 +98,29 @@ def cells(path_with_arguments: str, names: str | None = None, overrides: Overrid
         try:
             config = resolve(apply_overrides(file.raw(), [*given, *wanted.items()]), written)
         except ConfigError as error:
-            raise ConfigError(f"cell {label!r}: {error}") from None
+            broken[label] = str(error)
+            continue
         found.append(Cell(label, config, wanted, curve))
         own_name.append(name is not None)
+    if broken:
+        _refuse_broken(broken, file, given, asked)
     _refuse_equal(found)
     return _distinct(found, own_name)
+
+
+def _refuse_broken(
+    broken: Mapping[str, str], file: files.ConfigFile, given: list[tuple[str, Any]], asked: str | None
+) -> None:
+    """Raise the ConfigError of one of the cells that are refused, the whole plan with it."""
+    wanted = [name.strip() for name in (asked or "").split(",")]
+    label = next((name for name in wanted if name in broken), next(iter(broken)))
+    try:
+        resolve(apply_overrides(file.raw(), given))
+    except ConfigError as error:
+        if str(error) == broken[label]:
+            raise
+    beside = ", which is planned beside those of --cells" if asked is not None and label not in wanted else ""
+    raise ConfigError(f"cell {label!r}{beside}: {broken[label]}")
 
 
 def _lists(axes: Mapping[str, Sequence[Any]], what: str) -> dict[str, list[Any]]:

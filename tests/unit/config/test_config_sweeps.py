@@ -198,6 +198,29 @@ def test_a_mistake_on_the_command_line_names_no_cell(write):
     assert refused(write(WIDTH), None, [("model.layrs", "2")]).startswith("model.layrs: unknown field")
 
 
+def test_of_several_cells_that_are_refused_the_one_asked_for_is_named(write, root):
+    """And none where the command line alone is refused alike."""
+    steps = "train.log_every = 100 is more than train.steps = 2; allowed: at most that."
+    with pytest.raises(ConfigError) as caught:
+        cells(str(root / "configs" / "recall" / "operators.py"), None, {"train.steps": 2}, "based-4")
+    assert str(caught.value) == steps
+    path = write(
+        "def sweep(add):\n"
+        "    add({'model.layers': 1}, name='one')\n"
+        "    for name in ('two', 'three'):\n"
+        "        add({'model.layers': len(name), 'model.operator': '[softmax, softmax]'}, name=name)\n"
+    )
+    entries = "model.operator: the pattern '[softmax, softmax]' has 2 entries, allowed:"
+    given = {"model.mask": "[causal, causal, causal]"}
+    mask = "model.mask: the pattern '[causal, causal, causal]' has 3 entries, allowed:"
+    assert refused(path).startswith(f"cell 'two': {entries} 3, ")
+    assert refused(path, None, (), "three").startswith(f"cell 'three': {entries} 5, ")
+    assert refused(path, None, (), "one, three").startswith(f"cell 'three': {entries} 5, ")
+    assert refused(path, None, given, "one").startswith(f"cell 'one': {mask} 1, ")
+    beside = "which is planned beside those of --cells"
+    assert refused(path, None, (), "one").startswith(f"cell 'two', {beside}: {entries} 3, ")
+
+
 def test_a_part_of_a_sweep_is_named_or_is_one_of_some_shares(write):
     found = cells(write(DEPTH + WIDTH), "depth,width")
     assert len(found) == 8
