@@ -1,5 +1,6 @@
 """BUILD.md tells the truth about the tree, and its examples of new members work."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -11,9 +12,13 @@ import pytest
 
 import positionbias
 from positionbias import spec
+from positionbias.masks.order import Causal
+from positionbias.models.sites import Sites
+from positionbias.operators.asked import Asked
+from positionbias.positions.base import Dims, Placed
 from positionbias.tasks import show
 from positionbias.tasks.base import Condition
-from positionbias.tokens import sequential
+from positionbias.tokens import Tokens, sequential
 
 PACKAGE = pathlib.Path(positionbias.__file__).parent
 PAGE = (PACKAGE.parent / "BUILD.md").read_text(encoding="utf-8")
@@ -96,6 +101,32 @@ def test_the_example_mask(example):
     found = example("A mask").Strided(2).dense(tokens, tokens)
     np.testing.assert_array_equal(found, [[1, 0, 1, 0], [0, 1, 0, 1]] * 2)
     assert '(4, ["1010", "0101", "1010", "0101"])' in PAGE
+
+
+def test_the_example_operator(example):
+    operator, allowed = example("An operator").Strongest(keys=2), np.tri(3, dtype=bool)
+    found = operator.weights(jax.numpy.array([[[[2.0, 1.0, -1.0]] * 3]]), allowed)[0, 0, -1]
+    np.testing.assert_allclose(
+        found, [np.exp(2) / (np.exp(2) + np.exp(1)), np.exp(1) / (np.exp(2) + np.exp(1)), 0], 1e-5
+    )
+
+
+def test_the_example_recurrence(example):
+    operator = example("A recurrence").Fading(pace=0.5)
+    tokens, one = sequential(3), np.ones((1, 3, 1, 1), np.float32)
+    values = np.array([1.0, 10.0, 100.0], np.float32).reshape(1, 3, 1, 1)
+    none = Placed(spec.build("positions", "none", "x"))
+    found = operator(one, one, values, tokens, tokens, Causal(), none, {}, Sites())
+    assert found[0, -1, 0, 0] == pytest.approx(0.25 * 1 + 0.5 * 10 + 100)
+    assert operator.state_size(Dims(width=64, heads=4, head_size=16, length=9)) == 4 * 16 * 16
+    state, whole = None, Tokens(*(field[None] for field in tokens))
+    for row in range(3):  # one after another, as sequences are generated
+        asked = Asked.of(np.array([[row]]), whole, Causal())
+        now = one[:, :1], one[:, :1], values[:, row : row + 1]
+        mixed, state = operator.advance(*now, asked, none, {}, Sites(), state)
+        assert mixed[0, 0, 0, 0] == pytest.approx(found[0, row, 0, 0])
+    with pytest.raises(spec.ConfigError, match=r"pace = 0\.0 is not allowed"):
+        dataclasses.replace(operator, pace=0.0)
 
 
 def test_the_example_task(example):
