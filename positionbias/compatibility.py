@@ -154,7 +154,8 @@ def refusal(axis: str, name: str, other_axis: str, other: str, mask: str | None 
         # What a mask changes is told without making parameters, which takes most of the time.
         (checked if "masks" in (axis, other_axis) and "architectures" not in chosen else build)(config)
     except ConfigError as error:
-        named = (str(ConfigError(spec.canonical(spec.build(one, text, one)))) for one, text in chosen.items())  # cut
+        single = (spec.build(one, text, one) for one, text in chosen.items() if not spec.is_pattern(text, one))
+        named = (str(ConfigError(spec.canonical(member))) for member in single)  # cut as in a sentence
         members = (config.model.mask, config.model.architecture, *chosen.values(), *named)
         return _in_general(str(error), tuple(dict.fromkeys(members)))
     return None

@@ -8,7 +8,7 @@ time and memory of the same programs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -27,10 +27,10 @@ HEADS, SIZE = 4, 16
 LENGTHS = 1024, 4096  # tokens, of the table
 
 
-def operators(arguments: Mapping[str, str]) -> dict[str, Operator]:
-    """Every operator, with `arguments` where it needs some, in its causal form where it has one."""
+def operators(arguments: Mapping[str, str], names: Iterable[str] | None = None) -> dict[str, Operator]:
+    """Every operator, or those named, with `arguments` where it needs some, in its causal form where it has one."""
     found = {}
-    for name in spec.names("operators"):
+    for name in spec.names("operators") if names is None else names:
         told = [arguments[name]] if name in arguments else []
         if "causal" in spec.arguments(spec.load_member("operators", name, "--operators")):
             told.append("causal=True")
@@ -84,19 +84,21 @@ def table(found: Mapping[str, Operator]) -> str:
         f"| operator | kept after {few} tokens | after {many} | products a token of {few} | of {many} | grow as |",
         "|---|---|---|---|---|---|",
     ]
-    for one in found.values():
-        kept, counted = [], []
-        for length in LENGTHS:
-            dims = dims_of(length)
-            shapes = jax.eval_shape(lambda one=one, dims=dims: drawn(one, dims))
-            kept.append(one.state_size(dims))
-            counted.append(products(jax.make_jaxpr(forward(one, length))(shapes)))
-        shares = [x / length for x, length in zip(counted, LENGTHS, strict=True)]
-        power = math.log(counted[1] / counted[0], many / few) if min(counted) > 0 else math.nan
-        grow = f"T^{power:.2f}" if power == power else "-"
-        told = [f"{x:,.0f}" for x in (*kept, *shares)]
-        lines.append(f"| `{spec.canonical(one)}` | " + " | ".join(told) + f" | {grow} |")
+    lines += [f"| `{spec.canonical(one)}` | " + " | ".join(line(one)) + " |" for one in found.values()]
     return "\n".join(lines)
+
+
+def line(one: Operator) -> list[str]:
+    """What an operator costs: the numbers kept at `LENGTHS`, the products of a token, and how all of them grow."""
+    kept, counted = [], []
+    for length in LENGTHS:
+        dims = dims_of(length)
+        shapes = jax.eval_shape(lambda dims=dims: drawn(one, dims))
+        kept.append(one.state_size(dims))
+        counted.append(products(jax.make_jaxpr(forward(one, length))(shapes)))
+    shares = [x / length for x, length in zip(counted, LENGTHS, strict=True)]
+    power = math.log(counted[1] / counted[0], LENGTHS[1] / LENGTHS[0]) if min(counted) > 0 else math.nan
+    return [*(f"{x:,.0f}" for x in (*kept, *shares)), f"T^{power:.2f}" if power == power else "-"]
 
 
 def products(program: Any) -> float:

@@ -1,6 +1,6 @@
 """`python -m positionbias.list [AXIS]`: every registered name, with its arguments and one line of what it is.
 
-Read from the source with `ast`, so nothing is imported and the answer is immediate.
+Read from the source with `ast`, so nothing is imported and the answer is immediate; but for what one operator costs.
 """
 
 from __future__ import annotations
@@ -53,10 +53,15 @@ def table(axis: str) -> str:
 
 
 def described(axis: str, name: str) -> str:
-    """The signature of a member, and its whole docstring."""
+    """The signature of a member and its whole docstring; of an operator what it declares and costs too."""
     entry = _entry(axis, name)
     signature = f"{name}({', '.join(entry.arguments)})" if entry.arguments else name
-    return "\n\n".join([signature, ast.get_docstring(_found(axis, name)) or ""])
+    parts = [signature, ast.get_docstring(_found(axis, name)) or ""]
+    if axis == "operators":
+        from positionbias import facts
+
+        parts.append(facts.operator(name))
+    return "\n\n".join(parts)
 
 
 def main(argv: list[str]) -> int:

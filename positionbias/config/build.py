@@ -294,7 +294,7 @@ def _trained(experiment: Experiment) -> Any:
     return nnx.state(experiment.abstract, nnx.Param)
 
 
-def _unused(scheme: PositionScheme, operator: Operator) -> str | None:
+def unused(scheme: PositionScheme, operator: Operator) -> str | None:
     """What the scheme does that the operator does not use; None if it uses all."""
     acts = (
         (scheme.rotates, operator.uses_rotation, "rotates queries and keys"),
@@ -318,8 +318,8 @@ def _check_positions(blueprint: Blueprint) -> None:
             )
     pairs = list(zip(schemes, blueprint.operators, strict=True))
     for layer, (scheme, operator) in enumerate(pairs):
-        if what := _unused(scheme, operator):
-            apart = ["none" if _unused(*pair) else spec.canonical(pair[0]) for pair in pairs]
+        if what := unused(scheme, operator):
+            apart = ["none" if unused(*pair) else spec.canonical(pair[0]) for pair in pairs]
             told = set(apart) != {"none"} and not any(one.embeds for one in schemes)
             one_each = f", or one scheme a layer: '[{', '.join(apart)}]'" if told else ""
             raise ConfigError(

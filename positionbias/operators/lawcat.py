@@ -30,11 +30,12 @@ from positionbias.spec import member, require
 class LAWCAT(Recurrent):
     """Gated linear attention, normalised, of queries and keys convolved over `convolution` tokens (Liu et al. 2025).
 
-    "Efficient Distillation from Quadratic to Linear Attention with Convolution across Tokens": a causal convolution a
-    feature, without nonlinearity, of queries and of keys but not of values; one map f = softmax(W x), a head, for both,
-    with `features` entries, positive so that sums may be divided by; S_t = diag(a_t) S_(t-1) + f(k_t) v_t', z_t
-    likewise over ones, o_t = f(q_t) S_t / f(q_t) . z_t. The gates' form is not published: a_t is that of
-    `gated_linear_attention`, one a feature. The paper distils from a trained model; here all is trained from scratch.
+    arXiv 2509.18467, "Efficient Distillation from Quadratic to Linear Attention with Convolution across Tokens": a
+    causal convolution a feature, without nonlinearity, of queries and of keys but not of values; one map f = softmax(W
+    x), a head, for both, with `features` entries, positive so that sums may be divided by; S_t = diag(a_t) S_(t-1) +
+    f(k_t) v_t', z_t likewise over ones, o_t = f(q_t) S_t / f(q_t) . z_t. The gates' form is not published: a_t is that
+    of `gated_linear_attention`, one a feature. The paper distils from a trained model; here all is trained from
+    scratch.
     """
 
     features: int = 32

@@ -21,6 +21,8 @@ def masked_softmax(found: jax.Array, allowed: jax.Array) -> jax.Array:
 class Softmax(ByKernel):
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1); `scaled=False` leaves out 1/sqrt(H).
 
+    "Attention Is All You Need", arXiv 1706.03762.
+
     `impl` names the driver of the kernel that computes it (`python -m positionbias.kernels.explain`), None the first
     that can. Scores and pattern exist in none of them: where a site reads one of the two, or a position scheme has
     products of its own, the formula is computed as it stands.

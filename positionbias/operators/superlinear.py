@@ -34,8 +34,8 @@ class Superlinear(Choosing):
     window by a softmax, and the results are added with the softmax of the search scores for weights: keys in two spans
     count in both, and by these weights alone the search is trained. Where no anchor is there, the window is seen.
 
-    The defaults are those of the released package (2026); its anchors at other powers are left out. Of anchors and
-    spans a mask hides what it hides.
+    The paper is arXiv 2601.18401. The defaults are those of the released package (2026); its anchors at other powers
+    are left out. Of anchors and spans a mask hides what it hides.
 
     Anchors and the keys of spans are gathered, a chunk of queries after another, so that products grow as T^1.5. Of few
     tokens, where a site reads scores or the pattern, and with schemes that add to scores, every score is computed.
