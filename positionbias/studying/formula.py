@@ -12,12 +12,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from positionbias.spec import ConfigError, unknown, unreadable
+from positionbias.spec import ConfigError, check_type, show, unknown, unreadable
 from positionbias.studying.recorded import FILTERS, MEASURES, PerReplica, Recorded
 
 ARITHMETIC: dict[type, Callable[..., Any]] = {
@@ -26,10 +27,10 @@ ARITHMETIC: dict[type, Callable[..., Any]] = {
     ast.Mult: np.multiply,
     ast.Div: np.divide,
     ast.USub: np.negative,
-    ast.Lt: np.less,
-    ast.LtE: np.less_equal,
-    ast.Gt: np.greater,
-    ast.GtE: np.greater_equal,
+    ast.Lt: lambda a, b: _holds(np.less, a, b),
+    ast.LtE: lambda a, b: _holds(np.less_equal, a, b),
+    ast.Gt: lambda a, b: _holds(np.greater, a, b),
+    ast.GtE: lambda a, b: _holds(np.greater_equal, a, b),
 }
 FUNCTIONS: dict[str, tuple[range, Callable[..., Any]]] = {  # by name: how many values, and what it is of them
     "min": (range(2, 100), lambda *each: np.minimum.reduce(np.broadcast_arrays(*each))),
@@ -37,6 +38,8 @@ FUNCTIONS: dict[str, tuple[range, Callable[..., Any]]] = {  # by name: how many 
     "abs": (range(1, 2), np.abs),
     "log": (range(1, 2), np.log),
 }
+NESTING = 200  # signs in a formula, each of which may nest it deeper: far below what would exhaust Python's stack
+LARGEST = 1e9  # number in a formula
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,8 @@ def parse(text: Any, field: str) -> Formula:
     """The formula in `text`. Raises ConfigError, in which `field` says where it stands."""
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"{field}: {text!r} is not allowed; allowed: the text of a formula.")
+    if sum(map(text.count, "+-*/<>([{")) > NESTING:
+        raise ConfigError(f"{field}: {show(text)} is nested too deeply; allowed: {NESTING} signs and brackets.")
     try:
         tree = ast.parse(" ".join(text.split()), mode="eval").body
         for problem in _problems(tree):
@@ -114,7 +119,10 @@ def _problems(node: ast.expr) -> Iterator[str]:
             yield from _misused(node, name)
         else:
             yield str(unknown(name, "measure", name, [*MEASURES, *FUNCTIONS]))
-    elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and type(node.value) is not bool:
+        if node.value > LARGEST:
+            yield f"{show(node.value)} is not allowed; allowed: numbers up to {LARGEST:g}."
+    else:
         yield f"{ast.unparse(node)!r} is not allowed; allowed: numbers, + - * /, < and > and measures of runs."
 
 
@@ -140,6 +148,25 @@ def _misused(node: ast.Call, name: str) -> Iterator[str]:
         inspect.signature(function).bind(None, *reading.positional, **reading.keywords)
     except TypeError as error:
         yield f"{ast.unparse(node)!r} is not allowed, {error}; allowed: the arguments of {name}."
+        return
+    if {"step", "evals"} <= reading.keywords.keys():
+        yield f"{ast.unparse(node)!r} is not allowed; allowed: step= or evals=, which is of one step already."
+        return
+    yield from _of_another_type(reading)
+
+
+def _of_another_type(reading: Reading) -> Iterator[str]:
+    """Arguments whose values a measure could not use, told before anything runs."""
+    function = MEASURES[reading.measure]
+    types = FILTERS | typing.get_type_hints(function)
+    given = inspect.signature(function).bind(None, *reading.positional, **reading.keywords).arguments
+    several = {"at": (), "where": {}, **given}
+    flat = {name: value for name, value in given.items() if name not in ("run", "at", "where")} | several["where"]
+    for name, value in [*flat.items(), *(("at", i) for i in several["at"])]:
+        try:
+            check_type(value, types[name], name)
+        except ConfigError as error:
+            yield f"{reading.measure}, {error}"
 
 
 def _named(node: ast.Call) -> str | None:
@@ -169,6 +196,11 @@ def _value(node: ast.expr, recorded: Callable[[str], Recorded], text: str) -> An
         assert isinstance(node, ast.BinOp)
         left, right, operator = node.left, node.right, node.op  # type: ignore[assignment]
     return _paired(ARITHMETIC[type(operator)], [_value(left, recorded, text), _value(right, recorded, text)], text)
+
+
+def _holds(compare: Callable[..., Any], a: Any, b: Any) -> Any:
+    """1 where the comparison holds, 0 where it does not, nan where a side has no number."""
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, compare(a, b))
 
 
 def _paired(function: Callable[..., Any], values: list[Any], text: str) -> Any:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import pathlib
+import typing
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from positionbias.arrays import Float
+from positionbias.evaluation import stored
 from positionbias.evaluation.rows import columns, read_rows
-from positionbias.evaluation.statistics import INDICES, indices
-from positionbias.files import read_json, refuse_unread
+from positionbias.evaluation.statistics import indices
+from positionbias.files import refuse_unread
 from positionbias.spec import ConfigError, unknown
 
-AXES = {"query": "query_slot", "evidence": "evidence_slot", "distance": "distance"}
+Axis = Literal["query", "evidence", "distance"]
+Index = Literal["primacy", "recency", "tilt", "middle_dip"]
+COLUMNS: dict[Axis, str] = {"query": "query_slot", "evidence": "evidence_slot", "distance": "distance"}
 AT_INIT = "at_init/"  # before the names of an analysis' arrays: the same of the model as it was drawn
+
+MANIFEST = {
+    "step": int,
+    "commit?": (str, None),
+    "dirty?": (bool, None),
+    "devices?": [str],
+    "versions?": {str: (str, None)},
+    "seconds?": float,
+}
 
 PerReplica = Float[np.ndarray, "R"]
 
@@ -45,7 +57,9 @@ class Recorded:
                 raise unknown("evals", "evaluation", evals, _stems(path.parent))
             return _rows(path)
         steps = sorted(int(stem) for stem in _stems(self.folder / "evals") if stem.isdecimal())
-        wanted = 0 if self.initial else step if step is not None else max(steps, default=0)
+        # The last step is the manifest's: were its rows lost, the newest that are left would be of another model.
+        last = manifest(self.folder).get("step")
+        wanted = 0 if self.initial else step if step is not None else last
         if wanted not in steps:
             told = f"step = {wanted} was not evaluated in {str(self.folder)!r}"
             raise ConfigError(f"{told}; allowed: {', '.join(map(str, steps)) or 'none'}.")
@@ -56,7 +70,7 @@ def _stems(folder: pathlib.Path) -> list[str]:
     return [path.stem for path in folder.glob("*.npz")]
 
 
-@functools.lru_cache(maxsize=64)  # a claim reads the same rows several times
+@functools.lru_cache(maxsize=8)  # a claim reads the same rows several times, and large ones fill a memory
 def _rows(path: pathlib.Path) -> dict[str, Any]:
     return read_rows(path)
 
@@ -97,35 +111,31 @@ def changed(run: Recorded, **where: Any) -> PerReplica:
     return _mean(run, names[0], **where)
 
 
-def index(run: Recorded, name: str, axis: str = "evidence", **where: Any) -> PerReplica:
-    """An index of position bias of accuracy by `axis`: primacy, recency, tilt or middle_dip."""
-    if name not in INDICES:
-        raise unknown("index", "index", name, INDICES)
-    if axis not in AXES:
-        raise unknown("index", "axis", axis, AXES)
+def index(run: Recorded, name: Index, axis: Axis = "evidence", **where: Any) -> PerReplica:
+    """An index of position bias of accuracy by `axis`, over the positions that there are, as in `summary.json`."""
     rows, chosen, replica, count = _chosen(run, **where)
-    slot = rows[AXES[axis]][chosen]
-    found = []
-    for r in range(count):
-        own = slot[replica == r]
-        sums = np.bincount(own, rows["correct"][chosen][replica == r], minlength=int(slot.max()) + 1)
-        counts = np.bincount(own, minlength=int(slot.max()) + 1)
-        with np.errstate(invalid="ignore"):
-            found.append(indices(sums / counts)[name])
-    return np.array([np.nan if one is None else one for one in found])
+    positions, slot = np.unique(rows[COLUMNS[axis]][chosen], return_inverse=True)
+    cell, size = replica * len(positions) + slot, count * len(positions)
+    sums = np.bincount(cell, rows["correct"][chosen].astype(np.float64), minlength=size)
+    with np.errstate(invalid="ignore"):
+        curves = (sums / np.bincount(cell, minlength=size)).reshape(count, len(positions))
+    return _each(curves, name)
 
 
-def influence(run: Recorded, name: str, condition: str | None = None, step: int | None = None) -> PerReplica:
+def influence(run: Recorded, name: Index, condition: str | None = None, step: int | None = None) -> PerReplica:
     """The same index of the influence of input positions on the last output."""
-    if name not in INDICES:
-        raise unknown("influence", "index", name, INDICES)
     rows = run.rows(step, None)
     profile = np.asarray(rows["influence"], np.float64)[:, _condition(rows, condition)]
-    found = [indices(one[np.isfinite(one)])[name] for one in profile]
+    length = np.flatnonzero(np.isfinite(profile).any(axis=0)).max(initial=-1) + 1  # what is behind is padding
+    return _each(profile[:, :length], name)
+
+
+def _each(curves: Float[np.ndarray, "R P"], name: Index) -> PerReplica:
+    found = [indices(curve)[name] for curve in curves]
     return np.array([np.nan if one is None else one for one in found])
 
 
-def analysis(run: Recorded, file: str, array: str, *at: int | None) -> PerReplica:
+def analysis(run: Recorded, file: str, array: str, /, *at: int | None) -> PerReplica:
     """An array that an analysis left: its value `at` an index an axis, negative ones from the end; means over None.
 
     Axes for which nothing is given are averaged over too.
@@ -201,7 +211,7 @@ def _chosen(
     return found, chosen, replica[chosen], len(replicas)
 
 
-FILTERS = tuple(name for name in inspect.signature(_chosen).parameters if name != "run")
+FILTERS = {name: kind for name, kind in typing.get_type_hints(_chosen).items() if name not in ("run", "return")}
 
 
 def _condition(rows: dict[str, Any], name: str | None) -> int:
@@ -211,9 +221,5 @@ def _condition(rows: dict[str, Any], name: str | None) -> int:
 
 
 def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """`manifest.json` of a run folder, {} where there is none or none that can be read."""
-    try:
-        found = read_json(folder / "manifest.json")
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """`manifest.json` of a run folder, {} where there is none. Raises ConfigError where it is damaged."""
+    return stored.read(folder / "manifest.json", MANIFEST)
