@@ -14,7 +14,7 @@ from positionbias.reporting.html import escape, figure, grid, page
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.studying import told
 from positionbias.studying.definition import SCALES, Claim, Study
-from positionbias.studying.results import Records
+from positionbias.studying.results import Records, outdated
 
 NAME = "report.html"
 HEAD = ["claim", "verdict", "ours", "asked", "at initialisation", "null", "theirs", "source"]
@@ -44,10 +44,11 @@ def _at(folder: pathlib.Path, study: Study, records: Records, scale: str) -> lis
     for claim in claims:
         record = found.get(claim.name)
         ours = "–" if record is None else told.measured(record)
-        shown = [claim.name, told.verdict(claim, record), ours, told.asked(claim), *told.controls(record)]
-        rows.append([*shown, claim.theirs or "–", f"{claim.paper}, {claim.source}"])
+        cells = [claim.name, told.verdict(claim, record), ours, told.asked(claim), *told.controls(record)]
+        rows.append([*cells, claim.theirs or "–", f"{claim.paper}, {claim.source}"])
     body.append(grid(HEAD, rows, "Mean and 95 % interval (Student's t) over replicas.", texts=len(HEAD)))
-    body.append(side_by_side([_drawn(claim, found[claim.name], scale) for claim in claims if claim.name in found]))
+    shown = [claim for claim in claims if claim.name in found and not outdated(claim, found[claim.name])]
+    body.append(side_by_side([_drawn(claim, found[claim.name], scale) for claim in shown]))
     lines = []
     for part in study.parts_at(scale):
         home = pathlib.Path("runs", scale, part.name)

@@ -106,7 +106,7 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
         for claim in study.claims.values():
             for scale in claim.scales:
                 record = records.get(scale, {}).get(claim.name)
-                if record is None and scale == "paper" and "quick" in claim.scales:
+                if scale == "paper" and "quick" in claim.scales and not records.get("paper"):
                     continue  # told below, once for all
                 lines.append(
                     _row(
