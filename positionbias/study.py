@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
+import shlex
 
+from positionbias import analyze, evaluate
 from positionbias.config import cli
 from positionbias.launch import say
 from positionbias.spec import ConfigError
@@ -50,21 +53,36 @@ def every(root: pathlib.Path) -> dict[str, tuple[Study, results.Records]]:
     """Every study in `root` and its records, by name."""
     found = {}
     for name in definition.names(root):
-        found[name] = (definition.read(root, name), results.read(root / FOLDER / name))
+        found[name] = (definition.read(root, name), results.read(root / FOLDER / name, name))
     return found
+
+
+def _check_flags(study: Study) -> None:
+    """Refuse flags that the entries which a part names do not have, and those that the study gives itself."""
+    for part in study.parts.values():
+        for kind, entry, commands in (("evaluate", evaluate, part.evaluate), ("analyze", analyze, part.analyze)):
+            own = {"--workdir": "RUN"} | ({"--label": "NAME"} if kind == "evaluate" else {})
+            for name, flags in commands.items():
+                command = [*itertools.chain(*own.items()), *shlex.split(flags)]
+                try:
+                    cli.parse_command_line(entry.parser(), command)
+                except ConfigError as error:
+                    raise ConfigError(f"parts.{part.name}.{kind}.{name}: {error}") from None
 
 
 def _run(study: Study, scale: str, folder: pathlib.Path) -> int:
     from positionbias.studying import report, running
 
-    results.read(folder)  # a damaged file is refused before hours of training, not after
+    results.read(folder, study.name)  # what is wrong is refused before hours of training, not after
+    _check_flags(study)
     code = running.Runner(study, scale, folder).run()
-    records = results.read(folder)
+    records = results.read(folder, study.name)
     for claim in study.at(scale):
         record = records.get(scale, {}).get(claim.name)
         ours = "" if record is None else f": {told.measured(record)}, {told.asked(claim)} is asked"
         say(f"{claim.name}: {told.verdict(claim, record)}{ours}")
-    say(f"claims: {folder / results.NAME}")
+    if records:
+        say(f"claims: {folder / results.NAME}")
     say(f"report: {report.write(folder, study, records)}")
     return code
 

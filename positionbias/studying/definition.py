@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from positionbias.config.resolve import check_safe_name
-from positionbias.spec import ConfigError, unknown
+from positionbias.spec import ConfigError, show, unknown
 from positionbias.studying.formula import Formula, parse
 
 SCALES = ("quick", "paper")
@@ -150,17 +150,25 @@ def read(root: pathlib.Path, name: str) -> Study:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         return _study(name, raw)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
+        told = f"{str(path)!r} cannot be read ({' '.join(str(error).split())})"
+        raise ConfigError(f"--name: {told}; allowed: a definition in TOML.") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def _study(name: str, raw: dict[str, Any]) -> Study:
     _keys(raw, "study", _STUDY, _STUDY)
-    papers = _table(raw["papers"], "papers")
+    papers = {key: _text(one, f"papers.{key}") for key, one in _table(raw["papers"], "papers").items()}
     parts = {key: _part(key, one) for key, one in _table(raw["parts"], "parts").items()}
     claims = {key: _claim(key, one, papers) for key, one in _table(raw["claims"], "claims").items()}
+    for field, table in (("parts", parts), ("claims", claims)):
+        if not table:
+            raise ConfigError(f"{field}: {{}} is not allowed; allowed: one or more.")
+        folded = [key.casefold() for key in table]
+        twice = next((key for key in table if folded.count(key.casefold()) > 1), None)
+        if twice is not None:  # one folder, where the system ignores case
+            raise ConfigError(f"{field}: {twice!r} is there twice but for case; allowed: names that differ in more.")
     study = Study(name, _text(raw["title"], "title"), _text(raw["about"], "about"), papers, parts, claims)
     for claim in claims.values():
         _check_runs(claim, study)
@@ -190,10 +198,12 @@ def _part(name: str, raw: Any) -> Part:
 def _at_scale(raw: Any, field: str, sweep: str | None) -> AtScale:
     _keys(raw, field, _SCALE, set())
     minutes, cells = raw.get("minutes"), raw.get("cells")
-    if minutes is not None and (type(minutes) not in (int, float) or not minutes > 0):
-        raise ConfigError(f"{field}.minutes: {minutes!r} is not allowed; allowed: a number above 0.")
+    if minutes is not None and (type(minutes) not in (int, float) or not 0 < minutes < math.inf):
+        raise ConfigError(f"{field}.minutes: {show(minutes)} is not allowed; allowed: a number above 0.")
     if cells is not None and (not isinstance(cells, str) or sweep is None):
-        raise ConfigError(f"{field}.cells: {cells!r} is not allowed; allowed: names of cells, of a part with a sweep.")
+        raise ConfigError(
+            f"{field}.cells: {show(cells)} is not allowed; allowed: names of cells, of a part with a sweep."
+        )
     return AtScale(minutes, cells, _table(raw.get("settings", {}), f"{field}.settings"))
 
 
@@ -204,14 +214,16 @@ def _claim(name: str, raw: Any, papers: Mapping[str, str]) -> Claim:
     holds, replicas = raw["holds"], raw.get("replicas", FEWEST)
     ends = isinstance(holds, list) and len(holds) == 2 and all(type(end) in (int, float) for end in holds)
     if not ends or not holds[0] < holds[1] or holds == [-math.inf, math.inf]:
-        raise ConfigError(f"{field}.holds: {holds!r} is not allowed; allowed: [low, high], of which one may be inf.")
+        raise ConfigError(
+            f"{field}.holds: {show(holds)} is not allowed; allowed: [low, high], of which one may be inf."
+        )
     if type(replicas) is not int or replicas < FEWEST:
-        raise ConfigError(f"{field}.replicas: {replicas!r} is not allowed; allowed: a whole number from {FEWEST}.")
-    if raw["paper"] not in papers:
+        raise ConfigError(f"{field}.replicas: {show(replicas)} is not allowed; allowed: a whole number from {FEWEST}.")
+    if _text(raw["paper"], f"{field}.paper") not in papers:
         raise unknown(f"{field}.paper", "paper", raw["paper"], papers)
     scales = raw["scales"]
-    if not isinstance(scales, list) or not scales or not set(scales) <= set(SCALES):
-        raise ConfigError(f"{field}.scales: {scales!r} is not allowed; allowed: a list of {' and '.join(SCALES)}.")
+    if not isinstance(scales, list) or scales not in [[one] for one in SCALES] + [list(SCALES), list(SCALES[::-1])]:
+        raise ConfigError(f"{field}.scales: {show(scales)} is not allowed; allowed: a list of {' and '.join(SCALES)}.")
     return Claim(
         name=name,
         **{key: _text(raw[key], f"{field}.{key}") for key in ("says", "paper", "source")},
@@ -240,6 +252,13 @@ def _check_runs(claim: Claim, study: Study) -> None:
                 raise ConfigError(
                     f"{field}.scales: the part {part!r} does not run at {scale!r}; allowed: where it does."
                 )
+    for reading in (one for formula in claim.formulas for one in formula.readings):
+        read, evals = study.parts[reading.run.partition("/")[0]], reading.keywords.get("evals")
+        if evals is not None and not any(evaluation_is_of(evals, label) for label in read.evaluate):
+            raise unknown(f"claims.{claim.name}", f"evaluation of {read.name}", evals, read.evaluate)
+        if reading.measure == "analysis" and not read.analyze:
+            told = f"no analysis is made of the part {read.name!r}"
+            raise ConfigError(f"claims.{claim.name}: {told}; allowed: parts with analyze.NAME.")
 
 
 def _refuse_unread(study: Study) -> None:
@@ -250,13 +269,18 @@ def _refuse_unread(study: Study) -> None:
         if not own:
             raise ConfigError(f"parts.{part.name}: no claim reads it; allowed: parts that claims read.")
         for label in part.evaluate:
-            if not any(str(one.keywords.get("evals", "")).startswith(label) for one in own):
+            if not any(evaluation_is_of(str(one.keywords.get("evals")), label) for one in own):
                 told = f"no claim reads the evaluation {label!r}"
                 raise ConfigError(f"parts.{part.name}.evaluate: {told}; allowed: those with evals='{label}...'.")
         if part.analyze and not any(one.measure == "analysis" for one in own):
             raise ConfigError(
                 f"parts.{part.name}.analyze: no claim reads an analysis; allowed: parts of which one does."
             )
+
+
+def evaluation_is_of(evals: str, label: str) -> bool:
+    """Whether `positionbias.evaluate --label LABEL` writes the evaluation: LABEL, or LABEL_VARIANT."""
+    return evals == label or evals.startswith(f"{label}_")
 
 
 def _commands(raw: Any, field: str) -> dict[str, str]:
@@ -281,11 +305,11 @@ def _keys(raw: Any, field: str, allowed: set[str], needed: set[str]) -> None:
 
 def _table(raw: Any, field: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise ConfigError(f"{field}: {raw!r} is not allowed; allowed: a table.")
+        raise ConfigError(f"{field}: {show(raw)} is not allowed; allowed: a table.")
     return raw
 
 
 def _text(raw: Any, field: str) -> str:
     if not isinstance(raw, str) or not raw.strip():
-        raise ConfigError(f"{field}: {raw!r} is not allowed; allowed: a text.")
+        raise ConfigError(f"{field}: {show(raw)} is not allowed; allowed: a text.")
     return " ".join(raw.split())

@@ -12,6 +12,7 @@ from typing import Any
 
 from positionbias.evaluation import stored
 from positionbias.files import one_at_a_time, write_json, writing
+from positionbias.spec import ConfigError
 from positionbias.studying.definition import SCALES, Claim, Study
 
 NAME = "claims.json"
@@ -43,9 +44,17 @@ SHAPE = {"study": str, "scales": {str: {str: RECORD}}}
 Records = Mapping[str, Mapping[str, dict[str, Any]]]  # by scale, then by claim
 
 
-def read(folder: pathlib.Path) -> Records:
-    """The records in a study's folder, {} where there are none. Raises ConfigError where the file is damaged."""
+def read(folder: pathlib.Path, study: str) -> Records:
+    """The records in the folder of the study of that name, {} where there are none.
+
+    Raises ConfigError where the file is damaged, of another study, or the folder is none.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--workdir: {str(folder)!r} is a file; allowed: a new folder or that of the study.")
     found = stored.read(folder / NAME, SHAPE)
+    if found and found["study"] != study:
+        told = f"{str(folder)!r} is of the study {found['study']!r}, this one is {study!r}"
+        raise ConfigError(f"--workdir: {told}; allowed: a new folder or that of the study.")
     return found.get("scales", {}) if found else {}
 
 
@@ -54,7 +63,7 @@ def keep(folder: pathlib.Path, study: Study, scale: str, records: Mapping[str, d
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder / NAME):
-        before = read(folder)
+        before = read(folder, study.name)
         merged: dict[str, dict[str, Any]] = {}
         for one in SCALES:
             found = {**before.get(one, {}), **(records if one == scale else {})}

@@ -24,11 +24,11 @@ from positionbias.config.resolve import resolve
 from positionbias.launch import say
 from positionbias.spec import ConfigError, unknown
 from positionbias.studying import judging, results
-from positionbias.studying.definition import AtScale, Claim, Part, Study
+from positionbias.studying.definition import AtScale, Claim, Part, Study, evaluation_is_of
 from positionbias.studying.formula import Reading
 from positionbias.sweeping.cell import finished
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def runs_of(part: Part, scale: str) -> list[str]:
@@ -59,7 +59,7 @@ def check(study: Study, scale: str) -> None:
         for run in claim.runs:
             if run not in left:
                 known = sorted(one for one in left if one.partition("/")[0] == run.partition("/")[0])
-                raise ConfigError(f"claims.{claim.name}: unknown run {run!r}; allowed: {', '.join(known)}.")
+                raise unknown(f"claims.{claim.name}", "run", run, known)
         for reading in (one for formula in claim.formulas for one in formula.readings if one.measure == "analysis"):
             _check_array(claim, reading, study.parts[reading.run.partition("/")[0]])
 
@@ -98,6 +98,7 @@ class Runner:
     def __init__(self, study: Study, scale: str, folder: pathlib.Path) -> None:
         check(study, scale)
         self.study, self.scale, self.folder = study, scale, folder
+        self._refused: dict[str, str] = {}  # why claims could not be judged, the last time
 
     def folder_of(self, run: str) -> pathlib.Path:
         """The run folder of PART/CELL or PART."""
@@ -106,7 +107,11 @@ class Runner:
         return home / "cells" / cell if slash else home
 
     def run(self) -> int:
-        """Run what is missing, part by part, and judge; the exit code: the largest of the commands', 0 if all ended."""
+        """Run what is missing, part by part, and judge; the exit code: the largest of the commands', 0 if all ended.
+
+        What one command could not do does not stop the others: of a sweep with a broken cell the other cells are
+        measured. A claim that asks for what its runs do not hold is told, and is exit code 2.
+        """
         code = 0
         parts = self.study.parts_at(self.scale)
         for number, part in enumerate(parts, start=1):
@@ -122,8 +127,10 @@ class Runner:
                         self.judge()
                         say("stopped; the same command goes on from there")
                         return ended
-                    break
             self.judge()
+        for name, why in self.refused().items():
+            say(f"error: claims.{name}: {why}", sys.stderr)
+            code = max(code, 2)
         return code
 
     def commands(self, part: Part) -> Iterator[list[str]]:
@@ -155,7 +162,7 @@ class Runner:
         return any(
             not path.exists()
             for path in self._files(self.study.at(self.scale), run, kind)
-            if path.name.startswith(label)
+            if kind == "analysis" or evaluation_is_of(path.stem, label)
         )
 
     def _files(self, claims: list[Claim], run: str, kind: str) -> set[pathlib.Path]:
@@ -172,23 +179,39 @@ class Runner:
 
     def ready(self, claim: Claim) -> bool:
         """Whether all that a claim reads is there."""
-        files = {
+        there = all(path.exists() for path in self._needed(claim))
+        return there and all(finished(self.folder_of(run)) for run in claim.runs)
+
+    def _needed(self, claim: Claim) -> set[pathlib.Path]:
+        return {
             path for run in claim.runs for kind in ("evals", "analysis") for path in self._files([claim], run, kind)
         }
-        return all(finished(self.folder_of(run)) for run in claim.runs) and all(path.exists() for path in files)
 
     def judge(self) -> Mapping[str, dict[str, Any]]:
         """Judge every claim whose runs are all there, and keep the records; those of others stay as they are."""
         found = {}
+        self._refused = {}
         for claim in self.study.at(self.scale):
             if self.ready(claim):
                 try:
                     found[claim.name] = judging.record(claim, judging.judge(claim, self.folder_of), self.folder_of)
                 except ConfigError as error:
-                    raise ConfigError(f"claims.{claim.name}: {error}") from None
+                    self._refused[claim.name] = str(error)
         if found:
             results.keep(self.folder, self.study, self.scale, found)
         return found
+
+    def refused(self) -> dict[str, str]:
+        """Why claims of which all runs are there could not be judged, by name."""
+        told = dict(self._refused)
+        for claim in self.study.at(self.scale):
+            if all(finished(self.folder_of(run)) for run in claim.runs):
+                lacking = sorted(str(path) for path in self._needed(claim) if not path.exists())
+                if lacking:
+                    told[claim.name] = (
+                        f"{lacking[0]!r} is not there; allowed: what evaluate and analyze of its part make."
+                    )
+        return told
 
 
 def _call(command: list[str]) -> int:
@@ -196,15 +219,27 @@ def _call(command: list[str]) -> int:
 
     It is in a session of its own, so that Ctrl-C reaches it once and not twice, which would cut it short.
     """
-    child = subprocess.Popen(command, start_new_session=True)
+    child: subprocess.Popen[bytes] | None = None
+    met: list[int] = []
+    early: list[int] = []  # of these, before there was a child to pass them on to
 
     def forward(number: int, _: FrameType | None) -> None:
-        child.send_signal(number)
+        met.append(number)
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, forward) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
+        child = subprocess.Popen(command, start_new_session=True)
+        for number in early:
+            child.send_signal(number)
         code = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 - code if code < 0 else code
+    code = 128 - code if code < 0 else code
+    return 128 + met[0] if met and code <= 128 else code  # it may have ended by itself when the signal came
