@@ -46,12 +46,7 @@ def main(argv: list[str]) -> int:
         what = f"a whole number from 1 to {MOST_SEQUENCES}"
         raise ConfigError(f"--items: {given.items} is not allowed; allowed: {what}.")
     if given.label is not None:
-        resolve.check_safe_name(given.label, "--label")
-        if given.label.partition(".")[0].isdecimal() or given.label.endswith((".npz", ".json")):
-            raise ConfigError(
-                f"--label: {given.label!r} is not allowed, numbers are training steps and .npz and .json are added;"
-                " allowed: a name."
-            )
+        check_label(given.label)
     for other in ("task", "items", "conditions", "lengths"):
         if given.data_dir is not None and getattr(given, other) is not None:
             raise ConfigError(f"--data_dir: cannot be given with --{other}, which the stored items settle.")
@@ -67,6 +62,16 @@ def main(argv: list[str]) -> int:
     if given.task is not None:
         _check_task(given.task, config.task)
     return launch.alone(workdir, lambda: _evaluate(workdir, given))
+
+
+def check_label(label: str) -> None:
+    """Refuse a name of results that could be taken for a file of training."""
+    resolve.check_safe_name(label, "--label")
+    if label.partition(".")[0].isdecimal() or label.endswith((".npz", ".json")):
+        raise ConfigError(
+            f"--label: {label!r} is not allowed, numbers are training steps and .npz and .json are added;"
+            " allowed: a name."
+        )
 
 
 def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 import shlex
 
@@ -58,14 +57,15 @@ def every(root: pathlib.Path) -> dict[str, tuple[Study, results.Records]]:
 
 
 def _check_flags(study: Study) -> None:
-    """Refuse flags that the entries which a part names do not have, and those that the study gives itself."""
+    """Refuse labels and flags that evaluate or analyze do not take, and flags that the study gives itself."""
     for part in study.parts.values():
         for kind, entry, commands in (("evaluate", evaluate, part.evaluate), ("analyze", analyze, part.analyze)):
-            own = {"--workdir": "RUN"} | ({"--label": "NAME"} if kind == "evaluate" else {})
             for name, flags in commands.items():
-                command = [*itertools.chain(*own.items()), *shlex.split(flags)]
+                label = ["--label", name] if kind == "evaluate" else []
                 try:
-                    cli.parse_command_line(entry.parser(), command)
+                    if label:
+                        evaluate.check_label(name)
+                    cli.parse_command_line(entry.parser(), ["--workdir", "RUN", *label, *shlex.split(flags)])
                 except ConfigError as error:
                     raise ConfigError(f"parts.{part.name}.{kind}.{name}: {error}") from None
 
