@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def read_rows(path: str | os.PathLike) -> dict[str, Any]:
         if "items" in rows:
             rows["items"] = [str(name) for name in rows["items"]]
         rows["axes"] = dict(zip(("query", "evidence"), (str(a) for a in rows["axes"]), strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         refuse_unread(pathlib.Path(path), getattr(error, "errno", None))
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"evals: {str(path)!r} does not hold the rows of an evaluation ({reason}).") from None

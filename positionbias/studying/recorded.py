@@ -7,6 +7,7 @@ import functools
 import pathlib
 import typing
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.evaluation import stored
-from positionbias.evaluation.rows import columns, read_rows
+from positionbias.evaluation.rows import INTEGERS, columns, read_rows
 from positionbias.evaluation.statistics import indices
 from positionbias.files import refuse_unread
 from positionbias.spec import ConfigError, unknown
@@ -125,7 +126,10 @@ def index(run: Recorded, name: Index, axis: Axis = "evidence", **where: Any) -> 
 def influence(run: Recorded, name: Index, condition: str | None = None, step: int | None = None) -> PerReplica:
     """The same index of the influence of input positions on the last output."""
     rows = run.rows(step, None)
-    profile = np.asarray(rows["influence"], np.float64)[:, _condition(rows, condition)]
+    every = np.asarray(rows.get("influence", ()), np.float64)
+    if not every.size:
+        raise ConfigError("influence: was not measured in these rows; allowed: rows of an evaluation while training.")
+    profile = every[:, _condition(rows, condition)]
     length = np.flatnonzero(np.isfinite(profile).any(axis=0)).max(initial=-1) + 1  # what is behind is padding
     return _each(profile[:, :length], name)
 
@@ -152,7 +156,7 @@ def analysis(run: Recorded, file: str, array: str, /, *at: int | None) -> PerRep
             if name not in stored:
                 raise NotMeasured(f"analysis {file!r} is of the trained model alone")
             found = np.asarray(stored[name], np.float64)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ConfigError):
             raise
         refuse_unread(path, getattr(error, "errno", None))
@@ -175,7 +179,7 @@ MEASURES: dict[str, Callable[..., PerReplica]] = {
 def _mean(run: Recorded, column: str, **where: Any) -> PerReplica:
     rows, chosen, replica, count = _chosen(run, **where)
     if column not in rows:
-        raise unknown("formula", "column", column, [name for name in rows if rows[name].dtype.kind in "fu"])
+        raise unknown("formula", "column", column, [name for name in rows if name not in INTEGERS])
     values = rows[column][chosen].astype(np.float64)
     counts = np.bincount(replica, minlength=count)
     with np.errstate(invalid="ignore"):
