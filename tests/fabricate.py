@@ -1,4 +1,4 @@
-"""Run and sweep folders as training leaves them, made from a formula instead of training."""
+"""Run and sweep folders as training leaves them, made from a formula instead of training, and records of verdicts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from positionbias.evaluation.summary import summarise
+from positionbias.studying.definition import Claim
 
 HASH = "1f3a9c0b"
 TASK = "inverse_permutation(n=8, alphabet=16)"
@@ -128,6 +129,27 @@ def write_sweep(path: pathlib.Path) -> pathlib.Path:
     )
     (path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ledger))
     return path
+
+
+def verdict(claim: Claim, **changes: Any) -> dict[str, Any]:
+    """A record of a study's claim as `judging.record` makes it; it holds, unless `changes` say else."""
+    told = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    return {
+        **claim.rule,
+        "values": [0.4, 0.45, 0.5, 0.55, 0.6],
+        **told,
+        "verdict": "holds",
+        "reason": "",
+        "share_solved": None,
+        "at_init": told,
+        "null_value": None,
+        "commit": ["0123456789ab"],
+        "device": ["cpu: cpu"],
+        "jax": ["0.10.2"],
+        "python": ["3.11.7"],
+        "hours": 0.1,
+        **changes,
+    }
 
 
 def _json(path: pathlib.Path, value: Any) -> None:
