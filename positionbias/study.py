@@ -56,7 +56,7 @@ def every(root: pathlib.Path) -> dict[str, tuple[Study, results.Records]]:
     return found
 
 
-def _check_flags(study: Study) -> None:
+def check_flags(study: Study) -> None:
     """Refuse labels and flags that evaluate or analyze do not take, and flags that the study gives itself."""
     for part in study.parts.values():
         for kind, entry, commands in (("evaluate", evaluate, part.evaluate), ("analyze", analyze, part.analyze)):
@@ -74,7 +74,7 @@ def _run(study: Study, scale: str, folder: pathlib.Path) -> int:
     from positionbias.studying import report, running
 
     results.read(folder, study.name)  # what is wrong is refused before hours of training, not after
-    _check_flags(study)
+    check_flags(study)
     code = running.Runner(study, scale, folder).run()
     records = results.read(folder, study.name)
     for claim in study.at(scale):
