@@ -7,7 +7,6 @@ import functools
 import pathlib
 import typing
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -156,7 +155,7 @@ def analysis(run: Recorded, file: str, array: str, /, *at: int | None) -> PerRep
             if name not in stored:
                 raise NotMeasured(f"analysis {file!r} is of the trained model alone")
             found = np.asarray(stored[name], np.float64)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, ConfigError):
             raise
         refuse_unread(path, getattr(error, "errno", None))

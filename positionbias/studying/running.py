@@ -128,7 +128,8 @@ class Runner:
                         say("stopped; the same command goes on from there")
                         return ended
             self.judge()
-        for name, why in self.refused().items():
+        refused = dict(self._refused) if code else self._refused | self._lacking()  # after a failure, that was told
+        for name, why in refused.items():
             say(f"error: claims.{name}: {why}", sys.stderr)
             code = max(code, 2)
         return code
@@ -201,9 +202,9 @@ class Runner:
             results.keep(self.folder, self.study, self.scale, found)
         return found
 
-    def refused(self) -> dict[str, str]:
-        """Why claims of which all runs are there could not be judged, by name."""
-        told = dict(self._refused)
+    def _lacking(self) -> dict[str, str]:
+        """What claims of which all runs are there lack, by name."""
+        told = {}
         for claim in self.study.at(self.scale):
             if all(finished(self.folder_of(run)) for run in claim.runs):
                 lacking = sorted(str(path) for path in self._needed(claim) if not path.exists())
