@@ -151,6 +151,13 @@ def test_a_part_that_failed_does_not_stop_the_others(code, written, commands, ca
     assert capsys.readouterr().err == f"part masks ended with exit code {code}\n"
 
 
+def test_what_is_lacking_after_a_failure_was_told_with_it(written, commands, capsys):
+    written()
+    commands.codes[EVALUATE] = 2
+    assert go() == 2
+    assert capsys.readouterr().err == "part alone ended with exit code 2\n"
+
+
 def test_a_broken_cell_does_not_keep_the_others_from_being_measured(written, commands, capsys):
     written()
     commands.codes[SWEEP], commands.cells = 3, ["causal"]
