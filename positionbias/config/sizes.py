@@ -10,9 +10,9 @@ from positionbias.operators.base import Operator
 from positionbias.positions.base import Dims
 from positionbias.spec import ConfigError
 
-# Numbers of a state, a head, up to which programs compile in seconds, and how many times a key by a value it may have
-# where heads are large: recurrences carry a few such matrices, features of second order half a head's size of them.
-LARGEST, MATRICES = 2**18, 8
+# Numbers of a state, a head, which second-order features of heads of 128 do not exceed, and how many times a key by a
+# value it may have where heads are larger: recurrences carry a few such matrices. What has more compiles for minutes.
+LARGEST, MATRICES = 2**21, 8
 SHORT = 8  # tokens of a convolution that sequences of fewer may have too, as defaults do
 
 

@@ -20,29 +20,31 @@ from positionbias.analysis.base import Analysis
 from positionbias.analysis.run import label, parsed
 from positionbias.config import sharing, sweeps
 from positionbias.config.cli import load_config
-from positionbias.config.resolve import resolve
+from positionbias.config.resolve import config_hash, resolve
 from positionbias.launch import say
 from positionbias.spec import ConfigError, unknown
 from positionbias.studying import judging, results
 from positionbias.studying.definition import AtScale, Claim, Part, Study, evaluation_is_of
 from positionbias.studying.formula import Reading
-from positionbias.sweeping.cell import finished
+from positionbias.studying.recorded import manifest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def runs_of(part: Part, scale: str) -> list[str]:
-    """The runs that a part leaves at a scale, as PART/CELL or PART. Raises ConfigError if its config is refused."""
+def runs_of(part: Part, scale: str) -> dict[str, str]:
+    """The runs that a part leaves at a scale, as PART/CELL or PART, with the hashes of their configs.
+
+    Raises ConfigError if its config is refused.
+    """
     at, overrides = part.scales[scale], overridden(part.scales[scale])
     try:
         if part.sweep is None:
-            resolve(load_config(part.config, overrides))
-            return [part.name]
+            return {part.name: config_hash(resolve(load_config(part.config, overrides)))}
         cells = sweeps.cells(part.config, part.sweep, overrides)
         chosen = cells if at.cells is None else sharing.part(cells, at.cells)
     except ConfigError as error:
         raise ConfigError(f"parts.{part.name}: {error}") from None
-    return [f"{part.name}/{cell.name}" for cell in chosen]
+    return {f"{part.name}/{cell.name}": cell.hash for cell in chosen}
 
 
 def overridden(at: AtScale) -> list[tuple[str, str]]:
@@ -50,11 +52,14 @@ def overridden(at: AtScale) -> list[tuple[str, str]]:
     return [(field, value if isinstance(value, str) else repr(value)) for field, value in at.settings.items()]
 
 
-def check(study: Study, scale: str) -> None:
-    """Refuse a scale at which nothing runs, and claims that read a cell or an array that no part leaves."""
+def check(study: Study, scale: str) -> dict[str, str]:
+    """The runs of a scale, with the hashes of their configs.
+
+    Raises ConfigError where nothing runs, and for claims that read a cell or an array that no part leaves.
+    """
     if not study.at(scale):
         raise ConfigError(f"--scale: the study {study.name!r} has no claim at {scale!r}; allowed: another scale.")
-    left = {run for part in study.parts_at(scale) for run in runs_of(part, scale)}
+    left = {run: digest for part in study.parts_at(scale) for run, digest in runs_of(part, scale).items()}
     for claim in study.at(scale):
         for run in claim.runs:
             if run not in left:
@@ -62,6 +67,7 @@ def check(study: Study, scale: str) -> None:
                 raise unknown(f"claims.{claim.name}", "run", run, known)
         for reading in (one for formula in claim.formulas for one in formula.readings if one.measure == "analysis"):
             _check_array(claim, reading, study.parts[reading.run.partition("/")[0]])
+    return left
 
 
 def _check_array(claim: Claim, reading: Reading, part: Part) -> None:
@@ -96,7 +102,7 @@ class Runner:
     """Runs a study at one scale, in a folder of its own."""
 
     def __init__(self, study: Study, scale: str, folder: pathlib.Path) -> None:
-        check(study, scale)
+        self.hashes = check(study, scale)
         self.study, self.scale, self.folder = study, scale, folder
         self._refused: dict[str, str] = {}  # why claims could not be judged, the last time
 
@@ -105,6 +111,11 @@ class Runner:
         part, slash, cell = run.partition("/")
         home = self.folder / "runs" / self.scale / part
         return home / "cells" / cell if slash else home
+
+    def finished(self, run: str) -> bool:
+        """Whether a run is finished, and of the config that the study has now."""
+        found = manifest(self.folder_of(run))
+        return found.get("status") == "finished" and found.get("hash") == self.hashes[run]
 
     def run(self) -> int:
         """Run what is missing, part by part, and judge; the exit code: the largest of the commands', 0 if all ended.
@@ -138,9 +149,9 @@ class Runner:
         """What is left to run of a part, looked up as each one's turn comes."""
         at = part.scales[self.scale]
         home = self.folder / "runs" / self.scale / part.name
-        runs = runs_of(part, self.scale)
+        runs = [run for run in self.hashes if run.partition("/")[0] == part.name]
         entry = "train" if part.sweep is None else "sweep"
-        if not all(finished(self.folder_of(run)) for run in runs):
+        if not all(map(self.finished, runs)):
             command = ["python", "-m", f"positionbias.{entry}", "--config", part.config]
             command += [] if part.sweep is None else ["--sweep", part.sweep]
             command += [] if at.cells is None else ["--cells", at.cells]
@@ -148,7 +159,7 @@ class Runner:
             yield command
         for run in runs:
             folder = self.folder_of(run)
-            if not finished(folder):  # it failed, which has been told
+            if not self.finished(run):  # it failed, which has been told
                 continue
             for name, flags in part.evaluate.items():
                 if self._missing(run, "evals", name):
@@ -181,7 +192,7 @@ class Runner:
     def ready(self, claim: Claim) -> bool:
         """Whether all that a claim reads is there."""
         there = all(path.exists() for path in self._needed(claim))
-        return there and all(finished(self.folder_of(run)) for run in claim.runs)
+        return there and all(map(self.finished, claim.runs))
 
     def _needed(self, claim: Claim) -> set[pathlib.Path]:
         return {
@@ -206,7 +217,7 @@ class Runner:
         """What claims of which all runs are there lack, by name."""
         told = {}
         for claim in self.study.at(self.scale):
-            if all(finished(self.folder_of(run)) for run in claim.runs):
+            if all(map(self.finished, claim.runs)):
                 lacking = sorted(str(path) for path in self._needed(claim) if not path.exists())
                 if lacking:
                     told[claim.name] = (

@@ -11,19 +11,19 @@ TASK = "associative_recall(pairs=4, keys=8, values=8, delays=3)"
 @pytest.mark.parametrize(
     ("operator", "model", "sentence"),
     [
-        # 1 + 200 + 200 * 201 / 2 features, times 16 values and their sum of weights; the window keeps no more than 19
+        # 1 + 600 + 600 * 601 / 2 features, times 16 values and their sum of weights; the window keeps no more than 19
         # keys and values, and the convolution 2 tokens of each of queries, keys and values.
         (
-            "based(features=200)",
+            "based(features=600)",
             {},
-            r"carries on \d{6} numbers a head; allowed: 262144, by smaller arguments of it or a smaller"
+            r"carries on \d{7} numbers a head; allowed: 2097152, by smaller arguments of it or a smaller"
             r" model\.head_size, now 16\.",
         ),
-        ("gated_slot(slots=65536)", {}, "carries on 2097152 numbers a head; allowed: 262144, by "),
+        ("gated_slot(slots=65537)", {}, "carries on 2097184 numbers a head; allowed: 2097152, by "),
         (
             "linear_attention(feature='taylor')",
-            {"model.head_size": 128},
-            "carries on 1081665 numbers a head; allowed: ",
+            {"model.head_size": 256},
+            "carries on 8487425 numbers a head; allowed: ",
         ),
         (
             "gated_delta(convolution=65536)",
@@ -48,6 +48,7 @@ def test_what_is_too_large_is_refused_with_its_number(tiny, operator, model, sen
     [
         ("short_convolution(width=19)", 16),
         ("based", 64),
+        ("linear_attention(feature='taylor')", 128),
         ("hla3", 256),  # 3 matrices of 256 by 256 are allowed, for all that they are 196,608 numbers
         ("titans", 256),
         ("gated_linear_attention", 1024),
