@@ -1,10 +1,12 @@
 """A study of three claims over fabricated runs, in a folder of its own."""
 
+import pathlib
+
 import fabricate
 import pytest
 
 from positionbias.evaluation.rows import write_rows
-from positionbias.studying import definition
+from positionbias.studying import definition, running
 
 CONFIG = """
 def get_config():
@@ -89,11 +91,21 @@ def written(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trained():
-    """`trained(folder, ...)` leaves a finished run with the rows of both ends; the options are those of `rows`."""
+    """`trained(folder, ...)` leaves a finished run with the rows of both ends; the options are those of `rows`.
+
+    In a study's folder it has the hash of the config that the study has there.
+    """
 
     def make(folder, **options):
-        fabricate.write_run(folder, **{"replicas": 5, **options})
+        fabricate.write_run(folder, **{"replicas": 5, "digest": digest(folder), **options})
         write_rows(folder / "evals" / "000000.npz", fabricate.rows(**{"replicas": 5, **options, "skill": 0.0}))
         write_rows(folder / "evals" / "000600.npz", fabricate.rows(**{"replicas": 5, **options}))
+
+    def digest(folder):
+        if "runs" not in folder.parts:
+            return fabricate.HASH
+        scale, *run = folder.parts[folder.parts.index("runs") + 1 :]
+        hashes = running.check(definition.read(pathlib.Path(), "arms"), scale)
+        return hashes["/".join(part for part in run if part != "cells")]
 
     return make
