@@ -64,6 +64,7 @@ def _drawn(claim: Claim, record: Mapping[str, Any], scale: str) -> str:
     rows += [("at init", record["at_init"], CONTROL)] if record["at_init"] else []
     rows += [("null", record["null_value"], CONTROL)] if record["null_value"] else []
     low, high = claim.holds
+    from matplotlib.ticker import MaxNLocator
 
     def paint(axes: Any) -> None:
         for at, (_, one, color) in enumerate(rows):
@@ -81,6 +82,7 @@ def _drawn(claim: Claim, record: Mapping[str, Any], scale: str) -> str:
         left, right = left - room, right + room
         axes.axvspan(max(low, left), min(high, right), color=RANGE, alpha=0.15, linewidth=0)
         axes.set_xlim(left, right)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
         axes.grid(visible=False, axis="y")

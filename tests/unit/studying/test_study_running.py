@@ -1,5 +1,6 @@
 """Running a study with its commands replaced: which are left, what goes on, what stops, and how signals pass on."""
 
+import json
 import os
 import pathlib
 import signal
@@ -114,6 +115,20 @@ def test_what_was_lost_alone_is_made_again(lost, again, written, commands, monke
     ]
     assert told == again
     assert verdicts() == {"apart": "holds", "normed": "holds", "moved": "holds"}
+
+
+def test_a_finished_run_of_another_config_is_none_of_the_studys(written, commands):
+    written()
+    assert go() == 0
+    path = HOME / "alone" / "manifest.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["hash"], "0123456789ab"))
+    study = definition.read(pathlib.Path(), "arms")
+    left = running.Runner(study, "quick", pathlib.Path("studies/arms"))
+    assert not left.finished("alone")
+    assert left.finished("masks/causal")
+    assert [left.ready(claim) for claim in study.claims.values()] == [True, True, False]
+    (command,) = (command for part in study.parts.values() for command in left.commands(part))
+    assert " ".join(command[2:]) == f"positionbias.{TRAIN}"
 
 
 def test_parts_that_no_claim_of_a_scale_reads_are_not_run_there(written, commands):
