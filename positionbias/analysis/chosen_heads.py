@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import Analysis, Axes, Subject
-from positionbias.analysis.heads import others, top, without
+from positionbias.analysis.heads import DRAWS, others, top, without
 from positionbias.arrays import Float, Key
 from positionbias.spec import ConfigError, require
 
-DRAWS = 8  # of other heads
 ABLATED: Axes = {"intact": (), "without": (), "without_others": ()}  # what `ablated` finds
 
 

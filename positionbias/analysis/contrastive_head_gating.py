@@ -11,8 +11,7 @@ import optax
 
 from positionbias.analysis.alignment import descended
 from positionbias.analysis.base import Axes, Labels, Subject
-from positionbias.analysis.chosen_heads import DRAWS
-from positionbias.analysis.heads import Gating, drawn_gates, gated, openness, without
+from positionbias.analysis.heads import Gating, dealt, drawn_gates, gated, openness, without
 from positionbias.arrays import Bool, Float, Key
 from positionbias.spec import member, require
 from positionbias.tasks.base import find_condition
@@ -76,11 +75,7 @@ class ContrastiveHeadGating(Gating):
             return jax.tree.map(lambda *x: jnp.stack(x), *found)
 
         def of(closed: Bool[jax.Array, "L N"], key: Key[jax.Array, ""]) -> dict[str, Float[jax.Array, "2 3"]]:
-            def dealt(key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
-                return told(jax.random.permutation(key, closed.reshape(-1)).reshape(closed.shape))
-
-            random = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(dealt, jax.random.split(key, DRAWS)))
-            three = (told(jnp.zeros_like(closed)), told(closed), random)
+            three = (told(jnp.zeros_like(closed)), told(closed), dealt(told, closed, key))
             return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *three)
 
         closed = gates <= 0.5  # [seeds, L, N]

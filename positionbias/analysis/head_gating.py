@@ -12,9 +12,11 @@ import optax
 
 from positionbias.analysis.alignment import descended
 from positionbias.analysis.base import Axes, Subject
-from positionbias.analysis.heads import Gating, drawn_gates, gated, openness, without
-from positionbias.arrays import Float, Key
+from positionbias.analysis.heads import Gating, dealt, drawn_gates, gated, openness, without
+from positionbias.arrays import Bool, Float, Key
 from positionbias.spec import member
+
+KINDS = ("facilitating", "interfering", "irrelevant")
 
 
 @member("analyses", "head_gating")
@@ -28,7 +30,8 @@ class HeadGating(Gating):
     fresh items at every step; the mean over `seeds` of these. A head is "facilitating" by G-, "interfering" by 1 - G+
     and "irrelevant" by G+ (1 - G-). The proof beside them are changes of the log-probability of answers, in nats, where
     all heads that have more than a half of each are set to 0, seed by seed: "without_facilitating" should be below 0,
-    "without_irrelevant" about 0, and "without_interfering" above, or 0 where no head interferes.
+    "without_irrelevant" about 0, and "without_interfering" above, or 0 where no head interferes. The control of each
+    is "random_facilitating" and so on, the change without as many random heads of all, the mean over eight draws.
     """
 
     weight: float = 0.1
@@ -38,25 +41,29 @@ class HeadGating(Gating):
     batch: int = 32
 
     axes: ClassVar[Axes] = {
-        **dict.fromkeys(("facilitating", "interfering", "irrelevant"), ("layer", "head")),
-        **dict.fromkeys(("without_facilitating", "without_interfering", "without_irrelevant"), ()),
+        **dict.fromkeys(KINDS, ("layer", "head")),
+        **dict.fromkeys((f"{of}_{kind}" for of in ("without", "random") for kind in KINDS), ()),
     }
     shown = "facilitating"
 
     def measure(self, subject: Subject, layers: list[int], key: Key[jax.Array, ""]) -> dict[str, jax.Array]:
         heads = subject.run.config.model.heads
-        started, judged = jax.random.split(key)
+        started, judged, drawn = jax.random.split(key, 3)
         each = functools.partial(self._gates, subject, layers, heads)
         high, low = jax.lax.map(each, jax.random.split(started, self.seeds))  # [seeds, L, N] each
         found = {"facilitating": low, "interfering": 1 - high, "irrelevant": high * (1 - low)}
         batch = subject.batch(judged)
         intact = subject.accuracy(batch)["log_probability"]
 
-        def change(scores: jax.Array) -> jax.Array:
-            return subject.accuracy(batch, without(layers, scores > 0.5))["log_probability"] - intact
+        def change(closed: Bool[jax.Array, "L N"]) -> jax.Array:
+            return subject.accuracy(batch, without(layers, closed))["log_probability"] - intact
 
-        changes = {f"without_{name}": jax.lax.map(change, scores) for name, scores in found.items()}
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found | changes)
+        for name in KINDS:
+            closed = found[name] > 0.5
+            found[f"without_{name}"] = jax.lax.map(change, closed)
+            keys = jax.random.split(drawn, self.seeds)
+            found[f"random_{name}"] = jax.lax.map(lambda x: dealt(change, *x), (closed, keys))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
 
     def _gates(
         self, subject: Subject, layers: list[int], heads: int, key: Key[jax.Array, ""]

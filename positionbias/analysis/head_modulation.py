@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import PATTERN, SCORES, Axes, Labels, Subject, evenly, patterns, sites
-from positionbias.analysis.chosen_heads import DRAWS, ChosenHeads
-from positionbias.analysis.heads import others, top
+from positionbias.analysis.chosen_heads import ChosenHeads
+from positionbias.analysis.heads import DRAWS, others, top
 from positionbias.analysis.segments import asked, check_context, context_rows
 from positionbias.arrays import Bool, Float, Int, Key
 from positionbias.models import edits

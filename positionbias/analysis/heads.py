@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from positionbias.analysis.base import Analysis, sites
-from positionbias.arrays import Bool, Float, Key
+from positionbias.arrays import Bool, Float, Key, Tree
 from positionbias.models import edits
 from positionbias.spec import require
 
 HEADS = "layers.*.attention.heads"  # each head's mix of values
 FAR = 4.0  # gates are pushed no further than the sigmoid of this
 MOST = 100_000
+DRAWS = 8  # of random heads
 
 
 class Gating(Analysis):
@@ -73,3 +75,12 @@ def others(key: Key[jax.Array, ""], taken: Bool[jax.Array, "L N"], count: int) -
     """`count` heads at random that are not among those taken."""
     draw = jax.random.uniform(key, taken.shape)
     return top(jnp.where(taken, -1.0, draw), count) & ~taken
+
+
+def dealt(function: Callable[[Bool[jax.Array, "L N"]], Tree], chosen: Bool[jax.Array, "L N"], key: jax.Array) -> Tree:
+    """What `function` makes of as many random heads of all as are chosen, the mean over eight draws."""
+
+    def one(key: jax.Array) -> Tree:
+        return function(jax.random.permutation(key, chosen.reshape(-1)).reshape(chosen.shape))
+
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(one, jax.random.split(key, DRAWS)))

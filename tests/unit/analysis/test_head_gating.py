@@ -1,6 +1,7 @@
 """Gates of three heads of which the answer needs the first, is harmed by the third, and does without the second."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -42,8 +43,16 @@ def test_heads_are_needed_or_harm_or_are_neither(drawn_run):
     for name, known in (("facilitating", [1, 0, 0]), ("irrelevant", [0, 1, 0]), ("interfering", [0, 0, 1])):
         np.testing.assert_allclose(found[name][0], known, atol=0.06, err_msg=name)
     known = {"facilitating": said_right(-3), "irrelevant": said_right(3), "interfering": said_right(6)}
-    for name, value in known.items():
-        assert float(found[f"without_{name}"]) == pytest.approx(value - said_right(3), abs=1e-5)
+    changes = {name: value - said_right(3) for name, value in known.items()}
+    for name, value in changes.items():
+        assert float(found[f"without_{name}"]) == pytest.approx(value, abs=1e-5)
+
+    # One random head is any of the three: two seeds of eight draws, of which each is drawn some times.
+    draws = 2 * 8
+    times = [n for n in itertools.product(range(1, draws), repeat=3) if sum(n) == draws]
+    means = np.array(times) @ list(changes.values()) / draws
+    for name in changes:
+        assert np.min(np.abs(means - float(found[f"random_{name}"]))) < 1e-5, name
 
 
 def test_numbers_that_gates_cannot_be_learned_by_are_refused():
