@@ -13,6 +13,21 @@ so far whether all are the same, is 0.56 in "train" and 0.61 in "familiar". In "
 measured at every list, which is what copying gets (0.199), where an ideal reader has 0.950. With
 configs/rebinding/quick.py:bound=3, where the second vocabulary is trained under three of the rules, "familiar" is 0.881
 [0.819, 0.942] and "rebound" 0.292 [0.235, 0.348]: the other three rules are not carried over to it either.
+
+Heads that interfere, said before any head was asked, of a run with five replicas, and after two other guesses failed
+(`configs/context_or_prior/quick.py`):
+
+    python -m positionbias.train --config configs/rebinding/quick.py --config.train.replicas=5 --workdir RUN
+    python -m positionbias.analyze --workdir RUN --analyses 'head_gating(updates=200, seeds=2)' --condition rebound
+    python -m positionbias.analyze --workdir RUN --analyses 'head_gating(updates=200, seeds=2)'
+
+In "rebound" the heads that copy a word from its place say one that is wrong for sure, as nothing is copied there: they
+interfere. A model that is surely wrong may gain by any damage, which is what the control is for.
+
+    interfering   change of the log-probability of answers without the heads that gating calls interfering: interval
+                  above 0; without as many random heads: interval not above 0; their difference: interval above 0
+    trained       in the conditions of training none interferes: interval not above 0; without facilitating heads:
+                  interval below -0.5 nats; without irrelevant ones: mean above -0.2
 """
 
 from __future__ import annotations
