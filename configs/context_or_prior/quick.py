@@ -32,9 +32,9 @@ Measured (accuracy is 0.527 [0.404, 0.650] in "held_out_use" and 0.929 [0.878, 0
 eight stays at 0.775 in training):
 
     interfering   fails for both: 0.144 [-0.124, 0.411] without them in "held_out_use", -1.510 [-2.613, -0.407] without
-                  as many random heads, 1.653 [0.377, 2.930] more. In "held_out_ignore" 0.076 [-0.052, 0.204], -0.361
+                  as many random heads: 1.653 [0.377, 2.930] more. In "held_out_ignore" 0.076 [-0.052, 0.204], -0.361
                   [-0.751, 0.028] and 0.437 [0.002, 0.873]. Gains are up to 0.63 nats, but three of eight lose in the
-                  one, and five have no such head, or hardly, in the other
+                  one, and six have no such head, or hardly, in the other
     the others    holds for both: -6.396 [-7.349, -5.443] and -0.120 [-0.290, 0.051]; -2.861 [-3.585, -2.137] and -0.074
                   [-0.148, 0.001]
     trained       holds: no head in any replica; -4.670 [-5.109, -4.231] without the facilitating ones, -0.021 [-0.034,

@@ -14,10 +14,10 @@ measured at every list, which is what copying gets (0.199), where an ideal reade
 configs/rebinding/quick.py:bound=3, where the second vocabulary is trained under three of the rules, "familiar" is 0.881
 [0.819, 0.942] and "rebound" 0.292 [0.235, 0.348]: the other three rules are not carried over to it either.
 
-Heads that interfere, said before any head was asked, of a run with five replicas, and after two other guesses failed
+Heads that interfere, said before any head was asked, of its four replicas, and after two other guesses failed
 (`configs/context_or_prior/quick.py`):
 
-    python -m positionbias.train --config configs/rebinding/quick.py --config.train.replicas=5 --workdir RUN
+    python -m positionbias.train --config configs/rebinding/quick.py --workdir RUN
     python -m positionbias.analyze --workdir RUN --analyses 'head_gating(updates=200, seeds=2)' --condition rebound
     python -m positionbias.analyze --workdir RUN --analyses 'head_gating(updates=200, seeds=2)'
 
