@@ -22,6 +22,14 @@ third, in which the second and the last rule failed: one replica retrieved in tw
               last layer: means above 0.9
     edges     rank agreement of EAP-IG with exact effects of edges minus that of EAP: interval above 0
 
+A fourth rule of gating was said later, as no trained head interferes here, before what it is about was looked at on
+this run (that of `configs/context_or_prior/quick.py` suggested it, whose trained heads failed another):
+
+    drawn     heads as they were drawn say what has nothing to do with the answer, some of it against what answers are:
+              change of the log-probability of answers, before training, without the heads that gating calls
+              interfering: interval above 0; without as many random heads: interval not above 0; their difference:
+              interval above 0
+
 Measured over eight replicas:
 
     recall    holds: 1.000 in all
