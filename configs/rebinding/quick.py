@@ -19,15 +19,22 @@ Heads that interfere, said before any head was asked, of its four replicas, and 
 
     python -m positionbias.train --config configs/rebinding/quick.py --workdir RUN
     python -m positionbias.analyze --workdir RUN --analyses 'head_gating(updates=200, seeds=2)' --condition rebound
-    python -m positionbias.analyze --workdir RUN --analyses 'head_gating(updates=200, seeds=2)'
 
 In "rebound" the heads that copy a word from its place say one that is wrong for sure, as nothing is copied there: they
 interfere. A model that is surely wrong may gain by any damage, which is what the control is for.
 
     interfering   change of the log-probability of answers without the heads that gating calls interfering: interval
                   above 0; without as many random heads: interval not above 0; their difference: interval above 0
-    trained       in the conditions of training none interferes: interval not above 0; without facilitating heads:
-                  interval below -0.5 nats; without irrelevant ones: mean above -0.2
+
+Measured in "rebound", where accuracy is again 0.198 [0.194, 0.203]:
+
+    interfering   fails by its control alone: 3.800 [3.227, 4.372] nats without them, more in each replica than without
+                  as many random heads by 1.652 [1.462, 1.843], but these too are 2.147 [1.506, 2.789]
+
+Heads that interfere are there, at least 3.5 nats' worth in every replica, in layers 1 and 2; but as the model is surely
+wrong, more than half of the gain is that of any damage, and the control says so. So is 1.235 [0.409, 2.060] without
+facilitating heads, whose control is 1.814 [1.399, 2.229]: without some less is left of the wrong answer too. Gating
+took 11 minutes with much other work on the machine, 4 of processor time.
 """
 
 from __future__ import annotations
