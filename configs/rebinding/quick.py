@@ -34,7 +34,8 @@ Measured in "rebound", where accuracy is again 0.198 [0.194, 0.203]:
 Heads that interfere are there, at least 3.5 nats' worth in every replica, in layers 1 and 2; but as the model is surely
 wrong, more than half of the gain is that of any damage, and the control says so. So is 1.235 [0.409, 2.060] without
 facilitating heads, whose control is 1.814 [1.399, 2.229]: without some less is left of the wrong answer too. Gating
-took 11 minutes with much other work on the machine, 4 of processor time.
+took 11 minutes with much other work on the machine, 4 of processor time. A second rule, of the condition
+of training, was said with this one and not asked.
 """
 
 from __future__ import annotations
