@@ -36,6 +36,8 @@ Measured over eight replicas:
     heads     holds: 0.293 [0.265, 0.321] without them, 0.501 [0.391, 0.611] more without as many others
     gating    holds: -3.130 [-3.433, -2.828] without the facilitating heads, -0.073 [-0.101, -0.045] without the
               irrelevant ones; none interferes, and so 0.000
+    drawn     holds: 0.131 [0.089, 0.174] without interfering ones, above 0 in each of the eight, 0.010 [-0.035, 0.056]
+              without as many random heads, 0.121 [0.081, 0.160] more. Without facilitating ones -0.085 [-0.156, -0.014]
     cause     holds: 0.959 [0.954, 0.963] and 1.000
     edges     fails: agreement of 0.914 [0.907, 0.921] with EAP-IG and of 0.906 [0.894, 0.918] with EAP, 0.008 [-0.008,
               0.023] more. Its errors are smaller, which no rule was about: summed over edges, they are 0.260 [0.216,
