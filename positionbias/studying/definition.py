@@ -254,6 +254,10 @@ def _check_runs(claim: Claim, study: Study) -> None:
                 )
     for reading in (one for formula in claim.formulas for one in formula.readings):
         read, evals = study.parts[reading.run.partition("/")[0]], reading.keywords.get("evals")
+        for file in (evals, reading.positional[0] if reading.measure == "analysis" else None):
+            if file is not None and pathlib.PurePath(file).name != file:
+                told = f"{show(file)} is not allowed"
+                raise ConfigError(f"claims.{claim.name}: {told}; allowed: the name of a file in the run's folder.")
         if evals is not None and not any(evaluation_is_of(evals, label) for label in read.evaluate):
             raise unknown(f"claims.{claim.name}", f"evaluation of {read.name}", evals, read.evaluate)
         if reading.measure == "analysis" and not read.analyze:

@@ -116,6 +116,18 @@ FIRST = 'scales = ["quick", "paper"]'
         ),
         (
             "evals='again_shift_by_8'",
+            "evals='again_/../../x'",
+            "claims.moved: 'again_/../../x' is not allowed;",
+            "the name of a file in the run's folder.",
+        ),
+        (
+            "'token_norms', 'embedding'",
+            "'token_norms--/../../x', 'embedding'",
+            "claims.normed: 'token_norms--/../../x' is not allowed;",
+            "the name of a file in the run's folder.",
+        ),
+        (
+            "evals='again_shift_by_8'",
             "evals='again2'",
             "claims.moved: unknown evaluation of alone 'again2', did you mean 'again'?",
             "again.",
