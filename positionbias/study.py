@@ -78,9 +78,9 @@ def _run(study: Study, scale: str, folder: pathlib.Path) -> int:
     code = running.Runner(study, scale, folder).run()
     records = results.read(folder, study.name)
     for claim in study.at(scale):
-        record = records.get(scale, {}).get(claim.name)
+        record = results.current(claim, records, scale)
         ours = "" if record is None else f": {told.measured(record)}, {told.asked(claim)} is asked"
-        say(f"{claim.name}: {told.verdict(claim, record)}{ours}")
+        say(f"{claim.name}: {told.verdict(claim, records, scale)}{ours}")
     if records:
         say(f"claims: {folder / results.NAME}")
     say(f"report: {report.write(folder, study, records)}")

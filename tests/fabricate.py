@@ -131,16 +131,16 @@ def write_sweep(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def verdict(claim: Claim, **changes: Any) -> dict[str, Any]:
+def verdict(claim: Claim, scale: str = "quick", **changes: Any) -> dict[str, Any]:
     """A record of a study's claim as `judging.record` makes it; it holds, unless `changes` say else."""
     told = {"mean": 0.5, "low": 0.4, "high": 0.6}
     return {
-        **claim.rule,
+        **claim.rule(scale),
         "values": [0.4, 0.45, 0.5, 0.55, 0.6],
         **told,
         "verdict": "holds",
         "reason": "",
-        "share_solved": None,
+        "solved_by": [],
         "at_init": told,
         "null_value": None,
         "commit": ["0123456789ab"],

@@ -72,6 +72,11 @@ class Part:
     analyze: Mapping[str, str]  # flags of `positionbias.analyze`, by names that say what for
     scales: Mapping[str, AtScale]
 
+    def made(self, scale: str) -> dict[str, Any]:
+        """What its runs come of."""
+        settings = {field: str(value) for field, value in self.scales[scale].settings.items()}
+        return {"config": self.config, "sweep": self.sweep, "settings": settings}
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
@@ -89,6 +94,7 @@ class Claim:
     scales: tuple[str, ...]
     replicas: int
     why: str
+    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # those whose runs it reads
 
     @property
     def formulas(self) -> list[Formula]:
@@ -100,8 +106,7 @@ class Claim:
         """The runs that it reads, as PART/CELL or PART."""
         return list(dict.fromkeys(run for one in self.formulas for run in one.runs))
 
-    @property
-    def rule(self) -> dict[str, Any]:
+    def rule(self, scale: str) -> dict[str, Any]:
         """All that the verdict follows from but the values: kept beside a verdict, to tell if it was changed since."""
         return {
             "says": self.says,
@@ -110,7 +115,19 @@ class Claim:
             "null": None if self.null is None else self.null.text,
             "solved": None if self.solved is None else self.solved.text,
             "replicas": self.replicas,
+            "parts": {name: part.made(scale) for name, part in self.parts.items()},
+            "flags": {name: flags for part in self.parts.values() for name, flags in self._flags(part).items()},
         }
+
+    def _flags(self, part: Part) -> dict[str, str]:
+        """The flags of what it reads of a part beside its runs, by PART.LABEL."""
+        own = [one for formula in self.formulas for one in formula.readings if one.run.partition("/")[0] == part.name]
+        evaluated = [str(one.keywords["evals"]) for one in own if one.keywords.get("evals") is not None]
+        analysed = part.analyze if any(one.measure == "analysis" for one in own) else {}
+        found = {
+            label: flags for label, flags in part.evaluate.items() if any(evaluation_is_of(e, label) for e in evaluated)
+        }
+        return {f"{part.name}.{label}": flags for label, flags in (found | dict(analysed)).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +189,8 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
     study = Study(name, _text(raw["title"], "title"), _text(raw["about"], "about"), papers, parts, claims)
     for claim in claims.values():
         _check_runs(claim, study)
+        read_of = {run.partition("/")[0] for run in claim.runs}
+        claims[claim.name] = dataclasses.replace(claim, parts={one: parts[one] for one in parts if one in read_of})
     for paper in papers:
         count = sum(claim.paper == paper for claim in study.at("quick"))
         if count > MOST_QUICK:
@@ -224,10 +243,15 @@ def _claim(name: str, raw: Any, papers: Mapping[str, str]) -> Claim:
     scales = raw["scales"]
     if not isinstance(scales, list) or scales not in [[one] for one in SCALES] + [list(SCALES), list(SCALES[::-1])]:
         raise ConfigError(f"{field}.scales: {show(scales)} is not allowed; allowed: a list of {' and '.join(SCALES)}.")
+    texts = ("says", "paper", "source", "theirs", "why")
+    said = {key: _text(raw[key], f"{field}.{key}") if key in raw else "" for key in texts}
     return Claim(
         name=name,
-        **{key: _text(raw[key], f"{field}.{key}") for key in ("says", "paper", "source")},
-        **{key: _text(raw[key], f"{field}.{key}") if key in raw else "" for key in ("theirs", "why")},
+        says=said["says"],
+        paper=said["paper"],
+        source=said["source"],
+        theirs=said["theirs"],
+        why=said["why"],
         statistic=parse(raw["statistic"], f"{field}.statistic"),
         holds=(float(holds[0]), float(holds[1])),
         null=parse(raw["null"], f"{field}.null") if "null" in raw else None,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from positionbias.evaluation.statistics import Interval, interval, share, undecided
+from positionbias.evaluation.statistics import Interval, interval, undecided
 from positionbias.studying.definition import Claim
 from positionbias.studying.formula import Formula
 from positionbias.studying.recorded import NotMeasured, Recorded, manifest
@@ -30,7 +30,7 @@ class Judged:
     value: Interval
     verdict: Verdict
     reason: str
-    solved: float | None  # share of replicas that solved the task; None where that was not asked
+    solved: list[bool | None]  # which replicas solved the task; none where that was not asked
     at_init: Interval | None  # of the same models before training; None where there is no such number
     null: Interval | None
 
@@ -51,7 +51,7 @@ def judge(claim: Claim, folder_of: Callable[[str], pathlib.Path]) -> Judged:
     except NotMeasured:
         at_init = None
     null = interval(values(claim.null)) if claim.null else None
-    return Judged(replicas, value, verdict, reason, share(flags), at_init, null)
+    return Judged(replicas, value, verdict, reason, flags, at_init, null)
 
 
 def decide(
@@ -74,7 +74,7 @@ def decide(
     return "undecided", "the interval lies across an end of the range"
 
 
-def record(claim: Claim, judged: Judged, folder_of: Callable[[str], pathlib.Path]) -> dict[str, Any]:
+def record(claim: Claim, judged: Judged, folder_of: Callable[[str], pathlib.Path], scale: str) -> dict[str, Any]:
     """What `claims.json` keeps of a verdict: the rule, the values, and what they were measured with."""
     found = [manifest(folder_of(run)) for run in claim.runs]
 
@@ -85,12 +85,12 @@ def record(claim: Claim, judged: Judged, folder_of: Callable[[str], pathlib.Path
         return None if one is None else one.to_dict()
 
     return {
-        **claim.rule,
+        **claim.rule(scale),
         "values": judged.replicas,
         **judged.value.to_dict(),
         "verdict": judged.verdict,
         "reason": judged.reason,
-        "share_solved": judged.solved,
+        "solved_by": judged.solved,
         "at_init": told(judged.at_init),
         "null_value": told(judged.null),
         "commit": each(_commit),

@@ -14,7 +14,7 @@ from positionbias.reporting.html import escape, figure, grid, page
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.studying import told
 from positionbias.studying.definition import SCALES, Claim, Study
-from positionbias.studying.results import Records, outdated
+from positionbias.studying.results import Records, current
 
 NAME = "report.html"
 HEAD = ["claim", "verdict", "ours", "asked", "at initialisation", "null", "theirs", "source"]
@@ -38,17 +38,19 @@ def write(folder: pathlib.Path, study: Study, records: Records) -> pathlib.Path:
 
 
 def _at(folder: pathlib.Path, study: Study, records: Records, scale: str) -> list[str]:
-    claims, found = study.at(scale), records.get(scale, {})
+    claims = study.at(scale)
+    found = {claim.name: record for claim in claims if (record := current(claim, records, scale)) is not None}
     body = [f"<h2>{escape(scale.capitalize())} scale: {escape(told.counts(study, records, scale))}</h2>"]
     rows = []
     for claim in claims:
         record = found.get(claim.name)
-        ours = "–" if record is None else told.measured(record)
-        cells = [claim.name, told.verdict(claim, record), ours, told.asked(claim), *told.controls(record)]
+        verdict = told.verdict(claim, records, scale)
+        cells = [claim.name, verdict, told.measured(record), told.asked(claim), *told.controls(record)]
         rows.append([*cells, claim.theirs or "–", f"{claim.paper}, {claim.source}"])
     body.append(grid(HEAD, rows, "Mean and 95 % interval (Student's t) over replicas.", texts=len(HEAD)))
-    shown = [claim for claim in claims if claim.name in found and not outdated(claim, found[claim.name])]
-    body.append(side_by_side([_drawn(claim, found[claim.name], scale) for claim in shown]))
+    whys = [(claim.name, told.reason(claim, records, scale)) for claim in claims]
+    body += [f"<p><em>{escape(name)}</em>: {escape(why)}</p>" for name, why in whys if why]
+    body.append(side_by_side([_drawn(claim, found[claim.name], scale) for claim in claims if claim.name in found]))
     lines = []
     for part in study.parts_at(scale):
         home = pathlib.Path("runs", scale, part.name)

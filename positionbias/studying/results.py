@@ -25,13 +25,15 @@ RECORD = {
     "null": (str, None),
     "solved": (str, None),
     "replicas": int,
+    "parts": {str: {"config": str, "sweep": (str, None), "settings": {str: str}}},
+    "flags": {str: str},
     "values": [_NUMBER, ...],
     "mean": _NUMBER,
     "low": _NUMBER,
     "high": _NUMBER,
     "verdict": str,
     "reason": str,
-    "share_solved": _NUMBER,
+    "solved_by": [(bool, None)],
     "at_init": _TOLD,
     "null_value": _TOLD,
     "commit": [str],
@@ -72,6 +74,12 @@ def keep(folder: pathlib.Path, study: Study, scale: str, records: Mapping[str, d
         write_json(folder / NAME, {"study": study.name, "scales": merged})
 
 
-def outdated(claim: Claim, record: Mapping[str, Any]) -> str | None:
-    """What of a claim's rule was changed since its verdict, None if nothing."""
-    return next((key for key, value in claim.rule.items() if record[key] != value), None)
+def current(claim: Claim, records: Records, scale: str) -> dict[str, Any] | None:
+    """The record of a claim at a scale, None if there is none or its rule was changed since."""
+    record = records.get(scale, {}).get(claim.name)
+    return None if record is None or outdated(claim, record, scale) else record
+
+
+def outdated(claim: Claim, record: Mapping[str, Any], scale: str) -> str | None:
+    """What of a claim's rule at a scale was changed since its verdict, None if nothing."""
+    return next((key for key, value in claim.rule(scale).items() if record[key] != value), None)

@@ -126,10 +126,11 @@ class Runner:
         code = 0
         parts = self.study.parts_at(self.scale)
         for number, part in enumerate(parts, start=1):
+            minutes = part.scales[self.scale].minutes
+            about = f", about {minutes:g} minutes on two cores" if minutes else ""
             for command in self.commands(part):
-                minutes = part.scales[self.scale].minutes
-                about = f", about {minutes:g} minutes in all" if minutes else ""
                 say(f"[{number} of {len(parts)}] {part.name}{about}: {shlex.join(command)}")
+                about = ""  # told once: it is of the whole part
                 ended = _call([sys.executable, *command[1:]])
                 code = max(code, ended)
                 if ended:
@@ -206,12 +207,15 @@ class Runner:
         for claim in self.study.at(self.scale):
             if self.ready(claim):
                 try:
-                    found[claim.name] = judging.record(claim, judging.judge(claim, self.folder_of), self.folder_of)
+                    found[claim.name] = self._judged(claim)
                 except ConfigError as error:
                     self._refused[claim.name] = str(error)
         if found:
             results.keep(self.folder, self.study, self.scale, found)
         return found
+
+    def _judged(self, claim: Claim) -> dict[str, Any]:
+        return judging.record(claim, judging.judge(claim, self.folder_of), self.folder_of, self.scale)
 
     def _lacking(self) -> dict[str, str]:
         """What claims of which all runs are there lack, by name."""

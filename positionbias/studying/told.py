@@ -8,7 +8,7 @@ from typing import Any
 
 from positionbias.reporting.html import between
 from positionbias.studying.definition import SCALES, Claim, Study
-from positionbias.studying.results import Records, outdated
+from positionbias.studying.results import Records, current, outdated
 
 NOT_RUN = "not run"
 VERDICTS = ("holds", "fails", "undecided", NOT_RUN)
@@ -27,8 +27,8 @@ is the same number of the same models before training; *null* is what should sho
 
 def state(claim: Claim, records: Records, scale: str) -> str:
     """A claim's verdict at a scale, or that it was not run since its rule was written as it is."""
-    record = records.get(scale, {}).get(claim.name)
-    return NOT_RUN if record is None or outdated(claim, record) else str(record["verdict"])
+    record = current(claim, records, scale)
+    return NOT_RUN if record is None else str(record["verdict"])
 
 
 def counts(study: Study, records: Records, scale: str) -> str:
@@ -65,21 +65,27 @@ def asked(claim: Claim) -> str:
     return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
 
 
-def measured(record: Mapping[str, Any]) -> str:
+def measured(record: Mapping[str, Any] | None) -> str:
     """`mean [low, high]` and of how many replicas."""
-    return f"{between(record)}, n = {len(record['values'])}"
+    return "–" if record is None else f"{between(record)}, n = {len(record['values'])}"
 
 
-def verdict(claim: Claim, record: Mapping[str, Any] | None) -> str:
-    """The verdict, with its reason and the share of replicas that learned the task where these say more."""
+def verdict(claim: Claim, records: Records, scale: str) -> str:
+    """The verdict, with its reason and how many replicas learned the task where these say more."""
+    record = records.get(scale, {}).get(claim.name)
     if record is None:
         return NOT_RUN
-    if changed := outdated(claim, record):
+    if changed := outdated(claim, record, scale):
         return f"{NOT_RUN} since its {changed!r} was changed"
-    share, count = record["share_solved"], len(record["values"])
-    solved = "" if share in (None, 1) else f"{round(share * count)} of {count} solved it"
+    flags = record["solved_by"]
+    solved = "" if all(flags) else f"{sum(map(bool, flags))} of {len(flags)} solved it"
     more = "; ".join(part for part in (record["reason"], solved) if part)
     return f"{record['verdict']} ({more})" if more else str(record["verdict"])
+
+
+def reason(claim: Claim, records: Records, scale: str) -> str:
+    """What is believed of a claim that does not hold, '' of others."""
+    return claim.why if state(claim, records, scale) in ("fails", "undecided") else ""
 
 
 def controls(record: Mapping[str, Any] | None) -> list[str]:
@@ -105,7 +111,7 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
         failed = []
         for claim in study.claims.values():
             for scale in claim.scales:
-                record = records.get(scale, {}).get(claim.name)
+                record = current(claim, records, scale)
                 if scale == "paper" and "quick" in claim.scales and not records.get("paper"):
                     continue  # told below, once for all
                 lines.append(
@@ -113,18 +119,20 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
                         claim.says,
                         f"{claim.paper}, {claim.source}",
                         claim.theirs or "–",
-                        "–" if record is None else measured(record),
+                        measured(record),
                         asked(claim),
-                        verdict(claim, record),
+                        verdict(claim, records, scale),
                         *controls(record),
                         where(record, scale),
                     )
                 )
-                if claim.why and record is not None and record["verdict"] != "holds":
-                    failed.append(f"- *{claim.name}*: {claim.why}")
+                if why := reason(claim, records, scale):
+                    failed.append(f"- *{claim.name}*: {why}")
         lines += ["", *dict.fromkeys(failed), *([""] if failed else [])]
         if study.at("paper") and not records.get("paper"):
-            lines += [f"At the paper's own scale {len(study.at('paper'))} claims wait for a GPU or TPU.", ""]
+            count = len(study.at("paper"))
+            waits = "claims wait" if count > 1 else "claim waits"
+            lines += [f"At the paper's own scale {count} {waits} for a GPU or TPU.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

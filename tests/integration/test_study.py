@@ -106,7 +106,7 @@ def test_a_study_that_is_stopped_goes_on_and_trains_nothing_twice(home):
     told = json.loads(path.read_text())["scales"]["quick"]
     assert {name: len(record["values"]) for name, record in told.items()} == {"looked": 5, "known": 5}
     assert told["looked"]["null_value"] is not None
-    assert (told["known"]["share_solved"], told["known"]["at_init"]) == (0, None)
+    assert (told["known"]["solved_by"], told["known"]["at_init"]) == ([False] * 5, None)
     runs = home / "studies" / "tiny" / "runs" / "quick"
     assert sorted(cell.name for cell in (runs / "masks" / "cells").iterdir()) == ["causal"]
     assert (runs / "alone" / "evals" / "again.npz").is_file()

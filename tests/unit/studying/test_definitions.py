@@ -17,14 +17,19 @@ def test_a_definition_is_read_as_it_is_written(written):
     assert study.parts["alone"].evaluate == {"again": "--items 8 --interventions shift"}
     assert study.claims["apart"].holds == (0.2, math.inf)
     assert study.claims["apart"].runs == ["masks/bidirectional", "masks/causal"]
-    assert study.claims["apart"].rule == {
+    assert study.claims["apart"].rule("quick") == {
         "says": "A reader of all tokens recalls more.",
         "statistic": "accuracy('masks/bidirectional') - accuracy('masks/causal')",
         "holds": [0.2, None],
         "null": "baseline('masks/causal', 'chance')",
         "solved": "accuracy('masks/bidirectional') > 0.9",
         "replicas": 5,
+        "parts": {"masks": {"config": "configs/arms.py", "sweep": "default", "settings": {"train.steps": "600"}}},
+        "flags": {},
     }
+    assert study.claims["apart"].rule("paper")["parts"]["masks"]["settings"] == {"train.steps": "900"}
+    assert study.claims["normed"].rule("quick")["flags"] == {"masks.norms": "--analyses token_norms"}
+    assert study.claims["moved"].rule("quick")["flags"] == {"alone.again": "--items 8 --interventions shift"}
     assert [claim.name for claim in study.at("paper")] == ["apart"]
     assert [part.name for part in study.parts_at("paper")] == ["masks"]
     assert [part.name for part in study.parts_at("quick")] == ["masks", "alone"]

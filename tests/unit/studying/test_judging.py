@@ -93,7 +93,7 @@ def folders(tmp_path, trained):
 
 def test_a_claim_is_judged_with_its_controls(written, folders):
     judged = judging.judge(written().claims["apart"], folders)
-    assert (judged.verdict, judged.reason, judged.solved) == ("holds", "", 1)
+    assert (judged.verdict, judged.reason, judged.solved) == ("holds", "", [True] * 5)
     assert len(judged.replicas) == judged.value.n == 5
     assert judged.value.mean == pytest.approx(1 - 0.589, abs=0.02)  # the ceiling of who sees what came before
     assert judged.at_init.mean == pytest.approx(0, abs=0.02)
@@ -102,23 +102,23 @@ def test_a_claim_is_judged_with_its_controls(written, folders):
 
 def test_what_is_of_trained_models_alone_has_no_number_at_initialisation(written, folders):
     judged = judging.judge(written().claims["normed"], folders)
-    assert (judged.verdict, judged.at_init, judged.null, judged.solved) == ("holds", None, None, None)
+    assert (judged.verdict, judged.at_init, judged.null, judged.solved) == ("holds", None, None, [])
     assert judged.replicas == pytest.approx([0.4, 0.45, 0.5, 0.55, 0.6])
 
 
 def test_a_comparison_with_nothing_solves_nothing(written, folders):
     study = written("accuracy('masks/bidirectional') > 0.9", "log(accuracy('masks/causal') - 9) > 0")
-    assert judging.judge(study.claims["apart"], folders).solved is None
+    assert judging.judge(study.claims["apart"], folders).solved == [None] * 5
 
 
 def test_a_record_keeps_the_rule_the_values_and_what_they_were_measured_with(written, folders):
     claim = written().claims["apart"]
     judged = judging.judge(claim, folders)
-    record = judging.record(claim, judged, folders)
-    assert {key: record[key] for key in claim.rule} == claim.rule
+    record = judging.record(claim, judged, folders, "quick")
+    assert {key: record[key] for key in claim.rule("quick")} == claim.rule("quick")
     assert record["values"] == judged.replicas
     assert [record[key] for key in ("mean", "low", "high")] == [judged.value.mean, judged.value.low, judged.value.high]
-    assert (record["verdict"], record["reason"], record["share_solved"]) == ("holds", "", 1)
+    assert (record["verdict"], record["reason"], record["solved_by"]) == ("holds", "", [True] * 5)
     assert record["null_value"] == {"mean": 1 / 16, "low": 1 / 16, "high": 1 / 16}
     assert (record["commit"], record["device"], record["jax"]) == (["0123456789ab"], ["cpu"], ["0.10.2"])
     assert (record["python"], record["hours"]) == ([], 0)
@@ -130,7 +130,7 @@ def test_all_that_runs_differ_in_is_kept(written, folders):
     told |= {"dirty": True, "seconds": 1800.0, "devices": ["gpu: H", "gpu: H"]}
     (folders("masks/causal") / "manifest.json").write_text(json.dumps(told))
     claim = written().claims["apart"]
-    record = judging.record(claim, judging.judge(claim, folders), folders)
+    record = judging.record(claim, judging.judge(claim, folders), folders, "quick")
     assert record["commit"] == ["0123456789ab", "0123456789ab+"]
     assert (record["device"], record["hours"]) == (["cpu", "gpu: H"], 0.5)
 

@@ -29,7 +29,7 @@ def test_verdicts_that_are_kept_are_those_of_the_rules_that_are_written(name):
     """If this fails, run `python -m positionbias.study --name NAME`, or put the rule back."""
     study = definition.read(ROOT, name)
     for scale, records in results.read(ROOT / "studies" / name, name).items():
-        changed = {claim: results.outdated(study.claims[claim], record) for claim, record in records.items()}
+        changed = {claim: results.outdated(study.claims[claim], record, scale) for claim, record in records.items()}
         assert changed == dict.fromkeys(changed), scale
         assert set(changed) <= {claim.name for claim in study.at(scale)}
 

@@ -14,7 +14,7 @@ def test_records_of_other_claims_and_scales_stay(written, tmp_path):
     study = written()
     record = {name: fabricate.verdict(claim) for name, claim in study.claims.items()}
     results.keep(tmp_path, study, "quick", {"normed": record["normed"]})
-    results.keep(tmp_path, study, "paper", {"apart": record["apart"]})
+    results.keep(tmp_path, study, "paper", {"apart": fabricate.verdict(study.claims["apart"], "paper")})
     results.keep(tmp_path, study, "quick", {"apart": {**record["apart"], "verdict": "fails"}})
     found = results.read(tmp_path, "arms")
     assert {scale: list(claims) for scale, claims in found.items()} == {
@@ -30,7 +30,7 @@ def test_records_of_other_claims_and_scales_stay(written, tmp_path):
 def test_records_of_claims_that_are_gone_go(written, tmp_path):
     study = written()
     results.keep(tmp_path, study, "quick", {name: fabricate.verdict(claim) for name, claim in study.claims.items()})
-    results.keep(tmp_path, study, "paper", {"apart": fabricate.verdict(study.claims["apart"])})
+    results.keep(tmp_path, study, "paper", {"apart": fabricate.verdict(study.claims["apart"], "paper")})
     later = written("[claims.normed]", "[claims.norms]", 'scales = ["quick", "paper"]', 'scales = ["quick"]')
     results.keep(tmp_path, later, "quick", {"moved": fabricate.verdict(later.claims["moved"])})
     assert {scale: list(one) for scale, one in results.read(tmp_path, "arms").items()} == {"quick": ["apart", "moved"]}
@@ -103,12 +103,33 @@ def test_the_folder_of_another_study_is_refused_and_keeps_its_verdicts(written, 
         ("holds = [0.2, inf]", "holds = [0.2, inf]\nreplicas = 6", "replicas"),
         ('why = "It does not."', "", None),
         ('theirs = "+0.4"', 'theirs = "+0.5"', None),
-        ("configs/arms.py", "configs/legs.py", None),
+        ("configs/arms.py", "configs/legs.py", "parts"),
+        ('"train.steps" = 600', '"train.steps" = 700', "parts"),
+        ('"train.steps" = 900', '"train.steps" = 901', None),  # of the other scale
+        ('"seed" = 7', '"seed" = 8', None),  # of a part that it does not read
+        ("--analyses token_norms", "--analyses 'token_norms, rollout'", None),  # it reads no analysis
+        ("minutes = 2", "minutes = 3", None),
     ],
 )
 def test_a_verdict_is_outdated_once_its_rule_was_changed(old, new, changed, written, tmp_path):
     study = written()
     results.keep(tmp_path, study, "quick", {"apart": fabricate.verdict(study.claims["apart"])})
     record = results.read(tmp_path, "arms")["quick"]["apart"]
-    assert results.outdated(study.claims["apart"], record) is None
-    assert results.outdated(written(old, new).claims["apart"], record) == changed
+    assert results.outdated(study.claims["apart"], record, "quick") is None
+    assert results.outdated(written(old, new).claims["apart"], record, "quick") == changed
+
+
+@pytest.mark.parametrize(
+    ("claim", "old", "new"),
+    [
+        ("normed", "--analyses token_norms", "--analyses token_norms --items 64"),
+        ("moved", "--items 8 --interventions shift", "--items 9 --interventions shift"),
+    ],
+)
+def test_a_verdict_is_outdated_once_it_would_be_measured_otherwise(claim, old, new, written):
+    study = written()
+    record = fabricate.verdict(study.claims[claim])
+    assert results.outdated(study.claims[claim], record, "quick") is None
+    assert results.outdated(written(old, new).claims[claim], record, "quick") == "flags"
+    assert results.current(written(old, new).claims[claim], {"quick": {claim: record}}, "quick") is None
+    assert results.current(study.claims[claim], {"quick": {claim: record}}, "quick") == record

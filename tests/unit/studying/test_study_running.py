@@ -82,7 +82,7 @@ def test_every_command_is_run_once_and_all_is_judged(written, commands, capsys):
     assert commands.ran == ALL
     assert verdicts() == {"apart": "holds", "normed": "holds", "moved": "holds"}
     out = capsys.readouterr().out
-    assert f"[1 of 2] masks, about 2 minutes in all: python -m positionbias.{SWEEP}\n" in out
+    assert f"[1 of 2] masks, about 2 minutes on two cores: python -m positionbias.{SWEEP}\n" in out
     assert "--config.seed=7 '--config.model.mask=causal | bidirectional'\n" in out  # as a shell takes it
     assert "normed: holds: 0.500 [0.402, 0.598], n = 5, 0 to 1 is asked\n" in out
     assert out.endswith("claims: studies/arms/claims.json\nreport: studies/arms/report.html\n")
