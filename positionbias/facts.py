@@ -18,7 +18,7 @@ def operator(name: str) -> str:
     """Lines of at most 100 columns: patterns, masks, schemes, how sequences are generated, state and products."""
     one: Operator = spec.build("operators", compatibility.example("operators", name), "NAME")
     others = known_as("operators", {name: spec.source("operators", name)})
-    found = {"known as": ", ".join(others)} if others else {}
+    found = {"in papers": ", ".join(others)} if others else {}
     found |= {
         "attention": _patterns(one),
         "masks": _masks(name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shlex
+import sys
 
 from positionbias import analyze, evaluate
 from positionbias.config import cli
@@ -36,16 +37,26 @@ def main(argv: list[str]) -> int:
         for flag in ("name", "workdir"):
             if getattr(given, flag) is not None:
                 raise ConfigError(f"--{flag}: cannot be given with --list, which shows every study.")
-        studies = every(root)
-        if not studies:
-            raise ConfigError("--list: no study is here; allowed: in a folder that has configs/NAME/study.toml.")
-        print(told.listed(studies))
-        return 0
+        return _list(root)
     if given.name is None:
         raise ConfigError(f"--name is missing; allowed: {', '.join(definition.names(root)) or 'none here'}, or --list.")
     study = definition.read(root, given.name)
     folder = pathlib.Path(FOLDER, study.name) if given.workdir is None else cli.folder(given.workdir)
     return _run(study, given.scale, folder)
+
+
+def _list(root: pathlib.Path) -> int:
+    names, code = definition.names(root), 0
+    if not names:
+        raise ConfigError("--list: no study is here; allowed: in a folder that has configs/NAME/study.toml.")
+    widest = max(map(len, names))
+    for name in names:
+        try:
+            print(told.listed(definition.read(root, name), results.read(root / FOLDER / name, name), widest))
+        except ConfigError as error:  # the others are listed for all that
+            print(f"{name:<{widest}}  error: {error}", file=sys.stderr)
+            code = 2
+    return code
 
 
 def every(root: pathlib.Path) -> dict[str, tuple[Study, results.Records]]:
@@ -75,12 +86,15 @@ def _run(study: Study, scale: str, folder: pathlib.Path) -> int:
 
     results.read(folder, study.name)  # what is wrong is refused before hours of training, not after
     check_flags(study)
-    code = running.Runner(study, scale, folder).run()
+    runner = running.Runner(study, scale, folder)
+    code = runner.run()
     records = results.read(folder, study.name)
     for claim in study.at(scale):
         record = results.current(claim, records, scale)
         ours = "" if record is None else f": {told.measured(record)}, {told.asked(claim)} is asked"
-        say(f"{claim.name}: {told.verdict(claim, records, scale)}{ours}")
+        here = record is None or claim.name in runner.judged
+        before = "" if here else "; kept from before, its runs are not all here"
+        say(f"{claim.name}: {told.verdict(claim, records, scale)}{ours}{before}")
     if records:
         say(f"claims: {folder / results.NAME}")
     say(f"report: {report.write(folder, study, records)}")

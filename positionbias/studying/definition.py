@@ -234,7 +234,7 @@ def _claim(name: str, raw: Any, papers: Mapping[str, str]) -> Claim:
     ends = isinstance(holds, list) and len(holds) == 2 and all(type(end) in (int, float) for end in holds)
     if not ends or not holds[0] < holds[1] or holds == [-math.inf, math.inf]:
         raise ConfigError(
-            f"{field}.holds: {show(holds)} is not allowed; allowed: [low, high], of which one may be inf."
+            f"{field}.holds: {show(holds)} is not allowed; allowed: [low, high], the lower first; one may be inf."
         )
     if type(replicas) is not int or replicas < FEWEST:
         raise ConfigError(f"{field}.replicas: {show(replicas)} is not allowed; allowed: a whole number from {FEWEST}.")

@@ -17,7 +17,7 @@ from positionbias.studying.definition import SCALES, Claim, Study
 from positionbias.studying.results import Records, current
 
 NAME = "report.html"
-HEAD = ["claim", "verdict", "ours", "asked", "at initialisation", "null", "theirs", "source"]
+HEAD = ["claim", "verdict", "ours", "asked", "untrained", "null", "theirs", "source", "where"]
 OURS, RANGE, CONTROL = "#0072B2", "#009E73", "#888888"
 
 
@@ -27,7 +27,7 @@ def write(folder: pathlib.Path, study: Study, records: Records) -> pathlib.Path:
     body += [
         f"<p>{escape(study.about)}</p>",
         "<ul>",
-        *(f"<li>{escape(p)}</li>" for p in study.papers.values()),
+        *(f"<li>{escape(key)}: {escape(paper)}</li>" for key, paper in study.papers.items()),
         "</ul>",
     ]
     for scale in SCALES:
@@ -46,8 +46,12 @@ def _at(folder: pathlib.Path, study: Study, records: Records, scale: str) -> lis
         record = found.get(claim.name)
         verdict = told.verdict(claim, records, scale)
         cells = [claim.name, verdict, told.measured(record), told.asked(claim), *told.controls(record)]
-        rows.append([*cells, claim.theirs or "–", f"{claim.paper}, {claim.source}"])
-    body.append(grid(HEAD, rows, "Mean and 95 % interval (Student's t) over replicas.", texts=len(HEAD)))
+        rows.append([*cells, told.theirs(claim), f"{claim.paper}, {claim.source}", told.where(record, scale)])
+    caption = (
+        "Ours: mean and 95 % interval (Student's t) over replicas. Untrained: the same number of the same models before"
+        " training. Null: the control that the study names. Where: scale, device, and the commit that trained them."
+    )
+    body.append(grid(HEAD, rows, caption, texts=len(HEAD)))
     whys = [(claim.name, told.reason(claim, records, scale)) for claim in claims]
     body += [f"<p><em>{escape(name)}</em>: {escape(why)}</p>" for name, why in whys if why]
     body.append(side_by_side([_drawn(claim, found[claim.name], scale) for claim in claims if claim.name in found]))
@@ -57,13 +61,13 @@ def _at(folder: pathlib.Path, study: Study, records: Records, scale: str) -> lis
         if (folder / home / NAME).is_file():
             link = escape(urllib.parse.quote(str(home / NAME)))
             lines.append(f'<li><a href="{link}">{escape(part.name)}</a>: {escape(part.config)}</li>')
-    return [*body, "<p>The runs it was measured on:</p><ul>", *lines, "</ul>"] if lines else body
+    return [*body, "<p>Runs that are here:</p><ul>", *lines, "</ul>"] if lines else body
 
 
 def _drawn(claim: Claim, record: Mapping[str, Any], scale: str) -> str:
     """Replicas as dots, the interval as a bar, the range asked for as a band; controls below."""
     rows = [("ours", record, OURS)]
-    rows += [("at init", record["at_init"], CONTROL)] if record["at_init"] else []
+    rows += [("untrained", record["at_init"], CONTROL)] if record["at_init"] else []
     rows += [("null", record["null_value"], CONTROL)] if record["null_value"] else []
     low, high = claim.holds
     from matplotlib.ticker import MaxNLocator
@@ -90,5 +94,7 @@ def _drawn(claim: Claim, record: Mapping[str, Any], scale: str) -> str:
         axes.grid(visible=False, axis="y")
 
     svg = figures.draw(f"{scale}-{claim.name}", claim.says, paint, height=0.55 + 0.35 * len(rows))
-    caption = f"{claim.says} {record['verdict'].capitalize()}. Green: {told.asked(claim)}. Dots: replicas."
-    return figure(svg, f"{caption} {record['statistic']}")
+    verdict = record["verdict"].capitalize()
+    formulas = f"Ours: {record['statistic']}." + (f" Null: {record['null']}." if record["null"] else "")
+    caption = f"{claim.name}: {claim.says} {verdict}. Green: {told.asked(claim)}. Dots: replicas. {formulas}"
+    return figure(svg, caption)

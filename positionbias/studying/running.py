@@ -104,7 +104,15 @@ class Runner:
     def __init__(self, study: Study, scale: str, folder: pathlib.Path) -> None:
         self.hashes = check(study, scale)
         self.study, self.scale, self.folder = study, scale, folder
+        self.judged: set[str] = set()  # claims whose runs are all here
         self._refused: dict[str, str] = {}  # why claims could not be judged, the last time
+        for run, digest in self.hashes.items():
+            before = manifest(self.folder_of(run)).get("hash")
+            if before not in (None, digest):
+                part = run.partition("/")[0]
+                home = str(self.folder / "runs" / scale / part)
+                told = f"{home!r} holds runs of what it was before it was changed"
+                raise ConfigError(f"parts.{part}: {told}; allowed: that folder deleted, or another --workdir.")
 
     def folder_of(self, run: str) -> pathlib.Path:
         """The run folder of PART/CELL or PART."""
@@ -127,7 +135,7 @@ class Runner:
         parts = self.study.parts_at(self.scale)
         for number, part in enumerate(parts, start=1):
             minutes = part.scales[self.scale].minutes
-            about = f", about {minutes:g} minutes on two cores" if minutes else ""
+            about = f", about {minutes:g} min on two cores" if minutes else ""
             for command in self.commands(part):
                 say(f"[{number} of {len(parts)}] {part.name}{about}: {shlex.join(command)}")
                 about = ""  # told once: it is of the whole part
@@ -212,6 +220,7 @@ class Runner:
                     self._refused[claim.name] = str(error)
         if found:
             results.keep(self.folder, self.study, self.scale, found)
+        self.judged = set(found)
         return found
 
     def _judged(self, claim: Claim) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from positionbias.studying.results import Records, current, outdated
 
 NOT_RUN = "not run"
 VERDICTS = ("holds", "fails", "undecided", NOT_RUN)
-COLUMNS = ("claim", "source", "theirs", "ours", "asked", "verdict", "at initialisation", "null", "where")
+COLUMNS = ("claim", "theirs", "ours", "asked", "verdict", "untrained", "null", "where")
 HEAD = """# Studies
 
 Every claim of the literature that this project re-makes, ours beside the paper's. Definitions, with the rule of every
@@ -20,8 +21,10 @@ verdict, are `configs/NAME/study.toml`; values are `studies/NAME/claims.json`; t
 `python scripts/studies.py`, and one study is run again by `python -m positionbias.study --name NAME`.
 
 *Ours* is the mean over replicas (independently seeded models) and Student's 95 % interval. A claim *holds* where the
-whole interval lies in the range asked for, *fails* where none of it does, and is *undecided* else. *At initialisation*
-is the same number of the same models before training; *null* is what should show nothing. No replica is left out.
+whole interval lies in the range asked for, *fails* where none of it does, and is *undecided* else; undecided also with
+too few replicas, and where some but not all of fewer than 8 solved the task. *Untrained* is the same number of the same
+models before training; *null* is the control that the study names: chance, the other arm, or the same formula where
+nothing should show. No replica is left out. *Where* has scale, device and the commit that trained the models.
 """
 
 
@@ -43,26 +46,28 @@ def minutes(study: Study, scale: str) -> float | None:
     return None if None in known else math.fsum(one for one in known if one is not None)
 
 
-def listed(studies: Mapping[str, tuple[Study, Records]]) -> str:
-    """A line a study and scale: its claims' verdicts and what it is expected to take."""
-    lines = []
-    widest = max((len(name) for name in studies), default=0)
-    for name, (study, records) in studies.items():
-        lines.append(f"{name:<{widest}}  {study.title}")
-        for scale in SCALES:
-            if study.at(scale):
-                expected = minutes(study, scale)
-                time = "time not known" if expected is None else f"{expected:g} minutes on 2 CPU cores"
-                lines.append(f"{'':<{widest}}    {scale}: {counts(study, records, scale)}; {time}")
+def listed(study: Study, records: Records, width: int) -> str:
+    """A study and, a line a scale, its claims' verdicts and what it is expected to take; its name so wide."""
+    lines = [f"{study.name:<{width}}  {study.title}"]
+    for scale in SCALES:
+        if study.at(scale):
+            expected = minutes(study, scale)
+            time = "time not known" if expected is None else f"{expected:g} min on 2 CPU cores"
+            lines.append(f"{'':<{width}}    {scale}: {counts(study, records, scale)}; {time}")
     return "\n".join(lines)
 
 
 def asked(claim: Claim) -> str:
     """The range that a claim asks for, in words."""
-    low, high = claim.holds
-    if math.isinf(high):
-        return f"at least {low:g}"
-    return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+    low, high = (f"{end:g}".replace("-", "−") for end in claim.holds)
+    if math.isinf(claim.holds[1]):
+        return f"at least {low}"
+    return f"at most {high}" if math.isinf(claim.holds[0]) else f"{low} to {high}"
+
+
+def theirs(claim: Claim) -> str:
+    """What the paper has, with the sign of minus that ours has."""
+    return re.sub(r"-(?=\d)", "−", claim.theirs) or "–"
 
 
 def measured(record: Mapping[str, Any] | None) -> str:
@@ -106,7 +111,7 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
     lines = [HEAD]
     for name, (study, records) in studies.items():
         lines += [f"## `{name}`: {study.title}", "", study.about, ""]
-        lines += [f"- {paper}" for paper in study.papers.values()]
+        lines += [f"- {key}: {paper}" for key, paper in study.papers.items()]
         lines += ["", _row(*COLUMNS), _row(*["---"] * len(COLUMNS))]
         failed = []
         for claim in study.claims.values():
@@ -116,9 +121,8 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
                     continue  # told below, once for all
                 lines.append(
                     _row(
-                        claim.says,
-                        f"{claim.paper}, {claim.source}",
-                        claim.theirs or "–",
+                        f"**{claim.name}**: {claim.says} ({claim.paper}, {claim.source})",
+                        theirs(claim),
                         measured(record),
                         asked(claim),
                         verdict(claim, records, scale),
@@ -132,7 +136,7 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
         if study.at("paper") and not records.get("paper"):
             count = len(study.at("paper"))
             waits = "claims wait" if count > 1 else "claim waits"
-            lines += [f"At the paper's own scale {count} {waits} for a GPU or TPU.", ""]
+            lines += [f"At the paper's own scale {count} {waits} for a GPU or TPU, quick ones among them.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

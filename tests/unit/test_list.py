@@ -55,11 +55,11 @@ def test_of_one_member_all_is_printed(capsys):
 def test_of_one_operator_what_it_declares_and_costs_is_printed(capsys):
     assert listing.main(["operators", "gated_linear_attention"]) == 0
     out = capsys.readouterr().out
-    declared = out[out.index("\nknown as") + 1 :].splitlines()
+    declared = out[out.index("\nin papers") + 1 :].splitlines()
     assert max(map(len, declared)) <= 100
     told = " ".join(" ".join(declared).split())
     assert "arXiv 2312.06635" in out
-    assert told.startswith("known as gla attention causal self; not noncausal self, as what it carries goes from each")
+    assert told.startswith("in papers gla attention causal self; not noncausal self, as what it carries goes from each")
     assert "; not noncausal cross and causal cross, as what it carries goes from token to token of one" in told
     assert " masks aligned_cross, block_causal, causal, concentric, depth_causal, of tokens without frames" in told
     assert " positions dual_rope, learned, none, one_hot, rope, sinusoidal, xpos generated with a state keeps" in told
@@ -69,7 +69,7 @@ def test_of_one_operator_what_it_declares_and_costs_is_printed(capsys):
 
 def test_of_an_operator_that_takes_everything_no_names_are_listed():
     told = facts.operator("softmax").splitlines()
-    assert told[0] == "known as   attention, sdpa"
+    assert told[0] == "in papers  attention, sdpa"
     assert told[1:5] == [
         "attention  noncausal self, causal self, noncausal cross, causal cross",
         "masks      every one",

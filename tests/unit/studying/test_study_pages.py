@@ -23,7 +23,7 @@ def records(written):
     return {"quick": record}
 
 
-HEAD = "| claim | source | theirs | ours | asked | verdict | at initialisation | null | where |"
+HEAD = "| claim | theirs | ours | asked | verdict | untrained | null | where |"
 OURS = "0.500 [0.400, 0.600], n = 5"
 
 
@@ -36,25 +36,25 @@ def test_the_page_tells_every_claim_beside_its_source(written, records):
         "",
         "Two masks & a run.",
         "",
-        "- Ours 2026, Nowhere",
+        "- ours2026: Ours 2026, Nowhere",
         "",
         HEAD,
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        f"| A reader of all tokens recalls more. | ours2026, figure 1 | +0.4 | {OURS} | at least 0.2 | holds"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| **apart**: A reader of all tokens recalls more. (ours2026, figure 1) | +0.4 | {OURS} | at least 0.2 | holds"
         " | 0.500 [0.400, 0.600] | – | quick; cpu; 0123456789ab |",
-        f"| Norms are small. | ours2026, table 2 | – | {OURS} | 0 to 1 | fails"
+        f"| **normed**: Norms are small. (ours2026, table 2) | – | {OURS} | 0 to 1 | fails"
         " | – | – | quick; device not known; no commit |",
-        f"| Positions \\| matter. | ours2026, section 3 | – | {OURS} | at most 0.5"
+        f"| **moved**: Positions \\| matter. (ours2026, section 3) | – | {OURS} | at most 0.5"
         " | undecided (1 of 8 replicas have no number; 2 of 5 solved it)"
         " | 0.500 [0.400, 0.600] | 0.000 [−0.100, 0.100] | quick; cpu; 0123456789ab |",
         "",
-        "At the paper's own scale 1 claim waits for a GPU or TPU.",
+        "At the paper's own scale 1 claim waits for a GPU or TPU, quick ones among them.",
     ]
 
 
 def test_a_study_that_was_not_run_says_so(written):
     lines = told.page({"arms": (written(), {})}).splitlines()
-    assert "| Norms are small. | ours2026, table 2 | – | – | 0 to 1 | not run | – | – | quick |" in lines
+    assert "| **normed**: Norms are small. (ours2026, table 2) | – | – | 0 to 1 | not run | – | – | quick |" in lines
 
 
 def test_claims_that_wait_at_the_papers_scale_are_told_once_one_was_run(written, records):
@@ -62,7 +62,7 @@ def test_claims_that_wait_at_the_papers_scale_are_told_once_one_was_run(written,
     rows = told.page(
         {"arms": (study, {**records, "paper": {"apart": fabricate.verdict(study.claims["apart"], "paper")}})}
     ).splitlines()
-    assert "| Norms are small. | ours2026, table 2 | – | – | 0 to 1 | not run | – | – | paper |" in rows
+    assert "| **normed**: Norms are small. (ours2026, table 2) | – | – | 0 to 1 | not run | – | – | paper |" in rows
     assert not any("wait for a GPU" in row for row in rows)
 
 
@@ -85,7 +85,7 @@ def test_the_list_tells_verdicts_and_time(written, records, capsys, tmp_path):
     assert entry.main(["--list"]) == 0
     assert capsys.readouterr().out == (
         "arms  Arms\n"
-        "        quick: 1 holds, 1 fails, 1 undecided; 3.5 minutes on 2 CPU cores\n"
+        "        quick: 1 holds, 1 fails, 1 undecided; 3.5 min on 2 CPU cores\n"
         "        paper: 1 not run; time not known\n"
     )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from positionbias import study as entry
 from positionbias.evaluation.rows import read_rows, write_rows
+from positionbias.spec import ConfigError
 from positionbias.studying import definition, recorded, results, running
 
 HOME = pathlib.Path("studies/arms/runs/quick")
@@ -82,7 +84,7 @@ def test_every_command_is_run_once_and_all_is_judged(written, commands, capsys):
     assert commands.ran == ALL
     assert verdicts() == {"apart": "holds", "normed": "holds", "moved": "holds"}
     out = capsys.readouterr().out
-    assert f"[1 of 2] masks, about 2 minutes on two cores: python -m positionbias.{SWEEP}\n" in out
+    assert f"[1 of 2] masks, about 2 min on two cores: python -m positionbias.{SWEEP}\n" in out
     assert "--config.seed=7 '--config.model.mask=causal | bidirectional'\n" in out  # as a shell takes it
     assert "normed: holds: 0.500 [0.402, 0.598], n = 5, 0 to 1 is asked\n" in out
     assert out.endswith("claims: studies/arms/claims.json\nreport: studies/arms/report.html\n")
@@ -123,12 +125,22 @@ def test_a_finished_run_of_another_config_is_none_of_the_studys(written, command
     path = HOME / "alone" / "manifest.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["hash"], "0123456789ab"))
     study = definition.read(pathlib.Path(), "arms")
-    left = running.Runner(study, "quick", pathlib.Path("studies/arms"))
-    assert not left.finished("alone")
-    assert left.finished("masks/causal")
-    assert [left.ready(claim) for claim in study.claims.values()] == [True, True, False]
-    (command,) = (command for part in study.parts.values() for command in left.commands(part))
-    assert " ".join(command[2:]) == f"positionbias.{TRAIN}"
+    with pytest.raises(ConfigError) as error:
+        running.Runner(study, "quick", pathlib.Path("studies/arms"))
+    told = "parts.alone: 'studies/arms/runs/quick/alone' holds runs of what it was before it was changed"
+    assert str(error.value) == f"{told}; allowed: that folder deleted, or another --workdir."
+
+
+def test_verdicts_whose_runs_are_elsewhere_are_told_to_be_kept(written, commands, capsys):
+    written()
+    assert go() == 0
+    shutil.rmtree("studies/arms/runs")
+    commands.codes[SWEEP] = 130
+    capsys.readouterr()
+    assert entry.main(["--name", "arms"]) == 130
+    kept = "; kept from before, its runs are not all here"
+    told = [line for line in capsys.readouterr().out.splitlines() if ": holds" in line]
+    assert [line.endswith(kept) for line in told] == [False, True, True]
 
 
 def test_parts_that_no_claim_of_a_scale_reads_are_not_run_there(written, commands):
