@@ -20,13 +20,16 @@ def check(operators: Iterable[Operator], dims: Dims, longest: int) -> None:
     """Raise ConfigError for a state or a convolution beyond what sequences of `longest` tokens can use."""
     most = max(LARGEST, MATRICES * dims.head_size * dims.values)
     for layer, operator in enumerate(operators):
-        kept = _carried(operator, dims) // dims.heads
+        try:
+            kept, kernels = _carried(operator, dims) // dims.heads, operator.parameters(dims).values()
+        except ConfigError as error:  # sizes that it cannot have at all
+            raise ConfigError(f"model.operator: {error}") from None
         if kept > most:
             raise ConfigError(
                 f"model.operator: {spec.canonical(operator)} of layer {layer} carries on {kept} numbers a head;"
                 f" allowed: {most}, by smaller arguments of it or a smaller model.head_size, now {dims.head_size}."
             )
-        taps = max((m.shape[0] for m in operator.parameters(dims).values() if _convolves(m.kind, m.shape)), default=0)
+        taps = max((m.shape[0] for m in kernels if _convolves(m.kind, m.shape)), default=0)
         if taps > max(longest, SHORT):
             raise ConfigError(
                 f"model.operator: {spec.canonical(operator)} of layer {layer} convolves {taps} tokens, and the task's"

@@ -106,7 +106,7 @@ def test_some_of_the_replicas_are_asked_as_among_all(folder, capsys):
     told = json.loads((folder / "analysis" / "sink_mass--of_1.json").read_text())
     assert (told["of_replicas"], told["replicas"]) == ([1], 1)
     report = (folder / "report.html").read_text()
-    for told in ("", ", of replicas 1"):
+    for told in ("", ", of replica 1"):
         assert f"sink_mass: mass, of 4 items a replica, condition train, step 2{told}. " in report, told
 
 

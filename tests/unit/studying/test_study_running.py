@@ -266,7 +266,10 @@ def test_a_command_ends_with_its_own_code(code):
 
 
 @pytest.mark.parametrize("number", running.SIGNALS)
-def test_a_signal_is_passed_on_and_is_the_code(number, tmp_path):
+def test_a_signal_is_passed_on_and_is_the_code(number, tmp_path, request):
+    if signal.getsignal(number) == signal.SIG_IGN:  # under nohup hang-ups are
+        request.addfinalizer(lambda: signal.signal(number, signal.SIG_IGN))
+        signal.signal(number, signal.SIG_DFL)
     before = [signal.getsignal(one) for one in running.SIGNALS]
     signalled(number, file=tmp_path / "up")
     started = time.monotonic()
