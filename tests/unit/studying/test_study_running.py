@@ -131,6 +131,23 @@ def test_a_finished_run_of_another_config_is_none_of_the_studys(written, command
     assert str(error.value) == f"{told}; allowed: that folder deleted, or another --workdir."
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "again"),
+    [
+        ("--items 8 --interventions shift", "--items 9 --interventions shift", EVALUATE.replace("items 8", "items 9")),
+        ("--analyses token_norms", "--analyses token_norms --items 9", f"{ANALYZE} --items 9"),
+    ],
+)
+def test_what_was_made_with_other_flags_is_made_again(old, new, again, written, commands):
+    written()
+    assert go() == 0
+    commands.codes[again] = 3
+    written(old, new)
+    assert go() == 3
+    assert go() == 3, "until it was"
+    assert commands.ran == [*ALL, again, again]
+
+
 def test_verdicts_whose_runs_are_elsewhere_are_told_to_be_kept(written, commands, capsys):
     written()
     assert go() == 0
