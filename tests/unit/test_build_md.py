@@ -81,8 +81,7 @@ def test_every_environment_variable_of_the_runtime_is_in_the_table():
 
 @pytest.fixture
 def example(monkeypatch, tmp_path):
-    """`example(title)` imports the code block of that section; the registry is put back as it was."""
-    monkeypatch.setattr(spec, "_MEMBERS", dict(spec._MEMBERS))
+    """`example(title)` imports the code block of that section, whose members leave the registry again."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def load(title):
@@ -93,7 +92,10 @@ def example(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name, raising=False)
         return importlib.import_module(name)
 
-    return load
+    yield load
+    for key, member in list(spec._MEMBERS.items()):
+        if member.__module__.startswith("example_"):  # others may be of modules that are not imported a second time
+            del spec._MEMBERS[key]
 
 
 def test_the_example_mask(example):
