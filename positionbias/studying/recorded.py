@@ -14,7 +14,7 @@ import numpy as np
 
 from positionbias.arrays import Float
 from positionbias.evaluation import stored
-from positionbias.evaluation.rows import INTEGERS, columns, read_rows
+from positionbias.evaluation.rows import CHANGED, INTEGERS, columns, read_rows
 from positionbias.evaluation.statistics import indices
 from positionbias.files import refuse_unread
 from positionbias.spec import ConfigError, unknown
@@ -55,7 +55,7 @@ class Recorded:
             path = self.folder / "evals" / f"{evals}.npz"
             if not path.exists():
                 raise unknown("evals", "evaluation", evals, _stems(path.parent))
-            return _rows(path)
+            return _read(path)
         steps = sorted(int(stem) for stem in _stems(self.folder / "evals") if stem.isdecimal())
         # The last step is the manifest's: were its rows lost, the newest that are left would be of another model.
         last = manifest(self.folder).get("step")
@@ -63,15 +63,19 @@ class Recorded:
         if wanted not in steps:
             told = f"step = {wanted} was not evaluated in {str(self.folder)!r}"
             raise ConfigError(f"{told}; allowed: {', '.join(map(str, steps)) or 'none'}.")
-        return _rows(self.folder / "evals" / f"{wanted:06d}.npz")
+        return _read(self.folder / "evals" / f"{wanted:06d}.npz")
 
 
 def _stems(folder: pathlib.Path) -> list[str]:
     return [path.stem for path in folder.glob("*.npz")]
 
 
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return _rows(path, path.stat().st_mtime_ns)  # an evaluation may have been made again since
+
+
 @functools.lru_cache(maxsize=8)  # a claim reads the same rows several times, and large ones fill a memory
-def _rows(path: pathlib.Path) -> dict[str, Any]:
+def _rows(path: pathlib.Path, _: int) -> dict[str, Any]:
     return read_rows(path)
 
 
@@ -105,7 +109,7 @@ def baseline(run: Recorded, name: str, **where: Any) -> PerReplica:
 
 def changed(run: Recorded, **where: Any) -> PerReplica:
     """Share of answers that an intervention changed."""
-    names = [name for name in ("order_sensitivity", "answers_changed") if name in _chosen(run, **where)[0]]
+    names = [name for name in CHANGED if name in _chosen(run, **where)[0]]
     if not names:
         raise ConfigError("changed: needs rows of an intervention; allowed: together with evals='LABEL_VARIANT'.")
     return _mean(run, names[0], **where)
@@ -147,14 +151,14 @@ def analysis(run: Recorded, file: str, array: str, /, *at: int | None) -> PerRep
     if not path.exists():
         raise unknown("analysis", "result", file, _stems(path.parent))
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = [name for name in stored if not name.startswith(AT_INIT)]
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [name for name in arrays if not name.startswith(AT_INIT)]
             if array not in names:
                 raise unknown("analysis", "array", array, names)
             name = AT_INIT + array if run.initial else array
-            if name not in stored:
+            if name not in arrays:
                 raise NotMeasured(f"analysis {file!r} is of the trained model alone")
-            found = np.asarray(stored[name], np.float64)
+            found = np.asarray(arrays[name], np.float64)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, ConfigError):
             raise

@@ -22,7 +22,7 @@ from positionbias.config import sharing, sweeps
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import config_hash, resolve
 from positionbias.evaluation import stored
-from positionbias.files import write_json
+from positionbias.files import write_json, writing
 from positionbias.launch import say
 from positionbias.spec import ConfigError, unknown
 from positionbias.studying import judging, results
@@ -135,24 +135,22 @@ class Runner:
         """
         code = 0
         parts = self.study.parts_at(self.scale)
+        for part in parts:  # all of them first: after any of them all claims are judged that can be
+            self._forget(part)
         for number, part in enumerate(parts, start=1):
             minutes = part.scales[self.scale].minutes
             about = f", about {minutes:g} min on two cores" if minutes else ""
-            failed = False
             for command in self.commands(part):
                 say(f"[{number} of {len(parts)}] {part.name}{about}: {shlex.join(command)}")
                 about = ""  # told once: it is of the whole part
                 ended = _call([sys.executable, *command[1:]])
                 code = max(code, ended)
-                failed |= ended != 0
                 if ended:
                     say(f"part {part.name} ended with exit code {ended}", sys.stderr)
                     if ended > 128:
                         self.judge()
                         say("stopped; the same command goes on from there")
                         return ended
-            if not failed:
-                write_json(self._flags_of(part), {**part.evaluate, **part.analyze})
             self.judge()
         refused = dict(self._refused) if code else self._refused | self._lacking()  # after a failure, that was told
         for name, why in refused.items():
@@ -164,8 +162,7 @@ class Runner:
         """What is left to run of a part, looked up as each one's turn comes."""
         at = part.scales[self.scale]
         home = self.folder / "runs" / self.scale / part.name
-        runs = [run for run in self.hashes if run.partition("/")[0] == part.name]
-        changed = self._changed(part)
+        runs = self._runs_of(part)
         entry = "train" if part.sweep is None else "sweep"
         if not all(map(self.finished, runs)):
             command = ["python", "-m", f"positionbias.{entry}", "--config", part.config]
@@ -178,26 +175,36 @@ class Runner:
             if not self.finished(run):  # it failed, which has been told
                 continue
             for name, flags in part.evaluate.items():
-                if self._missing(run, "evals", name, name in changed):
+                if self._missing(run, "evals", name):
                     given = ["--workdir", str(folder), "--label", name, *shlex.split(flags)]
                     yield ["python", "-m", "positionbias.evaluate", *given]
-            if part.analyze and self._missing(run, "analysis", again=bool(changed & part.analyze.keys())):
+            if part.analyze and self._missing(run, "analysis"):
                 for flags in part.analyze.values():
                     yield ["python", "-m", "positionbias.analyze", "--workdir", str(folder), *shlex.split(flags)]
 
-    def _flags_of(self, part: Part) -> pathlib.Path:
-        """Where the flags lie with which a part's runs were evaluated and analysed."""
-        return self.folder / "runs" / self.scale / f"{part.name}.json"
+    def _forget(self, part: Part) -> None:
+        """Delete what was evaluated or analysed with other flags than the study has now, and keep those of now."""
+        path = self.folder / "runs" / self.scale / f"{part.name}.json"
+        given = {**part.evaluate, **part.analyze}
+        before = stored.read(path, {str: str})
+        changed = {name for name, flags in given.items() if before.get(name, flags) != flags}
+        for run in self._runs_of(part):
+            evaluated = self._files(self.study.at(self.scale), run, "evals")
+            stale = {one for one in evaluated if any(evaluation_is_of(one.stem, name) for name in changed)}
+            stale |= self._files(self.study.at(self.scale), run, "analysis") if changed & part.analyze.keys() else set()
+            for one in stale:
+                one.unlink(missing_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, given)
 
-    def _changed(self, part: Part) -> set[str]:
-        """What was made with other flags than the study has now, and so is not there."""
-        before = stored.read(self._flags_of(part), {str: str})
-        return {name for name, flags in {**part.evaluate, **part.analyze}.items() if before.get(name, flags) != flags}
+    def _runs_of(self, part: Part) -> list[str]:
+        return [run for run in self.hashes if run.partition("/")[0] == part.name]
 
-    def _missing(self, run: str, kind: str, label: str = "", again: bool = False) -> bool:
-        """Whether a file that a claim reads of a run is not there yet, or is to be made again."""
+    def _missing(self, run: str, kind: str, label: str = "") -> bool:
+        """Whether a file that a claim reads of a run is not there yet."""
         return any(
-            again or not path.exists()
+            not path.exists()
             for path in self._files(self.study.at(self.scale), run, kind)
             if kind == "analysis" or evaluation_is_of(path.stem, label)
         )

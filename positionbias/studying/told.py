@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from positionbias.reporting.html import between
 from positionbias.studying.definition import SCALES, Claim, Study
+from positionbias.studying.judging import Verdict
 from positionbias.studying.results import Records, current, outdated
 
 NOT_RUN = "not run"
-VERDICTS = ("holds", "fails", "undecided", NOT_RUN)
+VERDICTS = (*typing.get_args(Verdict), NOT_RUN)
 COLUMNS = ("claim", "theirs", "ours", "asked", "verdict", "untrained", "null", "where")
 HEAD = """# Studies
 

@@ -142,9 +142,11 @@ def test_what_was_made_with_other_flags_is_made_again(old, new, again, written, 
     written()
     assert go() == 0
     commands.codes[again] = 3
-    written(old, new)
+    study = written(old, new)
     assert go() == 3
     assert go() == 3, "until it was"
+    kept = results.read(pathlib.Path("studies/arms"), "arms")
+    assert [results.current(one, kept, "quick") is None for one in study.claims.values()].count(True) == 1
     assert commands.ran == [*ALL, again, again]
 
 
