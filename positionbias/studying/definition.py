@@ -39,7 +39,7 @@ from typing import Any
 
 from positionbias.config.resolve import check_safe_name
 from positionbias.spec import ConfigError, show, unknown
-from positionbias.studying.formula import Formula, parse
+from positionbias.studying.formula import Formula, parse, part_of
 
 SCALES = ("quick", "paper")
 FEWEST = 5  # replicas that a claim is judged by, at least
@@ -121,7 +121,7 @@ class Claim:
 
     def _flags(self, part: Part) -> dict[str, str]:
         """The flags of what it reads of a part beside its runs, by PART.LABEL."""
-        own = [one for formula in self.formulas for one in formula.readings if one.run.partition("/")[0] == part.name]
+        own = [one for formula in self.formulas for one in formula.readings if part_of(one.run) == part.name]
         evaluated = [str(one.keywords["evals"]) for one in own if one.keywords.get("evals") is not None]
         analysed = part.analyze if any(one.measure == "analysis" for one in own) else {}
         found = {
@@ -147,7 +147,7 @@ class Study:
 
     def parts_at(self, scale: str) -> list[Part]:
         """The parts that these claims read."""
-        needed = {run.partition("/")[0] for claim in self.at(scale) for run in claim.runs}
+        needed = {part_of(run) for claim in self.at(scale) for run in claim.runs}
         return [part for name, part in self.parts.items() if name in needed]
 
 
@@ -189,7 +189,7 @@ def _study(name: str, raw: dict[str, Any]) -> Study:
     study = Study(name, _text(raw["title"], "title"), _text(raw["about"], "about"), papers, parts, claims)
     for claim in claims.values():
         _check_runs(claim, study)
-        read_of = {run.partition("/")[0] for run in claim.runs}
+        read_of = {part_of(run) for run in claim.runs}
         claims[claim.name] = dataclasses.replace(claim, parts={one: parts[one] for one in parts if one in read_of})
     for paper in papers:
         count = sum(claim.paper == paper for claim in study.at("quick"))
@@ -277,7 +277,7 @@ def _check_runs(claim: Claim, study: Study) -> None:
                     f"{field}.scales: the part {part!r} does not run at {scale!r}; allowed: where it does."
                 )
     for reading in (one for formula in claim.formulas for one in formula.readings):
-        read, evals = study.parts[reading.run.partition("/")[0]], reading.keywords.get("evals")
+        read, evals = study.parts[part_of(reading.run)], reading.keywords.get("evals")
         for file in (evals, reading.positional[0] if reading.measure == "analysis" else None):
             if file is not None and pathlib.PurePath(file).name != file:
                 told = f"{show(file)} is not allowed"
@@ -293,7 +293,7 @@ def _refuse_unread(study: Study) -> None:
     """Refuse what would run for nothing: parts and commands of which no claim reads a number."""
     read = [reading for claim in study.claims.values() for one in claim.formulas for reading in one.readings]
     for part in study.parts.values():
-        own = [one for one in read if one.run.partition("/")[0] == part.name]
+        own = [one for one in read if part_of(one.run) == part.name]
         if not own:
             raise ConfigError(f"parts.{part.name}: no claim reads it; allowed: parts that claims read.")
         for label in part.evaluate:

@@ -42,6 +42,11 @@ NESTING = 200  # signs in a formula, each of which may nest it deeper: far below
 LARGEST = 1e9  # number in a formula
 
 
+def part_of(run: str) -> str:
+    """The part that leaves a run, of PART/CELL or PART."""
+    return run.partition("/")[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """One call of a measure: of which run, and with what."""

@@ -27,7 +27,7 @@ from positionbias.launch import say
 from positionbias.spec import ConfigError, unknown
 from positionbias.studying import judging, results
 from positionbias.studying.definition import AtScale, Claim, Part, Study, evaluation_is_of
-from positionbias.studying.formula import Reading
+from positionbias.studying.formula import Reading, part_of
 from positionbias.studying.recorded import manifest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -65,10 +65,10 @@ def check(study: Study, scale: str) -> dict[str, str]:
     for claim in study.at(scale):
         for run in claim.runs:
             if run not in left:
-                known = sorted(one for one in left if one.partition("/")[0] == run.partition("/")[0])
+                known = sorted(one for one in left if part_of(one) == part_of(run))
                 raise unknown(f"claims.{claim.name}", "run", run, known)
         for reading in (one for formula in claim.formulas for one in formula.readings if one.measure == "analysis"):
-            _check_array(claim, reading, study.parts[reading.run.partition("/")[0]])
+            _check_array(claim, reading, study.parts[part_of(reading.run)])
     return left
 
 
@@ -111,7 +111,7 @@ class Runner:
         for run, digest in self.hashes.items():
             before = manifest(self.folder_of(run)).get("hash")
             if before not in (None, digest):
-                part = run.partition("/")[0]
+                part = part_of(run)
                 home = str(self.folder / "runs" / scale / part)
                 told = f"{home!r} holds runs of what it was before it was changed"
                 raise ConfigError(f"parts.{part}: {told}; allowed: that folder deleted, or another --workdir.")
@@ -199,7 +199,7 @@ class Runner:
         write_json(path, given)
 
     def _runs_of(self, part: Part) -> list[str]:
-        return [run for run in self.hashes if run.partition("/")[0] == part.name]
+        return [run for run in self.hashes if part_of(run) == part.name]
 
     def _missing(self, run: str, kind: str, label: str = "") -> bool:
         """Whether a file that a claim reads of a run is not there yet."""
