@@ -222,7 +222,8 @@ class LoadedRun:
             )
         if vectors or isinstance(inputs, jax.core.Tracer):
             return
-        low, high = int(np.min(inputs)), int(np.max(inputs))
+        numbers = np.asarray(inputs)  # while another array is traced, jax would trace the minimum of this one too
+        low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high >= reads.size:
             raise ConfigError(f"batch: inputs from {low} to {high}; allowed: 0 to {reads.size - 1}.")
 

@@ -211,3 +211,10 @@ def test_what_a_model_cannot_read_is_refused(run):
         assert str(error.value).startswith(said)
     loaded.apply(batch, record=["final"], edit={"final": ("scale", 0)})
     jax.eval_shape(lambda inputs: loaded.apply(batch._replace(inputs=inputs))[0], batch.inputs)
+
+
+def test_a_batch_may_be_a_constant_of_what_is_compiled(run):
+    loaded = load(run)
+    batch = loaded.sample(2)
+    call = jax.jit(lambda by: loaded.apply(batch, edit={"final": ("scale", by)})[0])
+    np.testing.assert_allclose(call(1.0), loaded.apply(batch)[0], atol=1e-5)
