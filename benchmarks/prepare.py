@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 
 from positionbias import launch
@@ -12,7 +15,12 @@ from positionbias.training.program import Compiled, Program
 
 def compiled(config_file: str, *overrides: tuple[str, str]) -> Compiled:
     """Build and compile a config file; sets JAX up, so nothing may have touched a device before."""
-    config = resolve.resolve(cli.load_config(config_file, list(overrides)))
+    return program(cli.load_config(config_file, list(overrides))).compile()
+
+
+def program(raw: Mapping[str, Any]) -> Program:
+    """A config's program, not compiled yet; the first in a process says how many devices a CPU is split into."""
+    config = resolve.resolve(raw)
     launch.set_up(config)
     experiment = build.build(config)
-    return Program(experiment, auto.resolve(experiment, jax.default_backend(), len(jax.devices()))).compile()
+    return Program(experiment, auto.resolve(experiment, jax.default_backend(), len(jax.devices())))

@@ -1,10 +1,13 @@
 """How long `positionbias.train` takes from the start of its process to the first logged loss.
 
-    python benchmarks/startup.py [--config configs/quickstart.py] [--warm 3]
+    python benchmarks/startup.py [--config configs/quickstart.py] [--warm 3] [--cells 20]
 
 Cold is a fresh compile cache, warm the same cache again (median of `--warm` runs); every run has a fresh run folder
 and is stopped once its first line of metrics.jsonl is there, so the evaluation at initialisation is not counted.
 The stages come from a second process that does the same in the same order, with a clock between the steps.
+
+A sweep of `--cells` cells that differ in their seed alone is run too, a few steps each, with a fresh compile cache: how
+often XLA compiled a train step and anything at all, as JAX logs it, and how long the first cell took and the others.
 """
 
 from __future__ import annotations
@@ -13,15 +16,36 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import record
 
 GOALS = {"cold": 8.0, "warm": 3.0}  # seconds on 2 cores
+CELLS = """
+import pathlib
+
+from ml_collections import ConfigDict
+
+from positionbias.config import files
+
+
+def get_config():
+    config = ConfigDict(files.read({config!r}).raw())
+    config.train.steps = config.train.log_every
+    return config
+
+
+def sweep(add):
+    for seed in range({cells}):
+        add({{"seed": seed}}, name=f"cell-{{seed}}")
+"""
+STEP = "jit(both)"  # as JAX tells the K steps of `Program.compile`
 LONGEST = 300.0  # seconds until a run without a first line is given up
 
 
@@ -50,6 +74,22 @@ def stages_of(config: str, cache: pathlib.Path) -> dict[str, float]:
         command, cwd=record.ROOT, env=_environment(cache), stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout)
+
+
+def sweep_of(config: str, cells: int, home: pathlib.Path) -> dict[str, Any]:
+    """Run a sweep of cells of one shape: what was compiled, and the seconds of cells."""
+    file, workdir = home / "cells.py", home / "sweep"
+    file.write_text(CELLS.format(config=str((record.ROOT / config).absolute()), cells=cells), encoding="utf-8")
+    command = [sys.executable, "-m", "positionbias.sweep", "--config", str(file), "--workdir", str(workdir)]
+    given = {**_environment(home / "shared"), "JAX_LOG_COMPILES": "1"}
+    done = subprocess.run(command, cwd=record.ROOT, env=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    compiled = re.findall(r"Finished XLA compilation of (\S+) in", done.stderr)
+    lines = [json.loads(line) for line in (workdir / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    first, *others = [line["seconds"] for line in lines if line["status"] == "finished"]
+    told = {"cells": 1 + len(others), "steps_compiled": compiled.count(STEP), "compiled": len(compiled)}
+    return {**told, "first": first, "others": statistics.median(others)}
 
 
 def _environment(cache: pathlib.Path) -> dict[str, str]:
@@ -94,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time from process start to the first logged loss.")
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--warm", type=int, default=3, help="warm runs; their median is told")
+    parser.add_argument("--cells", type=int, default=20, help="of the sweep")
     parser.add_argument("--stages", type=float, help=argparse.SUPPRESS)  # when the parent started this process
     given = parser.parse_args()
     if given.stages is not None:
@@ -104,12 +145,17 @@ def main() -> None:
         cold = first_loss(given.config, home / "cache", home / "cold")
         warm = [first_loss(given.config, home / "cache", home / f"warm{i}") for i in range(given.warm)]
         split = {"cold": stages_of(given.config, home / "fresh"), "warm": stages_of(given.config, home / "fresh")}
+        sweep = sweep_of(given.config, given.cells, home)
     seconds = {"cold": cold, "warm": statistics.median(warm)}
     print(f"{'':8}{'seconds':>9}{'goal':>7}   " + "".join(f"{stage:>13}" for stage in split["cold"]))
     for kind, goal in GOALS.items():
         parts = "".join(f"{value:13.2f}" for value in split[kind].values())
         print(f"{kind:8}{seconds[kind]:9.2f}{goal:7.1f}   {parts}")
     results = {"config": given.config, "seconds": seconds, "warm_runs": warm, "goals": GOALS, "stages": split}
+    print(f"a sweep of {sweep['cells']} cells: {sweep['steps_compiled']} train step compiled (goal 1)", end="; ")
+    print(f"{sweep['compiled']} programs in all", end="; ")
+    print(f"{sweep['first']:.1f} s for the first cell, {sweep['others']:.1f} s for others (median)")
+    results["sweep"] = sweep
     print(f"written: {record.write('startup', results).relative_to(record.ROOT)}")
 
 

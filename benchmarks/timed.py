@@ -52,7 +52,12 @@ def settled(given: argparse.Namespace, defaults: Mapping[str, Mapping[str, Any]]
     for name, value in defaults["cpu" if jax.default_backend() == "cpu" else "gpu"].items():
         if getattr(given, name) is None:
             setattr(given, name, value)
-    stop = time.perf_counter() + 60 * given.minutes
+    return ends(given.minutes)
+
+
+def ends(minutes: float) -> Callable[[], bool]:
+    """Whether so many minutes from now on are over."""
+    stop = time.perf_counter() + 60 * minutes
     return lambda: time.perf_counter() > stop
 
 
@@ -135,6 +140,11 @@ def measure(programs: dict[Which, Any], said: Said, rounds: int, baseline: str, 
         said[key] |= told | {"processor": min(work[key])}
         base = times.get((baseline, key[1]))
         said[key]["ratio"] = min(found) / min(base) if base else None
+        if base:  # of the two in the same round
+            rounds_apart = sorted(one / other for one, other in zip(found, base, strict=False))
+            middle = statistics.median(rounds_apart)
+            said[key]["spread"] = {"least": rounds_apart[0], "median": middle, "most": rounds_apart[-1]}
+            said[key]["processor_ratio"] = min(work[key]) / max(min(work[baseline, key[1]]), 1e-9)
         if key[1] == "forward" and baseline in first and key[0] in first:
             said[key]["difference"] = float(np.abs(first[key[0]] - first[baseline]).max())
 

@@ -1,9 +1,14 @@
 """The benchmarks in their smallest form: JSON that can be read, and reasons for what is not timed."""
 
+import importlib
+import importlib.util
 import json
+import re
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
 from positionbias.errors import ConfigError
@@ -185,3 +190,105 @@ def test_a_sweep_of_no_cells_is_refused(root, monkeypatch):
 
     with pytest.raises(ConfigError, match="--cells: 0 is not allowed; allowed: 1 to 100000"):
         sweep_scale.main(["--cells", "0"])
+
+
+def test_train_steps_are_timed_beside_loops_that_compute_the_same(root, tmp_path):
+    more = ["--shapes", "4x16x8", "--tasks", "associative_recall", "--impl", "flax", "torch", "--rounds", "2"]
+    printed, found = started(root, tmp_path, "train_throughput.py", "train_throughput_cpu.json", *more)
+    (row,) = found["shapes"]
+    ours, flax, torch = row["loops"]
+    assert (row["batch"], row["length"], row["width"], row["steps_a_turn"]) == (4, 16, 8, 64)
+    assert (ours["impl"], ours["ratio"], ours["spread"]["most"]) == ("positionbias", 1, 1)
+    assert flax["milliseconds"] > 0
+    assert flax["spread"]["least"] <= flax["spread"]["median"] <= flax["spread"]["most"]
+    assert 0 < flax["differences"]["gradient"] < 1e-4
+    if importlib.util.find_spec("torch") is None:
+        assert torch["skipped"] == "torch is not installed"
+        assert "torch is not installed" in printed
+        assert row["ratio_to_best"] == {"rival": "flax", "ratio": flax["ratio"]}
+    else:
+        assert 0 < torch["differences"]["losses"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("gradient", "losses", "words"),
+    [
+        (1.0, 2.0, None),
+        (1.001, 2.0, "gradient differ from ours by 0.001, more than 1e-04"),
+        (1.0, 2.002, "losses differ from ours by 0.001, more than 1e-04"),
+        (np.nan, 2.0, "gradient differ from ours by nan"),
+    ],
+)
+def test_a_rival_that_computes_something_else_is_not_timed(gradient, losses, words, root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import rival_flax
+    import train_throughput
+
+    class Other:
+        def __init__(self, *given):
+            pass
+
+        def gradient(self):
+            return {"table": np.full(3, gradient)}
+
+        def call(self):
+            return np.full(9, losses)
+
+        def wait(self, made):
+            return made
+
+    monkeypatch.setattr(rival_flax, "Flax", Other)
+    program = types.SimpleNamespace(experiment=types.SimpleNamespace(config=None))
+    first = train_throughput.First({}, {"table": np.ones(3)}, np.full(train_throughput.CHECKED, 2.0))
+    if words is None:
+        made = train_throughput.rival("flax", program, first, None)
+        assert made.differences == {"gradient": 0, "losses": 0}
+    else:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            train_throughput.rival("flax", program, first, None)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("train_throughput", ["--shapes", "64x128"], "--shapes: '64x128' is not allowed; allowed: batch x length x"),
+        ("train_throughput", ["--shapes", "1x17x8"], "--shapes: a length of 17 is not allowed; allowed: an even"),
+        ("train_throughput", ["--shapes", "1x16x6"], "--shapes: a width of 6 is not allowed; allowed: a multiple of 4"),
+        ("train_throughput", ["--impl", "tensorflow"], "--impl: unknown impl 'tensorflow'"),
+        ("replicas", ["--replicas", "0"], "--replicas: 0 is not allowed; allowed: 1 to 4096."),
+        ("replicas", ["--forms", "pmap"], "--forms: unknown form 'pmap', did you mean 'vmap'?"),
+        ("analysis", ["--lengths", "2"], "--lengths: 2 is not allowed; allowed: 8 to 512."),
+    ],
+)
+def test_mistakes_of_the_other_benchmarks_are_told_in_a_sentence(script, flags, words, root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    with pytest.raises(ConfigError) as error:
+        importlib.import_module(script).main(flags)
+    assert words in str(error.value)
+
+
+def test_replicas_are_timed_beside_runs_that_compute_the_same(root, tmp_path):
+    more = ["--replicas", "2", "--rounds", "1", "--steps", "1"]
+    printed, found = started(root, tmp_path, "replicas.py", "replicas_cpu.json", *more)
+    (row,) = found["programs"]
+    assert [one["impl"] for one in row["rows"]] == ["runs", "loop", "vmap"]
+    assert (row["auto"], row["goal"]) == ("loop", 1)
+    assert all(one["ratio"] > 0 and one["memory"] > 0 for one in row["rows"])
+    assert "loop (auto)" in printed
+
+
+def test_recording_and_patching_are_timed_beside_what_they_are_made_of(root, tmp_path):
+    more = ["--lengths", "8", "--items", "2", "--rounds", "1", "--config", "configs/quickstart.py"]
+    _, found = started(root, tmp_path, "analysis.py", "analysis_cpu.json", *more)
+    assert [row["impl"] for row in found["record"]] == ["forward", "all sites", "streams"]
+    assert [row["impl"] for row in found["patching"]] == ["map", "vmap", "calls", "eager"]
+    assert {row["patches"] for row in found["patching"]} == {2 * 3 * 8}
+    assert all(row["milliseconds"] > 0 and row["ratio"] > 0 for row in (*found["record"], *found["patching"]))
+
+
+def test_the_table_of_ratios_is_that_of_the_records(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "scripts")
+    import performance
+
+    text = (root / "BUILD.md").read_text(encoding="utf-8")
+    assert performance.written(text) == text, "write it anew with python scripts/performance.py"
