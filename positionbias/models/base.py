@@ -12,6 +12,7 @@ from positionbias.arrays import Bool, Float, Int, Key, Mapped, Shaped, Tree
 from positionbias.masks.base import Mask
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Sites
+from positionbias.operators.asked import some_rows
 from positionbias.operators.base import Operator
 from positionbias.tokens import Tokens
 
@@ -20,16 +21,33 @@ class Model(nnx.Module):
     """A network: thin, stateless in the forward pass."""
 
     def __call__(
-        self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens, context_length: int, site: Sites
+        self,
+        inputs: Shaped[jax.Array, "B T *Din"],
+        tokens: Tokens,
+        context_length: int,
+        site: Sites,
+        rows: Int[np.ndarray, "Q"] | None = None,
     ) -> Float[jax.Array, "B T V"]:
-        """Outputs of every row, float32; rows that do not answer in this architecture are zero."""
-        return self.forward(inputs, tokens.told_context(context_length), context_length, site)
+        """Outputs of every row, or of `rows` alone, float32; rows that do not answer in this architecture are zero."""
+        told = inputs, tokens.told_context(context_length), context_length, site
+        return self.forward(*told) if rows is None else self.of_rows(*told, rows)
 
     def forward(
         self, inputs: Shaped[jax.Array, "B T *Din"], tokens: Tokens, context_length: int, site: Sites
     ) -> Float[jax.Array, "B T V"]:
         """The call, with tokens that tell their context."""
         raise NotImplementedError
+
+    def of_rows(
+        self,
+        inputs: Shaped[jax.Array, "B T *Din"],
+        tokens: Tokens,
+        context_length: int,
+        site: Sites,
+        rows: Int[np.ndarray, "Q"],
+    ) -> Float[jax.Array, "B Q V"]:
+        """`forward` of some rows; where they are few, an architecture may spare itself what the others cost."""
+        return some_rows(self.forward(inputs, tokens, context_length, site), rows)
 
     def step(
         self,

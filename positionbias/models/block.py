@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from positionbias.arrays import Float, Int, Tree
@@ -19,7 +20,7 @@ from positionbias.models.dense import Dense
 from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.models.sites import Scoped, Sites
-from positionbias.operators.asked import Asked
+from positionbias.operators.asked import Asked, some_rows
 from positionbias.operators.base import Operator
 from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import ConfigError
@@ -271,8 +272,9 @@ class Block(nnx.Module):
         tokens_encoded: Tokens | None = None,
         mask_cross: Mask | None = None,
         memory: tuple[Float[jax.Array, "B S D"], Tokens] | None = None,
+        rows: Int[np.ndarray, "Q"] | None = None,
     ) -> Float[jax.Array, "B T W"]:
-        """The stream after this layer. Keys and values are made of `memory`, or else of the layer's normed input."""
+        """The stream after this layer, of all rows or `rows`. Keys and values are of `memory`, or its normed input."""
         under = site.under("attention")
         reads = under("input", x)
         normed = self.norm_attention(reads)
@@ -294,7 +296,7 @@ class Block(nnx.Module):
             told = self.norm_cross(reads), encoded, tokens, tokens_encoded, mask_cross, under
             apart = read_apart(reads, self.norm_cross, self.cross.heads, under, ("query",))
             x = self._join(x, self.cross(*told, apart=apart))
-        return self._fed(x, site)
+        return self._fed(some_rows(x, rows), site)
 
     def step(
         self,
@@ -356,8 +358,10 @@ class Stack(nnx.Module):
         encoded: Float[jax.Array, "B C E"] | None = None,
         tokens_encoded: Tokens | None = None,
         mask_cross: Mask | None = None,
+        rows: Int[np.ndarray, "Q"] | None = None,
     ) -> Float[jax.Array, "B T W"]:
-        return site("final", self.norm(self.layers(x, tokens, masks, site, encoded, tokens_encoded, mask_cross)))
+        """The stream after the last norm; of the last MLP on, `rows` alone, where they are told."""
+        return site("final", self.norm(self.layers(x, tokens, masks, site, encoded, tokens_encoded, mask_cross, rows)))
 
     def layers(
         self,
@@ -368,10 +372,12 @@ class Stack(nnx.Module):
         encoded: Float[jax.Array, "B C E"] | None = None,
         tokens_encoded: Tokens | None = None,
         mask_cross: Mask | None = None,
+        rows: Int[np.ndarray, "Q"] | None = None,
     ) -> Float[jax.Array, "B T W"]:
         """The stream after the last block, before the last norm."""
         for layer, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
-            x = block(x, tokens, mask, site.under(f"layers.{layer}"), encoded, tokens_encoded, mask_cross)
+            told = x, tokens, mask, site.under(f"layers.{layer}"), encoded, tokens_encoded, mask_cross
+            x = block(*told, rows=rows if layer == len(self.blocks) - 1 else None)
         return x
 
     def step(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 
-from positionbias.arrays import Mapped, Tree
+from positionbias.arrays import Int, Mapped, Tree
 from positionbias.masks.base import Mask, reach
 from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
@@ -29,8 +30,18 @@ class DecoderOnlyModel(Model):
         self.readout = Readout(blueprint, self.stack.width_out, noise)
 
     def forward(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
+        return self.of_rows(inputs, tokens, context_length, site, None)
+
+    def of_rows(
+        self,
+        inputs: jax.Array,
+        tokens: Tokens,
+        context_length: int,
+        site: Sites,
+        rows: Int[np.ndarray, "Q"] | None,
+    ) -> jax.Array:
         x = site("embedding", self.embedding(inputs, tokens))
-        return self.readout(self.stack(x, tokens, self.masks, site), self.embedding)
+        return self.readout(self.stack(x, tokens, self.masks, site, rows=rows), self.embedding)
 
     def step(
         self, inputs: jax.Array, rows: jax.Array, tokens: Tokens, context_length: int, kept: Tree

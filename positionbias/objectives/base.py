@@ -59,6 +59,10 @@ class Objective:
         """The row whose output is the answer to each question."""
         return batch.query
 
+    def trained_rows(self, task: Task, condition: Condition) -> Int[np.ndarray, "Q"] | None:
+        """The rows that may have weight once a batch is prepared, so that others need no outputs; None for any."""
+        return None
+
     def total(self, batch: Batch) -> Float[jax.Array, ""]:
         """What the summed loss of a batch is divided by."""
         return jnp.sum(batch.weights)

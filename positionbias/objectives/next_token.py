@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from positionbias.arrays import Bool
+from positionbias.arrays import Bool, Int
 from positionbias.objectives.base import Objective
 from positionbias.spec import ConfigError, member, require
 from positionbias.tasks.base import Batch, Condition, Task
@@ -68,6 +68,9 @@ class NextToken(CrossEntropy):
     def trains_context(self) -> bool:
         return self.others > 0
 
+    def trained_rows(self, task: Task, condition: Condition) -> Int[np.ndarray, "Q"] | None:
+        return None if self.others else task.query_rows(condition)
+
     def forbidden(self, task: Task, condition: Condition) -> Bool[np.ndarray, "T T"]:
         leaks = super().forbidden(task, condition)
         return leaks | np.eye(len(leaks), k=1, dtype=bool) if self.others else leaks
@@ -80,6 +83,9 @@ class AnswerOnly(CrossEntropy):
 
     def prepare(self, key: jax.Array, batch: Batch, task: Task, condition: Condition) -> Batch:
         return batch._replace(weights=batch.weights * at_rows(batch.query, batch.weights.shape[-1]))
+
+    def trained_rows(self, task: Task, condition: Condition) -> Int[np.ndarray, "Q"] | None:
+        return task.query_rows(condition)
 
 
 class SaysInputs(CrossEntropy):

@@ -7,10 +7,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from positionbias.arrays import WITHIN
+from positionbias.arrays import WITHIN, Int
 from positionbias.objectives.base import Objective
 from positionbias.spec import member
+from positionbias.tasks.base import Condition, Task
 
 
 @member("objectives", "squared_error")
@@ -23,6 +25,9 @@ class SquaredError(Objective):
     """
 
     targets = "vectors"
+
+    def trained_rows(self, task: Task, condition: Condition) -> Int[np.ndarray, "Q"] | None:
+        return task.query_rows(condition)
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(outputs - targets), axis=-1)

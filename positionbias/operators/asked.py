@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Int
+from positionbias.arrays import Bool, Float, Int, Shaped
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.tokens import Tokens, running_most
@@ -72,6 +72,14 @@ def taken(tokens: Tokens, rows: Int[jax.Array, "B T"]) -> Tokens:
     """The tokens, [B, T], of these rows of [B, S]."""
     spread = (jnp.broadcast_to(field, (len(rows), tokens.length)) for field in tokens)
     return Tokens(*(jnp.take_along_axis(field, rows, axis=-1, mode="clip") for field in spread))
+
+
+def some_rows(x: Shaped[jax.Array, "B T ..."], rows: Int[np.ndarray, "Q"] | None) -> Shaped[jax.Array, "B Q ..."]:
+    """Static `rows`, None for all; neighbours in order as a slice, whose gradient is no scatter."""
+    if rows is None:
+        return x
+    first, count = int(rows[0]), len(rows)
+    return x[:, first : first + count] if np.array_equal(rows, first + np.arange(count)) else x[:, rows]
 
 
 def with_before(

@@ -21,6 +21,7 @@ from positionbias.config import schema, varied
 from positionbias.config.build import Experiment
 from positionbias.models.parameters import Frozen
 from positionbias.models.sites import PENALTIES, Sites
+from positionbias.operators.asked import some_rows
 from positionbias.replicas import IN_PARTS, PER_REPLICA, keys_of, replica_key, replica_seeds, stream
 from positionbias.tasks.base import sampled_from, shared_corpus, worlds
 from positionbias.tokens import of_both, own_and_shared
@@ -124,7 +125,7 @@ class Program:
             whole = (self.parting.whole(tree, name) for name, tree in (("params", params), ("frozen", state["frozen"])))
             model = nnx.merge(graph, *whole)
             sites = Sites(record=[PENALTIES])
-            outputs = model(inputs, of_both(own, shared), task.context_length(condition), sites)
+            outputs = model(inputs, of_both(own, shared), task.context_length(condition), sites, rows)
             value = jnp.sum(objective.losses(outputs, targets) * weights) / total
             for penalty in sites.recorded.values():
                 value += jnp.sum(penalty) / size
@@ -133,7 +134,9 @@ class Program:
 
         layout = self.auto.layout
         own_tokens, shared = own_and_shared(batch.tokens)
-        pieces = layout.own((batch.inputs, batch.targets, batch.weights, own_tokens))
+        rows = objective.trained_rows(task, condition)
+        targets, weights = (some_rows(x, rows) for x in (batch.targets, batch.weights))
+        pieces = layout.own((batch.inputs, targets, weights, own_tokens))
         count = size // layout.shards // self.auto.microbatch
         if layout.fsdp > 1:
             loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_anything_except_these_names(GATHERED))

@@ -86,6 +86,9 @@ def prepared(objective, experiment, condition, batch):
     assert np.isfinite(made.weights).all()
     assert made.weights.min() >= 0
     assert made.weights.max() > 0
+    rows = objective.trained_rows(experiment.task, condition)
+    if rows is not None:
+        assert not np.delete(np.asarray(made.weights), rows, axis=1).any(), "a row that weighs must be trained"
     assert np.isfinite(objective.total(made))
     assert objective.total(made) > 0
     again = prepare(jax.random.key(0))
