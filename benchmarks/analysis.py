@@ -1,6 +1,6 @@
 """What asking a model costs: recording beside a plain forward pass, patching as one program beside loops.
 
-    python benchmarks/analysis.py [--minutes 9] [--config configs/tour.py] [--items 64] [--lengths 12 48]
+    python benchmarks/analysis.py [--minutes 9] [--config configs/tour.py] [--items 16] [--lengths 16 32]
 
 The model is that of the config on associative recall of each length, as it is drawn: what it computes costs the same
 before training. `record` is a forward pass that returns sites too, all there are (`*`) or the streams, over one that
@@ -217,8 +217,8 @@ def _parser() -> Parser:
     made = Parser("python benchmarks/analysis.py", "Recording and patching beside what they are made of.")
     made.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
     made.add_argument("--config", default="configs/tour.py", help="whose model")
-    made.add_argument("--items", type=int, default=64)
-    made.add_argument("--lengths", nargs="+", type=int, default=[16, 64])
+    made.add_argument("--items", type=int, default=16)
+    made.add_argument("--lengths", nargs="+", type=int, default=[16, 32])
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("--folder", type=pathlib.Path, default=record.RESULTS, help="where the JSON is written")
     return made

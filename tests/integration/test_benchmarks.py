@@ -267,6 +267,7 @@ def test_mistakes_of_the_other_benchmarks_are_told_in_a_sentence(script, flags, 
     assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_replicas_are_timed_beside_runs_that_compute_the_same(root, tmp_path):
     more = ["--replicas", "2", "--rounds", "1", "--steps", "1"]
     printed, found = started(root, tmp_path, "replicas.py", "replicas_cpu.json", *more)
@@ -277,6 +278,7 @@ def test_replicas_are_timed_beside_runs_that_compute_the_same(root, tmp_path):
     assert "loop (auto)" in printed
 
 
+@pytest.mark.slow
 def test_recording_and_patching_are_timed_beside_what_they_are_made_of(root, tmp_path):
     more = ["--lengths", "8", "--items", "2", "--rounds", "1", "--config", "configs/quickstart.py"]
     _, found = started(root, tmp_path, "analysis.py", "analysis_cpu.json", *more)
