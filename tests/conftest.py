@@ -113,8 +113,24 @@ def small_run():
 
 
 @pytest.fixture(scope="session")
+def unmeasured_run():
+    """`unmeasured_run(raw, folder)` does too, but makes no evaluation: for what reads trained weights alone."""
+    from positionbias.training.loop import Run
+
+    def run(raw, folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, "_evaluate", lambda *_: None)
+            return _trained(raw, folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def drawn_run():
-    """`drawn_run(raw)` is a loaded run of one replica as it is drawn, in no folder: for what needs no training."""
+    """`drawn_run(raw)` is a loaded run of one replica as it is drawn, in no folder: for what needs no training.
+
+    It draws items and asks the model in a program each, which are kept: else every operation is compiled by itself.
+    """
     import dataclasses
 
     from positionbias.config.build import build
@@ -122,9 +138,27 @@ def drawn_run():
     from positionbias.config.resolve import resolve
     from positionbias.evaluation.loading import LoadedRun
 
+    class Whole(LoadedRun):
+        @functools.cached_property
+        def programs(self):
+            return {}
+
+        def drawn(self, *arguments):
+            if "drawn" not in self.programs:
+                self.programs["drawn"] = jax.jit(super().drawn, static_argnums=(1, 2))
+            return self.programs["drawn"](*arguments)
+
+        def apply(self, batch, record=(), edit=None, condition=None):
+            if edit or isinstance(record, str):
+                return super().apply(batch, record, edit, condition)
+            asked, apply = (tuple(record), condition), super().apply
+            if asked not in self.programs:
+                self.programs[asked] = jax.jit(lambda batch: apply(batch, *asked[:1], None, condition))
+            return self.programs[asked](batch)
+
     def run(raw):
         experiment = build(resolve(apply_overrides(raw, {})))
-        made = LoadedRun(pathlib.Path("nowhere"), 0, 0, experiment, {}, jax.random.key(0))
+        made = Whole(pathlib.Path("nowhere"), 0, 0, experiment, {}, jax.random.key(0))
         return dataclasses.replace(made, weights=made.untrained())
 
     return run

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from positionbias.analysis.base import Subject
-from positionbias.evaluation.loading import load
 from positionbias.models.sites import Sites
 from positionbias.tasks.context_or_prior import IGNORE, USE
 
@@ -51,14 +50,12 @@ class Planted(Subject):
 
 
 @pytest.fixture(scope="package")
-def planted(tmp_path_factory, small_run):
+def planted(drawn_run):
     """In the condition "use", to which "ignore" is the other side."""
     raw = {
         "name": "planted",
         "task": f"context_or_prior(subjects=8, relations=1, objects={OBJECTS}, folds=2, documents=1)",
         "model": {"layers": 2, "width": SIZE, "heads": 1},
-        "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("planted")))
+    run = drawn_run(raw)
     return Planted(run, run.task.conditions()[1], 512)

@@ -8,29 +8,30 @@ import pytest
 from positionbias.analysis.base import Subject
 from positionbias.analysis.binding_mechanisms import VARIANTS, BindingMechanisms, Pair, divergence, mixed
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 
 GROUPS, MEMBERS, ITEMS = 5, 3, 12
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "binding",
         "task": f"entity_binding(groups={GROUPS}, members={MEMBERS}, names=8)",
         "model": {"layers": 1, "width": 8, "heads": 1},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], ITEMS)
 
 
 def test_each_mechanism_names_another_group_by_what_the_counterfactual_shows(subject):
     analysis = BindingMechanisms()
     analysis.check(subject)
-    batch = subject.batch(jax.random.key(0))
-    pair = analysis._pair(subject, batch, jax.random.key(1))
+
+    def drawn():
+        batch = subject.batch(jax.random.key(0))
+        return batch, analysis._pair(subject, batch, jax.random.key(1))
+
+    batch, pair = jax.device_get(jax.jit(drawn)())
     assert np.asarray(pair.counted).all(), "entities are all different"
     for i in range(ITEMS):
         was, now = (np.asarray(x)[:-2].reshape(GROUPS, MEMBERS) for x in (batch.inputs[i], pair.inputs[i]))
@@ -95,14 +96,12 @@ def test_divergence_is_a_bit_between_what_shares_nothing():
 @pytest.mark.parametrize(
     "task", ["entity_binding(groups=3, members=3, names=8)", "inverse_permutation(n=4, alphabet=4)"]
 )
-def test_what_binds_nothing_or_too_few_is_refused(tmp_path, small_run, task):
+def test_what_binds_nothing_or_too_few_is_refused(drawn_run, task):
     raw = {
         "name": "unbound",
         "task": task,
         "model": {"layers": 1, "width": 4, "heads": 1},
-        "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
-    run = load(small_run(raw, tmp_path / "run"))
+    run = drawn_run(raw)
     with pytest.raises(ConfigError, match="allowed: a task that binds entities in 4 or more groups of equal size"):
         BindingMechanisms().check(Subject(run, run.task.conditions()[0], 4))

@@ -13,7 +13,6 @@ from positionbias.analysis.circuit_overlap import CircuitOverlap
 from positionbias.analysis.circuits import by_size, faithfulness, greedy, hypergeometric, live, overlap, used
 from positionbias.analysis.edges import Block, Graph, graph
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 
 # The input, one head, one MLP: 3 + 2 + 3 edges.
 SMALL = Graph(
@@ -72,15 +71,13 @@ def test_random_sets_share_as_many_as_they_are_counted_to(total, first, second):
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "circuits",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2)",
         "model": {"layers": 1, "width": 8, "heads": 2, "position": "none"},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 

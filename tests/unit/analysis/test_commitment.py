@@ -9,21 +9,18 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.commitment import Commitment, _shares
-from positionbias.evaluation.loading import load
 
 LAYERS = 3
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "committed",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2)",
         "model": {"layers": LAYERS, "width": 16, "heads": 1, "mlp": False, "norm": "none"},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 64)
 
 

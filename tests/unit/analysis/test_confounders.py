@@ -38,7 +38,7 @@ def test_the_lowest_share_is_one_place_at_least_and_none_above_the_middle():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, small_run):
+def folder(tmp_path_factory, unmeasured_run):
     raw = {
         "name": "confounded",
         "task": "associative_recall(pairs=1, keys=4, values=4, delays=6, padding=1, shift=0)",
@@ -56,7 +56,7 @@ def folder(tmp_path_factory, small_run):
         "checkpoint": {"every": 2},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    return small_run(raw, tmp_path_factory.mktemp("run"))
+    return unmeasured_run(raw, tmp_path_factory.mktemp("run"))
 
 
 def by_hand(weights, pull):

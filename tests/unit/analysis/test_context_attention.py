@@ -11,22 +11,19 @@ from positionbias.analysis.base import Subject
 from positionbias.analysis.context_attention import ContextAttention
 from positionbias.analysis.segments import grouped, of_roles, roles
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 
 CONTEXT = 6
 ROLES = [[], [0, 2, 4], [1, 3, 5], [6, 7]]  # no filler in front; keys, values, question
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "context",
         "task": "associative_recall(pairs=3, keys=4, values=4, queries=2, delays=2)",
         "model": {"layers": 2, "width": 8, "heads": 2, "mask": "bidirectional", "init": {"query": "fan_in(scale=9.0)"}},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 
@@ -66,8 +63,12 @@ def test_items_differ_in_how_many_rows_of_a_role_they_have():
     task = spec.build("tasks", "set_disjointness", "task")
     subject = Subject(types.SimpleNamespace(task=task), task.conditions()[0], 4)
     assert roles(subject) == 5
-    batch = task.batch(jax.random.key(0), subject.condition, 4)
-    role = np.asarray(of_roles(subject, batch))
+
+    def drawn():
+        batch = task.batch(jax.random.key(0), subject.condition, 4)
+        return batch, of_roles(subject, batch)
+
+    batch, role = jax.device_get(jax.jit(drawn)())
     for item, row in np.ndindex(4, role.shape[1]):
         told = int(batch.tokens.role[item, row]) if batch.tokens.valid[item, row] else None
         assert [u for u in range(5) if role[item, row, u]] == ([] if told is None else [told])

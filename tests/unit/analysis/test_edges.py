@@ -28,8 +28,8 @@ RAW = {
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
-    run = load(small_run(RAW, tmp_path_factory.mktemp("run")))
+def subject(tmp_path_factory, unmeasured_run):
+    run = load(unmeasured_run(RAW, tmp_path_factory.mktemp("run")))
     return Subject(run, run.task.conditions()[0], 8)
 
 

@@ -6,21 +6,18 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.effect_map import EffectMap
-from positionbias.evaluation.loading import load
 
 ITEMS = 5
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "mapped",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2, shift=1)",
         "model": {"layers": 1, "width": 8, "heads": 1, "mask": "causal & sliding_window(3)"},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[1], ITEMS)  # a filler in front, which no item has another in place of
 
 

@@ -10,7 +10,6 @@ import pytest
 from positionbias.analysis.base import Subject
 from positionbias.analysis.gumbel_counterfactuals import GumbelCounterfactuals, hindsight
 from positionbias.analysis.pairs import corrupted
-from positionbias.evaluation.loading import load
 from positionbias.models import edits
 
 ITEMS, KEY = 512, jax.random.key(0)
@@ -33,15 +32,13 @@ def test_noise_in_hindsight_says_the_same_again_and_has_the_law_of_noise():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "counterfactual",
         "task": "associative_recall(pairs=3, keys=4, values=4, delays=4, queries=2)",
         "model": {"layers": 1, "width": 16, "heads": 2, "norm": "none", "mlp": False},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], ITEMS)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.head_modulation import STRENGTHS, HeadModulation, raised
-from positionbias.evaluation.loading import load
 
 CONTEXT, ITEMS = 6, 16
 NAMES = [f"layers.{layer}.attention.scores" for layer in (0, 1)]
@@ -24,15 +23,13 @@ def test_scores_of_columns_grow_by_a_share_of_their_size_in_the_rows_told():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "modulated",
         "task": "associative_recall(pairs=3, keys=4, values=4, queries=2, delays=2)",
         "model": {"layers": 2, "width": 8, "heads": 2, "init": dict.fromkeys(("query", "output"), "fan_in(scale=9.0)")},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], ITEMS)
 
 

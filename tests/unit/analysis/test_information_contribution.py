@@ -13,7 +13,6 @@ from positionbias.analysis.base import Subject
 from positionbias.analysis.information_contribution import InformationContribution
 from positionbias.analysis.segments import grouped
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 
 PAIRS = 3
 ROWS = [[1, 2], [3, 4], [5, 6], [7, 8]]  # of pairs, and of the question; row 0 is filler in front
@@ -29,15 +28,13 @@ def test_grouped_attention_sums_columns_and_averages_rows():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "contribution",
         "task": "associative_recall(pairs=3, keys=4, values=4, queries=2, delays=2, padding=1)",
         "model": {"layers": 2, "width": 8, "heads": 2, "init": {"query": "fan_in(scale=9.0)"}},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 
@@ -85,9 +82,9 @@ class Sometimes(Subject):
 
     def batch(self, key, items=None):
         batch = super().batch(key, items)
-        role = np.broadcast_to(batch.tokens.role, batch.inputs.shape)
-        odd = np.arange(len(role))[:, None] % 2 == 1
-        return batch._replace(tokens=batch.tokens._replace(role=jnp.asarray(np.where(odd & (role == 1), 2, role))))
+        role = jnp.broadcast_to(batch.tokens.role, batch.inputs.shape)
+        odd = jnp.arange(len(role))[:, None] % 2 == 1
+        return batch._replace(tokens=batch.tokens._replace(role=jnp.where(odd & (role == 1), 2, role)))
 
 
 def test_items_without_rows_of_a_role_are_left_out_of_its_mean(subject, both):

@@ -8,20 +8,17 @@ import pytest
 from positionbias.analysis.base import Subject
 from positionbias.analysis.knock_out import KnockOut, instead
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 from positionbias.models import edits
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "knocked",
         "task": "associative_recall(pairs=3, keys=4, values=4, delays=2)",
         "model": {"layers": 2, "width": 8, "heads": 2},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 

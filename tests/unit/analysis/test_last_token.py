@@ -17,7 +17,7 @@ INIT = {"embedding": "normal(std=1.0)", **dict.fromkeys(("query", "value", "outp
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(tmp_path_factory, unmeasured_run):
     raw = {
         "name": "last",
         "task": "associative_recall(pairs=2, keys=3, values=2, queries=2, delays=3)",
@@ -26,7 +26,7 @@ def subject(tmp_path_factory, small_run):
         "train": {"steps": 60, "batch_size": 8, "replicas": 1, "log_every": 60},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = load(unmeasured_run(raw, tmp_path_factory.mktemp("run")))
     return Subject(run, run.task.conditions()[0], ITEMS)
 
 

@@ -9,7 +9,6 @@ from positionbias.analysis.base import Subject
 from positionbias.analysis.heads import top, without
 from positionbias.analysis.receiver_heads import ReceiverHeads, between, counted, kurtosis, received
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 
 PART = [None, 0, 0, 2, 1, 1, 1, 3, 3]  # rows of three segments, of which the third stands before the second
 ROWS = {part: [i for i, one in enumerate(PART) if one == part] for part in range(4)}
@@ -55,15 +54,13 @@ def test_kurtosis_is_that_of_what_is_there():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "receivers",
         "task": "associative_recall(pairs=4, keys=4, values=2, delays=1)",
         "model": {"layers": 2, "width": 8, "heads": 2, "init": {"query": "fan_in(scale=9.0)"}},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 32)
 
 

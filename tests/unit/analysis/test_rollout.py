@@ -7,7 +7,6 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.rollout import Rollout, rolled
-from positionbias.evaluation.loading import load
 from positionbias.theory.rollout import rollout
 
 T = 32
@@ -40,15 +39,13 @@ def test_with_a_residual_half_of_a_row_is_itself():
     np.testing.assert_allclose(found[1], half @ half, atol=1e-6)
 
 
-def test_even_attention_is_that_of_theory_for_the_mask(tmp_path, small_run):
+def test_even_attention_is_that_of_theory_for_the_mask(drawn_run):
     raw = {
         "name": "even",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=1)",
         "model": {"layers": 2, "width": 8, "heads": 2, "mask": "causal & sliding_window(3)"},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path / "run"))
+    run = drawn_run(raw)
     condition = run.task.conditions()[0]
     found = Rollout().measure(Subject(run, condition, 4), [0, 1], jax.random.key(0))
     length = run.task.length(condition)

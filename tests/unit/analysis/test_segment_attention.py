@@ -8,13 +8,12 @@ from positionbias.analysis.base import Subject
 from positionbias.analysis.run import Asked, across
 from positionbias.analysis.segment_attention import FACTORS, SegmentAttention
 from positionbias.analysis.table import table
-from positionbias.evaluation.loading import load
 
 T, PAIRS = 8, 3  # rows, pairs
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "segments",
         "task": "associative_recall(pairs=3, keys=4, values=4, queries=2, delays=2)",
@@ -24,10 +23,8 @@ def subject(tmp_path_factory, small_run):
             "heads": 2,
             "init": {"query": "fan_in(scale=9.0)", "output": "fan_in(scale=9.0)"},
         },
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from positionbias.analysis.base import Subject, kl
 from positionbias.analysis.segment_suppression import SegmentSuppression
-from positionbias.evaluation.loading import load
 
 ITEMS, T = 16, 8
 ROWS = [[0, 1], [2, 3], [4, 5], [6, 7]]  # three pairs and the question
@@ -20,15 +19,13 @@ def test_divergence_is_that_of_two_known_distributions():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "suppressed",
         "task": "associative_recall(pairs=3, keys=4, values=4, queries=2, delays=2)",
         "model": {"layers": 2, "width": 8, "heads": 2, "init": {"output": "fan_in(scale=9.0)"}},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], ITEMS)
 
 

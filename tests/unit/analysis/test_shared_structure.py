@@ -14,7 +14,7 @@ from positionbias.evaluation.loading import load
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, small_run):
+def folder(tmp_path_factory, unmeasured_run):
     raw = {
         "name": "shared",
         "task": "associative_recall(pairs=3, keys=4, values=8, delays=2, shift=3)",
@@ -23,7 +23,7 @@ def folder(tmp_path_factory, small_run):
         "train": {"steps": 60, "batch_size": 32, "replicas": 1, "log_every": 60},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    return small_run(raw, tmp_path_factory.mktemp("run"))
+    return unmeasured_run(raw, tmp_path_factory.mktemp("run"))
 
 
 def test_the_last_stream_is_followed_and_the_count_is_of_pairs_that_differ(folder):

@@ -10,7 +10,6 @@ import pytest
 from positionbias.analysis.base import Subject
 from positionbias.analysis.sparse_features import SparseFeatures
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 from positionbias.models import edits
 from positionbias.models.sites import Sites
 
@@ -18,15 +17,13 @@ NAMES, SIZE = ["layers.0.stream"], 8
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "sparse",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2)",
         "model": {"layers": 2, "width": SIZE, "heads": 1, "init": {"readout": "fan_in(scale=9.0)"}},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 

@@ -37,7 +37,7 @@ def test_the_toy_splits_into_what_is_read_and_what_is_not():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(tmp_path_factory, unmeasured_run):
     raw = {
         "name": "illusion",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2)",
@@ -52,7 +52,7 @@ def subject(tmp_path_factory, small_run):
         "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = load(unmeasured_run(raw, tmp_path_factory.mktemp("run")))
     return Subject(run, run.task.conditions()[0], 32)
 
 

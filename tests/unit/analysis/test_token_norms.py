@@ -7,7 +7,6 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.token_norms import TokenNorms, turned
-from positionbias.evaluation.loading import load
 
 ROLES = [[], [0, 2], [1, 3], [4, 5]]  # no filler in front; keys, values, question
 
@@ -18,15 +17,13 @@ def test_a_turn_is_one_minus_the_cosine():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "norms",
         "task": "associative_recall(pairs=2, keys=4, values=4, delays=2)",
         "model": {"layers": 2, "width": 8, "heads": 2},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from positionbias.analysis.base import Subject
 from positionbias.analysis.variables import pairs
-from positionbias.evaluation.loading import load
 from positionbias.tasks.context_or_prior import IGNORE
 from positionbias.tasks.set_disjointness import SECOND_ROLE
 
@@ -14,22 +13,24 @@ NAMES, COUNT = ["layers.0.stream"], 64
 
 
 @pytest.fixture(scope="module")
-def lists(tmp_path_factory, small_run):
+def lists(drawn_run):
     raw = {
         "name": "lists",
         "task": "set_disjointness(train=[[2, 4], [3, 5]], test=[], vocabulary=16)",
         "model": {"layers": 1, "width": 4, "heads": 1},
-        "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 8)
 
 
-def told_of(subject, variable, count=COUNT, seed=0):
-    return jax.tree.map(
-        np.asarray, jax.jit(lambda key: pairs(subject, NAMES, variable, key, count))(jax.random.key(seed))
-    )
+def told_of(subject, variable):
+    return telling(subject, variable, COUNT)(0)
+
+
+def telling(subject, variable, count):
+    """What is told of a seed, by one program."""
+    program = jax.jit(lambda key: pairs(subject, NAMES, variable, key, count))
+    return lambda seed: jax.tree.map(np.asarray, program(jax.random.key(seed)))
 
 
 def test_evidence_and_another_row_of_its_list_change_places(lists):
@@ -76,5 +77,5 @@ def test_a_condition_comes_with_an_item_of_either_side_and_the_base_keeps_its_ow
 def test_the_label_of_a_single_pair_is_shuffled_too(lists, planted):
     """As pairs are drawn by the piece, which may be of one: dealt among its own it would keep the right label."""
     for subject, variable in ((lists, "answer"), (planted, "condition")):
-        found = [told_of(subject, variable, 1, seed) for seed in range(8)]
+        found = list(map(telling(subject, variable, 1), range(8)))
         assert any(one.mixed != one.told for one in found), variable

@@ -8,7 +8,6 @@ import pytest
 from positionbias.analysis.base import Subject
 from positionbias.analysis.waad_fai import WaadFai, influence, windowed
 from positionbias.errors import ConfigError
-from positionbias.evaluation.loading import load
 
 T = 7
 EVEN = np.tri(T) / np.arange(1, T + 1)[:, None]
@@ -37,15 +36,13 @@ def test_even_attention_has_known_numbers():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory, small_run):
+def subject(drawn_run):
     raw = {
         "name": "rhythm",
         "task": "associative_recall(pairs=2, keys=4, values=2, delays=3)",
         "model": {"layers": 2, "width": 8, "heads": 2, "init": {"query": "fan_in(scale=9.0)"}},
-        "train": {"steps": 1, "batch_size": 4, "replicas": 1, "log_every": 1},
-        "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    run = load(small_run(raw, tmp_path_factory.mktemp("run")))
+    run = drawn_run(raw)
     return Subject(run, run.task.conditions()[0], 16)
 
 
