@@ -30,7 +30,8 @@ from positionbias.tokens import sequential
 def asking(text, items=2):
     task = spec.build("tasks", text, "task")
     subject = Subject(types.SimpleNamespace(task=task), task.conditions()[0], items)
-    return subject, task.batch(jax.random.key(0), subject.condition, items, world_of(task, jax.random.key(0)))
+    batch = jax.jit(lambda key: task.batch(key, subject.condition, items, world_of(task, key)))(jax.random.key(0))
+    return subject, batch
 
 
 def lying(segment, evidence):

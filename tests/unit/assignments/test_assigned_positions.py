@@ -137,16 +137,23 @@ def test_tables_hold_every_position_that_may_be_told(tiny, text, rows):
     assert build(tiny({"model.assignment": text})).abstract.embedding.params["table"].shape == (rows, 16)
 
 
+def drawn(experiment):
+    """A batch of three, by one program."""
+    condition = experiment.task.conditions()[0]
+    return jax.jit(lambda key: experiment.task.batch(key, condition, 3))(jax.random.key(1))
+
+
 def outputs(experiment, tokens, batch):
-    model = experiment.initialise(jax.random.key(0))
-    return model(batch.inputs, tokens, experiment.task.context_length(experiment.task.conditions()[0]), Sites())
+    context = experiment.task.context_length(experiment.task.conditions()[0])
+    program = jax.jit(lambda key: experiment.initialise(key)(batch.inputs, tokens, context, Sites()))
+    return program(jax.random.key(0))
 
 
 def test_a_model_reads_what_is_assigned(tiny):
     """The outputs under an assignment are those of the same model told these positions."""
     for text, wanted in (("reversed", np.arange(8)[::-1]), ("padded(2)", np.arange(8) + 2)):
         experiment = build(tiny({"model.assignment": text, "model.position": "sinusoidal"}))
-        batch = experiment.task.batch(jax.random.key(1), experiment.task.conditions()[0], 3)
+        batch = drawn(experiment)
         keys = jax.random.split(jax.random.key(2), 3)
         told = experiment.assigned(batch.tokens, 0, keys)
         assert told.position.tolist() == wanted.tolist()
@@ -158,7 +165,7 @@ def test_a_model_reads_what_is_assigned(tiny):
 def test_what_is_drawn_is_drawn_for_every_example(tiny):
     experiment = build(tiny({"model.assignment": "randomized(50)", "model.position": "rope"}))
     assert not experiment.shared_tokens
-    batch = experiment.task.batch(jax.random.key(1), experiment.task.conditions()[0], 3)
+    batch = drawn(experiment)
     told = experiment.assigned(batch.tokens, 0, jax.random.split(jax.random.key(2), 3))
     assert told.position.shape == (3, 8)
     assert all(field.shape == (8,) for name, field in told._asdict().items() if name != "position")

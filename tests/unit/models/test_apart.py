@@ -40,16 +40,19 @@ def called(tiny):
         graph, drawn = nnx.split(model)
         keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(drawn))))
         moved = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), drawn)
-        model = nnx.merge(graph, moved)  # whose biases are not 0
         batch = jax.jit(lambda key: task.batch(key, condition, 3))(jax.random.key(1))
         asked = experiment.objective.ask(batch, task, condition)
         tokens = experiment.spread(asked.tokens, 3) if not experiment.shared_tokens else asked.tokens
 
         def call(edit=None, record=()):
-            sites = Sites(record, edit)
-            outputs = model(asked.inputs, tokens, task.context_length(condition), sites)
-            sites.check()
-            return outputs, sites.recorded
+            def read(drawn):
+                sites = Sites(record, edit)
+                model = nnx.merge(graph, drawn)
+                outputs = model(asked.inputs, tokens, task.context_length(condition), sites)
+                sites.check()
+                return outputs, sites.recorded
+
+            return jax.jit(read)(moved)  # whose biases are not 0
 
         return call
 

@@ -40,9 +40,14 @@ def called(tiny):
 
 def batch_of(experiment, size=3):
     condition = experiment.task.conditions()[0]
-    batch = experiment.task.batch(jax.random.key(1), condition, size)
-    made = experiment.objective.prepare(jax.random.key(2), batch, experiment.task, condition)
-    return made._replace(tokens=experiment.spread(made.tokens, size))
+
+    @jax.jit
+    def drawn(key, asked):
+        batch = experiment.task.batch(key, condition, size)
+        made = experiment.objective.prepare(asked, batch, experiment.task, condition)
+        return made._replace(tokens=experiment.spread(made.tokens, size))
+
+    return drawn(jax.random.key(1), jax.random.key(2))
 
 
 def test_a_row_depends_on_what_was_told_before_it_and_on_nothing_else(called):

@@ -14,10 +14,16 @@ from positionbias.training.program import Program
 TASK = "associative_recall(pairs=2, keys=4, values=4)"
 
 
+def drawn(experiment):
+    """A batch, by one program."""
+    condition = experiment.task.conditions()[0]
+    return jax.jit(lambda key: experiment.task.batch(key, condition, 4))(jax.random.key(0))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_share_of_batches_is_read_in_the_second_mode(tiny, share):
     experiment = build(tiny({"task": TASK, "model.mask": f"switch(causal, bidirectional, {share})"}))
-    batch = experiment.task.batch(jax.random.key(0), experiment.task.conditions()[0], 4)
+    batch = drawn(experiment)
     trained = jax.jit(jax.vmap(lambda key: experiment.trained(key, batch).tokens.mode))
     modes = np.asarray(trained(jax.random.split(jax.random.key(1), 800)))
     assert (modes == modes[:, :1]).all(), "a batch has one mode"
@@ -27,9 +33,9 @@ def test_a_share_of_batches_is_read_in_the_second_mode(tiny, share):
 
 def test_one_that_does_not_switch_is_never_drawn(tiny):
     experiment = build(tiny({"task": TASK}))
-    batch = experiment.task.batch(jax.random.key(0), experiment.task.conditions()[0], 4)
+    batch = drawn(experiment)
     assert experiment.second_share is None
-    assert (np.asarray(experiment.trained(jax.random.key(0), batch).tokens.mode) == 0).all()
+    assert (np.asarray(jax.jit(experiment.trained)(jax.random.key(0), batch).tokens.mode) == 0).all()
 
 
 def test_the_second_mode_trains_and_the_first_is_measured(tiny, no_influence):
@@ -54,8 +60,8 @@ def test_the_second_mode_trains_and_the_first_is_measured(tiny, no_influence):
 def test_tokens_of_each_example_are_drawn_alike(tiny):
     task = "set_disjointness(train=[[2, 3], [3, 4]], test=[[2, 3]], vocabulary=64)"
     experiment = build(tiny({"task": task, "model.mask": "switch(causal, bidirectional)"}))
-    batch = experiment.task.batch(jax.random.key(0), experiment.task.conditions()[0], 4)
-    assert experiment.trained(jax.random.key(1), batch).tokens.mode.shape == batch.tokens.index.shape
+    batch = drawn(experiment)
+    assert jax.jit(experiment.trained)(jax.random.key(1), batch).tokens.mode.shape == batch.tokens.index.shape
     program = Program(experiment, Auto(Layout("loop"), 4, 1))
     state = jax.tree.map(lambda x: x[0], jax.jit(jax.vmap(program.fresh))(program.replicas()))
     _, metrics = jax.jit(lambda s: program._gradient(s, jax.random.key(5), ()))(state)
