@@ -96,12 +96,16 @@ def test_interventions_leave_the_right_answer_and_what_it_needs(text):
     (condition,) = task.conditions()
     change = spec.build("interventions", text, "intervention")
     change.check(task, condition)
+
+    @jax.jit
+    def both(key, number):
+        before = task.sample(key, condition)
+        return before, change.reading(key, number, before, task, condition)
+
     moved = False
     for seed in range(8):
-        before = task.sample(jax.random.key(seed), condition)
-        after = change.reading(
-            jax.random.key(seed), jnp.int32(seed % 2 * (change.readings - 1)), before, task, condition
-        )
+        found = both(jax.random.key(seed), jnp.int32(seed % 2 * (change.readings - 1)))
+        before, after = jax.device_get(found)
         row, was = int(after.query[0]), int(before.query[0])
         assert after.targets[row] == before.targets[was]
         assert after.weights[row] == before.weights[was]

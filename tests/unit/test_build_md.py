@@ -133,7 +133,7 @@ def test_the_example_recurrence(example):
 
 def test_the_example_task(example):
     task = example("A task").Pick(n=4, alphabet=3)
-    batch = task.batch(jax.random.key(0), Condition("train"), 32)
+    batch = jax.jit(lambda key: task.batch(key, Condition("train"), 32))(jax.random.key(0))
     slot = np.asarray(batch.evidence_slot)
     np.testing.assert_array_equal(batch.inputs[:, 4:] - 3, slot)
     np.testing.assert_array_equal(batch.targets[:, 4:], np.take_along_axis(np.asarray(batch.inputs), slot, axis=1))

@@ -86,7 +86,7 @@ def test_items_are_measured_in_the_order_that_is_attended_to_most(tiny):
         tiny({**RECALL, **LAYERS, "train.replicas": 1, "evaluation.items": 8, "evaluation.batch_size": 8})
     )
     task, (condition,) = experiment.task, experiment.task.conditions()
-    model, change, keys = experiment.initialise(jax.random.key(3)), BestOrder(3), replica_keys(0, 1)
+    model, change, keys = jax.jit(experiment.initialise)(jax.random.key(3)), BestOrder(3), replica_keys(0, 1)
     graph, state = nnx.split(model)
     weights = {"params": jax.tree.map(lambda leaf: leaf[None], state), "frozen": nnx.State({})}
     rows = Evaluator(experiment, Layout("loop"), keys, intervention=change).rows(weights)

@@ -154,7 +154,7 @@ def deviation(experiment, intervention):
     (condition,) = experiment.task.conditions()
     change = spec.build("interventions", intervention, "x") if intervention else None
     changed = change.model(experiment, condition) if change else experiment
-    model = experiment.initialise(jax.random.key(1))
+    model = jax.jit(experiment.initialise)(jax.random.key(1))
     inputs, segment = orders()
     tokens = sequential(len(SEGMENT), valid=np.arange(len(SEGMENT)) > 0)._replace(segment=segment)  # one is padding
     tokens = tokens._replace(position=changed.assignment.positions(tokens))

@@ -59,7 +59,7 @@ def test_ceilings_are_those_of_what_copies_show(tiny):
 def test_the_last_copy_answers(tiny):
     experiment = build(tiny({**RECALL, "train.replicas": 1, "evaluation.items": 8, "evaluation.batch_size": 8}))
     task, (condition,) = experiment.task, experiment.task.conditions()
-    graph, state = nnx.split(experiment.initialise(jax.random.key(3)))
+    graph, state = nnx.split(jax.jit(experiment.initialise)(jax.random.key(3)))
     weights = {"params": jax.tree.map(lambda leaf: leaf[None], state), "frozen": nnx.State({})}
     keys = replica_keys(0, 1)
     rows = Evaluator(experiment, Layout("loop"), keys, intervention=Repeat()).rows(weights)

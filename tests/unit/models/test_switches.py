@@ -135,7 +135,7 @@ def test_no_output_projection_leaves_heads_side_by_side(tiny):
 
 def test_initial_scales_are_kept(tiny):
     config = tiny({"model.init.embedding": "normal(std=0.5)", "model.width": 512, "model.heads": 2})
-    model = build(config).initialise(jax.random.key(0))
+    model = jax.jit(build(config).initialise)(jax.random.key(0))
     assert np.std(leaf(model.embedding.table)) == pytest.approx(0.5, rel=0.05)
     assert np.std(leaf(model.stack.blocks[0].attention.query.weight)) == pytest.approx(512**-0.5, rel=0.02)
 
@@ -210,10 +210,10 @@ def test_bfloat16_activations_give_float32_outputs_near_float32(tiny):
 
 def test_model_maps_are_pure(tiny):
     experiment = build(tiny())
-    model = experiment.initialise(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     before = [np.asarray(x).copy() for x in jax.tree.leaves(model)]
     condition = experiment.task.conditions()[0]
-    batch = experiment.task.batch(jax.random.key(1), condition, 2)
+    batch = jax.jit(lambda key: experiment.task.batch(key, condition, 2))(jax.random.key(1))
     first = model(batch.inputs, batch.tokens, 4, Sites())
     second = jax.jit(lambda: model(batch.inputs, batch.tokens, 4, Sites()))()
     assert jnp.abs(first - second).max() < 1e-5

@@ -105,9 +105,8 @@ def test_the_price_is_paid_in_the_loss(tiny):
             _, metrics = jax.jit(lambda s, p=program: p._gradient(s, jax.random.key(0), ()))(state)
             losses[price, microbatch] = float(metrics["loss"])
     experiment = build(config)
-    batch = experiment.trained(
-        jax.random.key(0), experiment.task.batch(jax.random.key(0), experiment.task.conditions()[0], 8)
-    )
+    condition = experiment.task.conditions()[0]
+    batch = jax.jit(lambda key: experiment.trained(key, experiment.task.batch(key, condition, 8)))(jax.random.key(0))
     model = nnx.merge(nnx.graphdef(experiment.abstract), state["params"], state["frozen"])
     sites = Sites(record=["*.lookahead"])
     model(batch.inputs, batch.tokens, 0, sites)

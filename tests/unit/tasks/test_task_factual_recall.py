@@ -181,7 +181,7 @@ def test_a_longer_form_has_the_same_vocabulary():
 def test_fixed_attention_is_the_theory(root):
     # logits = (onehot(subject) + onehot(relation)) W_V W_O
     experiment = build(resolve(load_config(str(root / "configs" / "factual_recall" / "fixed_attention.py"))))
-    model = experiment.initialise(jax.random.key(0))
+    model = jax.jit(experiment.initialise)(jax.random.key(0))
     task, (condition, _) = experiment.task, experiment.task.conditions()
     batch = jax.jit(lambda key: task.batch(key, condition, 8))(jax.random.key(1))
     outputs = model(batch.inputs, batch.tokens, task.context_length(condition), Sites())[:, -1]
