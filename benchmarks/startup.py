@@ -28,17 +28,16 @@ import record
 
 GOALS = {"cold": 8.0, "warm": 3.0}  # seconds on 2 cores
 CELLS = """
-import pathlib
-
 from ml_collections import ConfigDict
 
 from positionbias.config import files
 
 
 def get_config():
-    config = ConfigDict(files.read({config!r}).raw())
-    config.train.steps = config.train.log_every
-    return config
+    raw = files.read({config!r}).raw()
+    train = dict(raw["train"])
+    train["steps"] = train.setdefault("log_every", 20)
+    return ConfigDict({{**raw, "train": train, "evaluation": {{"items": 256}}, "checkpoint": {{}}}})
 
 
 def sweep(add):

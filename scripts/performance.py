@@ -83,7 +83,8 @@ def train_throughput_cpu(found: dict[str, Any]) -> Iterator[Row]:
         ratios = [f"{RIVALS[one['impl']]} {ratios_of(one)}" for one in others if "ratio" in one]
         shape = f"({row['batch']}, {row['length']}, {row['width']})"
         goal = "-" if row["goal"] is None else f"{row['goal']} of the best"
-        yield f"a step of {row['task']} {shape}", f"{ours['milliseconds']:.1f} ms; {', '.join(ratios)}", goal
+        told = f"{ours['milliseconds']:.1f} ms ({ours['processor']:.1f}); {', '.join(ratios)}"
+        yield f"a step of {row['task']} {shape}", told, goal
 
 
 def replicas_cpu(found: dict[str, Any]) -> Iterator[Row]:
@@ -95,7 +96,7 @@ def replicas_cpu(found: dict[str, Any]) -> Iterator[Row]:
             if "ratio" in one
         ]
         goal = "-" if row["goal"] is None else f"{row['goal']} of what is chosen"
-        yield f"{row['replicas']} runs over one program of as many replicas", "; ".join(parts), goal
+        yield f"runs over one program, R = {row['replicas']}", "; ".join(parts), goal
 
 
 def analysis_cpu(found: dict[str, Any]) -> Iterator[Row]:
@@ -129,11 +130,11 @@ def page() -> str:
     machines: list[str] = []
     for name, rows in TABLES:
         path = next((p for p in (RESULTS / f"{name}.json", RESULTS / f"{name}_cpu.json") if p.exists()), None)
-        command = f"`{'taskset -c 0 ' if name == 'train_throughput' else ''}python benchmarks/{name}.py`"
         if path is None:
-            lines.append(f"| all of it | not recorded yet | - | - | {command} |")
+            lines.append(f"| all of it | not recorded yet | - | - | `python benchmarks/{name}.py` |")
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
+        command = f"`{'taskset -c 0 ' if found['cores'] == 1 else ''}python benchmarks/{name}.py`"
         cores = f"{found['cores']} core{'' if found['cores'] == 1 else 's'}"
         machine = f"{cores}, {found['processor']}, jax {found['versions']['jax']}"
         if machine not in machines:
