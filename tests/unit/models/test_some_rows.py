@@ -27,11 +27,14 @@ def test_outputs_of_some_rows_are_those_of_all(case, rows, tiny):
     model, task = experiment.initialise(jax.random.key(0)), experiment.task
     condition = task.conditions()[0]
     batch = task.batch(jax.random.key(1), condition, 2)
-    told, site = (batch.inputs, batch.tokens, task.context_length(condition)), Sites(record=["final"])
+    told, site = (batch.inputs, batch.tokens, task.context_length(condition)), Sites(record=["final", "*.mlp.input"])
     found = model(*told, site, np.array(rows))
     np.testing.assert_allclose(found, model(*told, Sites())[:, rows], rtol=1e-5, atol=1e-6)
-    count = task.length(condition) - task.context_length(condition) if case == "encoder" else len(rows)
-    assert site.recorded["final"].shape[1] == count, "what other rows cost is spared"
+    if case == "encoder":  # which computes all and gives some
+        return
+    assert site.recorded["final"].shape[1] == len(rows)
+    fed = [site.recorded[name].shape[1] for name in sorted(site.recorded) if name.endswith("mlp.input")]
+    assert fed[-1:] == ([] if case == "no mlp" else [len(rows)]), "what the last MLP of other rows costs is spared"
 
 
 def test_neighbours_are_a_slice_whose_gradient_is_no_scatter():
