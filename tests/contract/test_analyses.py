@@ -10,9 +10,10 @@ import pytest
 from positionbias import spec
 from positionbias.analysis import base, run
 from positionbias.analysis.base import Subject
-from positionbias.analysis.run import Asker, write
+from positionbias.analysis.run import Asker, label, write
 from positionbias.errors import ConfigError
 from positionbias.evaluation import stored
+from positionbias.replicas import stream
 
 NAMES = spec.names("analyses")
 SMALL = {
@@ -50,7 +51,7 @@ def loaded_once():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, small_run):
+def made(tmp_path_factory, unmeasured_run):
     """A folder with two replicas of two layers, hardly trained, but that say some values."""
     raw = {
         "name": "analysed",
@@ -60,11 +61,11 @@ def made(tmp_path_factory, small_run):
         "train": {"steps": 120, "batch_size": 16, "replicas": 2, "log_every": 10},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    return small_run(raw, tmp_path_factory.mktemp("run"))
+    return unmeasured_run(raw, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def sided(tmp_path_factory, small_run):
+def sided(tmp_path_factory, unmeasured_run):
     """Another one, with conditions of the same items, trained for long enough to answer some of them."""
     raw = {
         "name": "sided",
@@ -74,7 +75,7 @@ def sided(tmp_path_factory, small_run):
         "train": {"steps": 20, "batch_size": 16, "replicas": 2, "log_every": 20},
         "evaluation": {"items": 4, "batch_size": 4, "influence_items": 4},
     }
-    return small_run(raw, tmp_path_factory.mktemp("sided"))
+    return unmeasured_run(raw, tmp_path_factory.mktemp("sided"))
 
 
 @pytest.fixture
@@ -87,12 +88,19 @@ def build(name):
     return spec.build("analyses", SMALL.get(name, name), "analyses")
 
 
+@functools.cache
+def asked(folder, name):
+    """Who asks an analysis, and what it found, which two tests look at."""
+    asker = Asker(folder, [build(name)], items=ITEMS, condition=SIDED.get(name))
+    (found,) = asker.asked()
+    return asker, found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_arrays_have_the_axes_that_are_declared(folder, name):
-    analysis = build(name)
+    asker, found = asked(folder, name)
+    (analysis,) = asker.wanted
     assert analysis.shown in analysis.axes
-    asker = Asker(folder, [analysis], items=ITEMS, condition=SIDED.get(name))
-    (found,) = asker.asked()
     sizes = {"head": HEADS, "position": LENGTH, "distance": LENGTH, "row": LENGTH, "segment": PAIRS}
     sizes |= {"part": PAIRS + 1, "to_part": PAIRS + 1, "role": ROLES, "to_role": ROLES}
     sizes |= {"waits": LAYERS + 1, "transfers": LAYERS + 1, "value": WIDTH // HEADS, "step": 3, "to_step": 3}
@@ -123,38 +131,35 @@ def test_what_is_read_beside_weights_is_that_of_the_replicas_asked(made):
     assert (both[0] != both[1]).any()
 
 
-def of_first(folder, analysis):
-    """The first replica of a run, with its items."""
-    asker = Asker(folder, [], items=ITEMS, condition=SIDED.get(analysis.spec_name))
-    run = asker.run
-    weights, given = (jax.tree.map(lambda x: x[0], tree) for tree in (run.weights, analysis.given(run)))
+def of_first(asker):
+    """The first replica of a run, with its items, and the key that it is asked with."""
+    (analysis,), run = asker.wanted, asker.run
+    weights, given = (jax.tree.map(lambda x: x[0], tree) for tree in (run.weights, asker.given[analysis]))
     one = dataclasses.replace(run, replica=0, weights=weights, keys=run.keys[0])
-    return Subject(one, asker.condition, ITEMS, given)
+    return Subject(one, asker.condition, ITEMS, given), stream(run.keys[0], f"analysis/{label(analysis)}")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in TRACED_LONG else []) for n in NAMES])
 def test_the_same_key_finds_the_same_however_items_are_split(name, folder, monkeypatch):
     """And another one something else: the items, or what values are held against, are drawn by it.
 
-    Pieces are of one item each, as of a long task or a prime number of items.
+    Pieces are of one item each, as of a long task or a prime number of items; all at once, they were asked before.
     """
-    analysis = build(name)
-    subject = of_first(folder, analysis)
-    layers = analysis.layers(subject)
-    measure = jax.jit(lambda key: analysis.measure(subject, layers, key))
-    first, again, other = (jax.device_get(measure(jax.random.key(seed))) for seed in (0, 0, 1))
+    asker, found = asked(folder, name)
+    (analysis,) = asker.wanted
+    subject, asked_with = of_first(asker)
+    if not analysis.draws:
+        monkeypatch.setattr(base, "TOKENS", LENGTH)
+    measure = jax.jit(lambda key: analysis.measure(subject, asker.layers[analysis], key))
+    first, again, other = (jax.device_get(measure(key)) for key in (asked_with, asked_with, jax.random.key(1)))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert any((first[key] != other[key]).any() for key in analysis.axes)
-    if analysis.draws:
-        return
-    monkeypatch.setattr(base, "TOKENS", LENGTH)
-    split = jax.jit(lambda key: analysis.measure(subject, layers, key))(jax.random.key(0))
-    for key in analysis.axes:
-        np.testing.assert_allclose(split[key], first[key], rtol=1e-4, atol=1e-5, err_msg=key)
+    for key in () if analysis.draws else analysis.axes:
+        np.testing.assert_allclose(first[key], found.trained[key][0], rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory, small_run):
+def beside(tmp_path_factory, unmeasured_run):
     """A folder with an encoder and a decoder."""
     raw = {
         "name": "beside",
@@ -163,11 +168,11 @@ def beside(tmp_path_factory, small_run):
         "train": {"steps": 4, "batch_size": 2, "replicas": 1, "log_every": 1},
         "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
     }
-    return small_run(raw, tmp_path_factory.mktemp("beside"))
+    return unmeasured_run(raw, tmp_path_factory.mktemp("beside"))
 
 
 @pytest.fixture(scope="module")
-def lacking(tmp_path_factory, small_run):
+def lacking(tmp_path_factory, unmeasured_run):
     """Folders with models by their operator, which a test needs one of."""
 
     def run(operator, mlp=True):
@@ -180,7 +185,7 @@ def lacking(tmp_path_factory, small_run):
                 "train": {"steps": 1, "batch_size": 2, "replicas": 1, "log_every": 1},
                 "evaluation": {"items": 2, "batch_size": 2, "influence_items": 2},
             }
-            small_run(raw, folder)
+            unmeasured_run(raw, folder)
         return folder
 
     return run

@@ -37,7 +37,9 @@ def test_one_value_alone_has_no_direction_and_no_nan(separated):
         assert np.isfinite(np.asarray(found)).all()
 
 
-def test_rows_exchanged_as_a_whole_change_nothing_without_positions_and_a_learned_direction_does(tmp_path, small_run):
+def test_rows_exchanged_as_a_whole_change_nothing_without_positions_and_a_learned_direction_does(
+    tmp_path, unmeasured_run
+):
     raw = {
         "name": "benched",
         "task": "associative_recall(pairs=3, keys=8, values=24, delays=1, shift=0)",
@@ -54,7 +56,7 @@ def test_rows_exchanged_as_a_whole_change_nothing_without_positions_and_a_learne
         "train": {"steps": 400, "batch_size": 32, "replicas": 1, "log_every": 400},
         "evaluation": {"items": 8, "batch_size": 8, "influence_items": 8},
     }
-    run = load(small_run(raw, tmp_path / "run"))
+    run = load(unmeasured_run(raw, tmp_path / "run"))
     subject = Subject(run, run.task.conditions()[0], 64)
     analysis = MethodBenchmark(updates=150, examples=64)
     found = jax.jit(lambda: analysis.measure(subject, [0, 1], jax.random.key(0)))()
