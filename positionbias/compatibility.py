@@ -11,7 +11,7 @@ import itertools
 import re
 import string
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from positionbias import costs, spec
@@ -199,12 +199,19 @@ def patterns() -> Matrix:
 
 def page() -> str:
     """What BUILD.md says of members: a table an axis, and the matrices."""
-    parts = [f"### {axis.capitalize()}\n\n{members_table(axis)}" for axis in (*AXES, *TOLD)]
-    parts.append(f"### Operators and patterns\n\n{PATTERNS}\n\n{table(patterns())}")
+    return "\n\n".join(f"### {title}\n\n{make()}" for title, make in sections().items())
+
+
+def sections() -> dict[str, Callable[[], str]]:
+    """The parts of the page by title, each made when it is called, which takes from milliseconds to a minute."""
+    made: dict[str, Callable[[], str]] = {
+        axis.capitalize(): functools.partial(members_table, axis) for axis in (*AXES, *TOLD)
+    }
+    made["Operators and patterns"] = lambda: f"{PATTERNS}\n\n{table(patterns())}"
     for rows, columns in PAIRS:
-        parts.append(f"### {rows.capitalize()} and {columns}\n\n{matrix_table(rows, columns)}")
-    parts.append(f"### What operators cost\n\n{COSTS}\n\n{costs.table(costs.operators(ARGUMENTS))}")
-    return "\n\n".join(parts)
+        made[f"{rows.capitalize()} and {columns}"] = functools.partial(matrix_table, rows, columns)
+    made["What operators cost"] = lambda: f"{COSTS}\n\n{costs.table(costs.operators(ARGUMENTS))}"
+    return made
 
 
 def members_table(axis: str) -> str:

@@ -25,12 +25,23 @@ def script(root):
     return made
 
 
-def test_the_tables_are_fresh(root):
+@pytest.mark.parametrize("title", compatibility.sections())
+def test_the_tables_are_fresh(title, root):
     """If this fails, run `python scripts/members.py` and look at what changed."""
+    text = (root / "BUILD.md").read_text(encoding="utf-8")
+    assert f"\n### {title}\n\n{compatibility.sections()[title]()}\n\n" in text
+
+
+def test_the_page_is_all_tables_and_nothing_else(root, monkeypatch):
     text = (root / "BUILD.md").read_text(encoding="utf-8")
     members = script(root)
     assert text.count(members.BEGIN) == text.count(members.END) == 1
+    kept = text.partition(members.BEGIN)[2].partition(members.END)[0]
+    parts = dict(part.split("\n\n", 1) for part in kept.strip().removeprefix("### ").split("\n\n### "))
+    monkeypatch.setattr(compatibility, "sections", lambda: {title: lambda x=x: x for title, x in parts.items()})
     assert members.written(text) == text
+    monkeypatch.undo()
+    assert list(parts) == list(compatibility.sections())
 
 
 def test_the_tables_are_written_between_their_marks(root, monkeypatch):
