@@ -91,10 +91,14 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
             items=given.items,
             data=given.data_dir,
         )
-    label, base = given.label or _label(given, measurer.run.step), None
+    label = given.label or _label(given, measurer.run.step)
+    needed, bases = {variant.base.name for variant in wanted}, dict[str, again.Measured]()
     for count, one in enumerate(measurer.measured(), start=1):
-        base = one if one.variant.intervention is None else base
-        assert base is not None  # every length begins without an intervention
+        if one.variant.intervention is None:  # with it a length begins; rows of the last one are not kept
+            bases.clear()
+        base = bases.get(one.variant.base.name, one)
+        if one.variant.name in needed:
+            bases[one.variant.name] = one
         name = "_".join([label, *([safe_name(one.variant.name)] if one.variant.name else [])])
         again.write(workdir, name, one, base)
         if one.variant == wanted[0]:

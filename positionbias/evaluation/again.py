@@ -45,18 +45,28 @@ class Variant:
         parts = [f"{self.times}x"] if self.times > 1 else []
         return " ".join([*parts, *([spec.canonical(self.intervention)] if self.intervention is not None else [])])
 
+    @property
+    def base(self) -> Variant:
+        """What it is held against: the intervention that it is `under`, or none, at the same length."""
+        return Variant(self.times, self.intervention and self.intervention.under)
+
 
 def variants(lengths: str | None, interventions: str | None) -> list[Variant]:
-    """Every length, unchanged and then under every intervention; from `1x,2x` and `swap(0, -1), shift`."""
+    """Every length, unchanged and then under every intervention; from `1x,2x` and `swap(0, -1), shift`.
+
+    What an intervention is measured `under` is measured alone before it.
+    """
     times = [_times(text.strip()) for text in lengths.split(",")] if lengths is not None else [1]
     if len(set(times)) < len(times):
         raise ConfigError(f"--lengths: {lengths!r} has a length twice; allowed: each once.")
     changes: list[Intervention | None] = [None]
     if interventions is not None:
         nodes = spec.parse_several(interventions, "--interventions")
-        changes += [spec.build("interventions", node, "--interventions") for node in nodes]
-        if len({repr(change) for change in changes}) < len(changes):
+        given = [spec.build("interventions", node, "--interventions") for node in nodes]
+        if len({repr(change) for change in given}) < len(given):
             raise ConfigError(f"--interventions: {interventions!r} has one twice; allowed: each once.")
+        both = [one for change in given for one in (change.under, change) if one is not None]
+        changes += {repr(change): change for change in both}.values()
     return [Variant(one, change) for one in times for change in changes]
 
 

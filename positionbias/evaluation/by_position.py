@@ -37,7 +37,8 @@ class Evaluator:
     Items come from the random stream `name` of each replica's key, never seen in training; or they are `stored`, the
     same ones for every replica, a batch for each condition by name. Which they are does not depend on the batch size.
     With an `intervention` every item is measured as it changes it, by the model that it makes of this one, and rows say
-    whether the answer is another than without. Influence, measured without one only, is that on the first of the items.
+    whether the answer is another than without, or than with that alone which it is `under`. Influence, measured without
+    one only, is that on the first of the items.
     `own` has, by name, arguments of the task that replicas differ in, [R] each. Programs are compiled when first used.
     """
 
@@ -62,6 +63,8 @@ class Evaluator:
         self.intervention, self.stored = intervention, stored
         # Not where programs are traced: what cannot be read so is refused first.
         self.changed = {c.name: intervention.model(experiment, c) for c in self.conditions} if intervention else {}
+        self.base = (intervention and intervention.under) or Intervention()
+        self.against = {c.name: self.base.model(experiment, c) for c in self.conditions}
         self.items = items or settings.items
         if stored is not None:
             self.items = len(next(iter(stored.values())).inputs)
@@ -168,7 +171,7 @@ class Evaluator:
 
         def read(keys: jax.Array, batch: Batch, change: Intervention, number: jax.Array) -> dict[str, jax.Array]:
             """Columns of one reading of the items, with what is given as answers."""
-            model = self.experiment if change is not self.intervention else self.changed[condition.name]
+            model = (self.changed if change is self.intervention else self.against)[condition.name]
             own = not task.shared_tokens or objective.own_tokens or change.moves
             if change.moves:
                 batch = self._changed(change, keys, number, condition, batch, task.shared_tokens)
@@ -226,7 +229,7 @@ class Evaluator:
             numbers = index * self.batch_size + jnp.arange(self.batch_size)
             keys = item_keys(key, numbers)
             batch = self._drawn(own_task, keys, numbers, condition, world, stored)
-            found = measured(keys, batch, Intervention())
+            found = measured(keys, batch, self.base)
             before = found.pop("said")
             if self.intervention is None:
                 return found

@@ -35,6 +35,7 @@ class Intervention:
     only_told: ClassVar[bool] = False  # whether `change` changes nothing but the positions that the model is told
     moves: ClassVar[bool] = False  # whether `change` changes what stands where, before the model is asked
     records: ClassVar[tuple[str, ...]] = ()  # the sites that `merit` needs
+    under: Intervention | None = None  # how the items are read that the changed ones are held against, and these too
 
     @property
     def readings(self) -> int:
@@ -186,16 +187,69 @@ class Pad(Intervention):
         return jnp.concatenate([filler, inputs], axis=1)
 
 
-@member("interventions", "permute")
-@dataclasses.dataclass(frozen=True)
-class Permute(Intervention):
-    """The segments of each item (its pairs, documents) are put in a random order of the item's own."""
+class Rearranging(Intervention):
+    """Segments in another order. With `under`, items in either order are read as that intervention has them read."""
 
     share = ORDER_SENSITIVITY
     moves = True
 
+    def __post_init__(self) -> None:
+        if self.under is not None and (self.under.only_told or isinstance(self.under, Rearranging)):
+            raise ConfigError(
+                f"{canonical(self)}: under = {canonical(self.under)} is not allowed, it changes the items themselves;"
+                " allowed: what changes how they are read, such as pine."
+            )
+
+    @property
+    def _reader(self) -> Intervention:
+        return self.under or Intervention()
+
+    @property
+    def records(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._reader.records
+
+    @property
+    def readings(self) -> int:
+        return self._reader.readings
+
     def check(self, task: Task, condition: Condition) -> None:
         segments_of(self, task, condition)
+        self._reader.check(task, condition)
+
+    def model(self, experiment: Experiment, condition: Condition) -> Experiment:
+        return self._reader.model(experiment, condition)
+
+    def reach(self, experiment: Experiment, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
+        return self._reader.reach(experiment, condition, tokens)
+
+    def reading(
+        self, key: Key[jax.Array, ""], number: Int[jax.Array, ""], example: Batch, task: Task, condition: Condition
+    ) -> Batch:
+        moved = self.change(key, example, task, condition)
+        return self._reader.reading(key, number, moved, task, condition)
+
+    def tokens_read(self, tokens: Tokens, task: Task, condition: Condition) -> Tokens:
+        return self._reader.tokens_read(tokens, task, condition)
+
+    def inputs_read(self, inputs: jax.Array, task: Task, condition: Condition) -> jax.Array:
+        return self._reader.inputs_read(inputs, task, condition)
+
+    def merit(self, recorded: Mapping[str, jax.Array], tokens: Tokens, rows: jax.Array) -> jax.Array:
+        return self._reader.merit(recorded, tokens, rows)
+
+    def joined(self, so_far: Any, found: Any, number: jax.Array) -> Any:
+        return self._reader.joined(so_far, found, number)
+
+
+@member("interventions", "permute")
+@dataclasses.dataclass(frozen=True)
+class Permute(Rearranging):
+    """The segments of each item (its pairs, documents) are put in a random order of the item's own.
+
+    With `under`, what changes how a model reads, such as `pine`, both orders are read so.
+    """
+
+    under: Intervention | None = None
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:
         count = segments_of(self, task, condition)
@@ -204,14 +258,15 @@ class Permute(Intervention):
 
 @member("interventions", "swap")
 @dataclasses.dataclass(frozen=True)
-class Swap(Intervention):
-    """The segments that stand at places `first` and `second` change places; negative places count from the end."""
+class Swap(Rearranging):
+    """The segments that stand at places `first` and `second` change places; negative places count from the end.
+
+    With `under`, what changes how a model reads, such as `pine`, both orders are read so.
+    """
 
     first: int = 0
     second: int = -1
-
-    share = ORDER_SENSITIVITY
-    moves = True
+    under: Intervention | None = None
 
     def _places(self, task: Task, condition: Condition) -> tuple[int, int]:
         count = segments_of(self, task, condition)
@@ -228,6 +283,7 @@ class Swap(Intervention):
         return first, second
 
     def check(self, task: Task, condition: Condition) -> None:
+        super().check(task, condition)
         self._places(task, condition)
 
     def change(self, key: jax.Array, example: Batch, task: Task, condition: Condition) -> Batch:

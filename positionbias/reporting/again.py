@@ -41,8 +41,8 @@ def evaluated_again(run: Run) -> list[str]:
     head += [*(["order gap"] if gaps else []), "ceiling", *(["loss"] if judged else []), "task", "file in evals"]
     caption = (
         "Measured after training by positionbias.evaluate, on the first condition of each. Differences are paired by"
-        " replica. Order sensitivity is the share of answers that another order of the segments changed, answers"
-        " changed the share that another intervention did."
+        " replica; those of what is under another intervention are to that one alone. Order sensitivity is the share of"
+        " answers that another order of the segments changed, answers changed the share that another intervention did."
     )
     return ["<h2>Evaluated again</h2>", grid(head, body, caption, last=2)]
 

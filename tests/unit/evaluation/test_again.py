@@ -55,6 +55,16 @@ def test_every_length_is_measured_unchanged_and_under_every_intervention():
     assert [one.name for one in again.variants(None, None)] == [""]
 
 
+def test_what_an_intervention_is_measured_under_is_measured_before_it():
+    found = again.variants("1x,2x", "permute, permute(under=pine), pcw, swap(under=pcw), swap(under=pine)")
+    names = ["", "permute", "pine", "permute(under=pine)", "pcw", "swap(under=pcw)", "swap(under=pine)"]
+    assert [one.name for one in found] == [*names, *(f"2x {name}".strip() for name in names)]
+    assert [one.base.name for one in found] == [
+        *("", "", "", "pine", "", "pcw", "pine"),
+        *("2x", "2x", "2x", "2x pine", "2x", "2x pcw", "2x pine"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("lengths", "interventions", "told"),
     [
@@ -145,6 +155,23 @@ def test_other_models_and_several_readings_are_told_as_other_changes_are(run, ca
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("<td>permutation_average(orders=2)</td>") == 1
     for path in (run / "evals").glob("read*"):
+        path.unlink()
+
+
+def test_an_order_is_held_against_the_one_that_is_read_the_same_way(run, capsys):
+    changes = "swap(under=pcw), pcw, swap"
+    assert evaluate.main(["--workdir", str(run), "--items", "64", "--label", "way", "--interventions", changes]) == 0
+    out = capsys.readouterr().out
+    found = {one["variant"]: one for name, one in stored.read_again(run).items() if name.startswith("way")}
+    against = {variant: one.get("minus", {}).get("variant") for variant, one in found.items()}
+    assert against == {"": None, "pcw": "", "swap": "", "swap(under=pcw)": "pcw"}
+    # Parallel windows do not tell the order of two pairs.
+    assert found["swap(under=pcw)"]["order_sensitivity"]["mean"] == 0
+    assert found["swap(under=pcw)"]["minus"]["mean"] == 0
+    assert found["pcw"]["minus"]["mean"] != 0
+    assert " against pcw, order sensitivity 0.000 [0.000, 0.000]" in out
+    assert out.count("against no intervention") == 2
+    for path in (run / "evals").glob("way*"):
         path.unlink()
 
 

@@ -138,6 +138,49 @@ def test_numbers_out_of_range_are_refused(text):
         spec.build("interventions", text, "--interventions")
 
 
+@pytest.mark.parametrize("under", ["shift(by=2)", "move_query", "permute", "swap(first=1)"])
+def test_items_are_changed_by_one_intervention_alone(under):
+    for change in ("permute", "swap"):
+        with pytest.raises(ConfigError) as caught:
+            spec.build("interventions", f"{change}(under={under})", "x")
+        assert str(caught.value) == (
+            f"x: {change}(under={under}): under = {under} is not allowed, it changes the items themselves; allowed:"
+            " what changes how they are read, such as pine."
+        )
+
+
+@pytest.mark.parametrize("under", ["pad(2)", "repeat", "permutation_average(orders=2)", "best_order(orders=2)"])
+def test_what_changes_how_items_are_read_does_so_to_swapped_ones(tiny, under):
+    experiment = build(tiny({"task": spec.canonical(RECALL), "model.position": "rope"}))
+    change, reader = (spec.build("interventions", text, "x") for text in (f"swap(under={under})", under))
+    assert (change.readings, change.records) == (reader.readings, reader.records)
+    batch, one = RECALL.batch(jax.random.key(0), TRAIN, 2), item()
+    key, last = jax.random.key(1), jnp.int32(reader.readings - 1)
+    swapped = change.change(key, one, RECALL, TRAIN)
+    assert (swapped.inputs != one.inputs).any()
+    found = change.reading(key, last, one, RECALL, TRAIN)
+    jax.tree.map(np.testing.assert_array_equal, found, reader.reading(key, last, swapped, RECALL, TRAIN))
+    for name in ("tokens", "inputs"):
+        read = (getattr(one, f"{name}_read")(getattr(batch, name), RECALL, TRAIN) for one in (change, reader))
+        jax.tree.map(np.testing.assert_array_equal, *read)
+    reached = (one.reach(one.model(experiment, TRAIN), TRAIN) for one in (change, reader))
+    np.testing.assert_array_equal(*reached)
+
+
+def test_a_reader_refuses_what_it_refuses_without_a_move():
+    task = spec.build("tasks", "rebinding", "task")  # whose prompts hold answers
+    with pytest.raises(ConfigError, match=r"^repeat: in condition .* the prompt holds answers"):
+        spec.build("interventions", "permute(under=repeat)", "x").check(task, task.conditions()[0])
+
+
+@pytest.mark.usefixtures("no_influence")
+def test_the_best_of_several_orders_is_sought_before_and_after_a_swap(tiny):
+    config = tiny({"task": spec.canonical(RECALL), "model.position": "rope"})
+    read, moved = (measured(config, text)[1] for text in ("best_order(orders=2)", "swap(under=best_order(orders=2))"))
+    assert (moved["log_probability"] != read["log_probability"]).any()
+    assert 0 < moved["order_sensitivity"].mean() < 1
+
+
 def measured(config, intervention):
     """A summary of weights at initialisation."""
     experiment = build(config)

@@ -220,6 +220,22 @@ def test_items_are_measured_by_the_changed_model(tiny):
     assert np.abs(windows - measured(tiny(config), None)[1]["log_probability"]).max() > 1e-3
 
 
+@pytest.mark.usefixtures("no_influence")
+def test_answers_that_an_order_changes_under_pine_are_told_apart_from_those_that_pine_changes(tiny):
+    """Of a model before training: with `under`, both orders are read so, and rows are of what the order changes."""
+    config = tiny({"task": TASK, "model.position": "rope", "model.layers": 2, "model.heads": 2, **LOUD})
+    texts = ("pine", "permute(under=pine)", "permute", "permute(under=nia)")
+    read, moved, plain, apart = (measured(config, text)[1] for text in texts)
+    assert read["answers_changed"].mean() > 0.05
+    assert moved["order_sensitivity"].mean() == 0
+    np.testing.assert_allclose(moved["log_probability"], read["log_probability"], atol=1e-4)
+    for one in (plain, apart):
+        assert one["order_sensitivity"].mean() > 0.05
+        np.testing.assert_array_equal(one["evidence_slot"], moved["evidence_slot"])  # the same orders, however read
+        assert np.abs(one["log_probability"] - moved["log_probability"]).max() > 1e-3
+    assert (moved["evidence_slot"] != read["evidence_slot"]).any()
+
+
 def test_segments_count_for_one_together():
     """Three segments of one token, between two of no segment; scores 0 but for the last row's."""
     tokens = sequential(5, segment=np.array([0, 1, 2, 3, 0], np.int32))
