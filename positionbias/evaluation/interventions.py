@@ -194,7 +194,7 @@ class Rearranging(Intervention):
     moves = True
 
     def __post_init__(self) -> None:
-        if self.under is not None and (self.under.only_told or isinstance(self.under, Rearranging)):
+        if self.under is not None and (self.under.moves or self.under.only_told):
             raise ConfigError(
                 f"{canonical(self)}: under = {canonical(self.under)} is not allowed, it changes the items themselves;"
                 " allowed: what changes how they are read, such as pine."
@@ -203,14 +203,6 @@ class Rearranging(Intervention):
     @property
     def _reader(self) -> Intervention:
         return self.under or Intervention()
-
-    @property
-    def records(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self._reader.records
-
-    @property
-    def readings(self) -> int:
-        return self._reader.readings
 
     def check(self, task: Task, condition: Condition) -> None:
         segments_of(self, task, condition)
@@ -222,23 +214,11 @@ class Rearranging(Intervention):
     def reach(self, experiment: Experiment, condition: Condition, tokens: Tokens | None = None) -> Bool[Mapped, "T T"]:
         return self._reader.reach(experiment, condition, tokens)
 
-    def reading(
-        self, key: Key[jax.Array, ""], number: Int[jax.Array, ""], example: Batch, task: Task, condition: Condition
-    ) -> Batch:
-        moved = self.change(key, example, task, condition)
-        return self._reader.reading(key, number, moved, task, condition)
-
     def tokens_read(self, tokens: Tokens, task: Task, condition: Condition) -> Tokens:
         return self._reader.tokens_read(tokens, task, condition)
 
     def inputs_read(self, inputs: jax.Array, task: Task, condition: Condition) -> jax.Array:
         return self._reader.inputs_read(inputs, task, condition)
-
-    def merit(self, recorded: Mapping[str, jax.Array], tokens: Tokens, rows: jax.Array) -> jax.Array:
-        return self._reader.merit(recorded, tokens, rows)
-
-    def joined(self, so_far: Any, found: Any, number: jax.Array) -> Any:
-        return self._reader.joined(so_far, found, number)
 
 
 @member("interventions", "permute")
