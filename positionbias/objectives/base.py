@@ -60,7 +60,10 @@ class Objective:
         return batch.query
 
     def trained_rows(self, task: Task, condition: Condition) -> Int[np.ndarray, "Q"] | None:
-        """The rows that may have weight once a batch is prepared, so that others need no outputs; None for any."""
+        """The rows that may have weight once a batch is prepared; None for any.
+
+        Others get no outputs, so that a weight there would count in `total` and in no loss.
+        """
         return None
 
     def total(self, batch: Batch) -> Float[jax.Array, ""]:

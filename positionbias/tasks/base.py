@@ -128,7 +128,7 @@ class Task:
         raise NotImplementedError
 
     def query_rows(self, condition: Condition) -> Int[np.ndarray, "Q"]:
-        """Every row that may answer."""
+        """Every row that may answer; no other may weigh, as objectives may train these alone."""
         raise NotImplementedError
 
     def tokens(self, condition: Condition) -> Tokens:

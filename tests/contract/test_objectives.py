@@ -178,6 +178,15 @@ class WeighsNothing(CrossEntropy):
         return batch._replace(weights=0 * batch.weights)
 
 
+class TrainsTooFew(CrossEntropy):
+    """Leaves out a row that weighs."""
+
+    spec_name = "next_token"
+
+    def trained_rows(self, task, condition):
+        return task.query_rows(condition) + 1
+
+
 class ReadsTheAnswer(CrossEntropy):
     """Reads an answer where it stands, unhidden."""
 
@@ -193,6 +202,7 @@ class ReadsTheAnswer(CrossEntropy):
         (MovesAnswers, check_prepare),
         (TellsTokens, check_prepare),
         (WeighsNothing, check_prepare),
+        (TrainsTooFew, check_prepare),
         (ReadsTheAnswer, check_ask),
     ],
 )
