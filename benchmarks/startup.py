@@ -136,6 +136,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=20, help="of the sweep")
     parser.add_argument("--stages", type=float, help=argparse.SUPPRESS)  # when the parent started this process
     given = parser.parse_args()
+    if given.cells < 2:
+        parser.error(f"--cells: {given.cells} is not allowed; allowed: from 2, the first and others.")
     if given.stages is not None:
         print(json.dumps(stages(given.config, given.stages)))
         return

@@ -192,6 +192,17 @@ def test_a_sweep_of_no_cells_is_refused(root, monkeypatch):
         sweep_scale.main(["--cells", "0"])
 
 
+def test_a_sweep_of_one_cell_has_no_others_to_time(root, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import startup
+
+    monkeypatch.setattr("sys.argv", ["startup.py", "--cells", "1"])
+    monkeypatch.setattr(startup, "first_loss", None)  # were it not refused, a run would start
+    with pytest.raises(SystemExit):
+        startup.main()
+    assert "--cells: 1 is not allowed; allowed: from 2, the first and others." in capsys.readouterr().err
+
+
 def test_train_steps_are_timed_beside_loops_that_compute_the_same(root, tmp_path):
     more = ["--shapes", "4x16x8", "--tasks", "associative_recall", "--impl", "flax", "torch", "--rounds", "2"]
     printed, found = started(root, tmp_path, "train_throughput.py", "train_throughput_cpu.json", *more)
