@@ -194,7 +194,7 @@ def check_visible(operator):
     sequence is both, and on what is visible of the keys' stream. On every value that is visible it does depend, in one
     draw of a few at least, as weights can be zero and keys be chosen.
     """
-    for pattern in covering(operator):
+    for pattern in operator.patterns:
         _, tokens_q, tokens_k, mask = setting(operator, pattern)
         allowed = mask.dense(tokens_q, tokens_k)
         visible = np.asarray(operator.visible(tokens_q, tokens_k, allowed))
@@ -228,7 +228,7 @@ def check_visible(operator):
 
 def check_unseen(operator):
     """A row comes out as before whatever stands where it does not see: no choice or order of others tells of it."""
-    for pattern in covering(operator):
+    for pattern in operator.patterns:
         _, tokens_q, tokens_k, mask = setting(operator, pattern)
         visible = np.asarray(operator.visible(tokens_q, tokens_k, mask.dense(tokens_q, tokens_k)))
         own = np.eye(T, dtype=bool)
