@@ -7,8 +7,8 @@ Associative recall, whose answers do not need positions, learned without any (No
 which leaves nothing to tell order from, and a single causal layer, to whose last row all orders of the context are one.
 
 Hardware and time: 2 CPU cores, about a minute a cell of five replicas. The numbers to reach are the claims of
-study.toml. Measured were accuracies of 0.957 [0.939, 0.975] without positions, 1.000 with RoPE, and 0.333 and 0.335, a
-guess among the pairs' values, bidirectional and with one layer.
+study.toml. Measured were accuracies of 0.957 [0.939, 0.975] without positions (0.995 after the study's 2,000 steps),
+1.000 with RoPE, and 0.333 and 0.335, a guess among the pairs' values, bidirectional and with one layer.
 """
 
 from __future__ import annotations
