@@ -63,8 +63,9 @@ class Evaluator:
         self.intervention, self.stored = intervention, stored
         # Not where programs are traced: what cannot be read so is refused first.
         self.changed = {c.name: intervention.model(experiment, c) for c in self.conditions} if intervention else {}
-        self.base = (intervention and intervention.under) or Intervention()
-        self.against = {c.name: self.base.model(experiment, c) for c in self.conditions}
+        under = intervention and intervention.under
+        self.base = under or Intervention()
+        self.against = {c.name: under.model(experiment, c) for c in self.conditions} if under else {}
         self.items = items or settings.items
         if stored is not None:
             self.items = len(next(iter(stored.values())).inputs)
@@ -171,7 +172,8 @@ class Evaluator:
 
         def read(keys: jax.Array, batch: Batch, change: Intervention, number: jax.Array) -> dict[str, jax.Array]:
             """Columns of one reading of the items, with what is given as answers."""
-            model = (self.changed if change is self.intervention else self.against)[condition.name]
+            changed = self.changed if change is self.intervention else self.against
+            model = changed.get(condition.name, self.experiment)
             own = not task.shared_tokens or objective.own_tokens or change.moves
             if change.moves:
                 batch = self._changed(change, keys, number, condition, batch, task.shared_tokens)
