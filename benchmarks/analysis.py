@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import record
 import timed
-from given import check
+from given import check, recorded
 
 from positionbias import launch, load
 from positionbias.analysis.base import at_layer, sites
@@ -163,9 +163,9 @@ def measure(made: dict[str, Called], baseline: str, given: argparse.Namespace, o
     rows = []
     for (name, _), found in said.items():
         share = made[name].share
-        if "milliseconds" in found:
-            for time in ("milliseconds", "median", "processor", "ratio", "processor_ratio"):
-                found[time] /= share
+        found = timed.each(found, share)
+        if "ratio" in found:
+            found |= {which: found[which] / share for which in ("ratio", "processor_ratio")}
             found["spread"] = {which: ratio / share for which, ratio in found["spread"].items()}
         rows.append({"impl": name, **found})
     return rows
@@ -206,8 +206,9 @@ def main(argv: list[str]) -> int:
                 for row in measure(made, base, given, over):
                     found[what].append({**told, **more, **row})
                     print(show(what, length, row), flush=True)
-    given_ = {key: value for key, value in vars(given).items() if key != "folder"}
-    path = record.write(f"analysis_{jax.default_backend()}", {"given": given_, **found, "left_out": left}, given.folder)
+    path = record.write(
+        f"analysis_{jax.default_backend()}", {"given": recorded(given), **found, "left_out": left}, given.folder
+    )
     print("left out:", ", ".join(map(str, left)) or "nothing")
     print(f"written: {path}")
     return 0

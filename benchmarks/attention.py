@@ -27,7 +27,7 @@ import problems
 import record
 import rivals
 import timed
-from given import check
+from given import check, recorded
 
 from positionbias import kernels, runtime
 from positionbias.config.cli import Parser, parse_command_line, run_entry
@@ -183,8 +183,7 @@ def main(argv: list[str]) -> int:
 
 
 def _results(given: argparse.Namespace, rows: list[dict[str, Any]], left: list[dict[str, Any]]) -> dict[str, Any]:
-    told = {key: value for key, value in vars(given).items() if key != "folder"}
-    return {"given": told, "libraries": timed.libraries(LIBRARIES), "attentions": rows, "left_out": left}
+    return {"given": recorded(given), "libraries": timed.libraries(LIBRARIES), "attentions": rows, "left_out": left}
 
 
 def _parser() -> Parser:

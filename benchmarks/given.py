@@ -10,6 +10,11 @@ from typing import Any
 from positionbias.errors import ConfigError, unknown
 
 
+def recorded(given: argparse.Namespace) -> dict[str, Any]:
+    """What was given, as it stands beside results: all but where these are written."""
+    return {key: value for key, value in vars(given).items() if key != "folder"}
+
+
 def check(
     given: argparse.Namespace, names: Mapping[str, Iterable[str]], most: Mapping[str, int], times: Iterable[str]
 ) -> None:

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import record
-from given import check
+from given import check, recorded
 
 from positionbias import compatibility, costs, runtime, spec
 from positionbias.arrays import Tree
@@ -254,9 +254,8 @@ def main(argv: list[str]) -> int:
     print(f"recurrences with a slope of time above {GOAL}: {', '.join(steep) or 'none'}")
     print(f"state declared after {PAST} tokens, one head of 4, and the rank of what {FUTURE} later outputs show of it:")
     print("  " + ", ".join(f"{name} {one['declared']} {one['rank']}" for name, one in states.items()))
-    told = {key: value for key, value in vars(given).items() if key != "folder"}
     path = record.write(
-        "operators", {"given": told, "goal": GOAL, "operators": results, "states": states}, given.folder
+        "operators", {"given": recorded(given), "goal": GOAL, "operators": results, "states": states}, given.folder
     )
     print(f"written: {path}")
     return 0

@@ -21,7 +21,7 @@ import numpy as np
 import record
 import rival_recurrences as rival
 import timed
-from given import check
+from given import check, recorded
 
 from positionbias import kernels, runtime
 from positionbias.config.cli import Parser, parse_command_line, run_entry
@@ -126,8 +126,7 @@ def main(argv: list[str]) -> int:
             for row in new:
                 if "skipped" not in row:
                     print(show(row), flush=True)
-    told = {key: value for key, value in vars(given).items() if key != "folder"}
-    results = {"given": told, "libraries": timed.libraries(LIBRARIES), "recurrences": rows}
+    results = {"given": recorded(given), "libraries": timed.libraries(LIBRARIES), "recurrences": rows}
     path = record.write(f"recurrences_{jax.default_backend()}", results, given.folder)
     print("not timed:", timed.show_skipped(rows, "kind", "length", "mode"), sep="\n")
     print(f"written: {path}")

@@ -24,7 +24,7 @@ import numpy as np
 import prepare
 import record
 import timed
-from given import check
+from given import check, recorded
 
 from positionbias.config import cli
 from positionbias.config.cli import Parser, parse_command_line, run_entry
@@ -89,9 +89,7 @@ def measure(given: argparse.Namespace, replicas: int, alone: Compiled, over: Any
     timed.measure(programs, said, given.rounds, RUNS, over)
     rows = []
     for (name, _), found in said.items():
-        for time in ("milliseconds", "median", "processor"):
-            if time in found:
-                found[time] /= given.steps * replicas
+        found = timed.each(found, given.steps * replicas)
         if "ratio" in found:  # of the runs to the program
             least, most = found["spread"]["most"], found["spread"]["least"]
             found["spread"] = {"least": 1 / least, "median": 1 / found["spread"]["median"], "most": 1 / most}
@@ -131,9 +129,10 @@ def main(argv: list[str]) -> int:
             continue
         rows.append(measure(given, replicas, alone, over))
         print(show(rows[-1]), flush=True)
-    told = {key: value for key, value in vars(given).items() if key != "folder"}
     path = record.write(
-        f"replicas_{jax.default_backend()}", {"given": told, "programs": rows, "left_out": left}, given.folder
+        f"replicas_{jax.default_backend()}",
+        {"given": recorded(given), "programs": rows, "left_out": left},
+        given.folder,
     )
     print("left out:", ", ".join(map(str, left)) or "nothing")
     print(f"written: {path}")

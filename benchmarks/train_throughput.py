@@ -25,7 +25,6 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +34,7 @@ import prepare
 import record
 import timed
 from flax import nnx
-from given import check
+from given import check, recorded
 
 from positionbias import runtime
 from positionbias.config.cli import Parser, parse_command_line, run_entry
@@ -194,11 +193,8 @@ def measure(task: str, shape: Shape, given: argparse.Namespace, over: Any) -> di
     timed.measure(programs, said, given.rounds, OURS, over)
     size, loops = program.auto.steps_per_dispatch, []
     for (name, _), found in said.items():
-        for time in ("milliseconds", "median", "processor"):
-            if time in found:
-                found[time] /= size
-        found |= {"differences": getattr(programs.get((name, MODE)), "differences", None)}
-        loops.append({"impl": name, **found})
+        differences = getattr(programs.get((name, MODE)), "differences", None)
+        loops.append({"impl": name, **timed.each(found, size), "differences": differences})
     auto = program.auto.describe()
     row = {"task": task, **dict(zip(LARGEST, shape, strict=True)), "steps_a_turn": size, "auto": auto, "loops": loops}
     others = [loop for loop in loops[1:] if "ratio" in loop]
@@ -263,8 +259,7 @@ def main(argv: list[str]) -> int:
 
 
 def _results(given: argparse.Namespace, rows: list[dict[str, Any]], left: list[str]) -> dict[str, Any]:
-    told: Mapping[str, Any] = {key: value for key, value in vars(given).items() if key != "folder"}
-    return {"given": told, "libraries": timed.libraries(("torch",)), "shapes": rows, "left_out": left}
+    return {"given": recorded(given), "libraries": timed.libraries(("torch",)), "shapes": rows, "left_out": left}
 
 
 def _parser() -> Parser:
