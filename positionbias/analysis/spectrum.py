@@ -12,7 +12,7 @@ from positionbias.analysis.base import Analysis, Axes, Subject
 from positionbias.analysis.heads import HEADS
 from positionbias.analysis.jacobi import singular_values
 from positionbias.arrays import Float, Key
-from positionbias.models.block import Attention
+from positionbias.models.attention import Attention
 from positionbias.spec import ConfigError, member, require
 
 KINDS = ("ov", "kq")

@@ -6,8 +6,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from positionbias.arrays import Mapped, Tree
+from positionbias.arrays import Int, Mapped, Tree
 from positionbias.masks.base import Mask, attended, compose, reach
 from positionbias.masks.order import Bidirectional
 from positionbias.models.base import Architecture, Model, own_inputs, visible
@@ -34,13 +35,26 @@ class EncoderDecoderModel(Model):
         self.readout = Readout(blueprint, self.decoder.width_out, noise)
 
     def forward(self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites) -> jax.Array:
+        outputs = self._decoded(inputs, tokens, context_length, site, None)
+        return jnp.pad(outputs, ((0, 0), (context_length, 0), (0, 0)))
+
+    def of_rows(
+        self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites, rows: Int[np.ndarray, "Q"]
+    ) -> jax.Array:
+        if rows.min() < context_length:  # rows of the context, whose outputs are zero
+            return super().of_rows(inputs, tokens, context_length, site, rows)
+        return self._decoded(inputs, tokens, context_length, site, rows - context_length)
+
+    def _decoded(
+        self, inputs: jax.Array, tokens: Tokens, context_length: int, site: Sites, rows: Int[np.ndarray, "Q"] | None
+    ) -> jax.Array:
+        """Outputs of the decoder's rows, all or some."""
         x = site("embedding", self.embedding(inputs, tokens))
         context = tokens.cut(0, context_length)
         rest = tokens.cut(context_length, tokens.length)
         encoded = self.encoder(x[:, :context_length], context, self.masks_encoder, site.under("encoder"))
-        decoded = self.decoder(x[:, context_length:], rest, self.masks, site, encoded, context, self.mask_cross)
-        outputs = self.readout(decoded, self.embedding)
-        return jnp.pad(outputs, ((0, 0), (context_length, 0), (0, 0)))
+        told = site, encoded, context, self.mask_cross
+        return self.readout(self.decoder(x[:, context_length:], rest, self.masks, *told, rows), self.embedding)
 
     def step(
         self, inputs: jax.Array, rows: jax.Array, tokens: Tokens, context_length: int, kept: Tree

@@ -12,8 +12,9 @@ from flax import nnx
 from positionbias.arrays import Float, Int, Mapped, Tree
 from positionbias.masks.base import Mask, attended, reach
 from positionbias.models.apart import read_apart
+from positionbias.models.attention import Attention
 from positionbias.models.base import Architecture, Model, own_inputs, visible
-from positionbias.models.block import Attention, Mlp, Norm, Stack
+from positionbias.models.block import Mlp, Norm, Stack
 from positionbias.models.ends import Embedding, Readout
 from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise

@@ -82,6 +82,11 @@ def some_rows(x: Shaped[jax.Array, "B T ..."], rows: Int[np.ndarray, "Q"] | None
     return x[:, first : first + count] if np.array_equal(rows, first + np.arange(count)) else x[:, rows]
 
 
+def some_tokens(tokens: Tokens, rows: Int[np.ndarray, "Q"] | None) -> Tokens:
+    """The tokens of static `rows`, None for all: numpy where they are."""
+    return tokens if rows is None else Tokens(*(field[..., rows] for field in tokens))
+
+
 def with_before(
     x: Float[jax.Array, "B T ..."], before: Float[jax.Array, "B W ..."] | None, size: int
 ) -> tuple[Float[jax.Array, "B W+T ..."], Float[jax.Array, "B W ..."]]:

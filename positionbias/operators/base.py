@@ -56,6 +56,7 @@ class Operator:
     endless: ClassVar[str] = (
         ""  # why what it carries from row to row is not cleared where a segment begins, if it is not
     )
+    priced: ClassVar[bool] = False  # may add a "penalty" to the training loss, which it makes of all rows
     has_pattern: ClassVar[bool] = False  # returns a [B, N, T, S] pattern that can be recorded and edited
 
     def lacking(self, pattern: Pattern) -> str:
@@ -163,6 +164,11 @@ class Operator:
         """Whether it has a `step`, by which sequences are generated with keys and values kept."""
         mine, base = type(self), Operator
         return mine.step is not base.step and mine.projected is base.projected
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether a call on some rows, given all keys, is all that these rows need of it in training."""
+        return self.steps and not self.priced
 
     @property
     def carries(self) -> bool:

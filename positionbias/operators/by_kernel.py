@@ -50,6 +50,11 @@ class ByKernel(ScoreOperator):
         """What comes out, given what the kernel mixed and the statistics that `_asked` asks for: here of none."""
         return mixed
 
+    @property
+    def row_by_row(self) -> bool:
+        # A driver that is named is asked for what it was named for; some cannot take fewer rows than keys.
+        return super().row_by_row and self.impl is None
+
     def driver(
         self, q: jax.ShapeDtypeStruct, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, platform: str
     ) -> str | None:

@@ -32,6 +32,8 @@ class EvenSoftmax(Softmax):
 
     price: float = 0.0
 
+    priced = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.price >= 0, "price", self.price, "a number from 0")

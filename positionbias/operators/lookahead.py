@@ -34,6 +34,7 @@ class Lookahead(ScoreOperator):
     scaled: bool = True
 
     patterns = frozenset({"noncausal_self", "causal_self"})
+    priced = True
     lacks = reasons(cross="it looks ahead of a query's own place, and another sequence has none for it")
 
     def __post_init__(self) -> None:

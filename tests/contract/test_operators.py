@@ -336,6 +336,16 @@ def check_step(operator):
             np.testing.assert_allclose(found, known, rtol=1e-5, atol=1e-5)
 
 
+def check_priced(operator):
+    """What it adds to the training loss is told of, as some rows alone would make another penalty."""
+    if not operator.steps:
+        return
+    (q, k, v), *told = setting(operator, covering(operator)[0])
+    site = Sites(record=["penalty"])
+    jax.eval_shape(lambda: operator.step(q, k, v, *told, Placed(NONE), made(operator, DIMS), site))
+    assert bool(site.recorded) == operator.priced
+
+
 LONG, CONTEXT = 23, 5  # rows of a sequence that is read by a state, and how many of them are the context
 PACKED = (11, 1, 11), (11, 11, 1)  # how long the segments of each sequence are
 STARTS = [np.cumsum((0, *lengths))[:-1] for lengths in PACKED]
