@@ -29,6 +29,8 @@ BY_ITEM = P("replica", BATCH)  # and behind it what devices that share a batch h
 class Layout:
     """`loop` runs replicas one after another inside one program, `vmap` side by side, over a mesh of devices.
 
+    With `at_once` a device has so many of its own side by side, one such group after another.
+
     `replica` devices have replicas of their own; of each replica `data` times `fsdp` share the sequences of a batch,
     and `fsdp` keep a part of its parameters each, which all of them gather where they are used (fully sharded data
     parallelism; Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
@@ -38,6 +40,7 @@ class Layout:
     replica: int = 1
     data: int = 1
     fsdp: int = 1
+    at_once: int | None = None
 
     @property
     def devices(self) -> int:
@@ -71,9 +74,16 @@ class Layout:
         """
 
         def local(tree: Any, *shared: Any) -> Any:
-            if self.form == "vmap":
-                return jax.vmap(lambda one: function(one, *shared))(tree)
-            return jax.lax.map(lambda one: function(one, *shared), tree)
+            def of_one(one: Any) -> Any:
+                return function(one, *shared)
+
+            if self.form == "loop":
+                return jax.lax.map(of_one, tree)
+            if self.at_once is None:
+                return jax.vmap(of_one)(tree)
+            grouped = jax.tree.map(lambda x: x.reshape(-1, self.at_once, *x.shape[1:]), tree)
+            found = jax.lax.map(jax.vmap(of_one), grouped)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
         if self.devices == 1:
             return local

@@ -39,6 +39,7 @@ class Auto:
         }
         found |= {"attention": " and ".join(self.drivers)} if self.drivers else {}
         found |= {"recurrence": " and ".join(self.recurrences)} if self.recurrences else {}
+        found |= {"replicas_at_once": self.layout.at_once} if self.layout.at_once else {}
         return found | ({"replicas_together": self.together} if self.together else {})
 
 
@@ -124,6 +125,13 @@ def resolve(experiment: Experiment, platform: str, available: int) -> Auto:
 def memory() -> int:
     """Bytes of physical memory; a container may be given less."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def room() -> int | None:
+    """Bytes that one program may take of a device; None where its platform does not tell."""
+    if jax.default_backend() == "cpu":
+        return memory() // len(jax.local_devices())  # which share it
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _check_memory(experiment: Experiment) -> None:

@@ -147,6 +147,7 @@ class Run:
         self._announce()
         with runtime.no_garbage():
             compiled = self.programs.compiled(self.program, self.say)
+        self.program, self.chosen = compiled.program, compiled.program.auto
         self.kept.update(status="running", auto=self.chosen.describe(), data=self.experiment.data, message="")
         state = self._start(compiled, found)
         self.evaluator = self.programs.evaluator(self.program)

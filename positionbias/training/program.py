@@ -162,8 +162,12 @@ class Program:
 
     def shape(self) -> State:
         """Shapes and types of the state of every replica, a leading R on every leaf."""
-        count = sum(config.train.replicas for config in self._configs)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), self.shape_of_one)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.count, *x.shape), x.dtype), self.shape_of_one)
+
+    @property
+    def count(self) -> int:
+        """R, of all its configs."""
+        return sum(config.train.replicas for config in self._configs)
 
     @functools.cached_property
     def shape_of_one(self) -> State:
@@ -221,9 +225,22 @@ class Compiled:
 
     @property
     def bytes(self) -> int:
-        """Of memory that a step takes, as XLA tells it; 0 where nothing is trained."""
-        told = None if self._advance is None else self._advance.memory_analysis()
-        return 0 if told is None else told.temp_size_in_bytes + told.argument_size_in_bytes
+        """Of memory that a step takes of a device, as XLA tells it; 0 where nothing is trained."""
+        return self.bytes_kept + self.bytes_made
+
+    @property
+    def bytes_kept(self) -> int:
+        """Of these, what is there before and after a step."""
+        return 0 if self._memory is None else self._memory.argument_size_in_bytes
+
+    @property
+    def bytes_made(self) -> int:
+        """And what is there while it runs."""
+        return 0 if self._memory is None else self._memory.temp_size_in_bytes
+
+    @property
+    def _memory(self) -> Any:
+        return None if self._advance is None else self._advance.memory_analysis()
 
     def fresh(self) -> Packed:
         """Fresh state of every replica, packed."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from positionbias.config import sharing
 from positionbias.evaluation.by_position import Evaluator
+from positionbias.training.fitting import fitted
 from positionbias.training.kept import Say
 from positionbias.training.program import Compiled, Program
 
@@ -23,14 +25,18 @@ class Programs:
         self._evaluator: Evaluator | None = None
 
     def compiled(self, program: Program, say: Say) -> Compiled:
-        """The program, compiled unless it was that of the run before; `say` tells that it is, as it may take long."""
+        """The program, compiled unless it was that of the run before; `say` tells that it is, as it may take long.
+
+        That of what is returned may have fewer replicas at once, as `fitted` has it; MemoryError as there.
+        """
         asked = sharing.split(program.experiment.config).program, program.auto
         if self._compiled is None or asked != self._made_for:
             say("compiling")
             self._compiled = self._evaluator = None  # its memory is free before there is another
-            self._compiled, self._made_for = program.compile(), asked
+            self._compiled, self._made_for = fitted(program, say), asked
         elif self._compiled.program is not program:
-            self._compiled = self._compiled.of(program)
+            own = dataclasses.replace(program, auto=self._compiled.program.auto)  # with as many replicas at once
+            self._compiled = self._compiled.of(own)
         return self._compiled
 
     def evaluator(self, program: Program) -> Evaluator:

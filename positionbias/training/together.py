@@ -30,7 +30,7 @@ from positionbias.training import auto
 from positionbias.training.interval import Interval, NonFinite
 from positionbias.training.kept import Found, Kept, Say
 from positionbias.training.loop import NON_FINITE, Outcome, Run, device_errors
-from positionbias.training.program import Compiled, Program
+from positionbias.training.program import Program
 from positionbias.training.reuse import Programs
 from positionbias.training.run_folder import RunFolder
 from positionbias.training.signals import StopSignal
@@ -80,7 +80,7 @@ def train_together(
         run = Run(program, kept, say, Progress(sys.stdout, configs[0].train.steps), programs)
         try:
             with runtime.no_garbage(), device_errors():
-                _check_memory(programs.compiled(program, say))
+                programs.compiled(program, say)
             outcome = run.ended(stop, stop_after)
         except Exception:
             if stop.number is None:
@@ -88,13 +88,6 @@ def train_together(
             # Nobody else knows of the signal: who got the error would begin other runs.
             raise (KeyboardInterrupt if stop.number == signal.SIGINT else SystemExit(128 + stop.number)) from None
         return [kept.failed.get(number, outcome) for number in range(len(configs))]
-
-
-def _check_memory(compiled: Compiled) -> None:
-    """Raise MemoryError where a program takes more than a CPU has, whose system would kill the process for it."""
-    if jax.default_backend() == "cpu" and compiled.bytes > auto.memory():
-        replicas, needed = compiled.program.auto.together, compiled.bytes / 2**30
-        raise MemoryError(f"a step of {replicas} replicas takes {needed:.1f} GiB, more than there is here.")
 
 
 class Together(Kept):

@@ -135,10 +135,9 @@ def test_they_go_on_alone_and_together(configs, alone, tmp_path, monkeypatch):
 
 
 def test_more_than_memory_holds_is_refused_before_it_is_run(configs, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto, "memory", lambda: 2**18)
-    monkeypatch.setattr(auto, "_check_memory", lambda experiment: None)
+    monkeypatch.setattr(auto, "room", lambda: 2**18)
     folders = [tmp_path / str(number) for number in range(2)]
-    with pytest.raises(MemoryError, match=r"^a step of 4 replicas takes 0\.0 GiB, more than there is here\.$"):
+    with pytest.raises(MemoryError, match=r"^a step of 4 replicas side by side takes 0\.\d+ GiB of 0\.000244, a"):
         train_together(configs, folders, [], str)
     assert json.loads((folders[1] / "manifest.json").read_text())["status"] == "failed"
     assert not (folders[0] / "metrics.jsonl").exists()
