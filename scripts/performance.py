@@ -20,17 +20,24 @@ def ratios_of(one: dict[str, Any]) -> str:
 
 
 def attention(found: dict[str, Any]) -> Iterator[Row]:
-    """The package's fastest driver beside that of JAX, under the causal mask."""
+    """The package's best driver beside that of JAX, under the causal mask."""
     for mode, told in (("forward", "forwards"), ("train", "with gradients")):
-        parts = []
-        for length in found["given"]["lengths"]:
-            rows = [r for r in found["attentions"] if (r["mask"], r["length"], r["mode"]) == ("causal", length, mode)]
-            times = {row["impl"]: row["milliseconds"] for row in rows if "milliseconds" in row}
-            rival = times.pop("jax_nn_xla", None)
-            ours = [time for name, time in times.items() if name.startswith("xla")]
-            if rival and ours:
-                parts.append(f"{rival / min(ours):.2f} ({length})")
-        yield f"causal attention {told}: `jax.nn` over our fastest driver, by length", ", ".join(parts), "-"
+        times = [f"{rival / ours:.2f} ({n})" for n, rival, ours in beside_jax(found, mode, "milliseconds")]
+        yield f"causal attention {told}: `jax.nn` over our fastest driver, by length", ", ".join(times), "-"
+        sizes = [
+            f"{rival / ours:.1f} ({n}, {ours / 2**20:.1f} MiB)" for n, rival, ours in beside_jax(found, mode, "memory")
+        ]
+        yield f"causal attention {told}: peak memory of `jax.nn` over our smallest driver's", ", ".join(sizes), "-"
+
+
+def beside_jax(found: dict[str, Any], mode: str, field: str) -> Iterator[tuple[int, float, float]]:
+    """By length, what `jax.nn` takes and the least that a driver of ours does, where both were measured."""
+    for length in found["given"]["lengths"]:
+        rows = [r for r in found["attentions"] if (r["mask"], r["length"], r["mode"]) == ("causal", length, mode)]
+        taken = {row["impl"]: row[field] for row in rows if "milliseconds" in row}
+        ours = [value for name, value in taken.items() if name.startswith("xla")]
+        if "jax_nn_xla" in taken and ours:
+            yield length, taken["jax_nn_xla"], min(ours)
 
 
 def operators(found: dict[str, Any]) -> Iterator[Row]:
@@ -42,6 +49,8 @@ def operators(found: dict[str, Any]) -> Iterator[Row]:
         behind = f"; above the goal: {', '.join(above)}" if above else ""
         measured = f"{min(slopes.values()):.2f} to {max(slopes.values()):.2f}{behind}"
         yield f"slope of the time of {len(slopes)} recurrences {told}", measured, f"at most {found['goal']}"
+        slopes = [row["slope_of_memory"] for row in rows if row["slope_of_memory"]]
+        yield f"slope of their peak memory {told}", f"{min(slopes):.2f} to {max(slopes):.2f}", "-"
 
 
 def samplers(found: dict[str, Any]) -> Iterator[Row]:
