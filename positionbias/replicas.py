@@ -81,9 +81,10 @@ class Layout:
                 return jax.lax.map(of_one, tree)
             if self.at_once is None:
                 return jax.vmap(of_one)(tree)
-            grouped = jax.tree.map(lambda x: x.reshape(-1, self.at_once, *x.shape[1:]), tree)
+            size = self.at_once
+            grouped = jax.tree.map(lambda x: x.reshape(len(x) // size, size, *x.shape[1:]), tree)
             found = jax.lax.map(jax.vmap(of_one), grouped)
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+            return jax.tree.map(lambda x: x.reshape(len(x) * size, *x.shape[2:]), found)
 
         if self.devices == 1:
             return local

@@ -27,14 +27,14 @@ def attention(found: dict[str, Any]) -> Iterator[Row]:
         sizes = [
             f"{rival / ours:.1f} ({n}, {ours / 2**20:.1f} MiB)" for n, rival, ours in beside_jax(found, mode, "memory")
         ]
-        yield f"causal attention {told}: peak memory of `jax.nn` over our smallest driver's", ", ".join(sizes), "-"
+        yield f"causal attention {told}: temporary memory of `jax.nn` over our smallest driver's", ", ".join(sizes), "-"
 
 
 def beside_jax(found: dict[str, Any], mode: str, field: str) -> Iterator[tuple[int, float, float]]:
     """By length, what `jax.nn` takes and the least that a driver of ours does, where both were measured."""
     for length in found["given"]["lengths"]:
         rows = [r for r in found["attentions"] if (r["mask"], r["length"], r["mode"]) == ("causal", length, mode)]
-        taken = {row["impl"]: row[field] for row in rows if "milliseconds" in row}
+        taken = {row["impl"]: row[field] for row in rows if row.get(field)}
         ours = [value for name, value in taken.items() if name.startswith("xla")]
         if "jax_nn_xla" in taken and ours:
             yield length, taken["jax_nn_xla"], min(ours)
@@ -49,8 +49,12 @@ def operators(found: dict[str, Any]) -> Iterator[Row]:
         behind = f"; above the goal: {', '.join(above)}" if above else ""
         measured = f"{min(slopes.values()):.2f} to {max(slopes.values()):.2f}{behind}"
         yield f"slope of the time of {len(slopes)} recurrences {told}", measured, f"at most {found['goal']}"
-        slopes = [row["slope_of_memory"] for row in rows if row["slope_of_memory"]]
-        yield f"slope of their peak memory {told}", f"{min(slopes):.2f} to {max(slopes):.2f}", "-"
+        grows = [row["slope_of_memory"] for row in rows if row["slope_of_memory"]]
+        yield (
+            f"slope of the temporary memory of {len(grows)} recurrences {told}",
+            f"{min(grows):.2f} to {max(grows):.2f}",
+            "-",
+        )
 
 
 def samplers(found: dict[str, Any]) -> Iterator[Row]:

@@ -9,7 +9,8 @@ of linear attention with their feature map, which finds what both lists have, is
 that one state alone is small: "small" has heads of 8, "large" of 12. "noncausal" sums over both lists before it reads
 from the sum, with the state of "small"; "twice" is "small", given both lists twice (JRT-Prompt).
 
-Hardware and time: 2 CPU cores, about 30 minutes for the four cells of five replicas. The numbers to reach are the claims of configs/just_read_twice/study.toml.
+Hardware and time: 2 CPU cores, about 30 minutes for the four cells of five replicas. The numbers to reach are the
+claims of configs/just_read_twice/study.toml.
 """
 
 from __future__ import annotations

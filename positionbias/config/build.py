@@ -15,8 +15,9 @@ import numpy as np
 from positionbias import spec
 from positionbias.arrays import Bool, Float, Key, Mapped
 from positionbias.assignments.base import Assignment
-from positionbias.config import attentions, recurrences, schema, sizes
+from positionbias.config import attentions, schema, sizes
 from positionbias.config.attentions import Place
+from positionbias.config.drivers import Call, of_attentions, of_recurrence
 from positionbias.config.fields import Looks, check_told, idle
 from positionbias.masks.base import Mask, one_share
 from positionbias.models.base import Architecture, Model, initialise, shapes, visible
@@ -24,7 +25,7 @@ from positionbias.models.parameters import Blueprint
 from positionbias.models.state import state_size
 from positionbias.objectives.base import Objective
 from positionbias.operators.base import Operator
-from positionbias.positions.base import Placed, PositionScheme
+from positionbias.positions.base import PositionScheme
 from positionbias.replicas import stream
 from positionbias.spec import ConfigError
 from positionbias.tasks.base import Batch, Condition, Task, layout
@@ -158,18 +159,8 @@ class Experiment:
 
     def drivers(self, batch: int, platform: str) -> list[str]:
         """Which drivers compute the attentions of `batch` sequences, none twice; ConfigError if one named cannot."""
-        config, made = self.blueprint, {}
-        for name, operator, mask, scheme, q, k, queries in self._calls(batch):
-            params = {p: jnp.zeros(m.shape) for p, m in scheme.layer_parameters(config.dims).items()}
-            key = operator, mask, scheme, q.length, k.length
-            if key in made:
-                continue
-            try:
-                made[key] = operator.driver(queries, q, k, mask, Placed(scheme, params), platform)
-            except ConfigError as error:
-                raise ConfigError(f"model.operator: in {name}, {error}") from None
         windows = {driver for kernel, driver in self._carried(batch, platform) if kernel == ATTENTION}
-        return sorted(windows | {driver for driver in made.values() if driver is not None})
+        return sorted(windows | of_attentions(self._calls(batch), self.blueprint.dims, platform))
 
     def recurrences(self, batch: int, platform: str) -> list[str]:
         """Which drivers compute the recurrences of `batch` sequences, none twice."""
@@ -178,17 +169,23 @@ class Experiment:
     def _carried(self, batch: int, platform: str) -> set[tuple[str, str]]:
         """Kernels and drivers of the operators that carry a state."""
         found: set[tuple[str, str]] = set()
-        for _, operator, mask, scheme, q, k, queries in self._calls(batch):
-            found |= recurrences.drivers(operator, mask, scheme, q, k, self.blueprint.dims, queries, platform)
+        for _, operator, mask, scheme, q, k, queries, rows in self._calls(batch):
+            if rows is None:
+                found |= of_recurrence(operator, mask, scheme, q, k, self.blueprint.dims, queries, platform)
         return found
 
-    def _calls(self, batch: int) -> Iterator[tuple[str, Operator, Mask, PositionScheme, Tokens, Tokens, Any]]:
-        """Every attention with each scheme that its operator is under, and the shape and type of its queries."""
-        config = self.blueprint
-        for _, name, operator, mask, q, k in _attentions(self):
+    def _calls(self, batch: int) -> Iterator[Call]:
+        """Every attention with each scheme that its operator is under; the last ones as they are trained, too."""
+        config, called, trained = self.blueprint, list(_attentions(self)), self.task.conditions()[0]
+        rows = self.objective.trained_rows(self.task, trained)
+        last = {name for _, name, *_ in called[len(called) - self.architecture.spares :]}
+        for condition, name, operator, mask, q, k in called:
             shape = (batch, q.length, config.config.heads, config.dims.head_size)
             for scheme in {s for o, s in zip(config.operators, config.positions, strict=True) if o == operator}:
-                yield name, operator, mask, scheme, q, k, jax.ShapeDtypeStruct(shape, config.dtype)
+                call = Call(name, operator, mask, scheme, q, k, jax.ShapeDtypeStruct(shape, config.dtype))
+                yield call
+                if rows is not None and name in last and condition == trained and operator.row_by_row:
+                    yield call._replace(rows=tuple(np.flatnonzero(np.isin(q.index, rows)).tolist()))
 
     @cached_property
     def state_size(self) -> int | None:

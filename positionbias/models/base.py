@@ -71,6 +71,7 @@ class Architecture:
 
     axis = "architectures"
     steps: ClassVar[bool] = False  # whether its models have a `step`
+    spares: ClassVar[int] = 0  # the last so many of its attentions are those of `of_rows` alone, where these are asked
 
     def check(self, blueprint: Blueprint) -> None:
         """Raise ConfigError where the config does not fit this architecture."""

@@ -123,8 +123,9 @@ class Block(nnx.Module):
         normed = self.norm_attention(reads)
         read, tokens_read = memory or (normed, tokens)
         told = normed, read, tokens, tokens_read, mask, under
-        early = rows if memory is None and self.attention.operator.row_by_row else None
+        early = None
         if isinstance(self.attention, Attention):
+            early = rows if memory is None and self.attention.operator.row_by_row else None
             names = ("query",) if memory else ("query", "key", "value")  # memory is of several inputs
             apart = read_apart(reads, self.norm_attention, self.attention.heads, under, names)
             x = self._join(some_rows(x, early), self.attention(*told, apart=apart, rows=early))
@@ -203,7 +204,7 @@ class Stack(nnx.Module):
         mask_cross: Mask | None = None,
         rows: Int[np.ndarray, "Q"] | None = None,
     ) -> Float[jax.Array, "B T W"]:
-        """The stream after the last norm; of the last MLP on, `rows` alone, where they are told."""
+        """The stream after the last norm; of the last layer's queries on, `rows` alone, where they are told."""
         return site("final", self.norm(self.layers(x, tokens, masks, site, encoded, tokens_encoded, mask_cross, rows)))
 
     def layers(

@@ -56,6 +56,7 @@ class DecoderOnly(Architecture):
     """One stack of layers over the whole sequence; the mask says what each row sees."""
 
     steps = True
+    spares = 1
 
     def create(self, blueprint: Blueprint, noise: Noise) -> Model:
         return DecoderOnlyModel(blueprint, noise)

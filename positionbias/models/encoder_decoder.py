@@ -86,6 +86,7 @@ class EncoderDecoder(Architecture):
     """
 
     steps = True
+    spares = 2  # the last layer's own and its cross attention
 
     encoder_mask: Mask = Bidirectional()
     cross_mask: Mask = Bidirectional()

@@ -28,8 +28,8 @@ In an encoder-decoder `layers.*` and `final` hold the decoder's rows C..T-1. Whe
 rows, that one at 0 or, in summary_token, at C; `embedding` and `final` have the T rows of the inputs.
 
 A model that is called with `rows`, as in training, need make no others: of decoder_only and encoder_decoder the last
-layer's `mlp.*` and `stream`, and `final`, then hold these alone, and so does all that comes of its queries where the
-operator is `row_by_row`.
+layer's `mlp.*` and `stream`, and `final`, then hold these alone, and so does all from its `attention.query` on where
+the operator is `row_by_row`.
 
 An edit of an `input` changes what the part reads; the stream that goes past it is as it was. Each head is told its own
 by the three sites that have heads, which come after `attention.input`; what an operator reads of the stream beside

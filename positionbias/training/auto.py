@@ -1,4 +1,7 @@
-"""What `auto` means here: resolved once, printed, kept in the manifest, overridable in the config."""
+"""What `auto` means here: resolved once, printed, kept in the manifest, overridable in the config.
+
+How many replicas are at once is no field, and known only when a step is compiled: `training/fitting.py`.
+"""
 
 from __future__ import annotations
 
@@ -127,10 +130,10 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def room() -> int | None:
-    """Bytes that one program may take of a device; None where its platform does not tell."""
+def room(layout: Layout) -> int | None:
+    """Bytes that one program may take of each of the layout's devices; None where their platform does not tell."""
     if jax.default_backend() == "cpu":
-        return memory() // len(jax.local_devices())  # which share it
+        return memory() // layout.devices  # which share it
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 

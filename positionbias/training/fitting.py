@@ -18,16 +18,17 @@ def fitted(program: Program, say: Say) -> Compiled:
     """The program compiled, with no more replicas at once than fit, if its layout has them side by side.
 
     Raises MemoryError where fewer are no way out: of a CPU, whose system would kill the process for what it does not
-    have, and of replicas of several runs, which are not parted, as one alone would have other bits.
+    have, and of replicas of several runs, which are not parted, as one alone would have other bits. Runs of several
+    processes are compiled as they are asked for. What XLA tells is a bound from above.
     """
-    compiled, has = program.compile(), None if hosts.several() else auto.room()
+    compiled, has = program.compile(), None if hosts.several() else auto.room(program.auto.layout)
     while has is not None and compiled.bytes > has:
         told = f"a step of {_at_once(program)} takes {compiled.bytes / GIB:.3g} GiB of {has / GIB:.3g}"
         fewer = _fewer(compiled, has)
         if fewer is None:
             if jax.default_backend() == "cpu" or program.auto.together:
                 raise MemoryError(f"{told}, a smaller model or train.microbatch needs less.")
-            break  # what XLA tells is a bound from above: it may run, and says so itself if not
+            break  # it may run, and says so itself if it does not
         say(f"{told}; compiling for {fewer} at once")
         layout = dataclasses.replace(program.auto.layout, at_once=fewer)
         program = dataclasses.replace(program, auto=dataclasses.replace(program.auto, layout=layout))

@@ -15,8 +15,8 @@
 6. SIGINT and SIGTERM end the run after the dispatch in flight, with a checkpoint and no evaluation but that of the last
    step, and give it its exit code whenever they arrive. A number that is not finite ends it without a checkpoint, and
    names the steps and the replica.
-7. The step is compiled once, ahead of time, or it is that of the run before, where `programs` has it. A run of 0 steps
-   has none: its fresh state is saved and evaluated.
+7. The step is compiled ahead of time, once, or again for fewer replicas at once where a device cannot hold it, or it is
+   that of the run before, where `programs` has it. A run of 0 steps has none: its fresh state is saved and evaluated.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._made_for: Any = None
+        self._program: Program | None = None  # as it was asked for
         self._compiled: Compiled | None = None
         self._evaluator: Evaluator | None = None
 
@@ -34,9 +35,12 @@ class Programs:
             say("compiling")
             self._compiled = self._evaluator = None  # its memory is free before there is another
             self._compiled, self._made_for = fitted(program, say), asked
-        elif self._compiled.program is not program:
-            own = dataclasses.replace(program, auto=self._compiled.program.auto)  # with as many replicas at once
-            self._compiled = self._compiled.of(own)
+        elif self._program is not program:
+            chosen = self._compiled.program.auto
+            if chosen != program.auto:
+                say(f"{chosen.layout.at_once} replicas at once, as compiled before")
+            self._compiled = self._compiled.of(dataclasses.replace(program, auto=chosen))
+        self._program = program
         return self._compiled
 
     def evaluator(self, program: Program) -> Evaluator:

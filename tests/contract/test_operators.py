@@ -531,6 +531,7 @@ CHECKS = [
     check_pattern,
     check_state_size,
     check_step,
+    check_priced,
     check_read_once,
     check_state,
     check_segments,

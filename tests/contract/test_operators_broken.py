@@ -9,6 +9,7 @@ from test_operators import (
     check_padding,
     check_pattern,
     check_patterns,
+    check_priced,
     check_read_once,
     check_segments,
     check_state,
@@ -22,6 +23,7 @@ from toys import ToyConvolution
 
 from positionbias.masks.order import Causal
 from positionbias.operators.base import Operator
+from positionbias.operators.even_softmax import EvenSoftmax
 from positionbias.operators.retention import Retention
 from positionbias.operators.short_convolution import ShortConvolution
 from positionbias.operators.softmax import Softmax
@@ -186,6 +188,12 @@ class EndlessInSecret(Retention):
         return allowed
 
 
+class PricesInSecret(EvenSoftmax):
+    """Adds a penalty to the loss and does not tell, so that training would price some rows alone."""
+
+    priced = False
+
+
 class CountsCalls(ShortConvolution):
     """Carries on a number of another shape with every call."""
 
@@ -200,6 +208,7 @@ class CountsCalls(ShortConvolution):
         (SaysNotWhy, check_read_once),
         (ForgetsTheRowsBefore, check_state),
         (CountsCalls, check_state),
+        (PricesInSecret, check_priced),
         (NeverCleared, check_segments),
         (EndlessInSecret, check_segments),
         (StepsFromTheFront, check_step),

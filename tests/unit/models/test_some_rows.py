@@ -12,6 +12,7 @@ from positionbias.models.sites import Sites
 from positionbias.operators.asked import some_rows
 
 TASK = "associative_recall(pairs=2, keys=4, values=4, delays=3)"
+SETS = "set_disjointness(train=[[1, 4], [4, 2]], test=[], vocabulary=16)"
 CASES = {
     "one layer": {},
     "two layers": {"model.layers": 2, "model.position": "rope"},
@@ -22,6 +23,9 @@ CASES = {
     "encoder, bound": {"model.architecture": "encoder_decoder(cross_mask=aligned_cross)"},
     "encoder, recurrence": {"model.architecture": "encoder_decoder", "model.operator": "linear_attention"},
     "merged": {"model.qk": "merged", "model.ov": "merged", "model.position": "alibi"},
+    "no residual": {"model.residual": "none", "model.position": "t5_bias"},
+    "products": {"model.position": "mirrored_rope"},
+    "padding and segments of each example": {"task": SETS, "model.mask": "causal & segments"},
     "named driver": {"model.operator": "softmax(impl='xla_dense')"},
     "priced": {"model.operator": "even_softmax(price=0.1)"},
     "bound": {"model.mask": "causal & random_permutation_window(width=3)"},

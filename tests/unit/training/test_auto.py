@@ -84,6 +84,18 @@ def test_more_parameters_than_memory_are_refused(tiny, monkeypatch):
         resolved(config)
 
 
+def test_drivers_of_all_rows_and_of_those_that_are_trained_are_told(tiny):
+    long = {"task": "inverse_permutation(n=300, alphabet=8)", "model.operator": "softmax"}  # 300 of 600 rows answer
+    assert resolved(tiny(long)).drivers == ("xla_chunked", "xla_dense")
+    for fields in (
+        {"model.operator": "softmax(impl='xla_chunked')"},
+        {"model.operator": "even_softmax(price=0.1)"},
+        {"objective": "next_token(others=0.5)"},
+        {"model.architecture": "looped(loops=1)"},
+    ):
+        assert resolved(tiny({**long, **fields})).drivers == ("xla_chunked",), fields
+
+
 def test_dispatches_divide_every_cadence(tiny):
     config = tiny({"train.steps": 60, "train.log_every": 12, "checkpoint.every": 18, "evaluation.every": 30})
     assert auto.dispatch(config) == 6

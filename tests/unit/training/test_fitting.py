@@ -1,13 +1,16 @@
 """Replicas that a device cannot hold side by side are trained in groups."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from positionbias.config.build import build
-from positionbias.training import auto, checkpoint
+from positionbias.replicas import Layout
+from positionbias.training import auto, checkpoint, fitting
 from positionbias.training.fitting import fitted
 from positionbias.training.loop import train
 from positionbias.training.program import Program
@@ -29,7 +32,7 @@ def trained(compiled):
 @pytest.fixture
 def fits(monkeypatch):
     """Says how many bytes a device has."""
-    return lambda size: monkeypatch.setattr(auto, "room", lambda: size)
+    return lambda size: monkeypatch.setattr(auto, "room", lambda layout: size)
 
 
 def test_as_many_at_once_as_fit_and_all_are_trained(tiny, fits):
@@ -55,6 +58,22 @@ def test_one_at_a_time_that_does_not_fit_is_refused_on_a_cpu(form, tiny, fits):
         fitted(program(tiny({**SIDE_BY_SIDE, "train.replica_layout": form})), str)
 
 
+def test_groups_are_of_the_replicas_that_a_device_has(tiny):
+    asked = program(tiny({**SIDE_BY_SIDE, "train.replicas": 12}))
+    two = dataclasses.replace(asked.auto, layout=Layout("vmap", replica=2))  # 6 replicas each
+    for kept, made, fewer in ((10, 60, 3), (10, 200, 1), (100, 60, 1)):
+        compiled = SimpleNamespace(program=dataclasses.replace(asked, auto=two), bytes_kept=kept, bytes_made=made)
+        assert fitting._fewer(compiled, 50) == fewer
+    one = SimpleNamespace(program=dataclasses.replace(asked, auto=dataclasses.replace(two, together=12)))
+    assert fitting._fewer(one, 50) is None, "replicas of several runs are not parted"
+
+
+def test_another_device_may_try_what_does_not_seem_to_fit(tiny, fits, monkeypatch):
+    fits(1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert fitted(program(tiny(SIDE_BY_SIDE)), str).program.auto.layout.at_once == 1
+
+
 def test_what_is_not_known_is_not_asked_for(tiny, fits):
     fits(None)
     assert fitted(program(tiny(SIDE_BY_SIDE)), str).program.auto.layout.at_once is None
@@ -68,8 +87,10 @@ def test_a_run_in_groups_resumes_to_the_bit_and_hands_on_its_program(tiny, fits,
     manifest = json.loads((tmp_path / "whole/manifest.json").read_text())
     assert manifest["auto"]["replicas_at_once"] == 2
     monkeypatch.delattr(Program, "compile")
-    train(config, tmp_path / "parts", [], str, 4, programs)
-    train(config, tmp_path / "parts", [], str, programs=programs)
+    said = list[str]()
+    train(config, tmp_path / "parts", [], said.append, 4, programs)
+    train(config, tmp_path / "parts", [], said.append, programs=programs)
+    assert said.count("2 replicas at once, as compiled before") == 2
     states = [
         checkpoint.restore(tmp_path / name / "checkpoints", 8, program(config).shape())[0]
         for name in ("whole", "parts")

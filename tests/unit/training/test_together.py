@@ -135,7 +135,7 @@ def test_they_go_on_alone_and_together(configs, alone, tmp_path, monkeypatch):
 
 
 def test_more_than_memory_holds_is_refused_before_it_is_run(configs, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto, "room", lambda: 2**18)
+    monkeypatch.setattr(auto, "room", lambda layout: 2**18)
     folders = [tmp_path / str(number) for number in range(2)]
     with pytest.raises(MemoryError, match=r"^a step of 4 replicas side by side takes 0\.\d+ GiB of 0\.000244, a"):
         train_together(configs, folders, [], str)

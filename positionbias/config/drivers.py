@@ -1,22 +1,59 @@
-"""Which drivers of kernels compute the operators that carry a state: calls are traced, and nothing is computed."""
+"""Which drivers of kernels compute a model's attentions; calls of those that carry a state are traced, none is run."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from positionbias.kernels.drivers import noting
 from positionbias.masks.base import Mask
 from positionbias.models.sites import Sites
+from positionbias.operators.asked import some_tokens
 from positionbias.operators.base import Operator
 from positionbias.positions.base import Dims, Placed, PositionScheme
+from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
 
 
-def drivers(
+class Call(NamedTuple):
+    """An attention as it is asked."""
+
+    name: str
+    operator: Operator
+    mask: Mask
+    scheme: PositionScheme
+    q: Tokens
+    k: Tokens
+    like: jax.ShapeDtypeStruct  # queries, [B, T, N, H], of all of `q`
+    rows: tuple[int, ...] | None = None  # of which rows alone; None for all
+
+
+def of_attentions(calls: Iterable[Call], dims: Dims, platform: str) -> set[str]:
+    """Those of operators that have a choice; ConfigError if one that is named cannot."""
+    made: dict[Any, str | None] = {}
+    for name, operator, mask, scheme, q, k, like, rows in calls:
+        key = operator, mask, scheme, q.length, k.length, rows
+        if key in made:
+            continue
+        params = {p: jnp.zeros(m.shape) for p, m in scheme.layer_parameters(dims).items()}
+        told = like, q, k, mask
+        if rows is not None:
+            some = some_tokens(q, np.asarray(rows))
+            shape = like.shape[0], some.length, *like.shape[2:]
+            told = jax.ShapeDtypeStruct(shape, like.dtype), some, k, mask.bind(q, k)
+        try:
+            made[key] = operator.driver(*told, Placed(scheme, params), platform)
+        except ConfigError as error:
+            raise ConfigError(f"model.operator: in {name}, {error}") from None
+    return {driver for driver in made.values() if driver is not None}
+
+
+def of_recurrence(
     operator: Operator, mask: Mask, scheme: PositionScheme, q: Tokens, k: Tokens, dims: Dims, like: Any, platform: str
 ) -> frozenset[tuple[str, str]]:
     """Kernels and drivers that a call of the operator asks, for queries of the shape and type of `like`, [B, T, N, H].
