@@ -158,10 +158,10 @@ def posed(
     if aux is not None and not isinstance(aux, Mapping):
         raise ConfigError(f"aux is {kind_of(aux)}; allowed: a mapping of names to {', '.join(_aux_kinds())}.")
     arguments = _Arguments(sizes, {} if aux is None else aux, (mask, score))
-    allowed, tiles, plain = None, None, "none" if mask is None else None
+    allowed, tiles, pairs, plain = None, None, None, "none" if mask is None else None
     if isinstance(mask, Mask):
         told = tokens or (sequential(sizes[2]), sequential(sizes[3]))
-        allowed, tiles, plain = _of_mask(mask, told, sizes)
+        allowed, tiles, pairs, plain = _of_mask(mask, told, sizes)
     elif mask is not None:
         allowed = arguments.rule(mask, "mask")
     return Problem(
@@ -172,6 +172,7 @@ def posed(
         allowed=allowed,
         score=arguments.scores(score, key_bias, jnp.promote_types(q.dtype, jnp.float32)),
         tiles=tiles,
+        pairs=pairs,
         stats=tuple(stats),
         normalise=normalise,
         dropout=None if dropout is None or dropout[0] == 0 else Dropout(float(dropout[0]), jnp.asarray(dropout[1])),
@@ -182,8 +183,8 @@ def posed(
 
 def _of_mask(
     mask: Mask, tokens: tuple[Tokens, Tokens], sizes: tuple[int, int, int, int]
-) -> tuple[Rule | None, Any, str | None]:
-    """The rule of a Mask, what tells the classes of its tiles, and what it is where a library knows it."""
+) -> tuple[Rule | None, Any, Any, str | None]:
+    """The rule of a Mask, what tells the classes of its tiles, what tells all pairs, and its name in a library."""
     batch, _, rows, columns = sizes
     for side, length, name in ((tokens[0], rows, "queries"), (tokens[1], columns, "keys")):
         lead = {np.shape(field)[:-1] for field in side}
@@ -197,7 +198,7 @@ def _of_mask(
     if known and all(field.ndim == 1 for side in tokens for field in side) and all(side.valid.all() for side in tokens):
         in_order = all((side.index == np.arange(side.length)).all() for side in tokens)
         if isinstance(mask, Bidirectional):
-            return None, None, "none"
+            return None, None, None, "none"
         plain = "causal" if isinstance(mask, Causal) and in_order and rows == columns else None
     else:
         plain = None
@@ -210,7 +211,9 @@ def _of_mask(
     # A mask, and what it was bound to, may have an axis of examples and has none of heads: it is split as if they were.
     rule = split(pairs, fields, (batch, rows, columns), "mask")
     rule = dataclasses.replace(rule, operands=tuple(operand.swapaxes(0, 1) for operand in rule.operands))
-    return rule, functools.partial(mask.blocks, *tokens) if known else None, plain
+    if not known:
+        return rule, None, None, plain
+    return rule, functools.partial(mask.blocks, *tokens), functools.partial(mask.dense, *tokens), plain
 
 
 class _Arguments:

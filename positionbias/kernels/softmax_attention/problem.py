@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Float, Int
+from positionbias.arrays import Bool, Float, Int, Mapped
 from positionbias.kernels.rules import Rule
 
 Stat = Literal["lse", "received", "entropy", "mean_position", "block_mass"]
@@ -48,6 +48,7 @@ class Problem:
     allowed: Rule | None
     score: Rule | None
     tiles: Callable[[tuple[int, int]], Any] | None  # the classes of tiles of these sizes, where a mask tells them
+    pairs: Callable[[], Bool[Mapped, "... T S"]] | None  # all that `allowed` allows, where it reads nothing traced
     stats: tuple[Stat, ...]
     normalise: bool
     dropout: Dropout | None

@@ -14,6 +14,7 @@ from positionbias import kernels, spec
 from positionbias.errors import ConfigError
 from positionbias.kernels import PerHead, PerKey, PerQuery, Relative, Scalar, attention, choice
 from positionbias.kernels.softmax_attention import ladder
+from positionbias.masks.order import Causal
 from positionbias.tokens import sequential
 
 
@@ -318,3 +319,11 @@ def test_what_a_library_would_know_is_told():
 def test_a_problem_is_not_changed_once_posed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         posed_with(Q, K, K).scale = 1.0
+
+
+@pytest.mark.parametrize(("length", "constant"), [(8, True), (2048, False)])
+def test_what_a_mask_says_of_known_tokens_is_a_constant_up_to_a_size(length, constant):
+    q = jax.ShapeDtypeStruct((1, length, 1, 4), jnp.float32)
+    traced = jax.make_jaxpr(lambda q: attention(q, q, q, mask=Causal(), impl="xla_dense")[0])(q)
+    assert any(np.shape(x)[-2:] == (length, length) for x in traced.consts) == constant
+    assert (" ge " in str(traced) or " le " in str(traced)) != constant
