@@ -36,10 +36,11 @@ class Programs:
             self._compiled = self._evaluator = None  # its memory is free before there is another
             self._compiled, self._made_for = fitted(program, say), asked
         elif self._program is not program:
-            chosen = self._compiled.program.auto
+            chosen, own = self._compiled.program.auto, program
             if chosen != program.auto:
                 say(f"{chosen.layout.at_once} replicas at once, as compiled before")
-            self._compiled = self._compiled.of(dataclasses.replace(program, auto=chosen))
+                own = dataclasses.replace(program, auto=chosen)
+            self._compiled = self._compiled.of(own)
         self._program = program
         return self._compiled
 

@@ -10,7 +10,7 @@ from positionbias.config.build import build
 from positionbias.config.resolve import VARIED
 from positionbias.evaluation.rows import columns, read_rows
 from positionbias.replicas import Layout
-from positionbias.training import checkpoint
+from positionbias.training import checkpoint, reuse
 from positionbias.training.auto import Auto
 from positionbias.training.loop import train
 from positionbias.training.program import Compiled, Program
@@ -87,11 +87,11 @@ def test_the_next_run_of_a_program_is_what_it_is_alone_and_compiles_nothing(tiny
 def test_a_run_of_another_program_has_its_own(tiny, monkeypatch):
     compiled = []
 
-    def compile_(self):  # as far as it takes no time
-        compiled.append(self.experiment.config)
-        return Compiled(self, self.auto.layout.place(self.replicas()), (), None, None, None, len(compiled))
+    def fitted(program, say):  # as far as it takes no time
+        compiled.append(program.experiment.config)
+        return Compiled(program, program.auto.layout.place(program.replicas()), (), None, None, None, len(compiled))
 
-    monkeypatch.setattr(Program, "compile", compile_)
+    monkeypatch.setattr(reuse, "fitted", fitted)
     programs, layouts = Programs(), [Auto(Layout("loop"), 8, 4), Auto(Layout("vmap"), 8, 4)]
     configs = [tiny(), tiny({"optimizer.clip_norm": 2.0}), tiny({"optimizer.clip_norm": 2.0, "seed": 3}), tiny()]
     steps, said = [], []
