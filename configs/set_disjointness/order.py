@@ -9,10 +9,10 @@ of linear attention with their feature map, which finds what both lists have, is
 that one state alone is small: "small" has heads of 8, "large" of 12. "noncausal" sums over both lists before it reads
 from the sum, with the state of "small"; "twice" is "small", given both lists twice (JRT-Prompt).
 
-Hardware and time: 2 CPU cores, about 30 minutes for the four cells of five replicas (6 were trained in 20 minutes and
-more of the processor, with other work on the machine). Numbers to reach are 0.9 for "large" and 0.95 for "noncausal",
-where "small" stays at a half or less: with six replicas 0.926 [0.902, 0.950], 0.985 [0.974, 0.996] and 0.419 [0.303,
-0.536] were measured. What order matters is for the claims of configs/just_read_twice/study.toml.
+Hardware and time: 2 CPU cores, about 30 minutes for the four cells of five replicas, and twice that beside other work.
+Numbers to reach are 0.9 for "large" and 0.95 for "noncausal", where "small" stays at a half or less: with six replicas
+0.926 [0.902, 0.950], 0.985 [0.974, 0.996] and 0.419 [0.303, 0.536] were measured, and 0.793 [0.567, 1.020] in "twice".
+What order matters is for the claims of configs/just_read_twice/study.toml.
 """
 
 from __future__ import annotations
