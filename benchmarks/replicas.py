@@ -8,9 +8,8 @@ R runs is left out, in their favour: they share one compiled program in one proc
 of all replicas have to be those of the runs.
 
 `ratio` is the time of the runs over that of the one program, above 1 where this is faster; the goal for the layout of
-`auto` on a CPU is 1. Beside it stands the memory that XLA says the step takes (arguments and temporary arrays). No run
-is split where that does not fit: `train.replicas` is what the user asks for. Cells of a sweep that are trained side by
-side are, in halves (`sweeping/joined.py`).
+`auto` on a CPU is 1. Beside it stands the memory that XLA says the step takes (arguments and temporary arrays). Where a
+device has less, a run has fewer replicas at once (`training/fitting.py`), which is not measured here.
 """
 
 from __future__ import annotations
