@@ -64,6 +64,11 @@ class Rule:
         result = self._result
         return result.value if isinstance(result, Constant) else values[result]
 
+    @classmethod
+    def constant(cls, told: Mapped) -> Rule:
+        """What is told already, as an operand, with nothing to run."""
+        return cls((told,), (0,), None, (), 0)
+
     @property
     def uses(self) -> frozenset[str]:
         """Names of the primitives that run on tiles, and of the types that they convert to and that operands have."""

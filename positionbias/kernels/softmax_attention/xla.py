@@ -11,6 +11,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Mapped
 from positionbias.kernels.differences import at_rows, by_difference
+from positionbias.kernels.rules import Rule
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN, Problem, Stats
 from positionbias.kernels.softmax_attention.tiles import finite, kept, weights
 
@@ -49,10 +50,11 @@ class Keys:
 def dense(problem: Problem) -> tuple[Float[jax.Array, "B T N K"], Stats]:
     """All rows at once."""
     _, rows, columns, _, _ = problem.sizes
-    # What a mask says of tokens that are known is a constant: XLA would compute it anew in every call.
     told = problem.pairs() if problem.pairs is not None and rows * columns <= MOST_KNOWN else None
-    known = told[..., None, :, :] if isinstance(told, np.ndarray) else None
-    return rows_against(problem, problem.q, operands_of(problem), 0, Keys(0, problem.sizes[2]), False, known)
+    if isinstance(told, np.ndarray):
+        # What a mask says of tokens that are known is a constant: XLA would compute it anew in every call.
+        problem = dataclasses.replace(problem, allowed=Rule.constant(told.reshape(-1, 1, rows, columns)))
+    return rows_against(problem, problem.q, operands_of(problem), 0, Keys(0, problem.sizes[2]), ragged=False)
 
 
 def operands_of(problem: Problem) -> Operands:
@@ -67,21 +69,15 @@ def spread_out(problem: Problem, operands: tuple[Any, ...], start: Any, rows: in
 
 
 def rows_against(
-    problem: Problem,
-    q: jax.Array,
-    operands: Operands,
-    start: Any,
-    keys: Keys,
-    ragged: bool,
-    known: Bool[np.ndarray, "B|1 1 T S"] | None = None,
+    problem: Problem, q: jax.Array, operands: Operands, start: Any, keys: Keys, ragged: bool
 ) -> tuple[jax.Array, Stats]:
     """Outputs and statistics of the rows `q`, from row `start` on, against `keys`, which `problem` has alone.
 
-    Rows from T on are none if `ragged`. The mask's rule is not computed where `known` tells what it would say.
+    Rows from T on are none if `ragged`.
     """
     masks, score = (spread_out(problem, group, start, q.shape[1], keys) for group in operands)
     scores = scored(problem, q, problem.k, score)
-    allowed = allowed_pairs(problem, masks, start, q.shape[1], ragged) if known is None else jnp.asarray(known)
+    allowed = allowed_pairs(problem, masks, start, q.shape[1], ragged)
     lse = None
     if problem.normalise:
         pattern, lse = masked_softmax(scores, allowed)
