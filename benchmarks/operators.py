@@ -214,7 +214,7 @@ def show(found: dict[str, Any]) -> str:
 def _parser(known: Sequence[str]) -> Parser:
     made = Parser("python benchmarks/operators.py", "How the cost of operators grows with the length.")
     made.add_argument("--minutes", type=float, default=9.0, help="after which nothing more is begun")
-    made.add_argument("--seconds", type=float, default=1.0, help="the longest run that is begun")
+    made.add_argument("--seconds", type=float, default=3.0, help="the longest run that is begun")
     made.add_argument("--operators", nargs="+", default=list(known), help=", ".join(known))
     made.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     made.add_argument("--modes", nargs="+", default=list(MODES), help=", ".join(MODES))

@@ -6,6 +6,7 @@ Entry modules call `configure` once, before anything touches a device.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import fcntl
 import gc
@@ -45,6 +46,26 @@ def no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+KEPT = 256 << 20  # bytes
+_ARENAS, _MAPPED, _TRIMMED = -8, -3, -1  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of glibc's malloc.h
+
+
+def keep_memory() -> None:
+    """Have memory that is freed stay with this process, in blocks of up to 256 MiB, where the C library is glibc.
+
+    Before threads start. XLA allocates the temporary arrays of a program in each call, and glibc gives what is larger
+    than 32 MiB back to the system after it: mapping it anew, page by page, was a fifth of the time of a forward pass
+    with 118 MiB of them.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library; on Windows there is no such handle
+        return
+    mallopt(_ARENAS, 1)  # a further arena, a thread's own, holds pieces of at most 64 MiB
+    for parameter in (_MAPPED, _TRIMMED):
+        mallopt(parameter, KEPT)
 
 
 def cores() -> int:
@@ -137,6 +158,7 @@ def configure(cpu_devices: int = 1, processes: Processes | None = None, platform
     """
     # XLA's note that a cached program was built for the same processor under another name helps nobody.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_memory()
     import jax
 
     if platform is not None:
