@@ -24,6 +24,7 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--name", help="the study, as configs/NAME/study.toml")
     made.add_argument("--scale", choices=SCALES, default="quick", help="sizes of a CPU, or those of the paper")
+    made.add_argument("--claims", metavar="NAME,...", help="run what these claims need; default: what all of them do")
     made.add_argument("--workdir", help=f"the study's folder; default: {FOLDER}/NAME")
     made.add_argument("--list", action="store_true", help="print every study and where its claims stand, and run none")
     return made
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     given, _ = cli.parse_command_line(parser(), argv)
     root = pathlib.Path()
     if given.list:
-        for flag in ("name", "workdir"):
+        for flag in ("name", "claims", "workdir"):
             if getattr(given, flag) is not None:
                 raise ConfigError(f"--{flag}: cannot be given with --list, which shows every study.")
         return _list(root)
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--name is missing; allowed: {', '.join(definition.names(root)) or 'none here'}, or --list.")
     study = definition.read(root, given.name)
     folder = pathlib.Path(FOLDER, study.name) if given.workdir is None else cli.folder(given.workdir)
-    return _run(study, given.scale, folder)
+    return _run(study, given.scale, folder, given.claims)
 
 
 def _list(root: pathlib.Path) -> int:
@@ -81,12 +82,13 @@ def check_flags(study: Study) -> None:
                     raise ConfigError(f"parts.{part.name}.{kind}.{name}: {error}") from None
 
 
-def _run(study: Study, scale: str, folder: pathlib.Path) -> int:
+def _run(study: Study, scale: str, folder: pathlib.Path, claims: str | None) -> int:
     from positionbias.studying import report, running
 
     results.read(folder, study.name)  # what is wrong is refused before hours of training, not after
     check_flags(study)
-    runner = running.Runner(study, scale, folder)
+    names = None if claims is None else [name.strip() for name in claims.split(",")]
+    runner = running.Runner(study, scale, folder, names)
     code = runner.run()
     records = results.read(folder, study.name)
     for claim in study.at(scale):

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -101,10 +101,15 @@ def _given(flags: str, flag: str) -> str:
 
 
 class Runner:
-    """Runs a study at one scale, in a folder of its own."""
+    """Runs a study at one scale, in a folder of its own: all of it, or what the claims that are named read."""
 
-    def __init__(self, study: Study, scale: str, folder: pathlib.Path) -> None:
+    def __init__(self, study: Study, scale: str, folder: pathlib.Path, names: Collection[str] | None = None) -> None:
         self.hashes = check(study, scale)
+        for name in names or ():
+            known = [claim.name for claim in study.at(scale)]
+            if name not in known:
+                raise unknown("--claims", "claim", name, known)
+        self.names = names
         self.study, self.scale, self.folder = study, scale, folder
         self.judged: set[str] = set()  # claims whose runs are all here
         self._refused: dict[str, str] = {}  # why claims could not be judged, the last time
@@ -134,7 +139,7 @@ class Runner:
         measured. A claim that asks for what its runs do not hold is told, and is exit code 2.
         """
         code = 0
-        parts = self.study.parts_at(self.scale)
+        parts = self.study.parts_at(self.scale, self.names)
         for part in parts:  # all of them first: after any of them all claims are judged that can be
             self._forget(part)
         for number, part in enumerate(parts, start=1):

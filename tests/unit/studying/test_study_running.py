@@ -96,6 +96,18 @@ def test_every_command_is_run_once_and_all_is_judged(written, commands, capsys):
     assert pathlib.Path("studies/arms/claims.json").read_bytes() == before
 
 
+def test_of_claims_that_are_named_the_parts_alone_are_run(written, commands, capsys):
+    written()
+    assert entry.main(["--name", "arms", "--claims", "moved"]) == 0
+    assert commands.ran == [TRAIN, EVALUATE]
+    assert verdicts() == {"moved": "holds"}
+    assert "[1 of 1] alone" in capsys.readouterr().out
+    assert entry.main(["--name", "arms", "--claims", " apart,moved"]) == 0
+    assert commands.ran == [TRAIN, EVALUATE, SWEEP, ANALYZE]
+    with pytest.raises(ConfigError, match=r"--claims: unknown claim 'aparts', did you mean 'apart'"):
+        entry.main(["--name", "arms", "--claims", "aparts"])
+
+
 @pytest.mark.parametrize(
     ("lost", "again"),
     [
