@@ -21,6 +21,7 @@ from positionbias.errors import ConfigError
 
 CACHE_VARIABLE = "POSITIONBIAS_CACHE"  # folder of the compile cache; "off" turns it off
 FUSION = "--xla_cpu_experimental_ynn_fusion_type"
+ALONE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
 
 def sound_products() -> None:
@@ -28,12 +29,21 @@ def sound_products() -> None:
 
     In jaxlib 0.10.2 to 0.12 a product whose operand is broadcast inside such a fusion reads memory that was never
     written: `q @ jnp.zeros(...) + jnp.sum(q * k, -1, keepdims=True)` of some megabytes, compiled, is garbage, another
-    in each process. Products alone are right there (LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT), and up to a fifth faster, but
-    rounded more: gradients of 0 came out as 3.5e-6 of the largest entry, where they are 9e-7 so.
+    in each process. Products alone are right there, and faster: `step_options` asks for them. Elsewhere they are not
+    asked for, since gradients of 0 came out as 3.5e-6 of the largest entry, where they are 9e-7 so.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if FUSION not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FUSION}=".strip()
+
+
+def step_options(platform: str) -> dict[str, str | bool]:
+    """How XLA is to compile a train step: on a CPU with each product, alone, by the library that has the faster ones.
+
+    Nothing is asked for where XLA_FLAGS told something else of that library.
+    """
+    ours = f"{FUSION}=" in os.environ.get("XLA_FLAGS", "").split()
+    return {FUSION.removeprefix("--"): ALONE} if platform == "cpu" and ours else {}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from positionbias import hosts, spec
+from positionbias import hosts, runtime, spec
 from positionbias.arrays import Float, Int, Key, Tree
 from positionbias.config import schema, varied
 from positionbias.config.build import Experiment
@@ -203,7 +203,8 @@ class Program:
             sharding = NamedSharding(layout.mesh(), IN_PARTS)
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info)
             start = jax.ShapeDtypeStruct((), np.int32)
-            second = jax.jit(both, donate_argnums=0).lower(state, replicas, start, corpus).compile()
+            lowered = jax.jit(both, donate_argnums=0).lower(state, replicas, start, corpus)
+            second = lowered.compile(runtime.step_options(layout.mesh().devices.flat[0].platform))
             return Compiled(self, replicas, corpus, packing, unpack, first.result(), second)
 
 

@@ -30,14 +30,14 @@ def test_garbage_is_collected_again_after_a_start_that_fails():
 def test_memory_that_is_freed_is_not_mapped_anew():
     """48 MiB are more than glibc would keep: a page of 4 KiB at a time, they were 12,288 faults in each call."""
     code = (
-        "import resource, jax, jax.numpy as jnp; from positionbias import runtime; runtime.configure();"
+        "import resource, statistics, jax, jax.numpy as jnp; from positionbias import runtime; runtime.configure();"
         "x = jnp.ones((3072, 8)); y = jax.jit(lambda x: jnp.sum(jnp.cos(x @ jnp.ones((8, 4096)))));"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
-        "[y(x).block_until_ready() for _ in range(30)]; before = faults();"
-        "[y(x).block_until_ready() for _ in range(4)]; print(faults() - before)"
+        "counted = [(faults(), y(x).block_until_ready())[0] for _ in range(41)];"
+        "print(statistics.median(after - before for before, after in zip(counted, counted[1:])))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 4096
+    assert float(done.stdout) < 1024
 
 
 def test_a_collector_that_is_off_stays_off():
@@ -79,6 +79,15 @@ def test_the_setting_for_products_stands_beside_others_and_once(monkeypatch, giv
         runtime.sound_products()
     flags = os.environ["XLA_FLAGS"].split()
     assert flags == [*kept, f"{runtime.FUSION}="]
+
+
+def test_a_train_step_asks_for_the_faster_products_where_nothing_was_told_of_them(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    runtime.sound_products()
+    assert runtime.step_options("cpu") == {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    assert runtime.step_options("gpu") == {}
+    monkeypatch.setenv("XLA_FLAGS", f"{runtime.FUSION}=LIBRARY_FUSION_TYPE_DOT")
+    assert runtime.step_options("cpu") == {}
 
 
 def test_the_setting_for_products_leaves_what_was_told(monkeypatch):

@@ -371,7 +371,10 @@ def test_flags_that_would_be_refused_after_training_are_refused_before(old, new,
         ),
         (["--list", "--name", "arms"], "--name: cannot be given with --list, which shows every study."),
         (["--list", "--workdir", "x"], "--workdir: cannot be given with --list, which shows every study."),
-        (["arms"], "command line: unexpected 'arms'; allowed: -h, --help, --name, --scale, --claims, --workdir, --list."),
+        (
+            ["arms"],
+            "command line: unexpected 'arms'; allowed: -h, --help, --name, --scale, --claims, --workdir, --list.",
+        ),
     ],
 )
 def test_command_lines_that_run_nothing(given, told, written, tmp_path):
