@@ -40,9 +40,9 @@ class AttentionFree(Operator):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        allowed = mask.dense(tokens_q, tokens_k)
+        allowed = over_heads(mask.dense(tokens_q, tokens_k))
         seen = allowed.sum(axis=-1, keepdims=True)  # by numpy where it is known: XLA takes long to fold so large a sum
-        share = over_heads(allowed) / jnp.maximum(over_heads(seen), 1)
+        share = jnp.asarray(allowed) / jnp.maximum(seen, 1)
         pattern = site("pattern", jnp.broadcast_to(share, (len(q), q.shape[2], *share.shape[-2:])))
         return jnp.einsum("BNTS,BSNK->BTNK", pattern.astype(v.dtype), v)
 

@@ -249,16 +249,14 @@ class ScoreOperator(Operator):
     has_pattern = True
     uses_products = True
 
-    def weights(
-        self, scores: Float[jax.Array, "B N T S"], allowed: Bool[jax.Array, "..."]
-    ) -> Float[jax.Array, "B N T S"]:
+    def weights(self, scores: Float[jax.Array, "B N T S"], allowed: Bool[Mapped, "..."]) -> Float[jax.Array, "B N T S"]:
         """The weights on values, zero where not `allowed`, which broadcasts against the scores."""
         raise NotImplementedError
 
     def told_weights(
         self,
         scores: Float[jax.Array, "B N T S"],
-        allowed: Bool[jax.Array, "..."],
+        allowed: Bool[Mapped, "..."],
         q: Float[jax.Array, "B T N H"],
         tokens_q: Tokens,
         tokens_k: Tokens,
@@ -324,10 +322,9 @@ class ScoreOperator(Operator):
         return self(q, k, v, tokens_q, tokens_k, mask, position, params, site)
 
 
-def over_heads(mask: Bool[Mapped, "... T S"]) -> Bool[jax.Array, "... T S"]:
-    """A mask as it broadcasts against scores: [T, S], or [B, 1, T, S]."""
-    found = jnp.asarray(mask)
-    return found[..., None, :, :] if found.ndim == 3 else found
+def over_heads(mask: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:
+    """A mask as it broadcasts against scores: [T, S], or [B, 1, T, S]; of numpy where it is known."""
+    return mask[..., None, :, :] if mask.ndim == 3 else mask
 
 
 def scores(

@@ -34,7 +34,7 @@ class Choosing(ScoreOperator):
     def pattern(
         self,
         found: Float[jax.Array, "B N T S"],
-        allowed: Bool[jax.Array, "..."],
+        allowed: Bool[Mapped, "..."],
         q: Float[jax.Array, "B T N H"],
         k: Float[jax.Array, "B S N H"],
         tokens_q: Tokens,

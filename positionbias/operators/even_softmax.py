@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.arrays import Float
+from positionbias.arrays import Float, Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.softmax import Softmax
@@ -48,7 +48,7 @@ class EvenSoftmax(Softmax):
     def told_weights(
         self,
         scores: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         tokens_q: Tokens,
         tokens_k: Tokens,

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from positionbias.arrays import Mapped
 from positionbias.operators.base import ScoreOperator
 from positionbias.spec import member
 
@@ -22,5 +23,5 @@ class LinearScores(ScoreOperator):
 
     scaled: bool = False
 
-    def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return jnp.where(allowed, scores, 0.0)

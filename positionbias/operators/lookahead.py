@@ -52,7 +52,7 @@ class Lookahead(ScoreOperator):
     def told_weights(
         self,
         scores: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         tokens_q: Tokens,
         tokens_k: Tokens,

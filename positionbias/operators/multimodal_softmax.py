@@ -39,7 +39,7 @@ class MultimodalSoftmax(ScoreOperator):
     def told_weights(
         self,
         scores: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         tokens_q: Tokens,
         tokens_k: Tokens,

@@ -58,7 +58,7 @@ class OwnMask(ByKernel):
         both = mask & self.own.bind(tokens_k, tokens_k)
         return super().__call__(q, k, v, tokens_q, tokens_k, both, position, params, site)
 
-    def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return masked_softmax(scores, allowed)
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from positionbias.arrays import Mapped
 from positionbias.operators.base import ScoreOperator
 from positionbias.spec import member
 
@@ -27,12 +28,15 @@ class ReluAttention(ScoreOperator):
     count: Count = "visible"
     scaled: bool = True
 
-    def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return jnp.where(allowed, jax.nn.relu(scores), 0.0) / counted(self.count, allowed)
 
 
-def counted(count: Count, allowed: jax.Array) -> jax.Array:
-    """How many keys a query has, at least 1, as float32 [..., T, 1], of booleans [..., T, S]."""
+def counted(count: Count, allowed: Mapped) -> jax.Array:
+    """How many keys a query has, at least 1, as float32 [..., T, 1], of booleans [..., T, S].
+
+    By numpy where these are known: XLA takes long to fold so large a sum.
+    """
     if count == "length":
         return jnp.full((1, 1), allowed.shape[-1], jnp.float32)
-    return jnp.maximum(jnp.sum(allowed, axis=-1, keepdims=True), 1).astype(jnp.float32)
+    return jnp.maximum(allowed.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)

@@ -65,7 +65,7 @@ class Routing(Choosing):
     def pattern(
         self,
         found: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         k: jax.Array,
         tokens_q: Tokens,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
+from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.by_kernel import ByKernel
 from positionbias.operators.relu_attention import Count, counted
@@ -32,13 +33,13 @@ class SigmoidAttention(ByKernel):
     scaled: bool = True
     impl: str | None = None
 
-    def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return jnp.where(allowed, jax.nn.sigmoid(scores - jnp.log(counted(self.count, allowed))), 0.0)
 
     def _asked(self, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, heads: int) -> dict[str, Any]:
         asked = super()._asked(tokens_q, tokens_k, mask, position, heads)
         biased, aux = asked["score"], asked["aux"]
-        keys = counted(self.count, jnp.asarray(mask.dense(tokens_q, tokens_k)))[..., 0]
+        keys = counted(self.count, mask.dense(tokens_q, tokens_k))[..., 0]
         keys = jnp.broadcast_to(keys, (*keys.shape[:-1], tokens_q.length))
 
         def score(

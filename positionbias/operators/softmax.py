@@ -6,12 +6,13 @@ import dataclasses
 
 import jax
 
+from positionbias.arrays import Mapped
 from positionbias.kernels.softmax_attention import xla
 from positionbias.operators.by_kernel import ByKernel
 from positionbias.spec import member
 
 
-def masked_softmax(found: jax.Array, allowed: jax.Array) -> jax.Array:
+def masked_softmax(found: jax.Array, allowed: Mapped) -> jax.Array:
     """Softmax over the allowed entries of the last axis; a row with none allowed is zero, and so is its gradient."""
     return xla.masked_softmax(found, allowed)[0]
 
@@ -33,5 +34,5 @@ class Softmax(ByKernel):
     scaled: bool = True
     impl: str | None = None
 
-    def weights(self, scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return masked_softmax(scores, allowed)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
+from positionbias.arrays import Mapped
 from positionbias.masks.base import Mask
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.by_kernel import ByKernel
@@ -41,7 +42,7 @@ class SoftmaxPlusOne(ByKernel):
     def told_weights(
         self,
         scores: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         tokens_q: Tokens,
         tokens_k: Tokens,

@@ -105,7 +105,7 @@ class GatedStochastic(ByKernel):
     def told_weights(
         self,
         scores: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         tokens_q: Tokens,
         tokens_k: Tokens,

@@ -82,7 +82,7 @@ class Superlinear(Choosing):
     def pattern(
         self,
         found: jax.Array,
-        allowed: jax.Array,
+        allowed: Mapped,
         q: jax.Array,
         k: jax.Array,
         tokens_q: Tokens,
