@@ -1,4 +1,4 @@
-"""Re-make a claim of the literature: `python -m positionbias.study --name NAME [--scale quick|paper]`."""
+"""Re-make claims of the literature: `python -m positionbias.study --name NAME [--scale quick|paper] [--claims ...]`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _run(study: Study, scale: str, folder: pathlib.Path, claims: str | None) -> 
     runner = running.Runner(study, scale, folder, names)
     code = runner.run()
     records = results.read(folder, study.name)
-    for claim in study.at(scale):
+    for claim in runner.claims:
         record = results.current(claim, records, scale)
         ours = "" if record is None else f": {told.measured(record)}, {told.asked(claim)} is asked"
         here = record is None or claim.name in runner.judged

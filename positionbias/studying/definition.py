@@ -34,7 +34,7 @@ import math
 import pathlib
 import shlex
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from positionbias.config.resolve import check_safe_name
@@ -145,11 +145,13 @@ class Study:
         """The claims of a scale."""
         return [claim for claim in self.claims.values() if scale in claim.scales]
 
-    def parts_at(self, scale: str, names: Collection[str] | None = None) -> list[Part]:
-        """The parts that these claims read, or those of them that are named."""
-        needed = {
-            part_of(run) for claim in self.at(scale) if names is None or claim.name in names for run in claim.runs
-        }
+    def parts_at(self, scale: str) -> list[Part]:
+        """The parts that these claims read."""
+        return self.read_by(self.at(scale))
+
+    def read_by(self, claims: Iterable[Claim]) -> list[Part]:
+        """The parts that some claims read."""
+        needed = {part_of(run) for claim in claims for run in claim.runs}
         return [part for name, part in self.parts.items() if name in needed]
 
 

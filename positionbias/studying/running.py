@@ -100,21 +100,31 @@ def _given(flags: str, flag: str) -> str:
     return joined or next((value for word, value in itertools.pairwise(words) if word == flag), "")
 
 
+def chosen(study: Study, scale: str, names: Collection[str]) -> list[Claim]:
+    """The claims of a scale that are named. Raises ConfigError for a name that none of them has, or that is twice."""
+    known = [claim.name for claim in study.at(scale)]
+    for name in names:
+        if name in study.claims and name not in known:
+            raise ConfigError(f"--claims: {name!r} is not asked at {scale!r}; allowed: {', '.join(known)}.")
+        if name not in known:
+            raise unknown("--claims", "claim", name, known)
+        if list(names).count(name) > 1:
+            raise ConfigError(f"--claims: {name!r} is given twice; allowed: each claim once.")
+    return [claim for claim in study.at(scale) if claim.name in names]
+
+
 class Runner:
-    """Runs a study at one scale, in a folder of its own: all of it, or what the claims that are named read."""
+    """Runs a study at one scale, in a folder of its own: for all of its claims, or for those that are named."""
 
     def __init__(self, study: Study, scale: str, folder: pathlib.Path, names: Collection[str] | None = None) -> None:
         self.hashes = check(study, scale)
-        for name in names or ():
-            known = [claim.name for claim in study.at(scale)]
-            if name not in known:
-                raise unknown("--claims", "claim", name, known)
-        self.names = names
+        self.claims = study.at(scale) if names is None else chosen(study, scale, names)
+        self.parts = study.read_by(self.claims)
         self.study, self.scale, self.folder = study, scale, folder
         self.judged: set[str] = set()  # claims whose runs are all here
         self._refused: dict[str, str] = {}  # why claims could not be judged, the last time
-        for run, digest in self.hashes.items():
-            before = manifest(self.folder_of(run)).get("hash")
+        for run in (one for part in self.parts for one in self._runs_of(part)):
+            before, digest = manifest(self.folder_of(run)).get("hash"), self.hashes[run]
             if before not in (None, digest):
                 part = part_of(run)
                 home = str(self.folder / "runs" / scale / part)
@@ -139,14 +149,13 @@ class Runner:
         measured. A claim that asks for what its runs do not hold is told, and is exit code 2.
         """
         code = 0
-        parts = self.study.parts_at(self.scale, self.names)
-        for part in parts:  # all of them first: after any of them all claims are judged that can be
+        for part in self.parts:  # all of them first: after any of them all claims are judged that can be
             self._forget(part)
-        for number, part in enumerate(parts, start=1):
+        for number, part in enumerate(self.parts, start=1):
             minutes = part.scales[self.scale].minutes
             about = f", about {minutes:g} min on two cores" if minutes else ""
             for command in self.commands(part):
-                say(f"[{number} of {len(parts)}] {part.name}{about}: {shlex.join(command)}")
+                say(f"[{number} of {len(self.parts)}] {part.name}{about}: {shlex.join(command)}")
                 about = ""  # told once: it is of the whole part
                 ended = _call([sys.executable, *command[1:]])
                 code = max(code, ended)
@@ -210,7 +219,7 @@ class Runner:
         """Whether a file that a claim reads of a run is not there yet."""
         return any(
             not path.exists()
-            for path in self._files(self.study.at(self.scale), run, kind)
+            for path in self._files(self.claims, run, kind)
             if kind == "analysis" or evaluation_is_of(path.stem, label)
         )
 
@@ -237,10 +246,10 @@ class Runner:
         }
 
     def judge(self) -> Mapping[str, dict[str, Any]]:
-        """Judge every claim whose runs are all there, and keep the records; those of others stay as they are."""
+        """Judge those of the claims whose runs are all there, and keep the records; others stay as they are."""
         found = {}
         self._refused = {}
-        for claim in self.study.at(self.scale):
+        for claim in self.claims:
             if self.ready(claim):
                 try:
                     found[claim.name] = self._judged(claim)
@@ -257,7 +266,7 @@ class Runner:
     def _lacking(self) -> dict[str, str]:
         """What claims of which all runs are there lack, by name."""
         told = {}
-        for claim in self.study.at(self.scale):
+        for claim in self.claims:
             if all(map(self.finished, claim.runs)):
                 lacking = sorted(str(path) for path in self._needed(claim) if not path.exists())
                 if lacking:

@@ -371,6 +371,20 @@ def test_flags_that_would_be_refused_after_training_are_refused_before(old, new,
         ),
         (["--list", "--name", "arms"], "--name: cannot be given with --list, which shows every study."),
         (["--list", "--workdir", "x"], "--workdir: cannot be given with --list, which shows every study."),
+        (["--list", "--claims", "apart"], "--claims: cannot be given with --list, which shows every study."),
+        (
+            ["--name", "arms", "--claims", "aparts"],
+            "--claims: unknown claim 'aparts', did you mean 'apart'? allowed: apart, moved, normed.",
+        ),
+        (["--name", "arms", "--claims", ""], "--claims: unknown claim ''; allowed: apart, moved, normed."),
+        (
+            ["--name", "arms", "--claims", "apart,apart"],
+            "--claims: 'apart' is given twice; allowed: each claim once.",
+        ),
+        (
+            ["--name", "arms", "--scale", "paper", "--claims", "normed"],
+            "--claims: 'normed' is not asked at 'paper'; allowed: apart.",
+        ),
         (
             ["arms"],
             "command line: unexpected 'arms'; allowed: -h, --help, --name, --scale, --claims, --workdir, --list.",

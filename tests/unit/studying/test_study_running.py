@@ -103,9 +103,30 @@ def test_of_claims_that_are_named_the_parts_alone_are_run(written, commands, cap
     assert verdicts() == {"moved": "holds"}
     assert "[1 of 1] alone" in capsys.readouterr().out
     assert entry.main(["--name", "arms", "--claims", " apart,moved"]) == 0
-    assert commands.ran == [TRAIN, EVALUATE, SWEEP, ANALYZE]
-    with pytest.raises(ConfigError, match=r"--claims: unknown claim 'aparts', did you mean 'apart'"):
-        entry.main(["--name", "arms", "--claims", "aparts"])
+    assert commands.ran == [TRAIN, EVALUATE, SWEEP]  # the analysis is what another claim reads
+
+
+def test_what_others_need_is_neither_judged_nor_told_where_a_claim_is_named(written, commands, capsys):
+    written()
+    assert go() == 0
+    written("--items 8 --interventions shift", "--items 16 --interventions shift")
+    (HOME / "masks" / "cells" / "causal" / "analysis" / "token_norms.npz").unlink()
+    commands.ran.clear()
+    assert entry.main(["--name", "arms", "--claims", "apart"]) == 0
+    assert commands.ran == []
+    out, err = capsys.readouterr()
+    assert (out.count("normed"), out.count("moved"), err) == (0, 0, "")
+    study, records = definition.read(pathlib.Path(), "arms"), results.read(pathlib.Path("studies/arms"), "arms")
+    assert results.current(study.claims["moved"], records, "quick") is None  # of other flags: as it was before
+
+
+def test_a_claim_is_run_though_a_part_that_it_does_not_read_was_changed(written, commands):
+    written()
+    assert go() == 0
+    written('"seed" = 7', '"seed" = 8')
+    assert entry.main(["--name", "arms", "--claims", "apart"]) == 0
+    with pytest.raises(ConfigError, match=r"^parts\.alone: .* holds runs of what it was"):
+        entry.main(["--name", "arms"])
 
 
 @pytest.mark.parametrize(
