@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from positionbias import runtime
 from positionbias.config import schema
 
 EPSILON = 1e-6  # of layer norm
@@ -83,7 +84,7 @@ class Flax:
 
         self._gradient = jax.jit(jax.grad(mean))
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(self._params, self._state, self._batches[0])
-        self._step = lowered.compile()
+        self._step = lowered.compile(runtime.step_options(jax.default_backend()))
         self.memory = int(self._step.memory_analysis().temp_size_in_bytes)
 
     def gradient(self) -> dict[str, np.ndarray]:

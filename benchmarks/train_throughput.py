@@ -9,8 +9,8 @@ installed), and in plain Flax, one jitted call a step (`rival_flax.py`). A shape
 Before anything is timed a rival gets our parameters, and has to find our gradient of the first batch and our losses of
 the first steps; else it is told as an error. Then all take turns, round after round, K steps a turn. Ours draws its
 batches on the device and tells accuracy and the norm of the gradient; rivals get the same batches drawn beforehand and
-tell the loss alone, which favours them. The Flax loop runs under the flag of XLA that the package sets
-(`runtime.sound_products`).
+tell the loss alone, which favours them. The Flax loop runs under the flags of XLA that the package sets
+(`runtime.sound_products`, `runtime.step_options`).
 
 Told are the shortest time of a step by the clock and of the processor, which others on the machine disturb less, and
 `ratio`: the rival's time over ours, above 1 where ours is faster; `spread` is that of single rounds. On one core, as

@@ -40,7 +40,9 @@ def sound_products() -> None:
 def step_options(platform: str) -> dict[str, str | bool]:
     """How XLA is to compile a train step: on a CPU with each product, alone, by the library that has the faster ones.
 
-    Nothing is asked for where XLA_FLAGS told something else of that library.
+    They are as near those of float64 as others; where terms cancel the rest is another, and up to four times as large
+    (`sound_products`), which is far below what a batch makes gradients differ by. Nothing is asked for where XLA_FLAGS
+    tell something of that library; an empty value is what is set where they do not.
     """
     ours = f"{FUSION}=" in os.environ.get("XLA_FLAGS", "").split()
     return {FUSION.removeprefix("--"): ALONE} if platform == "cpu" and ours else {}
@@ -58,24 +60,30 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-KEPT = 256 << 20  # bytes
+KEPT = 256 << 20  # bytes of a block
+MOST_MAPPED = 32 << 20  # as far as glibc before 2.35 lets M_MMAP_THRESHOLD be
 _ARENAS, _MAPPED, _TRIMMED = -8, -3, -1  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of glibc's malloc.h
+OF_MEMORY = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def keep_memory() -> None:
     """Have memory that is freed stay with this process, in blocks of up to 256 MiB, where the C library is glibc.
 
-    Before threads start. XLA allocates the temporary arrays of a program in each call, and glibc gives what is larger
-    than 32 MiB back to the system after it: mapping it anew, page by page, was a fifth of the time of a forward pass
-    with 118 MiB of them.
+    Before threads start. XLA allocates the temporary arrays of a program in each call, and glibc gives blocks of more
+    than 32 MiB, and all that a thread's own arena holds, back to the system after it: mapping 118 MiB anew, page by
+    page, was a fifth of a forward pass. Glibc before 2.35 keeps blocks of up to 32 MiB. A process holds on to what it
+    needed at its peak, and to gaps between what it freed. Nothing is done where the environment tells glibc otherwise.
     """
+    if any(name in os.environ for name in OF_MEMORY) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library; on Windows there is no such handle
+    except (AttributeError, OSError):  # another C library
         return
     mallopt(_ARENAS, 1)  # a further arena, a thread's own, holds pieces of at most 64 MiB
-    for parameter in (_MAPPED, _TRIMMED):
-        mallopt(parameter, KEPT)
+    if not mallopt(_MAPPED, KEPT):
+        mallopt(_MAPPED, MOST_MAPPED)
+    mallopt(_TRIMMED, KEPT)
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from positionbias import runtime
 from positionbias.config.build import build
 from positionbias.replicas import Layout
 from positionbias.training.auto import Auto
@@ -141,3 +142,11 @@ def test_the_gradient_is_that_of_the_mean_loss(tiny, advance):
 
     expected = stepped()
     near(jax.tree.map(lambda x: x[0], state["params"]), expected, 1e-6)
+
+
+def test_the_step_is_compiled_as_runtime_says(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "step_options", lambda platform: asked.append(platform) or {"xla_no_such_option": "1"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        Program(build(tiny()), Auto(Layout("loop"), 8, 2)).compile()
+    assert asked == ["cpu"]
