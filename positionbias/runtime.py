@@ -6,7 +6,6 @@ Entry modules call `configure` once, before anything touches a device.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import gc
@@ -58,32 +57,6 @@ def no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-KEPT = 256 << 20  # bytes of a block
-MOST_MAPPED = 32 << 20  # as far as glibc before 2.35 lets M_MMAP_THRESHOLD be
-_ARENAS, _MAPPED, _TRIMMED = -8, -3, -1  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of glibc's malloc.h
-OF_MEMORY = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-
-
-def keep_memory() -> None:
-    """Have memory that is freed stay with this process, in blocks of up to 256 MiB, where the C library is glibc.
-
-    Before threads start. XLA allocates the temporary arrays of a program in each call, and glibc gives blocks of more
-    than 32 MiB, and all that a thread's own arena holds, back to the system after it: mapping 118 MiB anew, page by
-    page, was a fifth of a forward pass. Glibc before 2.35 keeps blocks of up to 32 MiB. A process holds on to what it
-    needed at its peak, and to gaps between what it freed. Nothing is done where the environment tells glibc otherwise.
-    """
-    if any(name in os.environ for name in OF_MEMORY) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return
-    mallopt(_ARENAS, 1)  # a further arena, a thread's own, holds pieces of at most 64 MiB
-    if not mallopt(_MAPPED, KEPT):
-        mallopt(_MAPPED, MOST_MAPPED)
-    mallopt(_TRIMMED, KEPT)
 
 
 def cores() -> int:
@@ -176,7 +149,6 @@ def configure(cpu_devices: int = 1, processes: Processes | None = None, platform
     """
     # XLA's note that a cached program was built for the same processor under another name helps nobody.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_memory()
     import jax
 
     if platform is not None:

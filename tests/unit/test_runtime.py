@@ -1,7 +1,5 @@
 import gc
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +21,6 @@ def test_garbage_is_collected_again_after_a_start_that_fails():
         failing_start()
     assert gc.isenabled()
     assert gc.get_freeze_count() == before  # frozen garbage would never go: a sweep would keep every cell it has run
-
-
-FAULTS = """
-import resource, statistics, jax, jax.numpy as jnp
-from positionbias import runtime
-x = jnp.ones((3072, 8))
-y = jax.jit(lambda x: jnp.sum(jnp.cos(x @ jnp.ones((8, 4096)))))
-def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-counted = [(faults(), y(x).block_until_ready())[0] for _ in range(41)]
-print(statistics.median(after - before for before, after in zip(counted, counted[1:])))
-"""
-
-
-def faults(start="", **environment):
-    """Page faults of a call with 48 MiB of temporary arrays, in a process of its own: 12,288 pages of 4 KiB."""
-    code = FAULTS.replace("x = jnp", f"{start}\nx = jnp", 1)
-    own = {name: value for name, value in os.environ.items() if name not in runtime.OF_MEMORY}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=own | environment, capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
-
-
-def test_memory_that_is_freed_is_not_mapped_anew():
-    library = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
-    if not library or [int(n) for n in library.split()[1].split(".")[:2]] < [2, 35]:
-        pytest.skip("another C library than glibc 2.35 or later")
-    before = faults()
-    if before < 1000:
-        pytest.skip("this system maps memory in other pages, or tells no faults")
-    assert faults("runtime.configure()") < before / 10
-    assert faults("runtime.configure()", MALLOC_ARENA_MAX="2") > before / 2  # as the user has it
 
 
 def test_a_collector_that_is_off_stays_off():
