@@ -90,10 +90,13 @@ def root() -> pathlib.Path:
 @pytest.fixture(scope="module")
 def as_users():
     """The package's own programs are compiled as users have them: for modules that compare bits, or train for long."""
+    from positionbias import replicas
+
     options = {name: theirs for name, (_, theirs) in HASTE.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
         yield
+    replicas._keys.cache_clear()  # others call it inside of a program, where options are refused
 
 
 def _trained(raw, folder):
