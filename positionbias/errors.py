@@ -81,3 +81,14 @@ def type_name(annotation: Any) -> str:
         return f"one of the {annotation.axis}"
     plain = {int: "a whole number", float: "a number", bool: "True or False", str: "text", dict: "a table"}
     return {**plain, type(None): "None"}.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def named(field: str, what: str, given: str, known: Iterable[str]) -> list[str]:
+    """The names of `given`, with commas between; ConfigError for one that is not known, or that is there twice."""
+    names, known = [name.strip() for name in given.split(",")], list(known)
+    for name in names:
+        if name not in known:
+            raise unknown(field, what, name, known)
+        if names.count(name) > 1:
+            raise ConfigError(f"{field}: {name!r} is given twice; allowed: each {what} once.")
+    return names

@@ -20,7 +20,7 @@ from positionbias.errors import ConfigError
 
 CACHE_VARIABLE = "POSITIONBIAS_CACHE"  # folder of the compile cache; "off" turns it off
 FUSION = "--xla_cpu_experimental_ynn_fusion_type"
-ALONE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+ALONE = f"{FUSION}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
 
 def sound_products() -> None:
@@ -44,7 +44,8 @@ def step_options(platform: str) -> dict[str, str | bool]:
     tell something of that library; an empty value is what is set where they do not.
     """
     ours = f"{FUSION}=" in os.environ.get("XLA_FLAGS", "").split()
-    return {FUSION.removeprefix("--"): ALONE} if platform == "cpu" and ours else {}
+    name, _, value = ALONE.removeprefix("--").partition("=")
+    return {name: value} if platform == "cpu" and ours else {}
 
 
 @contextlib.contextmanager

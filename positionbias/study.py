@@ -87,8 +87,7 @@ def _run(study: Study, scale: str, folder: pathlib.Path, claims: str | None) -> 
 
     results.read(folder, study.name)  # what is wrong is refused before hours of training, not after
     check_flags(study)
-    names = None if claims is None else [name.strip() for name in claims.split(",")]
-    runner = running.Runner(study, scale, folder, names)
+    runner = running.Runner(study, scale, folder, claims)
     code = runner.run()
     records = results.read(folder, study.name)
     for claim in runner.claims:

@@ -17,6 +17,7 @@ from positionbias import spec
 from positionbias.config import schema
 from positionbias.config.resolve import VARIED, leaves
 from positionbias.config.sweeps import Cell
+from positionbias.errors import named
 from positionbias.spec import ConfigError
 
 NAMES = 6  # of cells that are told of a program
@@ -100,15 +101,9 @@ def part(found: Sequence[Cell], given: str) -> list[Cell]:
         dealt = [cell for shared in programs(found) for cell in shared.cells]
         taken = {cell.name for cell in dealt[(place - 1) * len(dealt) // shares : place * len(dealt) // shares]}
         return [cell for cell in found if cell.name in taken]
-    known = [cell.name for cell in found]
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if "/" in name:
-            raise ConfigError(f"--cells: {given!r} is not allowed; allowed: names of cells, or one share as in 3/12.")
-        if name not in known:
-            raise spec.unknown("--cells", "cell", name, known)
-        if names.count(name) > 1:
-            raise ConfigError(f"--cells: {name!r} is given twice; allowed: each cell once.")
+    if "/" in given:
+        raise ConfigError(f"--cells: {given!r} is not allowed; allowed: names of cells, or one share as in 3/12.")
+    names = named("--cells", "cell", given, [cell.name for cell in found])
     return [cell for cell in found if cell.name in names]
 
 

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -21,6 +21,7 @@ from positionbias.analysis.run import label, parsed
 from positionbias.config import sharing, sweeps
 from positionbias.config.cli import load_config
 from positionbias.config.resolve import config_hash, resolve
+from positionbias.errors import named
 from positionbias.evaluation import stored
 from positionbias.files import write_json, writing
 from positionbias.launch import say
@@ -100,36 +101,32 @@ def _given(flags: str, flag: str) -> str:
     return joined or next((value for word, value in itertools.pairwise(words) if word == flag), "")
 
 
-def chosen(study: Study, scale: str, names: Collection[str]) -> list[Claim]:
-    """The claims of a scale that are named. Raises ConfigError for a name that none of them has, or that is twice."""
+def chosen(study: Study, scale: str, given: str) -> list[Claim]:
+    """The claims of a scale that `--claims` names. Raises ConfigError for a name that none has, or that is twice."""
     known = [claim.name for claim in study.at(scale)]
+    names = named("--claims", "claim", given, study.claims)
     for name in names:
-        if name in study.claims and name not in known:
-            raise ConfigError(f"--claims: {name!r} is not asked at {scale!r}; allowed: {', '.join(known)}.")
         if name not in known:
-            raise unknown("--claims", "claim", name, known)
-        if list(names).count(name) > 1:
-            raise ConfigError(f"--claims: {name!r} is given twice; allowed: each claim once.")
-    return [claim for claim in study.at(scale) if claim.name in names]
+            raise ConfigError(f"--claims: {name!r} is not asked at {scale!r}; allowed: {', '.join(known)}.")
+    return [study.claims[name] for name in study.claims if name in names]
 
 
 class Runner:
     """Runs a study at one scale, in a folder of its own: for all of its claims, or for those that are named."""
 
-    def __init__(self, study: Study, scale: str, folder: pathlib.Path, names: Collection[str] | None = None) -> None:
+    def __init__(self, study: Study, scale: str, folder: pathlib.Path, given: str | None = None) -> None:
         self.hashes = check(study, scale)
-        self.claims = study.at(scale) if names is None else chosen(study, scale, names)
+        self.claims = study.at(scale) if given is None else chosen(study, scale, given)
         self.parts = study.read_by(self.claims)
         self.study, self.scale, self.folder = study, scale, folder
         self.judged: set[str] = set()  # claims whose runs are all here
         self._refused: dict[str, str] = {}  # why claims could not be judged, the last time
-        for run in (one for part in self.parts for one in self._runs_of(part)):
-            before, digest = manifest(self.folder_of(run)).get("hash"), self.hashes[run]
-            if before not in (None, digest):
-                part = part_of(run)
-                home = str(self.folder / "runs" / scale / part)
+        for part in self.parts:
+            befores = {run: manifest(self.folder_of(run)).get("hash") for run in self._runs_of(part)}
+            if any(before not in (None, self.hashes[run]) for run, before in befores.items()):
+                home = str(self.folder / "runs" / scale / part.name)
                 told = f"{home!r} holds runs of what it was before it was changed"
-                raise ConfigError(f"parts.{part}: {told}; allowed: that folder deleted, or another --workdir.")
+                raise ConfigError(f"parts.{part.name}: {told}; allowed: that folder deleted, or another --workdir.")
 
     def folder_of(self, run: str) -> pathlib.Path:
         """The run folder of PART/CELL or PART."""

@@ -43,7 +43,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert runtime.cache_folder() == tmp_path / "positionbias" / "compiled"
 
 
-@pytest.mark.parametrize("options", [{}, {runtime.FUSION[2:]: runtime.ALONE}], ids=["", "of a step"])
+@pytest.mark.parametrize(
+    "options", [{}, {runtime.FUSION[2:]: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}], ids=["", "of a step"]
+)
 def test_products_of_what_is_broadcast_are_right_where_they_are_compiled(options):
     """Such a product read memory that was never written: hundreds of millions and more, seldom a right number."""
     q, k = (jax.random.normal(jax.random.key(i), (64, 2, 64, 45)) for i in range(2))
