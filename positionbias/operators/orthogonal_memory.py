@@ -17,7 +17,6 @@ from positionbias.operators.recurrent import (
     State,
     by_head,
     held,
-    in_chunks,
     like,
     only_valid,
     rejoined,
@@ -31,7 +30,7 @@ from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
 
 LEAST_ROWS = 8  # of a block of queries, which are multiplied at once
-ROWS = 1024  # of the blocks whose scores are there at once
+ROWS = 1024  # whose scores are there at once
 
 
 @member("operators", "orthogonal_memory")
@@ -78,8 +77,8 @@ class OrthogonalMemory(Recurrent):
     ) -> tuple[jax.Array, State]:
         tokens = asked.tokens_q
         heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
-        q, token = (by_head(x @ params[name].astype(x.dtype), heads) for name in ("query", "token"))
-        q, token = q.astype(jnp.float32) * q.shape[-1] ** -0.5, only_valid(token.astype(jnp.float32), tokens)
+        token = only_valid(by_head(x @ params["token"].astype(x.dtype), heads).astype(jnp.float32), tokens)
+        query, output = (params[name].astype(x.dtype) for name in ("query", "output"))
         basis = _orthonormal(params["basis"].astype(jnp.float32))
         total: tuple[jax.Array, ...] = jnp.einsum("BTNH,NHR->BTNR", token, basis), valid.astype(jnp.float32)
         if sees_all(asked.mask):
@@ -88,15 +87,23 @@ class OrthogonalMemory(Recurrent):
             begun = held(state, "total") or (None, None)
             total = tuple(_sums(x, asked, before) for x, before in zip(total, begun, strict=True))
         mean = total[0] / jnp.maximum(total[1], 1)[..., None]
-        nearby, seen, kept = _window(token, there(tokens, len(x)), self.window, asked, held(state, "window"))
-        size, count, rows = min(self.window, asked.length) - 1, nearby.shape[1], seen.shape[2]
+        joined, kept = _window(token, there(tokens, len(x)), self.window, asked, held(state, "window"))
+        size = joined[0].shape[1] - x.shape[1]
+        rows = min(max(size + 1, LEAST_ROWS), x.shape[1])
         by_distance = params["by_distance"].astype(jnp.float32)
         by_distance = jnp.take(by_distance, np.clip(_back(rows, size), 0, size), axis=1).transpose(1, 0, 2)
 
-        def attended(q: jax.Array, mean: jax.Array, nearby: jax.Array, seen: jax.Array) -> jax.Array:
+        def attended(x: jax.Array, mean: jax.Array, *joined: jax.Array) -> jax.Array:
+            q = by_head(x @ query, heads).astype(jnp.float32) * token.shape[-1] ** -0.5
+            q, mean = (_cut(one, rows) for one in (q, mean))
+            nearby, valid, *segments = (_overlapping(one, rows, size) for one in joined)
+            back = _back(rows, size)
+            seen = valid[:, :, None] & ((back >= 0) & (back <= size))
+            for segment in segments:
+                seen = seen & (segment[:, :, None] == segment[:, :, size:, None])
             far = jnp.einsum("BCINH,NHR->BCINR", q, basis) * mean
             near = jnp.einsum("BCINH,BCJNH->BCINJ", q, nearby) + by_distance
-            seen = jnp.broadcast_to(seen[:, :, :, None] > 0, near.shape)
+            seen = jnp.broadcast_to(seen[:, :, :, None], near.shape)
             if self.join == "joint":
                 everything = jnp.concatenate([far, near], axis=-1)
                 weights = masked_softmax(everything, jnp.concatenate([jnp.ones_like(far, bool), seen], axis=-1))
@@ -104,18 +111,19 @@ class OrthogonalMemory(Recurrent):
             else:
                 by_far, by_near = jax.nn.softmax(far, axis=-1), masked_softmax(near, seen)
             slots = jnp.einsum("BCINR,NHR->BCINH", by_far * mean, basis)
-            return slots + jnp.einsum("BCINJ,BCJNH->BCINH", by_near, nearby)
+            read = slots + jnp.einsum("BCINJ,BCJNH->BCINH", by_near, nearby)
+            return read.reshape(len(x), -1, output.shape[0])[:, : x.shape[1]].astype(x.dtype) @ output
 
-        parts, some = (_cut(q, rows), _cut(mean, rows), nearby, seen), max(ROWS // rows, 1)
-        if count > some:
+        piece = max(ROWS // rows, 1) * rows
+        if x.shape[1] > piece:
+            parts = (*(_cut(one, piece) for one in (x, mean)), *(_overlapping(one, piece, size) for one in joined))
             inside = jax.checkpoint(attended)
-            mixed = rejoined(jax.lax.map(lambda x: inside(*x), tuple(in_chunks(x, some) for x in parts)), count)
+            found = jax.lax.map(lambda parts: inside(*parts), tuple(jnp.moveaxis(one, 1, 0) for one in parts))
+            mixed = rejoined(found, x.shape[1])
         else:
-            mixed = attended(*parts)
-        mixed = mixed.reshape(len(x), count * rows, -1)[:, : x.shape[1]]
-        mixed = only_valid(mixed.astype(x.dtype), tokens)
+            mixed = attended(x, mean, *joined)
         after: State = {"total": tuple(x[:, -1] for x in total), "window": kept}
-        return mixed @ params["output"].astype(x.dtype), after
+        return only_valid(mixed, tokens), after
 
 
 def _window(
@@ -124,34 +132,28 @@ def _window(
     window: int,
     asked: Asked,
     before: tuple[jax.Array, jax.Array] | None,
-) -> tuple[
-    Float[jax.Array, "B count W-1+rows N H"],
-    Bool[jax.Array, "B count rows W-1+rows"],
-    tuple[Float[jax.Array, "B W-1 N H"], Bool[jax.Array, "B W-1"]],
-]:
-    """The tokens near each block of queries, which of them each query sees, and what is carried on.
+) -> tuple[tuple[jax.Array, ...], tuple[Float[jax.Array, "B W-1 N H"], Bool[jax.Array, "B W-1"]]]:
+    """What windows read of the tokens and those before, and what is carried on.
 
-    The queries of a block share the keys of their own rows and of the `size` before these: by row, every key would be
-    copied `window` times.
+    Read are their vectors, whether they are no padding and, where the mask has segments, which one each is in: two or
+    three arrays of W - 1 + T rows.
     """
-    length, size = token.shape[1], min(window, asked.length) - 1
+    size = min(window, asked.length) - 1
     both = [with_before(x, y, size) for x, y in zip((token, valid), before or (None, None), strict=True)]
-    rows = min(max(size + 1, LEAST_ROWS), length)
-    count = -(-length // rows)
+    read, (last, carried) = (both[0][0], both[1][0]), (both[0][1], both[1][1])
+    resets = asked.resets()
+    if resets is None:
+        return read, (last, carried)
+    run = jnp.broadcast_to(runs(resets, size), read[1].shape)
+    return (*read, run), (last, carried & (run[:, valid.shape[1] :] == run[:, -1:]))
 
-    def keys(x: Float[jax.Array, "B W-1+T ..."]) -> Float[jax.Array, "B count W-1+rows ..."]:
-        if count == 1:
-            return x[:, None]
-        return jnp.concatenate([_cut(x[:, : count * rows], rows)[:, :, :size], _cut(x[:, size:], rows)], axis=2)
 
-    back = _back(rows, size)
-    nearby, seen = keys(both[0][0]), keys(both[1][0])[:, :, None] & ((back >= 0) & (back <= size))
-    carried, resets = both[1][1], asked.resets()
-    if resets is not None:
-        run = jnp.atleast_2d(runs(resets, size))
-        seen = seen & (keys(run)[:, :, None] == _cut(run[:, size:], rows)[..., None])
-        carried = carried & (run[:, length:] == run[:, -1:])
-    return nearby, seen, (both[0][1], carried)
+def _overlapping(x: Float[jax.Array, "B W-1+T ..."], rows: int, size: int) -> Float[jax.Array, "B count W-1+rows ..."]:
+    """Blocks of so many rows with the `size` before them; by row, every key would be copied `window` times."""
+    count = -(-(x.shape[1] - size) // rows)
+    if count == 1:
+        return x[:, None]
+    return jnp.concatenate([_cut(x[:, : count * rows], rows)[:, :, :size], _cut(x[:, size:], rows)], axis=2)
 
 
 def _cut(x: Float[jax.Array, "B T ..."], rows: int) -> Float[jax.Array, "B count rows ..."]:

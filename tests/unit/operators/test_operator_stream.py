@@ -145,10 +145,15 @@ def test_orthogonal_memory_attends_to_means_of_coefficients_and_to_a_window(mask
     close(mix(one), orthogonal(one, mask, window, join))
 
 
+@pytest.mark.parametrize("mask", ["causal", "causal & segments"])
+@pytest.mark.parametrize("window", [3, 4])
 @pytest.mark.parametrize("join", ["joint", "sum"])
-def test_orthogonal_memory_gives_in_pieces_what_it_does_at_once(join, monkeypatch):
-    """Three blocks of four rows, two at a time: the last piece is filled up."""
-    one = setting(f"orthogonal_memory(slots=3, window=4, join={join!r})", valid=np.arange(T) != 4)
+def test_orthogonal_memory_gives_in_pieces_what_it_does_at_once(join, window, mask, monkeypatch):
+    """Three blocks of four rows, or four of three, two at a time: the last piece is filled up."""
+    segment = (np.arange(T) // 5).astype(np.int32)
+    one = setting(
+        f"orthogonal_memory(slots=3, window={window}, join={join!r})", mask, valid=np.arange(T) != 4, segment=segment
+    )
 
     def slope():
         return jax.grad(lambda x: jnp.sum(one.operator.mix(x, one.tokens, one.mask, one.params, Sites()) ** 2))(one.x)
