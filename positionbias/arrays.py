@@ -19,10 +19,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-__all__ = ["WITHIN", "Array", "Bool", "Float", "Int", "Key", "Mapped", "Shaped", "Tree"]
+__all__ = ["WITHIN", "Array", "Bool", "Float", "Int", "Key", "Mapped", "Shaped", "Tree", "rows_times"]
 
 Tree = Any  # a pytree of arrays: parameters, optimizer state, metrics
 WITHIN = 0.5  # how near to its target every feature of a right answer is, where answers are vectors
 Mapped = Any  # numpy or jax array: rules written with operators only take either
+
+
+def rows_times(x: Float[jax.Array, "... I"], matrix: Float[jax.Array, "I O"]) -> Float[jax.Array, "... O"]:
+    """x W, of all rows as one axis.
+
+    With more, the gradient by W contracts more than one, for which XLA on CPUs transposes what it multiplies: a step of
+    an MLP took up to 1.7 times as long.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from positionbias.arrays import Float
+from positionbias.arrays import Float, rows_times
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.positions.base import Matrix
 
@@ -19,7 +19,7 @@ class Dense(nnx.Module):
         self.bias = blueprint.variable(jnp.zeros(size_out), kind) if blueprint.config.bias else None
 
     def __call__(self, x: Float[jax.Array, "... I"]) -> Float[jax.Array, "... O"]:
-        return self.shifted(x @ self.weight[...].astype(x.dtype))
+        return self.shifted(rows_times(x, self.weight[...].astype(x.dtype)))
 
     def shifted(self, y: Float[jax.Array, "... O"]) -> Float[jax.Array, "... O"]:
         """With the bias, if there is one."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from positionbias.arrays import Float, Shaped
+from positionbias.arrays import Float, Shaped, rows_times
 from positionbias.models.dense import Dense
 from positionbias.models.parameters import Blueprint, Noise
 from positionbias.positions.base import Matrix
@@ -94,7 +94,7 @@ class Readout(nnx.Module):
     def __call__(self, x: Float[jax.Array, "B T D"], embedding: Embedding) -> Float[jax.Array, "B T V"]:
         if self.kind == "tied":
             assert embedding.table is not None
-            x = x @ embedding.table[...].astype(x.dtype).T
+            x = rows_times(x, embedding.table[...].astype(x.dtype).T)
         for layer in self.layers:
             x = jax.nn.relu(layer(x))
         found = x if self.last is None else self.last(x)

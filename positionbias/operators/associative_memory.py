@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from positionbias.arrays import Bool, Mapped, Tree
+from positionbias.arrays import Bool, Mapped, Tree, rows_times
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.operators.short_convolution import back_to, by_own, within
@@ -56,7 +56,7 @@ class AssociativeMemory(Operator):
         local = local + params["offset"].astype(x.dtype)
         scores = jnp.einsum("BTD,MD->BTM", x, bank, preferred_element_type=jnp.float32)
         recalled = jax.nn.softmax(scores, axis=-1).astype(x.dtype) @ bank
-        gates = jax.nn.sigmoid(x @ params["gates"].astype(x.dtype))
+        gates = jax.nn.sigmoid(rows_times(x, params["gates"].astype(x.dtype)))
         open_local, open_recalled = jnp.split(gates, 2, axis=-1)
         found = open_local * local + open_recalled * recalled
         return found * asked.sees_back(0)[..., None].astype(x.dtype), state

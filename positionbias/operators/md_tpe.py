@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias import kernels
-from positionbias.arrays import Bool, Float, Int, Mapped, Tree
+from positionbias.arrays import Bool, Float, Int, Mapped, Tree, rows_times
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import Recurrent, by_head, held, normed, only_valid, runs
@@ -80,7 +80,7 @@ class MDTPE(Recurrent):
         found, after = jnp.zeros(x.shape, jnp.float32), {}
         for i, axis in enumerate(self.axes):
             mixed, after[axis] = self._summed(values, sums[i], log_decay[i], axis, asked, held(state, axis))
-            found = found + normed(mixed).reshape(x.shape) @ params["output"][i].astype(jnp.float32)
+            found = found + rows_times(normed(mixed).reshape(x.shape), params["output"][i].astype(jnp.float32))
         return only_valid(found.astype(x.dtype), asked.tokens_q), after
 
     def _summed(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float
+from positionbias.arrays import Bool, Float, rows_times
 from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import (
@@ -77,7 +77,7 @@ class OrthogonalMemory(Recurrent):
     ) -> tuple[jax.Array, State]:
         tokens = asked.tokens_q
         heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
-        token = only_valid(by_head(x @ params["token"].astype(x.dtype), heads).astype(jnp.float32), tokens)
+        token = only_valid(by_head(rows_times(x, params["token"].astype(x.dtype)), heads).astype(jnp.float32), tokens)
         query, output = (params[name].astype(x.dtype) for name in ("query", "output"))
         basis = _orthonormal(params["basis"].astype(jnp.float32))
         total: tuple[jax.Array, ...] = jnp.einsum("BTNH,NHR->BTNR", token, basis), valid.astype(jnp.float32)
@@ -94,7 +94,7 @@ class OrthogonalMemory(Recurrent):
         by_distance = jnp.take(by_distance, np.clip(_back(rows, size), 0, size), axis=1).transpose(1, 0, 2)
 
         def attended(x: jax.Array, mean: jax.Array, *joined: jax.Array) -> jax.Array:
-            q = by_head(x @ query, heads).astype(jnp.float32) * token.shape[-1] ** -0.5
+            q = by_head(rows_times(x, query), heads).astype(jnp.float32) * token.shape[-1] ** -0.5
             q, mean = (_cut(one, rows) for one in (q, mean))
             nearby, valid, *segments = (_overlapping(one, rows, size) for one in joined)
             back = _back(rows, size)
@@ -112,7 +112,8 @@ class OrthogonalMemory(Recurrent):
                 by_far, by_near = jax.nn.softmax(far, axis=-1), masked_softmax(near, seen)
             slots = jnp.einsum("BCINR,NHR->BCINH", by_far * mean, basis)
             read = slots + jnp.einsum("BCINJ,BCJNH->BCINH", by_near, nearby)
-            return read.reshape(len(x), -1, output.shape[0])[:, : x.shape[1]].astype(x.dtype) @ output
+            read = read.reshape(len(x), -1, output.shape[0])[:, : x.shape[1]]
+            return rows_times(read.astype(x.dtype), output)
 
         piece = max(ROWS // rows, 1) * rows
         if x.shape[1] > piece:

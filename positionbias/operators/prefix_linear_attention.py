@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Int, Mapped, Tree
+from positionbias.arrays import Bool, Int, Mapped, Tree, rows_times
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Causal
 from positionbias.operators.asked import Asked
@@ -49,7 +49,7 @@ class PrefixLinearAttention(Recurrent):
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         names = {"keys_of_context": "context_key", "values_of_context": "context_value"}
-        return {name: stream @ params[matrix].astype(stream.dtype) for name, matrix in names.items()}
+        return {name: rows_times(stream, params[matrix].astype(stream.dtype)) for name, matrix in names.items()}
 
     def __call__(
         self,

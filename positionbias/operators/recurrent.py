@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias import kernels
-from positionbias.arrays import Bool, Float, Int, Mapped, Tree
+from positionbias.arrays import Bool, Float, Int, Mapped, Tree, rows_times
 from positionbias.masks.base import Mask
 from positionbias.masks.groups import Segments
 from positionbias.masks.order import Bidirectional, Causal, SlidingWindow
@@ -218,7 +218,7 @@ def gate_matrix(dims: Dims) -> Matrix:
 
 def product(x: Float[jax.Array, "B T D"], matrix: Float[jax.Array, "D E"]) -> Float[jax.Array, "B T E"]:
     """x W in float32, as gates and decays are computed."""
-    return x.astype(jnp.float32) @ matrix.astype(jnp.float32)
+    return rows_times(x.astype(jnp.float32), matrix.astype(jnp.float32))
 
 
 def held(state: State | None, name: str) -> Tree:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Mapped, Tree
+from positionbias.arrays import Bool, Float, Mapped, Tree, rows_times
 from positionbias.operators.asked import Asked, with_before
 from positionbias.operators.base import Operator, SiteFunction
 from positionbias.positions.base import Dims, Matrix, Parameters
@@ -47,7 +47,7 @@ class ShortConvolution(Operator):
     ) -> tuple[jax.Array, Tree]:
         found, state = back_to(x, asked, params["kernel"], state)
         if self.gated:
-            found = found * (x @ params["map"].astype(x.dtype)) * asked.sees_back(0)[..., None].astype(x.dtype)
+            found = found * rows_times(x, params["map"].astype(x.dtype)) * asked.sees_back(0)[..., None].astype(x.dtype)
         return found, state
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.arrays import Bool, Float, Int, Mapped, rows_times
 from positionbias.masks.base import Mask
 from positionbias.operators.asked import taken
 from positionbias.operators.base import reasons, scores
@@ -64,7 +64,7 @@ class Superlinear(Choosing):
         return {"search": Matrix((dims.width, dims.heads * dims.head_size), "query", dims.width)}
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
-        return {"searched": x @ params["search"].astype(x.dtype)}
+        return {"searched": rows_times(x, params["search"].astype(x.dtype))}
 
     @property
     def window(self) -> int:
