@@ -205,6 +205,11 @@ def one_of(axis: str) -> str:
 
 def unknown_member(axis: str, name: str, field: str) -> ConfigError:
     """The error for a name that no member of the axis has: the one it is known by, else the nearest."""
+    if (axis, name) in _MEMBERS and name not in names(axis):
+        return ConfigError(
+            f"{field}: {one_of(axis)} {name!r} is defined in {_MEMBERS[axis, name].__module__}, outside of the package,"
+            f" where neither a sweep's nor a later command would find it; allowed: a file in {PACKAGE}."
+        )
     meant = known_as(axis, {one: source(axis, one) for one in names(axis)}).get(str(name).lower().replace("-", "_"))
     return unknown(field, one_of(axis), name, names(axis), meant)
 

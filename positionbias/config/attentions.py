@@ -118,8 +118,7 @@ def _check_mixed(place: Place, allowed: np.ndarray) -> None:
     why = operator.refuses(mask, q, k)
     if why:
         raise ConfigError(
-            f"model.operator: {spec.canonical(operator)} does not mix in {place.name} what {place.under} allows: {why};"
-            " allowed: the mask bidirectional, or one that hides some of it."
+            f"model.operator: {spec.canonical(operator)} does not mix in {place.name} what {place.under} allows: {why}."
         )
     beyond = np.argwhere(np.asarray(visible(operator, mask, q, k)) & ~allowed)
     if len(beyond):

@@ -67,7 +67,7 @@ class Operator:
         return self.lacks[pattern]
 
     def refuses(self, mask: Mask, tokens_q: Tokens, tokens_k: Tokens) -> str:
-        """Why it would not mix what `visible` says under this mask, the end of a sentence; empty if it does."""
+        """Why it would not mix what `visible` says under this mask, and what is allowed; empty if it does."""
         return ""
 
     def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:

@@ -215,9 +215,9 @@ class Combiner(Operator):
 
     def state_size(self, dims: Dims) -> int:
         length, span = dims.length, min(self.span, dims.length)
-        kept = {
-            "fixed": 2 * (span - (-length // self.span)) + 1,  # of the own segment, of summaries, a pooled query
-            "logsparse": 2 * length + length.bit_length(),  # blocks that grow need their keys; a pooled query each
-            "axial": 2 * length + 3 * span,  # of every token that stands for its row, and the own row
-        }
-        return kept[self.form] * dims.heads * dims.head_size
+        pairs, queries = {
+            "fixed": (span - (-length // self.span), 1),  # of the own segment, of summaries; a pooled query
+            "logsparse": (length, length.bit_length()),  # blocks that grow need their keys; a pooled query each
+            "axial": (length + span, span),  # of every token that stands for its row; the own row, with queries
+        }[self.form]
+        return dims.heads * (pairs * (dims.head_size + dims.values) + queries * dims.head_size)

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 
 from positionbias import kernels
 from positionbias.arrays import Float, Tree
+from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked
 from positionbias.operators.base import SiteFunction, reasons
 from positionbias.operators.recurrent import Recurrent, held, normed, only_valid, rotated, sees_all
 from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
+from positionbias.tokens import Tokens
 
 Norm = Literal["none", "rms", "ratio"]
 _Linear = Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -24,7 +26,10 @@ _Linear = Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class _HigherOrder(Recurrent):
-    """LA(q, k, v) = sum over j <= i of g^(i - j) (q_i . k_j) v_j, nested; q . k is over sqrt(H)."""
+    """LA(q, k, v) = sum over j <= i of g^(i - j) (q_i . k_j) v_j, nested; q . k is over sqrt(H).
+
+    Padding between tokens counts in i - j, as in `retention`.
+    """
 
     decay: float = 1.0
     norm: Norm = "rms"
@@ -34,6 +39,11 @@ class _HigherOrder(Recurrent):
 
     def __post_init__(self) -> None:
         require(0 < self.decay <= 1, "decay", self.decay, "a number above 0 and at most 1")
+
+    def refuses(self, mask: Mask, tokens_q: Tokens, tokens_k: Tokens) -> str:
+        if self.decay < 1 and sees_all(mask):
+            return "it forgets from token to token, and of what all see at once there is no earlier; allowed: decay=1.0"
+        return super().refuses(mask, tokens_q, tokens_k)
 
     def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:
         """`one(name, q, k, v)` is LA, with a state of that name."""

@@ -44,7 +44,8 @@ class OrthogonalMemory(Recurrent):
     with a trained number a head and distance added to the score. `join`: one softmax over slots and window (`joint`),
     or the sum of one each (`sum`); the source does not say which. A mean of projections is the projection of the mean,
     so that of what lies behind the window `slots` numbers a head are left, which hold few keys with their values: where
-    each key with each value has a direction of its own, all of these are no more than `heads` times `slots`.
+    each key with each value has a direction of its own, all of these are no more than `heads` times `slots`. Under
+    `bidirectional` the mean is that of all tokens, and the window still holds the last.
     """
 
     known_as = ("lavo",)

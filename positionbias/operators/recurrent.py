@@ -58,7 +58,12 @@ class Recurrent(Operator):
         rows, columns = tokens_q.rows(), tokens_k.columns()
         seen = np.asarray(self.visible(tokens_q, tokens_k, mask.dense(tokens_q, tokens_k)))
         behind = (seen & np.asarray(columns.index > rows.index)).any()
-        return "what is behind a query is read under `bidirectional` alone, by its name" if behind else ""
+        if not behind:
+            return ""
+        return (
+            "what is behind a query is read under `bidirectional` alone, by its name; allowed: the mask bidirectional,"
+            " or one that hides some of it"
+        )
 
     def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:
         behind = beyond[beyond[:, 1] < beyond[:, 0]]

@@ -140,7 +140,8 @@ class Routing(Choosing):
         return pairs & (of[:, None] == of)
 
     def state_size(self, dims: Dims) -> int:
-        return (2 * dims.length + 2) * dims.heads * dims.head_size  # two regions' mean queries, beside keys and values
+        kept = dims.length * (dims.head_size + dims.values) + 2 * dims.head_size  # two regions' mean queries as well
+        return dims.heads * kept
 
 
 def _flat(x: jax.Array) -> jax.Array:

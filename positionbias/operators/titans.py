@@ -52,7 +52,8 @@ class Titans(Recurrent):
 
     mag: the product of softmax attention to the last `window` tokens and `persistent` trained ones, and of the sigmoid
         of the memory, each over its root mean square and times trained weights.
-    mal: attention, to the same, of what the memory gives.
+    mal: attention, to the same, of what the memory gives. (In the paper the memories of both read the trained tokens
+        before all others too; here attention alone reads them.)
     mac: segments of `chunk` tokens attend to `persistent` trained tokens, to what the memory of the segments before
         holds for each of their own up to the query's (the paper lets queries see all of these, which would read
         later tokens), and to themselves; the memory then learns from what comes out, and its answer to that, through a

@@ -122,7 +122,8 @@ class VariedWindow(Operator):
         return all_pairs(tokens_q, tokens_k, causal=False)
 
     def state_size(self, dims: Dims) -> int:
-        return (2 * dims.heads * dims.head_size + dims.width) * dims.length  # keys, values and the stream: no cut
+        kept = dims.heads * (dims.head_size + dims.values) + dims.width  # keys, values and the stream: no cut
+        return kept * dims.length
 
 
 def samples(

@@ -83,7 +83,8 @@ def _acknowledge(pipe: int) -> None:
             )  # below the progress line, which then goes on in a row of its own
             again = "Ctrl-C again" if arrived[0] == signal.SIGINT else "Ctrl-C"
             print(
-                f"{start}stopping as soon as the steps under way are saved; {again} stops without saving",
+                f"{start}stopping as soon as steps or an evaluation under way are done and saved; {again} stops without"
+                " saving",
                 file=sys.stderr,
                 flush=True,
             )

@@ -311,6 +311,9 @@ def check_state_size(operator):
     sizes = [operator.state_size(Dims(width=8, heads=2, head_size=4, length=n)) for n in (1, 16)]
     assert all(type(n) is int and n >= 0 for n in sizes)
     assert sizes[0] <= sizes[1]
+    if operator.reads == "qkv":
+        wide = Dims(width=8, heads=2, head_size=4, length=16, value_size=9)
+        assert operator.state_size(wide) > sizes[1], "wider values take no more"
     if operator.carries:
         rows = sequence(operator, "causal")
         state = jax.eval_shape(rows.begin, rows.drawn(0), rows.tokens(0), np.arange(7))[1]

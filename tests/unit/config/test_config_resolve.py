@@ -300,3 +300,10 @@ def test_resolving_leaves_what_was_given_alone():
 def test_where_nothing_is_trained_no_cadence_and_no_warm_up_is_too_long():
     fields = {"train.steps": 0, "optimizer.warmup_steps": 5, "evaluation.every": 10, "checkpoint.every": 10}
     assert resolve(put(fields)).train.steps == 0
+
+
+def test_a_member_outside_of_the_package_is_told_from_a_wrong_name(monkeypatch):
+    monkeypatch.setattr(spec, "_MEMBERS", {**spec._MEMBERS, ("operators", "strongest"): type("Strongest", (), {})})
+    told = refusal(put({"model.operator": "strongest(keys=4)"}))
+    assert told.startswith(f"model.operator: operator 'strongest' is defined in {__name__}, outside of the package, ")
+    assert told.endswith(f"; allowed: a file in {spec.PACKAGE}.")

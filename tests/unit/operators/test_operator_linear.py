@@ -161,6 +161,12 @@ def test_a_decay_of_higher_orders_is_that_of_each_recurrence():
     one = setting("ahla(norm='none', decay=0.8)")
     a = matrix(one, 0.8)
     close(one.run(), mixed(a @ a, one.v))
+    raw, i = products(one.q, one.k) / 2, np.arange(T)
+    first, last = i[:, None, None], i[None, None, :]  # triples l <= j <= i, of which l is the first
+    among = np.where((last <= i[None, :, None]) & (i[None, :, None] <= first), 0.8 ** np.maximum(first - last, 0), 0)
+    second = np.einsum("bnil,bnjl,ijl->bnij", raw, raw, among)
+    close(setting("hla2(norm='none', decay=0.8)").run(), mixed(second, one.v))
+    close(setting("hla3(norm='none', decay=0.8)").run(), mixed(second @ a, one.v))
 
 
 def opened_lightnet(one):

@@ -94,6 +94,16 @@ def test_a_mask_that_hides_nothing_by_another_name_is_refused(tiny, operator):
     assert whole.reach(whole.task.conditions()[0]).all()
 
 
+@pytest.mark.parametrize("operator", ["hla2", "ahla", "hla3"])
+def test_a_decay_among_tokens_that_all_see_each_other_is_refused(tiny, operator):
+    """It was read as none."""
+    overrides = {"model.operator": f"{operator}(decay=0.5)", "model.mask": "bidirectional"}
+    with pytest.raises(
+        ConfigError, match=r"^model\.operator: .* forgets from token to token.*; allowed: decay=1\.0\.$"
+    ):
+        build(tiny(overrides))
+
+
 def test_what_segments_hide_is_out_of_reach(tiny):
     experiment = build(tiny(TASK | {"model.operator": "mamba2", "model.mask": "causal & segments", "model.layers": 2}))
     condition = experiment.task.conditions()[0]

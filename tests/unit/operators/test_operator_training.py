@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from positionbias import spec
+from positionbias import compatibility, spec
 from positionbias.config.build import build
 from positionbias.models.sites import Sites
 
@@ -91,3 +91,42 @@ def test_it_learns_in_a_model(name, layers, tiny):
         assert np.isfinite(slope).all(), path
         unread = "blocks/0" in path and any(f"/{one}/" in path for one in UNREAD.get(name, ()))
         assert (np.abs(slope).max() > 0) != unread, f"{path} matters to the loss otherwise than it should"
+
+
+ARCHITECTURES = [name for name in spec.names("architectures") if name != "decoder_only"]
+# One architecture an operator, by turns, is asked by default.
+PAIRS = [
+    pytest.param(name, other, marks=[] if i % len(ARCHITECTURES) == j else pytest.mark.slow)
+    for i, name in enumerate(NAMES)
+    for j, other in enumerate(ARCHITECTURES)
+]
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_it_learns_in_each_architecture_that_takes_it(name, architecture, tiny):
+    """Or is refused with a reason: what the table of both says of the pair."""
+    told = compatibility.told("operators", name, "architectures", architecture)
+    if told.refusal is not None:
+        assert "; allowed: " in told.refusal
+        return
+    found, slopes = gradients(
+        tiny(
+            {
+                "task": compatibility.NO_ANSWERS,
+                "model.operator": compatibility.example("operators", name),
+                "model.architecture": compatibility.example("architectures", architecture),
+                "model.layers": 2,
+                "model.width": 32,
+                "model.heads": 2,
+                "model.mask": told.mask or compatibility.MASKS[0],
+            }
+        )
+    )
+    assert np.isfinite(found)
+    for path, slope in slopes.items():
+        assert np.isfinite(slope).all(), path
+    layers = {path.partition("/attention/")[0] for path in slopes if "/attention/" in path}
+    for layer in layers:
+        own = [np.abs(slope).max() for path, slope in slopes.items() if path.startswith(f"{layer}/attention/")]
+        assert max(own) > 0, f"nothing in the attention of {layer} matters to the loss"
+    assert any(np.abs(slope).max() > 0 for slope in slopes.values())

@@ -10,7 +10,7 @@ import pytest
 
 from positionbias.training.signals import StopSignal
 
-AGAIN = "stopping as soon as the steps under way are saved; Ctrl-C again stops without saving\n"
+AGAIN = "stopping as soon as steps or an evaluation under way are done and saved; Ctrl-C again stops without saving\n"
 
 
 @pytest.mark.parametrize(
