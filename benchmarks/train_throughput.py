@@ -59,8 +59,8 @@ MOST = {"rounds": 1000}
 LARGEST = {"batch": 4096, "length": 2048, "width": 4096}
 CHECKED = 4  # steps of which the losses are compared
 CLOSE = {"gradient": 1e-4, "losses": 1e-4}  # relative differences in float32
-TURN = 2e9  # multiplications of a forward pass in a turn, about half a second
-MOST_STEPS = 64
+TURN = 2e9  # multiplications of a forward pass in a turn, about half a second where it has more than the least steps
+LEAST_STEPS, MOST_STEPS = 16, 64  # of a turn, one call of ours; a run has a hundred in a call
 
 Shape = tuple[int, int, int]
 
@@ -108,7 +108,7 @@ def program_of(task: str, shape: Shape) -> Program:
         "train": {
             "replicas": 1,
             "batch_size": batch,
-            "steps_per_dispatch": int(min(max(TURN // work, CHECKED), MOST_STEPS)),
+            "steps_per_dispatch": int(min(max(TURN // work, LEAST_STEPS), MOST_STEPS)),
         },
     }
     raw["train"]["steps"] = raw["train"]["log_every"] = raw["train"]["steps_per_dispatch"]

@@ -18,6 +18,7 @@ from positionbias import costs, spec
 from positionbias.config.build import build, checked
 from positionbias.config.cli import apply_overrides
 from positionbias.config.resolve import resolve
+from positionbias.config.schema import Config
 from positionbias.list import entries
 from positionbias.operators.base import Operator, Pattern
 from positionbias.spec import ConfigError
@@ -137,9 +138,8 @@ def honoured(operator: str) -> str:
     return next(mask for mask in MASKS if refusal("operators", operator, "architectures", "decoder_only", mask) is None)
 
 
-@functools.cache
-def refusal(axis: str, name: str, other_axis: str, other: str, mask: str | None = None) -> str | None:
-    """What build says of the pair, under `mask` or what the pair takes by itself; None if it is built."""
+def pair(axis: str, name: str, other_axis: str, other: str, mask: str | None = None) -> tuple[Config, dict[str, str]]:
+    """A small config of the two, under `mask` or what they take by themselves, and the specs it has by axis."""
     chosen = {axis: example(axis, name), other_axis: example(other_axis, other)}
     for key in ((axis, name), (other_axis, other)):
         chosen = WITH.get(key, {}) | chosen
@@ -149,7 +149,13 @@ def refusal(axis: str, name: str, other_axis: str, other: str, mask: str | None 
         wanted["task"] = NO_ANSWERS
     if chosen.get("objectives") == "squared_error":
         wanted |= VECTORS
-    config = resolve(apply_overrides(BASE, wanted))
+    return resolve(apply_overrides(BASE, wanted)), chosen
+
+
+@functools.cache
+def refusal(axis: str, name: str, other_axis: str, other: str, mask: str | None = None) -> str | None:
+    """What build says of `pair`; None if it is built."""
+    config, chosen = pair(axis, name, other_axis, other, mask)
     try:
         # What a mask changes is told without making parameters, which takes most of the time.
         (checked if "masks" in (axis, other_axis) and "architectures" not in chosen else build)(config)

@@ -180,7 +180,8 @@ def _orthonormal(columns: Float[jax.Array, "N H R"]) -> Float[jax.Array, "N H R"
         at, column = new
         for _ in range(2):
             column = column - jnp.einsum("NHR,NR->NH", basis, jnp.einsum("NHR,NH->NR", basis, column))
-        column = column / jnp.maximum(jnp.linalg.norm(column, axis=-1, keepdims=True), 1e-9)
+        # What is left of a column that lies among those before is 0, and a norm has no derivative there.
+        column = column / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(column), axis=-1, keepdims=True), 1e-18))
         return basis.at[..., at].set(column), None
 
     each = jnp.arange(columns.shape[-1]), jnp.moveaxis(columns, -1, 0)

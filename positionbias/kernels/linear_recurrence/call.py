@@ -16,6 +16,8 @@ from positionbias.kernels.given import checked_steps
 from positionbias.kernels.linear_recurrence.ladder import choose
 from positionbias.kernels.linear_recurrence.problem import Feature, Problem, shape_of, sum_dtype
 
+LEAST = 1e-32  # of a total that divides
+
 
 def linear_attention(
     q: Float[jax.Array, "B T N D"],
@@ -70,12 +72,12 @@ def linear_attention(
 
 
 def divided(sums: Float[jax.Array, "... K+1"]) -> Float[jax.Array, "... K"]:
-    """The columns but the last, over the last; 0 where that is 0.
+    """The columns but the last, over the last; 0 where that is 0, or nearer to it than 1e-32.
 
     Totals are brought to 1 before they divide: a quotient's derivative is over the square of what divides, which is 0
-    in float32 of totals below 1e-22.
+    in float32 of totals below 1e-22. Over the least of totals even a derivative by what is divided is infinite.
     """
-    nothing = sums[..., -1:] == 0
+    nothing = jnp.abs(sums[..., -1:]) < LEAST
     scaled = sums / jax.lax.stop_gradient(jnp.where(nothing, 1.0, sums[..., -1:]))
     return jnp.where(nothing, 0.0, scaled[..., :-1] / jnp.where(nothing, 1.0, scaled[..., -1:]))
 

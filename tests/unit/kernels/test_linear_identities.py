@@ -123,6 +123,20 @@ def test_what_is_divided_by_next_to_nothing_is_as_of_larger_sums():
     close((same, larger * small), (o, gradients))
 
 
+@pytest.mark.parametrize("apart", [60.0, 73.0, 80.0, 86.5, 87.3, 90.0, 200.0])
+def test_what_is_divided_by_less_than_can_be_has_finite_gradients(apart):
+    """A query and a key of which the features, softmaxes, meet in e^-apart: the mean of one value is that value."""
+
+    def mean(apart):
+        q, k = (jax.nn.softmax(jnp.stack(pair)) for pair in ((apart, 0.0), (0.0, apart)))
+        q, k = (jnp.broadcast_to(x, (1, 1, 1, 2)) for x in (q, k))
+        return 30 * linear_attention(q, k, jnp.ones((1, 1, 1, 1)), normalise=True)[0].sum()
+
+    found, slope = jax.jit(jax.value_and_grad(mean))(apart)
+    np.testing.assert_allclose(found, 30 if apart < 75 else 0, rtol=1e-6)
+    np.testing.assert_allclose(slope, 0, atol=1e-4)
+
+
 @pytest.mark.parametrize("gates", ["none", "key and value"])
 def test_memory_grows_as_steps(gates):
     def taken(length):

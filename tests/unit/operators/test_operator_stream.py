@@ -11,6 +11,7 @@ from positionbias.config.build import build
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.operators.fourier import turned
+from positionbias.operators.orthogonal_memory import _orthonormal
 from positionbias.operators.softmax import Softmax
 from positionbias.positions.base import Dims
 from positionbias.tokens import sequential
@@ -172,6 +173,13 @@ def test_orthogonal_memory_tells_apart_no_tokens_behind_the_window_but_by_their_
     found, other = mix(one), mix(one, x=swapped)
     close(found[:, 5:], other[:, 5:], 1e-5)
     assert np.abs(found[:, 4] - other[:, 4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("columns", [np.zeros((1, 4, 2)), np.ones((1, 4, 3)), np.eye(4)[None, :, [0, 0, 1]]])
+def test_a_basis_of_columns_that_lie_in_each_other_has_finite_gradients(columns):
+    weights = np.random.default_rng(0).normal(size=columns.shape)
+    slope = jax.grad(lambda x: jnp.sum(_orthonormal(x) * weights))(jnp.asarray(columns, jnp.float32))
+    assert np.isfinite(slope).all()
 
 
 def test_orthogonal_memory_has_no_more_slots_than_a_head_has_features():

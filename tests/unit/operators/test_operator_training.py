@@ -103,25 +103,13 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("name", "architecture"), PAIRS)
-def test_it_learns_in_each_architecture_that_takes_it(name, architecture, tiny):
+def test_it_learns_in_each_architecture_that_takes_it(name, architecture):
     """Or is refused with a reason: what the table of both says of the pair."""
     told = compatibility.told("operators", name, "architectures", architecture)
     if told.refusal is not None:
         assert "; allowed: " in told.refusal
         return
-    found, slopes = gradients(
-        tiny(
-            {
-                "task": compatibility.NO_ANSWERS,
-                "model.operator": compatibility.example("operators", name),
-                "model.architecture": compatibility.example("architectures", architecture),
-                "model.layers": 2,
-                "model.width": 32,
-                "model.heads": 2,
-                "model.mask": told.mask or compatibility.MASKS[0],
-            }
-        )
-    )
+    found, slopes = gradients(compatibility.pair("operators", name, "architectures", architecture, told.mask)[0])
     assert np.isfinite(found)
     for path, slope in slopes.items():
         assert np.isfinite(slope).all(), path
