@@ -78,6 +78,8 @@ def main(argv: list[str]) -> int:
         print(described(asked.axis, asked.name))
         return 0
     print("\n\n".join(table(axis) for axis in ([asked.axis] if asked.axis else spec.axes())))
+    if asked.axis:
+        print(f"\nall of one: python -m positionbias.list {asked.axis} NAME")
     return 0
 
 
