@@ -24,9 +24,9 @@ class Interval:
         found = {name: np.asarray(value) for name, value in metrics.items()}
         size = found["loss"].shape[1]
         for name in ("loss", "gradient_norm"):
-            bad = np.argwhere(~np.isfinite(found[name]).T)
-            if len(bad):
-                step, replica = bad[0]
+            finite = np.isfinite(found[name])
+            if not finite.all():
+                step, replica = np.argwhere(~finite.T)[0]
                 raise NonFinite(
                     f"the {name.replace('_', ' ')} of replica {replica} is not finite at step {stop - size + step + 1}"
                     f" (in steps {stop - size + 1} to {stop})"
