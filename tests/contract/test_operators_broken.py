@@ -13,6 +13,7 @@ from test_operators import (
     check_read_once,
     check_segments,
     check_state,
+    check_state_size,
     check_step,
     check_stream,
     check_unseen,
@@ -43,7 +44,7 @@ class Average(Operator):
         return jnp.einsum("...TS,BSNK->BTNK" if weights.ndim == 2 else "BTS,BSNK->BTNK", weights / total, v)
 
     def state_size(self, dims):
-        return dims.heads * dims.head_size
+        return dims.heads * dims.values
 
 
 @pytest.mark.parametrize("operator", [Average(), ToyConvolution()], ids=["values", "stream"])
@@ -159,6 +160,13 @@ class StepsFromTheFront(Softmax):
         return self(q, k, v, tokens_k.cut(0, tokens_q.length), tokens_k, *more)
 
 
+class CountsKeysForValues(Average):
+    """Takes values for as wide as keys."""
+
+    def state_size(self, dims):
+        return dims.heads * dims.head_size
+
+
 class SaysNotWhy(Average):
     """Cannot read each row once, and does not say why."""
 
@@ -206,6 +214,7 @@ class CountsCalls(ShortConvolution):
     ("broken", "check"),
     [
         (SaysNotWhy, check_read_once),
+        (CountsKeysForValues, check_state_size),
         (ForgetsTheRowsBefore, check_state),
         (CountsCalls, check_state),
         (PricesInSecret, check_priced),
