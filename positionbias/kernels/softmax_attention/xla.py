@@ -109,7 +109,12 @@ def masked_softmax(
 
 def scored(problem: Problem, q: jax.Array, k: jax.Array, operands: tuple[Any, ...]) -> Float[jax.Array, "B N T S"]:
     """The scores of some rows and keys."""
-    scores = _products(q, k) * jnp.asarray(problem.scale, problem.score_dtype)
+    return ruled(problem, products(q, k), operands)
+
+
+def ruled(problem: Problem, found: Float[jax.Array, "B N T S"], operands: tuple[Any, ...]) -> jax.Array:
+    """The scores that products of queries and keys become."""
+    scores = found * jnp.asarray(problem.scale, problem.score_dtype)
     if problem.score is None:
         return scores
     return jnp.broadcast_to(problem.score(operands, scores), scores.shape)
@@ -136,8 +141,8 @@ def keeps(problem: Problem, start: Any, rows: int, keys: Keys) -> Float[jax.Arra
     return kept(problem.dropout.seed, problem.dropout.rate, *places)
 
 
-def _products(q: jax.Array, k: jax.Array) -> jax.Array:
-    """q . k, [B, N, T, S], at least float32."""
+def products(q: Float[jax.Array, "B T N H"], k: Float[jax.Array, "B S G H"]) -> Float[jax.Array, "B N T S"]:
+    """q . k, at least float32."""
     kind, groups = jnp.promote_types(q.dtype, jnp.float32), k.shape[2]
     if groups == q.shape[2]:
         return jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=kind)
@@ -150,10 +155,21 @@ def mixed(pattern: Float[jax.Array, "B N T S"], v: Float[jax.Array, "B S G K"]) 
     """Values weighed by a pattern."""
     groups = v.shape[2]
     if groups == pattern.shape[1]:
-        return jnp.einsum("BNTS,BSNK->BTNK", pattern, v)
+        # Not an einsum, which puts the values first: XLA on CPUs then transposes the pattern.
+        return jax.lax.dot_general(pattern, v, (((3,), (1,)), ((0, 1), (0, 2)))).transpose(0, 2, 1, 3)
     grouped = pattern.reshape(pattern.shape[0], groups, -1, *pattern.shape[2:])
     found = jnp.einsum("BGRTS,BSGK->BTGRK", grouped, v)
     return found.reshape(*found.shape[:2], -1, found.shape[-1])
+
+
+def by_keys(rows: Float[jax.Array, "B T N H"], pairs: Float[jax.Array, "B N T S"]) -> Float[jax.Array, "B S N H"]:
+    """The sum over rows of each, times what it has of each key: the gradients of keys and of values.
+
+    Written with the rows first: the other way around, as jax differentiates, XLA on CPUs transposes the pairs.
+    """
+    kind = jnp.promote_types(rows.dtype, pairs.dtype)
+    both = rows.astype(kind), pairs.astype(kind)
+    return jax.lax.dot_general(*both, (((1,), (2,)), ((0, 2), (0, 1)))).transpose(0, 3, 1, 2)
 
 
 def _stats(

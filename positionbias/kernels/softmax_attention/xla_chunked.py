@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,12 +24,14 @@ from positionbias.kernels.softmax_attention.problem import Problem, Stats
 from positionbias.kernels.softmax_attention.tiles import finite, slopes, weights
 from positionbias.kernels.softmax_attention.xla import (
     allowed_pairs,
+    by_keys,
     dense,
     keeps,
     mixed,
     operands_of,
+    products,
     rows_against,
-    scored,
+    ruled,
     spread_out,
 )
 from positionbias.kernels.softmax_attention.xla_spans import Arrays, Span, band, spans_of
@@ -246,19 +249,19 @@ class _Chunks:
             read, keys = span.seen(arrays, first)
             inside, operands = self._inside(read), _with(read.score, score)
 
-            def scores_of(q: jax.Array, k: jax.Array, *changed: jax.Array) -> jax.Array:
+            def scores_of(found: jax.Array, *changed: jax.Array) -> jax.Array:
                 now = list(operands)
                 for i, x in zip(real, changed, strict=True):
                     now[i] = x
-                return scored(inside, q, k, spread_out(inside, tuple(now), start, q.shape[1], keys))
+                return ruled(inside, found, spread_out(inside, tuple(now), start, q.shape[1], keys))
 
-            s, back = jax.vjp(scores_of, q, read.k, *(operands[i] for i in real))
+            s, back = jax.vjp(scores_of, products(q, read.k), *(operands[i] for i in real))
             masks = spread_out(inside, _with(read.allowed, allowed), start, q.shape[1], keys)
             seen = allowed_pairs(inside, masks, start, q.shape[1], self._ragged(span))
             a = weights(s, seen, None if lse is None else lse[..., None])
             keep = keeps(inside, start, q.shape[1], keys)
             used = (a if keep is None else a * keep).astype(read.v.dtype)
-            dp, dv = jax.vjp(mixed, used, read.v)[1](do)
+            dp, dv = _slopes(mixed, (used, read.v), do, lambda: by_keys(do, used))
             given = None if by.received is None else by.received[:, :, None]
             given = given if given is None or first is None else keys.of(given, 3)
             if by_mass is not None:
@@ -272,7 +275,8 @@ class _Chunks:
                 offset = jnp.sum(ds, axis=-1) / jnp.where(total > 0, total, 1.0)
                 offset = offset if by_lse is None else offset - by_lse
                 ds = ds - a * offset[..., None]
-            dq, dk, *changes = back(ds)
+            pairs, *changes = back(ds)
+            dq, dk = _slopes(products, (q, read.k), pairs, lambda: by_keys(q, pairs))
             dk_sum, dv_sum, still_sums = sums
             ready = dict(zip(real, changes, strict=True))
             whole = [first is None or by_difference(arrays.score[i]) for i in still]
@@ -299,6 +303,20 @@ class _Chunks:
         for i, x in zip(moved, changes, strict=True):
             score[i] = self._joined(x, 2, length)
         return Arrays(self._joined(dq, 1, length), dk, dv, (None,) * len(arrays.allowed), tuple(score), None)
+
+
+def _slopes(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    of: tuple[jax.Array, jax.Array],
+    given: jax.Array,
+    second: Callable[[], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of both arguments; of the second, keys or values, by `second` where each head has its own."""
+    rows, keys = of
+    heads = rows.shape[2] if function is products else rows.shape[1]
+    if keys.shape[2] != heads:
+        return jax.vjp(function, rows, keys)[1](given)
+    return jax.vjp(lambda x: function(x, keys), rows)[1](given)[0], second()
 
 
 def _with(operands: tuple[Any, ...], chunks: list[Any]) -> tuple[Any, ...]:
