@@ -162,14 +162,17 @@ def mixed(pattern: Float[jax.Array, "B N T S"], v: Float[jax.Array, "B S G K"]) 
     return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
 
-def by_keys(rows: Float[jax.Array, "B T N H"], pairs: Float[jax.Array, "B N T S"]) -> Float[jax.Array, "B S N H"]:
+def by_keys(
+    rows: Float[jax.Array, "B T N H"], pairs: Float[jax.Array, "B N T S"], groups: int
+) -> Float[jax.Array, "B S G H"]:
     """The sum over rows of each, times what it has of each key: the gradients of keys and of values.
 
     Written with the rows first: the other way around, as jax differentiates, XLA on CPUs transposes the pairs.
     """
     kind = jnp.promote_types(rows.dtype, pairs.dtype)
-    both = rows.astype(kind), pairs.astype(kind)
-    return jax.lax.dot_general(*both, (((1,), (2,)), ((0, 2), (0, 1)))).transpose(0, 3, 1, 2)
+    grouped = rows.astype(kind).reshape(*rows.shape[:2], groups, -1, rows.shape[3])
+    shared = pairs.astype(kind).reshape(len(pairs), groups, -1, *pairs.shape[2:])
+    return jax.lax.dot_general(grouped, shared, (((3, 1), (2, 3)), ((0, 2), (0, 1)))).transpose(0, 3, 1, 2)
 
 
 def _stats(

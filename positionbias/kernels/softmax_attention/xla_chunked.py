@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -261,7 +260,7 @@ class _Chunks:
             a = weights(s, seen, None if lse is None else lse[..., None])
             keep = keeps(inside, start, q.shape[1], keys)
             used = (a if keep is None else a * keep).astype(read.v.dtype)
-            dp, dv = _slopes(mixed, (used, read.v), do, lambda: by_keys(do, used))
+            (dp,) = jax.vjp(lambda used: mixed(used, read.v), used)[1](do)
             given = None if by.received is None else by.received[:, :, None]
             given = given if given is None or first is None else keys.of(given, 3)
             if by_mass is not None:
@@ -276,7 +275,8 @@ class _Chunks:
                 offset = offset if by_lse is None else offset - by_lse
                 ds = ds - a * offset[..., None]
             pairs, *changes = back(ds)
-            dq, dk = _slopes(products, (q, read.k), pairs, lambda: by_keys(q, pairs))
+            (dq,) = jax.vjp(lambda q: products(q, read.k), q)[1](pairs)
+            dk, dv = by_keys(q, pairs, read.k.shape[2]), by_keys(do, used, read.v.shape[2])
             dk_sum, dv_sum, still_sums = sums
             ready = dict(zip(real, changes, strict=True))
             whole = [first is None or by_difference(arrays.score[i]) for i in still]
@@ -303,20 +303,6 @@ class _Chunks:
         for i, x in zip(moved, changes, strict=True):
             score[i] = self._joined(x, 2, length)
         return Arrays(self._joined(dq, 1, length), dk, dv, (None,) * len(arrays.allowed), tuple(score), None)
-
-
-def _slopes(
-    function: Callable[[jax.Array, jax.Array], jax.Array],
-    of: tuple[jax.Array, jax.Array],
-    given: jax.Array,
-    second: Callable[[], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """The gradients of both arguments; of the second, keys or values, by `second` where each head has its own."""
-    rows, keys = of
-    heads = rows.shape[2] if function is products else rows.shape[1]
-    if keys.shape[2] != heads:
-        return jax.vjp(function, rows, keys)[1](given)
-    return jax.vjp(lambda x: function(x, keys), rows)[1](given)[0], second()
 
 
 def _with(operands: tuple[Any, ...], chunks: list[Any]) -> tuple[Any, ...]:
