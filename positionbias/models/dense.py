@@ -19,7 +19,7 @@ class Dense(nnx.Module):
         self.bias = blueprint.variable(jnp.zeros(size_out), kind) if blueprint.config.bias else None
 
     def __call__(self, x: Float[jax.Array, "... I"]) -> Float[jax.Array, "... O"]:
-        return self.shifted(rows_times(x, self.weight[...].astype(x.dtype)))
+        return self.shifted(rows_times(x, self.weight[...]))
 
     def shifted(self, y: Float[jax.Array, "... O"]) -> Float[jax.Array, "... O"]:
         """With the bias, if there is one."""

@@ -94,7 +94,7 @@ class Readout(nnx.Module):
     def __call__(self, x: Float[jax.Array, "B T D"], embedding: Embedding) -> Float[jax.Array, "B T V"]:
         if self.kind == "tied":
             assert embedding.table is not None
-            x = rows_times(x, embedding.table[...].astype(x.dtype).T)
+            x = rows_times(x, embedding.table[...].T)
         for layer in self.layers:
             x = jax.nn.relu(layer(x))
         found = x if self.last is None else self.last(x)

@@ -56,7 +56,7 @@ class AssociativeMemory(Operator):
         local = local + params["offset"].astype(x.dtype)
         scores = jnp.einsum("BTD,MD->BTM", x, bank, preferred_element_type=jnp.float32)
         recalled = jax.nn.softmax(scores, axis=-1).astype(x.dtype) @ bank
-        gates = jax.nn.sigmoid(rows_times(x, params["gates"].astype(x.dtype)))
+        gates = jax.nn.sigmoid(rows_times(x, params["gates"]))
         open_local, open_recalled = jnp.split(gates, 2, axis=-1)
         found = open_local * local + open_recalled * recalled
         return found * asked.sees_back(0)[..., None].astype(x.dtype), state

@@ -80,7 +80,7 @@ class MDTPE(Recurrent):
         found, after = jnp.zeros(x.shape, jnp.float32), {}
         for i, axis in enumerate(self.axes):
             mixed, after[axis] = self._summed(values, sums[i], log_decay[i], axis, asked, held(state, axis))
-            found = found + rows_times(normed(mixed).reshape(x.shape), params["output"][i].astype(jnp.float32))
+            found = found + rows_times(normed(mixed).reshape(x.shape), params["output"][i])
         return only_valid(found.astype(x.dtype), asked.tokens_q), after
 
     def _summed(

@@ -78,7 +78,7 @@ class OrthogonalMemory(Recurrent):
     ) -> tuple[jax.Array, State]:
         tokens = asked.tokens_q
         heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
-        token = only_valid(by_head(rows_times(x, params["token"].astype(x.dtype)), heads).astype(jnp.float32), tokens)
+        token = only_valid(by_head(rows_times(x, params["token"]), heads).astype(jnp.float32), tokens)
         query, output = (params[name].astype(x.dtype) for name in ("query", "output"))
         basis = _orthonormal(params["basis"].astype(jnp.float32))
         total: tuple[jax.Array, ...] = jnp.einsum("BTNH,NHR->BTNR", token, basis), valid.astype(jnp.float32)

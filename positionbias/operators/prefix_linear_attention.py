@@ -49,7 +49,7 @@ class PrefixLinearAttention(Recurrent):
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
         names = {"keys_of_context": "context_key", "values_of_context": "context_value"}
-        return {name: rows_times(stream, params[matrix].astype(stream.dtype)) for name, matrix in names.items()}
+        return {name: rows_times(stream, params[matrix]) for name, matrix in names.items()}
 
     def __call__(
         self,

@@ -223,7 +223,7 @@ def gate_matrix(dims: Dims) -> Matrix:
 
 def product(x: Float[jax.Array, "B T D"], matrix: Float[jax.Array, "D E"]) -> Float[jax.Array, "B T E"]:
     """x W in float32, as gates and decays are computed."""
-    return rows_times(x.astype(jnp.float32), matrix.astype(jnp.float32))
+    return rows_times(x.astype(jnp.float32), matrix)
 
 
 def held(state: State | None, name: str) -> Tree:

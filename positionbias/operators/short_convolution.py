@@ -47,7 +47,7 @@ class ShortConvolution(Operator):
     ) -> tuple[jax.Array, Tree]:
         found, state = back_to(x, asked, params["kernel"], state)
         if self.gated:
-            found = found * rows_times(x, params["map"].astype(x.dtype)) * asked.sees_back(0)[..., None].astype(x.dtype)
+            found = found * rows_times(x, params["map"]) * asked.sees_back(0)[..., None].astype(x.dtype)
         return found, state
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Bool[Mapped, "... T S"]) -> Bool[Mapped, "... T S"]:

@@ -64,7 +64,7 @@ class Superlinear(Choosing):
         return {"search": Matrix((dims.width, dims.heads * dims.head_size), "query", dims.width)}
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:
-        return {"searched": rows_times(x, params["search"].astype(x.dtype))}
+        return {"searched": rows_times(x, params["search"])}
 
     @property
     def window(self) -> int:

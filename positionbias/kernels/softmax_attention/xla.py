@@ -170,8 +170,9 @@ def by_keys(
     Written with the rows first: the other way around, as jax differentiates, XLA on CPUs transposes the pairs.
     """
     kind = jnp.promote_types(rows.dtype, pairs.dtype)
-    grouped = rows.astype(kind).reshape(*rows.shape[:2], groups, -1, rows.shape[3])
-    shared = pairs.astype(kind).reshape(len(pairs), groups, -1, *pairs.shape[2:])
+    sharing = rows.shape[2] // groups  # heads of one key
+    grouped = rows.astype(kind).reshape(*rows.shape[:2], groups, sharing, rows.shape[3])
+    shared = pairs.astype(kind).reshape(len(pairs), groups, sharing, *pairs.shape[2:])
     return jax.lax.dot_general(grouped, shared, (((3, 1), (2, 3)), ((0, 2), (0, 1)))).transpose(0, 3, 1, 2)
 
 
