@@ -145,6 +145,7 @@ BY_HEAD_SIZE = (
     "retention",
     "gated_linear_attention",
     "mamba2",
+    "lightnet",
     "hla2",
     "delta",
     "gated_delta",
