@@ -19,7 +19,7 @@ from positionbias.config.build import build, checked
 from positionbias.config.cli import apply_overrides
 from positionbias.config.resolve import resolve
 from positionbias.config.schema import Config
-from positionbias.list import entries
+from positionbias.list import families
 from positionbias.operators.base import Operator, Pattern
 from positionbias.spec import ConfigError
 
@@ -221,11 +221,13 @@ def sections() -> dict[str, Callable[[], str]]:
 
 
 def members_table(axis: str) -> str:
-    """The members of an axis in Markdown, a line each."""
+    """The members of an axis in Markdown, a line each, below one for their family where they have families."""
     lines = [f"| {spec.one_of(axis)} | |", "|---|---|"]
-    for entry in entries(axis):
-        text = entry.doc.replace("|", "\\|")
-        lines.append(f"| `{entry.name}` | {text} |")
+    for family, found in families(axis).items():
+        lines += [f"| **{family}** | |"] if family else []
+        for entry in found:
+            text = entry.doc.replace("|", "\\|")
+            lines.append(f"| `{entry.name}` | {text} |")
     return "\n".join(lines)
 
 

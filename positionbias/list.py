@@ -1,6 +1,7 @@
 """`python -m positionbias.list [AXIS]`: every registered name, with its arguments and one line of what it is.
 
-Read from the source with `ast`, so nothing is imported and the answer is immediate; but for what one operator costs.
+Members that declare a `family`, as operators do, stand under it. All is read from the source with `ast`, so nothing
+is imported and the answer is immediate; but for what one operator costs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Entry(NamedTuple):
     name: str
     arguments: tuple[str, ...]
     doc: str
+    family: str = ""  # as it or the nearest of its bases declares it; empty where none does
 
 
 def entries(axis: str) -> list[Entry]:
@@ -32,15 +34,34 @@ def entries(axis: str) -> list[Entry]:
     return [_entry(axis, name) for name in spec.names(axis)]
 
 
+def families(axis: str) -> dict[str, list[Entry]]:
+    """The members of an axis by the family that they declare, "others" last; all under "" where none declares one."""
+    found = entries(axis)
+    if not any(entry.family for entry in found):
+        return {"": found}
+    named = sorted({entry.family for entry in found}, key=lambda family: (not family, family))
+    return {family or "others": [entry for entry in found if entry.family == family] for family in named}
+
+
 def table(axis: str) -> str:
-    """The members of an axis as text of at most 100 columns."""
-    found = [(f"{e.name}({', '.join(e.arguments)})" if e.arguments else e.name, e.doc) for e in entries(axis)]
-    left = max((len(signature) for signature, _ in found if len(signature) <= WIDEST), default=0)
-    lines = [axis]
-    for signature, doc in found:
-        indent = " " * (left + 4)
+    """The members of an axis as text of at most 100 columns, under a heading for each family where there are some."""
+    grouped = families(axis)
+    signatures = [_signature(entry) for found in grouped.values() for entry in found]
+    left = max((len(signature) for signature in signatures if len(signature) <= WIDEST), default=0)
+    return "\n\n".join(_block(f"{axis}: {name}" if name else axis, found, left) for name, found in grouped.items())
+
+
+def _signature(entry: Entry) -> str:
+    return f"{entry.name}({', '.join(entry.arguments)})" if entry.arguments else entry.name
+
+
+def _block(heading: str, found: list[Entry], left: int) -> str:
+    """Members under their heading, each beside or below its signature, for which there are `left` letters."""
+    lines = [heading]
+    for entry in found:
+        signature, indent = _signature(entry), " " * (left + 4)
         wrapped = textwrap.wrap(
-            doc, COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+            entry.doc, COLUMNS, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
         ) or [""]
         if len(signature) <= left:
             wrapped[0] = f"  {signature:<{left}}  {wrapped[0].strip()}".rstrip()
@@ -54,9 +75,7 @@ def table(axis: str) -> str:
 
 def described(axis: str, name: str) -> str:
     """The signature of a member and its whole docstring; of an operator what it declares and costs too."""
-    entry = _entry(axis, name)
-    signature = f"{name}({', '.join(entry.arguments)})" if entry.arguments else name
-    parts = [signature, ast.get_docstring(_found(axis, name)) or ""]
+    parts = [_signature(_entry(axis, name)), ast.get_docstring(_found(axis, name)) or ""]
     if axis == "operators":
         from positionbias import facts
 
@@ -101,14 +120,23 @@ def _found(axis: str, name: str) -> ast.ClassDef:
 def _entry(axis: str, name: str) -> Entry:
     path, found = spec.source(axis, name), _found(axis, name)
     doc = (ast.get_docstring(found) or "").partition("\n")[0]
-    return Entry(name, tuple(_fields(path, found).values()), doc)
+    return Entry(name, tuple(_fields(path, found).values()), doc, _family(path, found))
+
+
+def _family(path: pathlib.Path, found: ast.ClassDef) -> str:
+    """The `family` that a class declares, else the first of its bases that has one."""
+    for node in found.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "family":
+            return str(ast.literal_eval(node.value))
+    return next(filter(None, (_family(file, base) for file, base in _bases(path, found))), "")
 
 
 def _fields(path: pathlib.Path, found: ast.ClassDef) -> dict[str, str]:
     """The dataclass's fields by name, inherited ones first, as dataclasses order them."""
     fields: dict[str, str] = {}
     for base_path, base in _bases(path, found):
-        fields |= _fields(base_path, base)
+        if any("dataclass" in ast.unparse(decorator) for decorator in base.decorator_list):
+            fields |= _fields(base_path, base)
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(node.annotation)
@@ -119,7 +147,7 @@ def _fields(path: pathlib.Path, found: ast.ClassDef) -> dict[str, str]:
 
 
 def _bases(path: pathlib.Path, found: ast.ClassDef) -> Iterator[tuple[pathlib.Path, ast.ClassDef]]:
-    """The bases that this package defines and that are dataclasses, in the same file or imported from another."""
+    """The bases that this package defines, in the same file or imported from another."""
     imported = {
         alias.asname or alias.name: (node.module, alias.name)
         for node in _module(path).body
@@ -132,7 +160,7 @@ def _bases(path: pathlib.Path, found: ast.ClassDef) -> Iterator[tuple[pathlib.Pa
             module, name = imported[base]
             file = spec.PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
         classes = _classes(file) if file.is_file() else {}
-        if name in classes and any("dataclass" in ast.unparse(d) for d in classes[name].decorator_list):
+        if name in classes:
             yield file, classes[name]
 
 

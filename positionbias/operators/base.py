@@ -44,6 +44,7 @@ class Operator:
     """Mixes values, or the stream, over positions."""
 
     axis = "operators"
+    family: ClassVar[str] = ""  # what lists have it under, a literal, as they read the source; among "others" without
     reads: ClassVar[Literal["qkv", "stream"]] = "qkv"
     reads_tokens: ClassVar[frozenset[str]] = frozenset()  # fields of tokens that matter to it, beside index and valid
     roles: ClassVar[tuple[str, ...]] = ()  # arguments that name a role of tokens
@@ -245,6 +246,7 @@ class ScoreOperator(Operator):
 
     scaled: bool
 
+    family = "softmax attention and variants"
     patterns = frozenset({"noncausal_self", "causal_self", "noncausal_cross", "causal_cross"})
     has_pattern = True
     uses_products = True

@@ -31,6 +31,8 @@ class Choosing(ScoreOperator):
     computes those alone.
     """
 
+    family = "sparse attention"
+
     def pattern(
         self,
         found: Float[jax.Array, "B N T S"],

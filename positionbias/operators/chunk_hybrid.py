@@ -49,6 +49,7 @@ class ChunkHybrid(Operator):
     chunk: int = 16
     slowness: float = 16.0
 
+    family = "linear attention and recurrences"
     patterns = frozenset({"causal_self"})
     lacks = reasons(
         noncausal_self="its state holds the chunks before, and none behind",

@@ -54,6 +54,7 @@ class Combiner(Operator):
     causal: bool = True
     scaled: bool = True
 
+    family = "sparse attention"
     uses_bias = False
     any_mask = False
     has_pattern = True

@@ -24,6 +24,7 @@ class DepthCausalAttention(OwnMask):
     scaled: bool = True
     impl: str | None = None
 
+    family = "softmax attention and variants"  # with one pass every key before is seen
     reads_tokens = frozenset({"depth"})
     patterns = frozenset({"noncausal_self", "causal_self", "noncausal_cross", "causal_cross"})
 

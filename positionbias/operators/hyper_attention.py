@@ -51,6 +51,7 @@ class HyperAttention(Operator):
     seed: int = 0
     scaled: bool = True
 
+    family = "sparse attention"
     any_mask = False
     has_pattern = True
     whole = "every key that comes moves the blocks that keys are sorted into"

@@ -16,6 +16,7 @@ from positionbias.tokens import Tokens
 class OwnMask(ByKernel):
     """Softmax where both the layer's mask and `own` let a query see a key; one sequence with itself."""
 
+    family = "sparse attention"
     patterns = frozenset({"noncausal_self", "causal_self"})
     lacks = reasons(cross="its mask is laid around each query's own place, and another sequence has none for it")
 

@@ -32,6 +32,7 @@ class Recurrent(Operator):
     it (`across`), or all of them.
     """
 
+    family = "linear attention and recurrences"
     patterns = frozenset({"causal_self"})
     lacks = reasons(
         noncausal_self="what it carries goes from each token to those behind it alone",

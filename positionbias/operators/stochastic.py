@@ -59,6 +59,7 @@ class GatedStochastic(ByKernel):
     scaled: bool = True
     impl: str | None = None
 
+    family = "sparse attention"
     patterns, lacks = OwnMask.patterns, OwnMask.lacks
     whole = "its gates are made of the stream, and a step is given queries, keys and values alone"
 

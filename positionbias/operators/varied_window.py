@@ -42,6 +42,7 @@ class VariedWindow(Operator):
     width: int = 8
     scaled: bool = True
 
+    family = "sparse attention"
     patterns = frozenset({"noncausal_self"})
     lacks = reasons(
         causal_self="a window is placed by the mean of all its tokens, later ones too",

@@ -136,8 +136,20 @@ def test_what_is_built_under_a_mask_is_traced_under_it(mask):
 
 
 def test_a_line_of_a_table_is_not_cut_by_what_it_says(monkeypatch):
-    monkeypatch.setattr(compatibility, "entries", lambda axis: [types.SimpleNamespace(name="a", doc="x | y.")])
+    one = types.SimpleNamespace(name="a", doc="x | y.")
+    monkeypatch.setattr(compatibility, "families", lambda axis: {"": [one]})
     assert compatibility.members_table("masks") == "| mask | |\n|---|---|\n| `a` | x \\| y. |"
+
+
+def test_families_head_their_members(monkeypatch):
+    one = types.SimpleNamespace(name="a", doc="x.")
+    monkeypatch.setattr(compatibility, "families", lambda axis: {"kin": [one], "others": [one]})
+    assert compatibility.members_table("masks").splitlines()[2:] == [
+        "| **kin** | |",
+        "| `a` | x. |",
+        "| **others** | |",
+        "| `a` | x. |",
+    ]
 
 
 def test_like_refusals_are_told_alike():

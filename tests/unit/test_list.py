@@ -17,15 +17,48 @@ def test_what_is_read_from_the_source_is_what_is_registered(axis):
         assert [argument.partition(":")[0] for argument in entry.arguments] == list(spec.arguments(cls))
         assert entry.doc
         assert entry.doc == inspect.getdoc(cls).partition("\n")[0]
+        assert entry.family == getattr(cls, "family", "")
 
 
 @pytest.mark.parametrize("axis", spec.axes())
 def test_a_table_fits_100_columns_and_names_everything(axis):
     lines = listing.table(axis).splitlines()
-    assert lines[0] == axis
+    headings = [line for line in lines if line[:1].strip()]
+    assert lines[0] == headings[0]
+    assert all(line == axis or line.startswith(f"{axis}: ") for line in headings)
     assert max(map(len, lines)) <= 100
-    starts = [line.strip().partition("(")[0].split()[0] for line in lines[1:] if line[:3].strip()]
-    assert starts == spec.names(axis)
+    starts = [line.strip().partition("(")[0].split()[0] for line in lines if line[:1] == " " and line[:3].strip()]
+    assert sorted(starts) == spec.names(axis)
+
+
+def test_operators_stand_under_their_families():
+    found = {family: [entry.name for entry in some] for family, some in listing.families("operators").items()}
+    assert list(found) == [
+        "linear attention and recurrences",
+        "softmax attention and variants",
+        "sparse attention",
+        "others",
+    ]
+    for family, some in zip(
+        found,
+        (
+            ("based", "chunk_hybrid", "delta", "gated_delta", "hla2", "linear_attention", "mamba2", "titans"),
+            ("even_softmax", "linear_scores", "relu_attention", "sigmoid_attention", "softmax"),
+            ("combiner", "gated_stochastic", "hyper_attention", "neighborhood", "routing", "varied_window"),
+            ("associative_memory", "attention_free", "fourier", "short_convolution"),
+        ),
+        strict=True,
+    ):
+        assert set(some) <= set(found[family])
+        assert found[family] == sorted(found[family])
+    blocks = listing.table("operators").split("\n\n")
+    assert [block.partition("\n")[0] for block in blocks] == [f"operators: {family}" for family in found]
+    assert "\n  softmax(" in blocks[1]
+
+
+def test_an_axis_without_families_is_one_block():
+    assert list(listing.families("tasks")) == [""]
+    assert "\n\n" not in listing.table("tasks")
 
 
 def test_signatures_and_docs_are_aligned(capsys):
@@ -85,13 +118,15 @@ def test_an_operator_is_told_by_what_else_it_is_called():
 
 def test_without_an_axis_all_are_printed(capsys):
     assert listing.main([]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line and line[0] != " "] == spec.axes()
+    headings = [line for line in capsys.readouterr().out.splitlines() if line and line[0] != " "]
+    assert list(dict.fromkeys(line.partition(":")[0] for line in headings)) == spec.axes()
 
 
-def test_inherited_fields_come_first(tmp_path, monkeypatch):
+def test_inherited_fields_come_first_and_a_family_is_inherited(tmp_path, monkeypatch):
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "base.py").write_text(
-        "@dataclasses.dataclass(frozen=True)\nclass Base:\n    a: int\n    kind: ClassVar[str] = 'k'\n"
+        "class Kind:\n    c: int = 0\n    family = 'kin'\n\n\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Base(Kind):\n    a: int\n    kind: ClassVar[str] = 'k'\n"
     )
     (tmp_path / "fake" / "one.py").write_text(
         "from fake.base import Base as Parent\n\n\n"
@@ -101,7 +136,7 @@ def test_inherited_fields_come_first(tmp_path, monkeypatch):
     monkeypatch.setattr(spec, "PACKAGE", tmp_path / "fake")
     spec._index.cache_clear()
     try:
-        assert listing.entries("things") == [listing.Entry("one", ("a: int = 1", "b: float = 2.0"), "First.")]
+        assert listing.entries("things") == [listing.Entry("one", ("a: int = 1", "b: float = 2.0"), "First.", "kin")]
     finally:
         spec._index.cache_clear()
 
