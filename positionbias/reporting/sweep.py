@@ -16,6 +16,8 @@ from positionbias.reporting.html import escape, figure, grid, note, page, pairs
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import COLLINEAR
 
+MOST_NAMED = 6  # cells that are named of those that have not begun: of a part of a sweep these are nearly all
+
 
 def sweep_page(sweep: Sweep) -> str:
     """The whole document for a sweep, whatever part of it is done."""
@@ -44,12 +46,20 @@ def _initial(run: Run) -> bool:
     return run.summary.get("steps") == 0 and not untrained(run.summary)
 
 
+def _begun(sweep: Sweep, name: str) -> bool:
+    """Whether there is anything to tell of a cell, by the ledger or in its folder."""
+    return bool(sweep.status(name) or sweep.cells[name].summary)
+
+
 def _notes(sweep: Sweep, measured: Mapping[str, Run], trained: bool) -> list[str]:
     notes = []
     for status, told in (("failed", "failed"), (DAMAGED, "left out as damaged")):
         names = [name for name in sweep.cells if sweep.status(name) == status]
         if names:
             notes.append(f"{len(names)} of {len(sweep.cells)} cells {told}: {', '.join(names)}.")
+    if names := [name for name in sweep.cells if not _begun(sweep, name)]:
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        notes.append(f"{len(names)} of {len(sweep.cells)} cells not run yet: {', '.join(names[:MOST_NAMED])}{more}.")
     if not measured:
         but = " but at initialisation" if any(_initial(run) for run in sweep.cells.values()) else ""
         notes.append(f"No cell has been evaluated yet{but}, so there is nothing to compare.")
@@ -97,7 +107,7 @@ def _link(name: str, run: Run) -> str:
 def _unfinished(sweep: Sweep, cells: Mapping[str, Run]) -> list[str]:
     body = []
     for name, run in sweep.cells.items():
-        if sweep.status(name) == "finished" and name in cells:
+        if (sweep.status(name) == "finished" and name in cells) or not _begun(sweep, name):
             continue
         status, line = sweep.status(name), sweep.ledger.get(name, {})
         if line.get("status") != status:  # of an earlier try, whose folder was deleted
@@ -116,8 +126,12 @@ def _unfinished(sweep: Sweep, cells: Mapping[str, Run]) -> list[str]:
 def _plan(sweep: Sweep) -> str:
     command = f"<pre>{escape(shlex.join(map(str, sweep.plan['command'])))}</pre>" if "command" in sweep.plan else ""
     top = {key: value for key, value in sweep.plan.items() if key not in ("cells", "command")}
-    body = [
-        [cell["name"], "; ".join(f"{field} = {value}" for field, value in cell.get("overrides", {}).items())]
-        for cell in sweep.plan.get("cells", [])
-    ]
-    return command + pairs(top) + (grid(["cell", "settings"], body, texts=2) if body else "")
+    begun, left = list[list[str]](), list[list[str]]()
+    for cell in sweep.plan.get("cells", []):
+        settings = "; ".join(f"{field} = {value}" for field, value in cell.get("overrides", {}).items())
+        (begun if _begun(sweep, cell["name"]) else left).append([cell["name"], settings])
+    parts = [command, pairs(top), grid(["cell", "settings"], begun, texts=2) if begun else ""]
+    if left:
+        told = grid(["cell", "settings"], left, texts=2)
+        parts.append(f"<details><summary>Cells not run yet: {len(left)}</summary>{told}</details>")
+    return "".join(parts)

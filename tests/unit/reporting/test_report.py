@@ -527,7 +527,21 @@ def test_a_sweep_lists_what_failed_with_its_reason_and_what_has_not_started(swee
     text = Reader((sweep_folder / "report.html").read_text()).text
     assert "1 of 5 cells failed: scratch." in text
     assert "cell status exit code message scratch failed 3 loss is not finite at steps 320 to 340" in text
-    assert "later not started –" in text
+    assert "1 of 5 cells not run yet: later." in text
+    assert "later not started" not in text
+
+
+def test_cells_that_were_not_run_are_one_line_and_folded_in_the_plan(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    plan = json.loads((folder / "plan.json").read_text())
+    for i in range(30):
+        plan["cells"].append({"name": f"more{i}", "overrides": {"model.mask": f"prefix({i})"}})
+    (folder / "plan.json").write_text(json.dumps(plan))
+    page = Reader(write_report(folder).read_text())
+    assert "31 of 35 cells not run yet: later, more0, more1, more2, more3, more4 and 25 more." in page.text
+    assert "more5" not in page.text.partition("Cells not run yet: 31")[0]
+    assert "more29 model.mask = prefix(29)" in page.text.partition("Cells not run yet: 31")[2]
+    assert "scratch model.mask = causal" in page.text.partition("Cells not run yet: 31")[0]
 
 
 def test_a_cell_that_was_only_locked_gets_no_report(tmp_path):
@@ -555,7 +569,7 @@ def test_a_finished_cell_whose_folder_was_deleted_has_not_finished_nor_the_code_
     shutil.rmtree(folder / "cells" / "causal")
     text = read(folder).text
     assert "2 of 5 cells finished" in text
-    assert "causal not started – " in text
+    assert "2 of 5 cells not run yet: causal, later." in text
     fabricate.write_run(folder / "cells" / "causal", name="causal", status="failed")
     with open(folder / "ledger.jsonl", "a") as ledger:
         ledger.write('{"cell": "causal", "status": "finished", "code": 0, "message": ""}\n')

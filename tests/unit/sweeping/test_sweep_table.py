@@ -88,7 +88,7 @@ def test_the_report_of_a_sweep_that_runs_is_written(half_done):
         "runs +running +– ",
         "broke +failed +3 +the loss is not finite",
         "begins +running +–",
-        "later +not started +–",
+        "1 of 7 cells not run yet: later.",
     ):
         assert re.search(row, text), row
 
