@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 from positionbias.config import cli, files, sharing, sweeps
 from positionbias.spec import ConfigError
@@ -21,7 +22,7 @@ def parser() -> cli.Parser:
         metavar="NAME[,NAME2]|I/N",
         help="only these cells, or every N-th from the I-th on; several such commands may share a sweep folder",
     )
-    made.add_argument("--workdir", help="sweep folder; default: sweeps/CONFIG NAME/HASH. The same command resumes it")
+    made.add_argument("--workdir", help="sweep folder; default: sweeps/NAME/HASH. The same command resumes it")
     made.add_argument("--status", action="store_true", help="print where the cells stand, and run nothing")
     made.add_argument(
         "--executor",
@@ -50,12 +51,18 @@ def main(argv: list[str]) -> int:
     cells = sweeps.cells(given.config, given.sweep, overrides, given.cells)
     part = None if given.cells is None else sharing.part(cells, given.cells)
     executor = _executor(given)
-    digest = hashlib.sha256(" ".join(cell.hash for cell in cells).encode()).hexdigest()[:12]
-    name = pathlib.Path(files.read(given.config).path).stem
-    workdir = workdir or pathlib.Path("sweeps", name, digest)
+    name = cells[0].config.name
+    workdir = workdir or default_workdir(cells, pathlib.Path(files.read(given.config).path))
     if given.status:
         return table.show(part or cells, workdir, plan.planned(cells, name))
     return run.run(cells, workdir, executor, name, part)
+
+
+def default_workdir(cells: Sequence[sweeps.Cell], file: pathlib.Path) -> pathlib.Path:
+    """`sweeps/NAME/HASH`, of the first cell's name; if begun there, what was named after the config file before."""
+    digest = hashlib.sha256(" ".join(cell.hash for cell in cells).encode()).hexdigest()[:12]
+    home, former = (pathlib.Path("sweeps", name, digest) for name in (cells[0].config.name, file.stem))
+    return former if (former / plan.NAME).is_file() and not home.exists() else home
 
 
 def _executor(given: argparse.Namespace) -> executors.Executor:

@@ -1,4 +1,4 @@
-"""What the command lines of the entries refuse before anything is read."""
+"""What the command lines of the entries refuse before anything is read, and where folders lie by default."""
 
 import os
 import pathlib
@@ -6,7 +6,9 @@ import pathlib
 import pytest
 
 from positionbias import analyze, evaluate, match, report, sweep, train
+from positionbias.config import sweeps
 from positionbias.spec import ConfigError
+from positionbias.sweeping import plan
 from positionbias.tasks import export
 
 
@@ -48,3 +50,27 @@ def test_a_label_that_could_be_taken_for_a_file_of_training_is_refused(tmp_path,
 def test_a_match_without_a_reference_is_refused():
     with pytest.raises(ConfigError, match=r"^command line: --reference is missing; write python -m positionbias.match"):
         match.main(["--config", "c.py"])
+
+
+def test_a_sweep_lies_under_the_name_in_its_config_and_goes_on_where_it_was_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "operators.py").write_text(
+        "def get_config():\n    return {'name': 'recall_operators', 'task': 'inverse_permutation(n=4)'}\n"
+        "def sweep(add):\n    add({'seed': 1}, name='a')\n"
+    )
+
+    def asked(*more):
+        assert sweep.main(["--config", "operators.py", "--status", *more]) == 0
+        return capsys.readouterr().out
+
+    home = pathlib.Path(asked().split("'")[1])
+    assert home.parent == tmp_path / "sweeps" / "recall_operators"
+    assert len(home.name) == 12
+    assert f"{tmp_path}/sweeps/other/" in asked("--config.name=other")
+    former = tmp_path / "sweeps" / "operators" / home.name
+    former.mkdir(parents=True)
+    assert f"{str(home)!r} does not exist" in asked()  # nothing was begun there
+    plan.keep(former, plan.planned(sweeps.cells("operators.py"), "operators"))
+    assert asked() == "1 cell: 1 waiting\na  waiting\n"
+    home.mkdir(parents=True)
+    assert f"{str(home)!r} holds no plan" in asked()
