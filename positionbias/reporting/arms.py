@@ -16,7 +16,7 @@ from positionbias.reporting import comparisons
 from positionbias.reporting.figures import MOST_ARMS, Arm
 from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, number
-from positionbias.reporting.told import band, ceiling_told, indices, label, loss_told
+from positionbias.reporting.told import ASKS, band, ceiling_told, indices, label, loss_told
 
 MOST_PANELS = 60  # of a figure with one an arm: a page can hold more, but each takes longer to draw than the one before
 Arms = Mapping[str, Run]  # by their names, each with a summary
@@ -105,7 +105,7 @@ def influence(measured: Arms, link: Link) -> list[str]:
     caption = (
         "How much each input position moves the state at the query that gives each item's last answer: mean squared"
         " gradient, in shares of which each position has one if all matter alike (dashed). Below a thousandth nothing"
-        f" is drawn. {told}. {_bands(shown)}"
+        f" is drawn. {told}. {ASKS} {_bands(shown)}"
         f"{f' Of {len(shown)} the first {len(first)} are drawn.' if len(first) < len(shown) else ''}"
     )
     body = [

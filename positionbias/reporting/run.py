@@ -27,6 +27,7 @@ from positionbias.reporting.folder import Run
 from positionbias.reporting.html import between, escape, figure, grid, note, number, page, pairs
 from positionbias.reporting.html import figures as side_by_side
 from positionbias.reporting.told import (
+    ASKS,
     COLLINEAR,
     band,
     ceiling_told,
@@ -230,7 +231,7 @@ def _influence(summary: Mapping[str, Any]) -> str:
     caption = (
         "How much each input position moves the state at the query that gives each item's last answer, and at no other:"
         f" mean squared gradient, normalised to sum to 1. {'; '.join(seen)}."
-        f" {band(len(summary['accuracy']['replicas']))}"
+        f" {ASKS} {band(len(summary['accuracy']['replicas']))}"
     )
     return figure(svg, caption)
 

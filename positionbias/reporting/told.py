@@ -12,6 +12,10 @@ COLLINEAR = (
     "At this fixed length the query always comes last, so evidence position and distance are the same variable here:"
     " 'early' and 'far' cannot be told apart. Padding in front of the context would separate them."
 )
+ASKS = (
+    "The token that asks can have many times an even share, as the query is made of it, and a residual, where there is"
+    " one, hands it on. If it is the last, a peak at it alone is no recency bias, although recency and tilt count it."
+)
 INDICES_TOLD = (
     "Primacy: first quarter minus middle; recency: last quarter minus middle; tilt: first minus last; middle dip:"
     " the smaller of primacy and recency."

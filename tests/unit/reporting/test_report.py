@@ -365,7 +365,9 @@ def test_losses_stand_in_the_tables_of_conditions_and_of_cells(tmp_path):
 
 
 def test_the_influence_profile_says_which_answer_it_reads(run_folder):
-    assert "each item's last answer" in read(run_folder).text
+    text = read(run_folder).text
+    assert "each item's last answer" in text
+    assert "If it is the last, a peak at it alone is no recency bias, although recency and tilt count it." in text
 
 
 def test_few_disagreeing_replicas_are_undecided(tmp_path):
@@ -479,6 +481,7 @@ def test_of_a_sweep_that_trains_nothing_the_influence_is_told_alone(tmp_path):
     assert page.tags.count("svg") == 1
     assert "Nothing here was trained: models are measured as they are drawn." in page.text
     assert "Blue: before training, as models are drawn." in page.text
+    assert "The token that asks can have many times an even share, as the query is made of it, and a " in page.text
     assert "ccuracy" not in page.text
     edit(folder / "cells" / "causal", lambda s: s.update(steps=600, of=600))
     assert read(folder).tags.count("svg") == 3, "accuracy of some is worth a comparison"
