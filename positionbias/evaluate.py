@@ -93,7 +93,7 @@ def _evaluate(workdir: pathlib.Path, given: argparse.Namespace) -> None:
         )
     label = given.label or _label(given, measurer.run.step)
     needed, bases = {variant.base.name for variant in wanted}, dict[str, again.Measured]()
-    for count, one in enumerate(measurer.measured(), start=1):
+    for count, one in enumerate(measurer.measured(sys.stderr), start=1):
         if one.variant.intervention is None:  # with it a length begins; rows of the last one are not kept
             bases.clear()
         base = bases.get(one.variant.base.name, one)

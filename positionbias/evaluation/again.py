@@ -11,7 +11,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from positionbias import spec
 from positionbias.config.build import Experiment
@@ -28,6 +28,7 @@ from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
 from positionbias.tasks.base import Batch, Condition, Task, find_condition
 from positionbias.tokens import Tokens
+from positionbias.training.writers import Evaluating
 
 MOST_TIMES = 1024
 
@@ -163,8 +164,8 @@ class Measurer:
         grid = run.task.conditions()
         return list(grid) if self.names is None else [find_condition(run.task, n, "--conditions") for n in self.names]
 
-    def measured(self) -> Iterator[Measured]:
-        """Every variant, in the order wanted."""
+    def measured(self, stream: IO[str]) -> Iterator[Measured]:
+        """Every variant, in the order wanted; how far each is, on `stream`."""
         for variant in self.wanted:
             run = self.runs[variant.times]
             layout = run.layout
@@ -179,7 +180,8 @@ class Measurer:
                 self.stored,
                 run.own["task"],
             )
-            rows = evaluator.rows(layout.place(run.weights))
+            with Evaluating(stream) as line:
+                rows = evaluator.rows(layout.place(run.weights), line.update)
             plain = variant.intervention is None and self.names is None
             theory = theory_of(run.experiment) if plain else None
             settings = run.config.train

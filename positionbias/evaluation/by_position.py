@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from positionbias import hosts, spec
-from positionbias.arrays import Bool, Float, Key, Tree
+from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.config.build import Experiment
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.rows import LOSS
@@ -27,6 +27,7 @@ from positionbias.theory.base import Curves
 from positionbias.tokens import Tokens, of_both, own_and_shared
 
 INFLUENCE_TOKENS = 4096  # whose gradient is taken at once
+CALL_TOKENS = 2**17  # of a replica that one call measures: some seconds on a CPU, after which progress is told
 JUDGED_TOKENS = 2**16  # whose ceilings are told at once: some take memory that is quadratic in the length
 WHOLE = ("query", "query_slot", "evidence_slot", "distance", "order")
 
@@ -143,10 +144,24 @@ class Evaluator:
 
         return jax.vmap(changed, in_axes=(0, batch_axes(0, shared)))(keys, batch)
 
+    def _batches(self, condition: Condition) -> int:
+        """How many batches one call measures: as many as the others, so that the last has few beyond the items."""
+        most = max(CALL_TOKENS // (self.batch_size * self.experiment.task.length(condition)), 1)
+        batches, shards = -(-self.items // self.batch_size), self.layout.shards
+        alike = -(-batches // -(-batches // most))
+        return -(-alike // shards) * shards
+
     def _answers(
-        self, condition: Condition, replica: tuple[Tree, ...], corpus: Tree, stored: Batch | None = None
+        self,
+        condition: Condition,
+        replica: tuple[Tree, ...],
+        corpus: Tree,
+        first: Int[jax.Array, ""],
+        stored: Batch | None = None,
     ) -> dict[str, jax.Array]:
-        """Columns of the rows, each [items and more, A], for one replica's weights, key, world and own arguments."""
+        """Columns of the rows of some batches from the `first` on, each [their items and more, A], for one replica's
+        weights, key, world and own arguments.
+        """
         weights, key, world, told = replica
         task, objective = self.experiment.task, self.experiment.objective
         own_task = task.with_traced(told)  # samples and judges
@@ -228,7 +243,7 @@ class Evaluator:
             }
 
         def chunk(index: jax.Array) -> dict[str, jax.Array]:
-            numbers = index * self.batch_size + jnp.arange(self.batch_size)
+            numbers = (first + index) * self.batch_size + jnp.arange(self.batch_size)
             keys = item_keys(key, numbers)
             batch = self._drawn(own_task, keys, numbers, condition, world, stored)
             found = measured(keys, batch, self.base)
@@ -240,7 +255,7 @@ class Evaluator:
             differs = (before != after).reshape(*batch.query.shape, -1)
             return {**found, self.intervention.share: jnp.any(differs, axis=-1)}
 
-        chunks = self.layout.each(chunk, -(-self.items // self.batch_size))
+        chunks = self.layout.each(chunk, self._batches(condition))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunks)
 
     def _influence(
@@ -285,18 +300,28 @@ class Evaluator:
 
     # ---------------------------------------------------------------------------------------------------------- rows
 
-    def rows(self, weights: Tree) -> dict[str, Any]:
-        """The raw rows (see `evaluation.rows`) of weights {"params", "frozen"} with a leading R."""
+    def rows(self, weights: Tree, tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """The raw rows (see `evaluation.rows`) of weights {"params", "frozen"} with a leading R.
+
+        `tell` is called with how many items are measured and how many there are to be, those of the influence too.
+        """
         task, conditions = self.experiment.task, self.conditions
         replicas = (weights, self.keys, self.worlds, self.own)
         parts: list[dict[str, np.ndarray]] = []
         influence = np.full(
             (len(self.keys), len(conditions), max(task.length(c) for c in conditions)), np.nan, np.float32
         )
+        each = self.items + (self.influence_items if self.intervention is None else 0)
         for number, condition in enumerate(conditions):
             stored = () if self.stored is None else (self.stored[condition.name],)
-            found = hosts.on_host(self._measure[condition.name](replicas, self.corpus, *stored))
-            found = {name: column[:, : self.items] for name, column in found.items()}
+            pieces, at_once = [], self._batches(condition)
+            for first in range(0, -(-self.items // self.batch_size), at_once):
+                at = self.layout.share(np.int32(first))
+                pieces.append(hosts.on_host(self._measure[condition.name](replicas, self.corpus, at, *stored)))
+                done = min((first + at_once) * self.batch_size, self.items)
+                tell(number * each + done, len(conditions) * each)
+            whole = {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in pieces[0]}
+            found = {name: column[:, : self.items] for name, column in whole.items()}
             answers = found["correct"].shape
             replica = np.broadcast_to(np.arange(answers[0])[:, None, None], answers)
             found |= {"replica": replica, "condition": np.full(answers, number)}
@@ -304,6 +329,7 @@ class Evaluator:
             if self.intervention is None:
                 profile = hosts.on_host(self._influences[condition.name](replicas, self.corpus, *stored))
                 influence[:, number, : profile.shape[1]] = profile
+                tell((number + 1) * each, len(conditions) * each)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {
             **columns,

@@ -250,9 +250,11 @@ class Run:
             self.kept.save(self.step, hosts.on_host(state), meta)
 
     def _evaluate(self, state: State, step: int) -> None:
-        # Told before: the first one of each program compiles, and no progress is shown meanwhile.
+        # Told before: the first one of each program compiles, and there is no progress to show before.
         self.say(f"evaluating the models {when({'steps': step, 'of': self.config.train.steps})}")
-        self.kept.rows(step, self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]}))
+        with self.progress.evaluating() as line:
+            rows = self.evaluator.rows({"params": state["params"], "frozen": state["frozen"]}, line.update)
+        self.kept.rows(step, rows)
 
     def _pause(self) -> None:
         self.progress.pause()

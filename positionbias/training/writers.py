@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `metrics.jsonl` for machines, one line of progress for people."""
+"""What a run tells while it goes on: `metrics.jsonl` for machines, a line of progress for people."""
 
 from __future__ import annotations
 
@@ -112,71 +112,29 @@ def _checked(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 # ---------------------------------------------------------------------------------------------------------- progress
 
 
-class Progress:
-    """How far a run is: one line rewritten in place on a terminal, elsewhere a plain line a minute.
+class Line:
+    """One line of progress: rewritten in place on a terminal, elsewhere a plain line a minute."""
 
-    Rates count from the first update, so that compiling is no part of them, and not what lies between `pause` and
-    `resume`. While paused the terminal's line is cleared, for others to print there.
-    """
-
-    def __init__(self, stream: IO[str], total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._total, self._clock = stream, total_steps, clock
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
         self._terminal = stream.isatty()
-        self._active, self._since = 0.0, clock()
-        self._paused = False
-        self._first: tuple[int, float] | None = None  # step and active seconds at the first update
         self._told = -math.inf  # when the last plain line was printed
         self._text, self._drawn = "", 0  # the line, and how much of the terminal's row it covers
 
-    def update(self, step: int, loss: Any, accuracy: Any) -> None:
-        """Tell step, and loss and accuracy as means over replicas."""
-        active = self._seconds()
-        self._first = self._first or (step, active)
-        self._text = self._line(step, float(np.mean(loss)), float(np.mean(accuracy)), active)
+    def _show(self, text: str, at_once: bool = False) -> None:
+        """Show the text; a plain line less than a minute after the last one if it is to be told `at_once`."""
+        self._text = text
         if self._terminal:
             self._draw()
-        elif self._clock() - self._told >= PLAIN_SECONDS or step >= self._total:
+        elif self._clock() - self._told >= PLAIN_SECONDS or at_once:
             self._told = self._clock()
-            self._write(self._text + "\n")
+            self._write(text + "\n")
 
-    def pause(self) -> None:
-        """Stop counting time, for an evaluation or a save; the terminal's line is cleared."""
-        if not self._paused:
-            self._active, self._paused = self._seconds(), True
-            if self._drawn:
-                self._write("\r" + " " * self._drawn + "\r")
-                self._drawn = 0
-
-    def resume(self) -> None:
-        """Count time again."""
-        if self._paused:
-            self._since, self._paused = self._clock(), False
-            if self._terminal and self._text:
-                self._draw()
-
-    def close(self) -> None:
-        """End the terminal's line; may be called twice."""
-        if self._terminal and self._text:
-            if not self._drawn:
-                self._draw()
-            self._write("\n")
-        self._text, self._drawn = "", 0
-
-    def _seconds(self) -> float:
-        return self._active if self._paused else self._active + self._clock() - self._since
-
-    def _line(self, step: int, loss: float, accuracy: float, active: float) -> str:
-        parts = [
-            f"step {step}/{self._total}",
-            f"{100 * step // self._total}%",
-            f"loss {loss:.4f}",
-            f"accuracy {accuracy:.4f}",
-        ]
-        first_step, first_active = self._first or (step, active)
-        if step > first_step and active > first_active:
-            rate = (step - first_step) / (active - first_active)
-            parts += [f"{rate:.3g} steps/s" if rate < 100 else f"{rate:.0f} steps/s", eta(self._total - step, rate)]
-        return "  ".join(parts)
+    def _clear(self) -> None:
+        """Take the line off the terminal, for others to print there."""
+        if self._drawn:
+            self._write("\r" + " " * self._drawn + "\r")
+            self._drawn = 0
 
     def _draw(self) -> None:
         try:
@@ -194,8 +152,96 @@ class Progress:
             self._stream.flush()
 
 
+class Progress(Line):
+    """How far a run is.
+
+    Rates count from the first update, so that compiling is no part of them, and not what lies between `pause` and
+    `resume`. While paused the terminal's line is cleared, for others to print there.
+    """
+
+    def __init__(self, stream: IO[str], total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream, clock)
+        self._total = total_steps
+        self._active, self._since = 0.0, clock()
+        self._paused = False
+        self._first: tuple[int, float] | None = None  # step and active seconds at the first update
+
+    def update(self, step: int, loss: Any, accuracy: Any) -> None:
+        """Tell step, and loss and accuracy as means over replicas."""
+        active = self._seconds()
+        self._first = self._first or (step, active)
+        measured = [f"loss {float(np.mean(loss)):.4f}", f"accuracy {float(np.mean(accuracy)):.4f}"]
+        parts = [*how_far("step", step, self._total), *measured, *pace("step", step, self._total, active, self._first)]
+        self._show("  ".join(parts), at_once=step >= self._total)
+
+    def pause(self) -> None:
+        """Stop counting time, for an evaluation or a save; the terminal's line is cleared."""
+        if not self._paused:
+            self._active, self._paused = self._seconds(), True
+            self._clear()
+
+    def resume(self) -> None:
+        """Count time again."""
+        if self._paused:
+            self._since, self._paused = self._clock(), False
+            if self._terminal and self._text:
+                self._draw()
+
+    def evaluating(self) -> Evaluating:
+        """The line of an evaluation, where that of the run is; for while it is paused."""
+        return Evaluating(self._stream, self._clock)
+
+    def close(self) -> None:
+        """End the terminal's line; may be called twice."""
+        if self._terminal and self._text:
+            if not self._drawn:
+                self._draw()
+            self._write("\n")
+        self._text, self._drawn = "", 0
+
+    def _seconds(self) -> float:
+        return self._active if self._paused else self._active + self._clock() - self._since
+
+
+class Evaluating(Line):
+    """A context manager that shows how far an evaluation is, in items of every replica.
+
+    Of one that takes less than a minute nothing is printed where there is no terminal, and on one nothing stays.
+    """
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream, clock)
+        self._told = clock()
+        self._first: tuple[int, float] | None = None  # items and seconds at the first update, after compiling
+
+    def __enter__(self) -> Evaluating:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._clear()
+
+    def update(self, done: int, total: int) -> None:
+        """Tell how many items of how many are measured."""
+        now = self._clock()
+        self._first = self._first or (done, now)
+        self._show("  ".join([*how_far("item", done, total), *pace("item", done, total, now, self._first)]))
+
+
+def how_far(what: str, done: int, total: int) -> list[str]:
+    """`step 20/600` and `3%`."""
+    return [f"{what} {done}/{total}", f"{100 * done // total}%"]
+
+
+def pace(what: str, done: int, total: int, seconds: float, first: tuple[int, float]) -> list[str]:
+    """`10 steps/s` and `ETA 1:20`, from what was `first` done and when; nothing as long as that is all."""
+    if done <= first[0] or seconds <= first[1]:
+        return []
+    rate = (done - first[0]) / (seconds - first[1])
+    return [f"{rate:.3g} {what}s/s" if rate < 100 else f"{rate:.0f} {what}s/s", eta(total - done, rate)]
+
+
 def eta(steps: int, rate: float) -> str:
-    """`ETA 1:20`: how long `steps` take at `rate` steps a second."""
+    """`ETA 1:20`: how long `steps`, or items, take at `rate` a second."""
     minutes, seconds = divmod(round(steps / rate), 60)
     hours, minutes = divmod(minutes, 60)
     return f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes}:{seconds:02d}"

@@ -44,11 +44,11 @@ class Brief(Evaluator):
         trained, *self.others = experiment.task.conditions()
         super().__init__(experiment, layout, keys, conditions=[trained], own=own)
 
-    def rows(self, weights):
+    def rows(self, weights, tell):
         while self.others:
             answers = functools.partial(self._answers, self.others.pop())
-            jax.eval_shape(self.layout.over(answers), (weights, self.keys, self.worlds, self.own), self.corpus)
-        return super().rows(weights)
+            jax.eval_shape(self.layout.over(answers), (weights, self.keys, self.worlds, self.own), self.corpus, 0)
+        return super().rows(weights, tell)
 
 
 @pytest.mark.usefixtures("no_influence")

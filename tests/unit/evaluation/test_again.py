@@ -21,6 +21,7 @@ from positionbias.reporting.report import write_report
 from positionbias.spec import ConfigError
 from positionbias.tasks import export, exported
 from positionbias.tasks.associative_recall import AssociativeRecall
+from positionbias.training import writers
 from positionbias.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_influence")
@@ -250,9 +251,13 @@ def test_conditions_that_a_length_has_not_are_told(run, monkeypatch):
     assert [[c.name for c in made._conditions(made.runs[times])] for times in (1, 2)] == [["train", "short"], ["train"]]
 
 
-def test_one_condition(run, tmp_path, tiny):
+def test_one_condition_and_how_far_it_is(run, monkeypatch, capsys):
+    monkeypatch.setattr(writers, "PLAIN_SECONDS", 0.0)
     assert evaluate.main(["--workdir", str(run), "--conditions", "train", "--items", "8", "--label", "one"]) == 0
     assert list(json.loads((run / "evals" / "one.json").read_text())["by_condition"]) == ["train"]
+    out, error = capsys.readouterr()
+    assert re.fullmatch(r"item 8/16  50%\nitem 16/16  100%  .* items/s  ETA 0:00\n", error)
+    assert "item" not in out
 
 
 def test_stored_items(run, tmp_path, capsys):

@@ -75,6 +75,24 @@ def test_devices_measure_the_same_items_however_they_share_them(tiny, layout):
             assert np.array_equal(shared[name], column, equal_nan=name == "ceiling"), name
 
 
+@pytest.mark.parametrize(("layout", "first"), [(Layout("loop"), 24), (Layout("vmap", fsdp=2), 32)], ids=str)
+def test_a_large_evaluation_is_several_calls_that_tell_how_far_it_is(tiny, monkeypatch, layout, first):
+    """Of five batches of 8 sequences of 8 tokens a call may have four: two have three each, or an even number."""
+    more = {"evaluation.items": 36, "evaluation.batch_size": 8, "evaluation.influence_items": 12}
+    experiment, weights = fresh(tiny(more))
+    weights, told = layout.place(jax.device_get(weights)), []
+    whole = Evaluator(experiment, layout, replica_keys(0, 2)).rows(weights)
+    monkeypatch.setattr(by_position, "CALL_TOKENS", 8 * 8 * 4)
+    parts = Evaluator(experiment, layout, replica_keys(0, 2)).rows(weights, lambda *far: told.append(far))
+    assert told == [(first, 48), (36, 48), (48, 48)]
+    assert whole.keys() == parts.keys()
+    for name, column in whole.items():
+        if name in ("log_probability", "influence"):
+            np.testing.assert_allclose(parts[name], column, rtol=1e-5)
+        else:
+            assert np.array_equal(parts[name], column, equal_nan=name == "ceiling"), name
+
+
 @pytest.mark.usefixtures("no_influence")
 def test_losses_of_vectors_are_those_of_the_models_own_outputs(tiny):
     model = {"task": "inverse_permutation_matrix(d=3)", "objective": "squared_error", "model.inputs": "vector"}

@@ -1,6 +1,7 @@
 """Runs whose replicas differ in hyperparameters, beside a run of one combination's own: files, loading, measuring."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -96,7 +97,7 @@ def test_another_task_is_the_same_for_all_unless_told_otherwise(both):
 
 
 def test_measuring_again_tells_combinations(both):
-    found, own = (next(again.Measurer(path, again.variants(None, None)).measured()) for path in both)
+    found, own = (next(again.Measurer(path, again.variants(None, None)).measured(io.StringIO())) for path in both)
     equal(found.rows["correct"][found.rows["replica"] == 3], own.rows["correct"][own.rows["replica"] == 3])
     assert [one["values"] for one in found.summary["combinations"]] == varied.grid(GRID)
     assert own.summary["combinations"] == []

@@ -19,7 +19,7 @@ from positionbias.evaluation.by_position import Evaluator
 from positionbias.evaluation.rows import read_rows
 from positionbias.files import FileError, WriteError
 from positionbias.spec import ConfigError
-from positionbias.training import auto, checkpoint, loop, reuse, run_folder
+from positionbias.training import auto, checkpoint, loop, reuse, run_folder, writers
 from positionbias.training.loop import train
 from positionbias.training.program import Compiled, Program
 from positionbias.training.run_folder import FolderInUse
@@ -109,6 +109,17 @@ def test_a_run_leaves_its_folder_as_documented(config, unbroken, reference):
     assert list(reference[2]) == ["000000.npz", "000006.npz", "000012.npz"]
     assert len(reference[3]["accuracy"]["replicas"]) == 2
     assert "at_init" in reference[3]
+
+
+def test_evaluations_tell_how_far_they_are(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writers, "PLAIN_SECONDS", 0.0)
+    said = []
+    run(config, tmp_path / "run", say=lambda line: (said.append(line), print(line)))
+    told = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    last = told.index("evaluating the models at step 12 of 12")
+    items = config.evaluation.items
+    total = items + config.evaluation.influence_items
+    assert told[last - 1 :] == ["step 12/12", said[-1], f"item {items}/{total}", f"item {total}/{total}"]
 
 
 @pytest.mark.parametrize("stops", [[2], [6], [10], [2, 4, 8]], ids=str)

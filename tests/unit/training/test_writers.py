@@ -13,7 +13,7 @@ from positionbias import files
 from positionbias.files import WriteError
 from positionbias.spec import ConfigError
 from positionbias.training import writers
-from positionbias.training.writers import MetricsWriter, Progress, read_metrics
+from positionbias.training.writers import Evaluating, MetricsWriter, Progress, read_metrics
 
 
 def test_lines_come_back_to_the_bit(tmp_path):
@@ -291,6 +291,44 @@ def test_plain_lines_come_at_once_then_every_minute_and_at_the_end():
     ]
     assert lines[1].endswith("2 steps/s  ETA 7:19")
     assert "\r" not in stream.getvalue()
+
+
+def test_an_evaluation_has_the_terminals_line_while_training_is_paused(terminal):
+    clock = Clock()
+    progress = Progress(terminal, 100, clock)
+    progress.update(10, 1.0, 0.5)
+    progress.pause()
+    with progress.evaluating() as line:
+        clock.now += 50  # compiling
+        line.update(256, 2304)
+        assert terminal.screen() == ["item 256/2304  11%"]
+        clock.now += 4
+        line.update(768, 2304)
+        assert terminal.screen() == ["item 768/2304  33%  128 items/s  ETA 0:12"]
+    assert terminal.screen() == [""]
+    progress.resume()
+    assert terminal.screen() == ["step 10/100  10%  loss 1.0000  accuracy 0.5000"]
+
+
+def test_a_broken_evaluation_leaves_the_terminal_free(terminal):
+    def broken():
+        with Evaluating(terminal, Clock()) as line:
+            line.update(1, 2)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        broken()
+    terminal.write("error\n")
+    assert terminal.screen() == ["error", ""]
+
+
+def test_of_an_evaluation_plain_lines_come_every_minute_alone():
+    stream, clock = io.StringIO(), Clock()
+    with Evaluating(stream, clock) as line:
+        for second in range(1, 151):
+            clock.now += 1
+            line.update(2 * second, 300)
+    assert stream.getvalue() == ("item 120/300  40%  2 items/s  ETA 1:30\nitem 240/300  80%  2 items/s  ETA 0:30\n")
 
 
 def test_long_runs_show_hours():
