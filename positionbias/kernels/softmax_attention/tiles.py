@@ -20,6 +20,7 @@ import numpy as np
 
 from positionbias.arrays import Bool, Float, Int, Mapped
 
+NONE = -1e3  # its exponential is 0 in every type
 FLOOR = -0.7 * float(np.finfo(np.float32).max)  # the score of a pair not allowed: finite, and its differences too
 
 
@@ -30,7 +31,7 @@ def weights(
     shifted = s if lse is None else s - lse
     if allowed is None:
         return jnp.exp(shifted)
-    return jnp.where(allowed, jnp.exp(jnp.where(allowed, shifted, FLOOR)), 0.0)
+    return jnp.exp(jnp.where(allowed, shifted, NONE))
 
 
 def finite(s: Float[Mapped, "..."], allowed: Bool[Mapped, "..."] | None) -> Float[jax.Array, "..."]:

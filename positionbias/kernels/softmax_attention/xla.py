@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from positionbias.arrays import Bool, Float, Int, Mapped
+from positionbias.arrays import Bool, Float, Int, Mapped, largest
 from positionbias.kernels.differences import at_rows, by_difference
 from positionbias.kernels.rules import Rule
 from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN, Problem, Stats
@@ -99,7 +99,7 @@ def masked_softmax(
     floor = float(jnp.finfo(scores.dtype).min)  # not -infinity: a row with none allowed must give 0, not 0/0
     shut = scores if allowed is None else jnp.where(allowed, scores, floor)
     # Above the floor also where nothing is seen, so that exp(floor - top) is 0 and needs no second choice.
-    top = jnp.maximum(jax.lax.stop_gradient(jnp.max(shut, axis=-1, keepdims=True)), floor / 2)
+    top = jnp.maximum(largest(shut), floor / 2)
     raised = jnp.exp(shut - top)
     total = jnp.sum(raised, axis=-1, keepdims=True)
     seen = total > 0

@@ -89,7 +89,7 @@ class _Chunks:
         def forward(given: Any) -> tuple[tuple[jax.Array, Stats], Any]:
             arrays = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: hasattr(x, "perturbed"))
             o, stats = self._forward(arrays)
-            return (o, stats), (arrays, stats.lse)
+            return (o, stats), (arrays, stats.lse, o)
 
         def backward(kept: Any, given: Any) -> tuple[Arrays]:
             return (self._backward(*kept, *given),)
@@ -123,10 +123,11 @@ class _Chunks:
         stats = Stats(joined("lse"), received, joined("entropy"), joined("mean_position"), mass)
         return jnp.concatenate([o for o, _ in parts], axis=1), stats
 
-    def _backward(self, arrays: Arrays, lse: jax.Array | None, given_o: Any, given: Stats) -> Arrays:
+    def _backward(self, arrays: Arrays, lse: jax.Array | None, o: jax.Array, given_o: Any, given: Stats) -> Arrays:
         do, by, kind = told(given_o), Stats(*(told(x) for x in given)), self.problem.score_dtype
         if do is None:
-            do = jnp.zeros((*arrays.q.shape[:3], arrays.v.shape[3]), arrays.v.dtype)
+            do = jnp.zeros(o.shape, o.dtype)
+        offset = self._offset(o, do, by)
         dk, dv, dq = jnp.zeros(arrays.k.shape, kind), jnp.zeros(arrays.v.shape, kind), []
         score = [jnp.zeros(x.shape, kind) if jnp.issubdtype(x.dtype, jnp.floating) else None for x in arrays.score]
         for span in self.spans:
@@ -134,7 +135,8 @@ class _Chunks:
             arrays, dk, dv = jax.lax.optimization_barrier((arrays, dk, dv))
             part = span.of(arrays)
             do_part = jax.lax.slice_in_dim(do, span.begin, span.end, axis=1)
-            changes = self._span_backward(part, (dk, dv), span.rows(lse, 2), do_part, self._cut(by, span), span)
+            carried = span.rows(lse, 2), span.rows(offset, 2)
+            changes = self._span_backward(part, (dk, dv), carried, do_part, self._cut(by, span), span)
             dq.append(changes.q)
             dk, dv = changes.k, changes.v
             for i, (total, change) in enumerate(zip(score, changes.score, strict=True)):
@@ -147,6 +149,14 @@ class _Chunks:
             score=tuple(None if x is None else x.astype(y.dtype) for x, y in zip(score, arrays.score, strict=True)),
             seed=None,
         )
+
+    def _offset(self, o: jax.Array, do: jax.Array, by: Stats) -> Float[jax.Array, "B N T"] | None:
+        """D of `tiles`, where the outputs tell it as precisely as scores are; None where it is summed over keys."""
+        others = by.received, by.block_mass, by.entropy, by.mean_position
+        if not self.problem.normalise or o.dtype != self.problem.score_dtype or any(x is not None for x in others):
+            return None
+        offset = jnp.einsum("BTNK,BTNK->BNT", do, o)
+        return offset if by.lse is None else offset - by.lse
 
     def _cut(self, by: Stats, span: Span) -> Stats:
         """What cotangents of statistics say of a span."""
@@ -231,12 +241,15 @@ class _Chunks:
         self,
         arrays: Arrays,
         before: tuple[jax.Array, jax.Array],
-        lse: jax.Array | None,
+        carried: tuple[jax.Array | None, jax.Array | None],
         do: jax.Array,
         by: Stats,
         span: Span,
     ) -> Arrays:
-        """The cotangents of what a span reads, None for what has none; of all keys and values, with those `before`."""
+        """The cotangents of what a span reads, None for what has none; of all keys and values, with those `before`.
+
+        `carried` are log-sum-exps and offsets D of rows.
+        """
         problem, length = self.problem, arrays.q.shape[1]
         real = [i for i, x in enumerate(arrays.score) if jnp.issubdtype(x.dtype, jnp.floating)]
         still = [i for i in real if not _moves(arrays.score[i])]
@@ -244,7 +257,7 @@ class _Chunks:
         begin = *before, [jnp.zeros(arrays.score[i].shape, problem.score_dtype) for i in still]
 
         def one(sums: Any, part: Any) -> tuple[Any, Any]:
-            q, do, lse, by_lse, by_entropy, by_place, by_mass, allowed, score, start, first = part
+            q, do, lse, offset, by_lse, by_entropy, by_place, by_mass, allowed, score, start, first = part
             read, keys = span.seen(arrays, first)
             inside, operands = self._inside(read), _with(read.score, score)
 
@@ -268,12 +281,13 @@ class _Chunks:
                 given = mass if given is None else given + mass
             place = None if by_place is None else by_place[..., None] * keys.places.astype(s.dtype)
             entropy = None if by_entropy is None else by_entropy[..., None]
-            ds = a * slopes(dp.astype(s.dtype), finite(s, seen), keep, given, place, entropy)
-            if inside.normalise:
+            x = slopes(dp.astype(s.dtype), finite(s, seen), keep, given, place, entropy)
+            ds = a * (x if offset is None else x - offset[..., None])
+            if inside.normalise and offset is None:
                 total = jnp.sum(a, axis=-1)  # 1, but for the rounding of the log-sum-exp, which large scores make large
-                offset = jnp.sum(ds, axis=-1) / jnp.where(total > 0, total, 1.0)
-                offset = offset if by_lse is None else offset - by_lse
-                ds = ds - a * offset[..., None]
+                summed = jnp.sum(ds, axis=-1) / jnp.where(total > 0, total, 1.0)
+                summed = summed if by_lse is None else summed - by_lse
+                ds = ds - a * summed[..., None]
             pairs, *changes = back(ds)
             (dq,) = jax.vjp(lambda q: products(q, read.k), q)[1](pairs)
             dk, dv = by_keys(q, pairs, read.k.shape[2]), by_keys(do, used, read.v.shape[2])
@@ -289,7 +303,7 @@ class _Chunks:
         parts = (
             self._parts(arrays.q, 1),
             self._parts(do, 1),
-            *(self._parts(x, 2) for x in (lse, by.lse, by.entropy, by.mean_position)),
+            *(self._parts(x, 2) for x in (*carried, by.lse, by.entropy, by.mean_position)),
             self._parts(by.block_mass, 2, max(1, self.size // problem.block_sizes[0])),
             self._moving(arrays.allowed),
             self._moving(arrays.score),
