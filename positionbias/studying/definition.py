@@ -23,6 +23,7 @@
     solved = "accuracy('masks/causal') > 0.6"  # which replicas learned the task, 1 or 0
     scales = ["quick", "paper"]
     why = "..."                                # why it is believed to fail, once it has
+    note = "..."                               # what its number does not say, or another number that does
 
 A claim's verdict follows from this and from the values alone: see `judging.py`.
 """
@@ -48,8 +49,8 @@ MOST_QUICK = 3  # claims of one paper at the quick scale, the figures that a rea
 _STUDY = {"title", "about", "papers", "parts", "claims"}
 _PART = {"config", "sweep", "evaluate", "analyze", *SCALES}
 _SCALE = {"minutes", "cells", "settings"}
-_CLAIM = {"says", "paper", "source", "theirs", "statistic", "holds", "null", "solved", "scales", "replicas", "why"}
-_CLAIM_NEEDS = _CLAIM - {"theirs", "null", "solved", "replicas", "why"}
+_CLAIM_NEEDS = {"says", "paper", "source", "statistic", "holds", "scales"}
+_CLAIM = _CLAIM_NEEDS | {"theirs", "null", "solved", "replicas", "why", "note"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Claim:
     scales: tuple[str, ...]
     replicas: int
     why: str
+    note: str
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # those whose runs it reads
 
     @property
@@ -247,7 +249,7 @@ def _claim(name: str, raw: Any, papers: Mapping[str, str]) -> Claim:
     scales = raw["scales"]
     if not isinstance(scales, list) or scales not in [[one] for one in SCALES] + [list(SCALES), list(SCALES[::-1])]:
         raise ConfigError(f"{field}.scales: {show(scales)} is not allowed; allowed: a list of {' and '.join(SCALES)}.")
-    texts = ("says", "paper", "source", "theirs", "why")
+    texts = ("says", "paper", "source", "theirs", "why", "note")
     said = {key: _text(raw[key], f"{field}.{key}") if key in raw else "" for key in texts}
     return Claim(
         name=name,
@@ -256,6 +258,7 @@ def _claim(name: str, raw: Any, papers: Mapping[str, str]) -> Claim:
         source=said["source"],
         theirs=said["theirs"],
         why=said["why"],
+        note=said["note"],
         statistic=parse(raw["statistic"], f"{field}.statistic"),
         holds=(float(holds[0]), float(holds[1])),
         null=parse(raw["null"], f"{field}.null") if "null" in raw else None,

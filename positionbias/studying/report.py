@@ -52,8 +52,8 @@ def _at(folder: pathlib.Path, study: Study, records: Records, scale: str) -> lis
         " training. Null: the control that the study names. Where: scale, device, and the commit that trained them."
     )
     body.append(grid(HEAD, rows, caption, texts=len(HEAD)))
-    whys = [(claim.name, told.reason(claim, records, scale)) for claim in claims]
-    body += [f"<p><em>{escape(name)}</em>: {escape(why)}</p>" for name, why in whys if why]
+    remarks = [(claim.name, told.remarks(claim, records, scale)) for claim in claims]
+    body += [f"<p><em>{escape(name)}</em>: {escape(said)}</p>" for name, said in remarks if said]
     body.append(side_by_side([_drawn(claim, found[claim.name], scale) for claim in claims if claim.name in found]))
     lines = []
     for part in study.parts_at(scale):

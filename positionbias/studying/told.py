@@ -27,6 +27,10 @@ whole interval lies in the range asked for, *fails* where none of it does, and i
 too few replicas, and where some but not all of fewer than 8 solved the task. *Untrained* is the same number of the same
 models before training; *null* is the control that the study names: chance, the other arm, or the same formula where
 nothing should show. No replica is left out. *Where* has scale, device and the commit that trained the models.
+
+Rules are fixed before a run. Where one was changed after it, or an undecided claim was asked anew of other replicas, the
+text of the study or a note below its table says so; a claim that was looked at more than once has more than one chance
+to hold or to fail, which an interval of 95 % does not count in. What a number does not say is told in notes too.
 """
 
 
@@ -90,9 +94,10 @@ def verdict(claim: Claim, records: Records, scale: str) -> str:
     return f"{record['verdict']} ({more})" if more else str(record["verdict"])
 
 
-def reason(claim: Claim, records: Records, scale: str) -> str:
-    """What is believed of a claim that does not hold, '' of others."""
-    return claim.why if state(claim, records, scale) in ("fails", "undecided") else ""
+def remarks(claim: Claim, records: Records, scale: str) -> str:
+    """What is believed of a claim that does not hold, and what is to be known of it whatever it does; '' for nothing."""
+    why = claim.why if state(claim, records, scale) in ("fails", "undecided") else ""
+    return " ".join(text for text in (why, claim.note) if text)
 
 
 def controls(record: Mapping[str, Any] | None) -> list[str]:
@@ -115,7 +120,7 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
         lines += [f"## `{name}`: {study.title}", "", study.about, ""]
         lines += [f"- {key}: {paper}" for key, paper in study.papers.items()]
         lines += ["", _row(*COLUMNS), _row(*["---"] * len(COLUMNS))]
-        failed = []
+        remarked = []
         for claim in study.claims.values():
             for scale in claim.scales:
                 record = current(claim, records, scale)
@@ -132,9 +137,9 @@ def page(studies: Mapping[str, tuple[Study, Records]]) -> str:
                         where(record, scale),
                     )
                 )
-                if why := reason(claim, records, scale):
-                    failed.append(f"- *{claim.name}*: {why}")
-        lines += ["", *dict.fromkeys(failed), *([""] if failed else [])]
+                if said := remarks(claim, records, scale):
+                    remarked.append(f"- *{claim.name}*: {said}")
+        lines += ["", *dict.fromkeys(remarked), *([""] if remarked else [])]
         if study.at("paper") and not records.get("paper"):
             count = len(study.at("paper"))
             waits = "claims wait" if count > 1 else "claim waits"

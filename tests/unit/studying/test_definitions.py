@@ -43,7 +43,7 @@ def test_a_text_over_several_lines_is_one_line(written):
 TABLE, TEXT = "a table.", "a text."
 SCALES = "a list of quick and paper."
 PARTS = "analyze, config, evaluate, paper, quick, sweep."
-CLAIM = "holds, null, paper, replicas, says, scales, solved, source, statistic, theirs, why."
+CLAIM = "holds, note, null, paper, replicas, says, scales, solved, source, statistic, theirs, why."
 HOLDS = "[low, high], the lower first; one may be inf."
 NAME = "1 to 100 letters, digits, '_', '-' and '.', a letter or digit first."
 FIRST = 'scales = ["quick", "paper"]'

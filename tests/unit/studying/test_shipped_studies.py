@@ -34,6 +34,14 @@ def test_verdicts_that_are_kept_are_those_of_the_rules_that_are_written(name):
         assert set(changed) <= {claim.name for claim in study.at(scale)}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_claim_that_does_not_hold_says_why(name):
+    study = definition.read(ROOT, name)
+    for scale, records in results.read(ROOT / "studies" / name, name).items():
+        silent = [one for one, record in records.items() if record["verdict"] != "holds" and not study.claims[one].why]
+        assert not silent, scale
+
+
 def test_verdicts_belong_to_studies():
     assert {path.parent.name for path in (ROOT / "studies").glob("*/claims.json")} <= set(NAMES)
 

@@ -72,6 +72,13 @@ def test_why_a_claim_is_believed_to_fail_is_told_where_it_does(written, records)
     assert "\n- *apart*: It does not.\n" in told.page({"arms": (written(), records)})
 
 
+def test_a_note_is_told_whatever_the_verdict(written, records):
+    study = written('why = "It does not."', 'why = "It does not."\nnote = "Nor does a rock."')
+    assert "\n- *apart*: Nor does a rock.\n" in told.page({"arms": (study, records)})
+    records["quick"]["apart"]["verdict"] = "fails"
+    assert "\n- *apart*: It does not. Nor does a rock.\n" in told.page({"arms": (study, records)})
+
+
 def test_a_verdict_of_another_rule_is_none(written, records):
     study = written("holds = [0.2, inf]", "holds = [0.7, inf]")
     assert told.state(study.claims["apart"], records, "quick") == "not run"
