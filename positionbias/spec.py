@@ -206,9 +206,13 @@ def one_of(axis: str) -> str:
 def unknown_member(axis: str, name: str, field: str) -> ConfigError:
     """The error for a name that no member of the axis has: the one it is known by, else the nearest."""
     if (axis, name) in _MEMBERS and name not in names(axis):
+        module = _MEMBERS[axis, name].__module__
+        inside = module.startswith(f"{PACKAGE.name}.")
+        why = "in a line that is not found without importing it" if inside else "outside of the package"
+        allowed = f'@member("{axis}", "{name}") as a line of its own' if inside else f"a file in {PACKAGE}"
         return ConfigError(
-            f"{field}: {one_of(axis)} {name!r} is defined in {_MEMBERS[axis, name].__module__}, outside of the package,"
-            f" where neither a sweep's nor a later command would find it; allowed: a file in {PACKAGE}."
+            f"{field}: {one_of(axis)} {name!r} is defined in {module}, {why}, where neither a sweep's nor a later"
+            f" command would find it; allowed: {allowed}."
         )
     meant = known_as(axis, {one: source(axis, one) for one in names(axis)}).get(str(name).lower().replace("-", "_"))
     return unknown(field, one_of(axis), name, names(axis), meant)

@@ -28,9 +28,9 @@ too few replicas, and where some but not all of fewer than 8 solved the task. *U
 models before training; *null* is the control that the study names: chance, the other arm, or the same formula where
 nothing should show. No replica is left out. *Where* has scale, device and the commit that trained the models.
 
-Rules are fixed before a run. Where one was changed after it, or an undecided claim was asked anew of other replicas, the
-text of the study or a note below its table says so; a claim that was looked at more than once has more than one chance
-to hold or to fail, which an interval of 95 % does not count in. What a number does not say is told in notes too.
+Rules are fixed before a run. Where one was changed after it, or an undecided claim was asked anew of other replicas,
+the text of the study or a note below its table says so; a claim that was looked at more than once has more than one
+chance to hold or to fail, which an interval of 95 % does not count in. What a number does not say is told in notes too.
 """
 
 
@@ -95,7 +95,7 @@ def verdict(claim: Claim, records: Records, scale: str) -> str:
 
 
 def remarks(claim: Claim, records: Records, scale: str) -> str:
-    """What is believed of a claim that does not hold, and what is to be known of it whatever it does; '' for nothing."""
+    """What is believed of a claim that does not hold, and the note that any claim may have; '' for nothing."""
     why = claim.why if state(claim, records, scale) in ("fails", "undecided") else ""
     return " ".join(text for text in (why, claim.note) if text)
 

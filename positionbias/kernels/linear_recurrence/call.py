@@ -14,9 +14,7 @@ from positionbias.errors import ConfigError
 from positionbias.kernels.drivers import Choice
 from positionbias.kernels.given import checked_steps
 from positionbias.kernels.linear_recurrence.ladder import choose
-from positionbias.kernels.linear_recurrence.problem import Feature, Problem, shape_of, sum_dtype
-
-LEAST = 1e-32  # of a total that divides
+from positionbias.kernels.linear_recurrence.problem import LEAST, Feature, Problem, shape_of, sum_dtype
 
 
 def linear_attention(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float
 
+LEAST = 1e-32  # of a total that divides: what is nearer to 0 counts as nothing
 Feature = Callable[[Float[jax.Array, "... D"]], Float[jax.Array, "... H"]]
 
 

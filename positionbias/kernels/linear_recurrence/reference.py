@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from positionbias.arrays import Bool, Float
+from positionbias.kernels.linear_recurrence.problem import LEAST
 
 
 def recurrence_reference(
@@ -44,5 +45,6 @@ def recurrence_reference(
     o = jnp.moveaxis(o, 0, 1)
     if normalise:
         total = o[..., -1:]
-        o = jnp.where(total == 0, 0.0, o[..., :-1] / jnp.where(total == 0, 1.0, total))
+        nothing = jnp.abs(total) < LEAST
+        o = jnp.where(nothing, 0.0, o[..., :-1] / jnp.where(nothing, 1.0, total))
     return o, state

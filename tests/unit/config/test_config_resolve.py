@@ -307,3 +307,11 @@ def test_a_member_outside_of_the_package_is_told_from_a_wrong_name(monkeypatch):
     told = refusal(put({"model.operator": "strongest(keys=4)"}))
     assert told.startswith(f"model.operator: operator 'strongest' is defined in {__name__}, outside of the package, ")
     assert told.endswith(f"; allowed: a file in {spec.PACKAGE}.")
+
+
+def test_a_member_that_the_scan_of_the_package_does_not_find_is_told_so(monkeypatch):
+    strongest = type("Strongest", (), {"__module__": "positionbias.operators.strongest"})
+    monkeypatch.setattr(spec, "_MEMBERS", {**spec._MEMBERS, ("operators", "strongest"): strongest})
+    told = refusal(put({"model.operator": "strongest(keys=4)"}))
+    assert "positionbias.operators.strongest, in a line that is not found without importing it" in told
+    assert told.endswith('; allowed: @member("operators", "strongest") as a line of its own.')
