@@ -17,6 +17,7 @@ from flax import nnx
 from positionbias import hosts, spec
 from positionbias.arrays import Bool, Float, Int, Key, Tree
 from positionbias.config.build import Experiment
+from positionbias.evaluation.even import even_influence
 from positionbias.evaluation.interventions import Intervention
 from positionbias.evaluation.rows import LOSS
 from positionbias.models.base import Model
@@ -343,8 +344,13 @@ class Evaluator:
 def theory_of(experiment: Experiment) -> dict[str, Any]:
     """What theory says of the task: curves {"query": [P], "evidence": [P]} of the first condition, their "mean", and
     "predictions", each as a mapping with the condition it is of. What is not known is left out, and so is all of it
-    where replicas differ in what it speaks of.
+    where replicas differ in what it speaks of. And of the model "influence" [T], see `even_influence`.
     """
+    even = even_influence(experiment)
+    return _of_task(experiment) | ({} if even is None else {"influence": even.tolist()})
+
+
+def _of_task(experiment: Experiment) -> dict[str, Any]:
     task: Task = experiment.task
     name, told = task.spec_name, {}  # type: ignore[attr-defined]
     if name not in spec.names("theory") or not task.shared_tokens:

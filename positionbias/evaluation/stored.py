@@ -122,7 +122,13 @@ SUMMARY = {
     "of": (int, None),
     "state_size?": (int, None),
     "note": (str, None),
-    "theory": {"query?": [float], "evidence?": [float], "mean?": float, "predictions?": [_PREDICTION]},
+    "theory": {
+        "query?": [float],
+        "evidence?": [float],
+        "mean?": float,
+        "predictions?": [_PREDICTION],
+        "influence?": [float],
+    },
 }
 _MINUS = _interval(variant=str, by_condition={str: _interval()})
 SUMMARY["combinations?"] = [{**SUMMARY, "values": {str: (float, int)}, "members": [int, ...], "minus?": _MINUS}]

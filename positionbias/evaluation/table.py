@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from positionbias.config.varied import label, members, replicas_told
 from positionbias.evaluation.rows import LOSS
-from positionbias.evaluation.statistics import INDICES, SOLVED_WITHIN
+from positionbias.evaluation.statistics import INDICES, SOLVED_WITHIN, indices
 
 ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
 LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
 MOST_COLUMNS = 6  # combinations of hyperparameters whose curves stand side by side in the terminal
+EVEN = "what masks and biases alone make, if attention looks at no content (theory)"
+UNKNOWN = {"low": None, "high": None}
 RULES = ("chance", "majority", "nearest", "order_free")  # baselines that most tasks have, in the order they are told
 
 
@@ -261,11 +265,17 @@ def _influence(summary: Mapping[str, Any]) -> list[str]:
     """The shares of the input positions, and their indices."""
     rows, every = _thinned(summary, "influence")
     size = len(summary["influence"])
-    body = [[str(row["position"]), *_cells(row)] for row in rows]
+    theory = summary["theory"].get("influence")
+    beside = ["even attention"] if theory else []
+    body = [[str(row["position"]), *_cells(row, *([theory[row["position"]]] if theory else []))] for row in rows]
     lines = [f"share of influence by input position{_where(summary)}{every}; even would be {1 / size:.3f}"]
-    lines += [*_aligned([["at", "mean", "interval"], *body]), ""]
+    lines += [*_aligned([["at", "mean", "interval", *beside], *body]), ""]
     told = [[name.replace("_", " "), *_signed(even_shares(summary, name))] for name in INDICES]
-    lines += _aligned(_named([["in even shares", "mean", "interval"], *told]))
+    if theory:
+        alone = indices(np.asarray(theory) * size)
+        told = [[*line, *_signed({"mean": alone[line[0].replace(" ", "_")], **UNKNOWN})[:1]] for line in told]
+    lines += _aligned(_named([["in even shares", "mean", "interval", *beside], *told]))
+    lines += [f"even attention: {EVEN}"] if theory else []
     return [*lines, f"intervals: 95 % Student t over {len(summary['accuracy']['replicas'])} replicas"]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from positionbias.reporting.figures import (
     ARMS,
+    BLACK,
     BLUE,
     FEW,
     GREY,
@@ -102,9 +103,11 @@ def arms(name: str, xlabel: str, compared: Sequence[Arm]) -> str:
     return draw(name, f"accuracy by {xlabel}, side by side", paint, height_for(len(compared)))
 
 
-def influences(name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows]) -> str:
+def influences(
+    name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows], even: Mapping[str, Sequence[float]]
+) -> str:
     """The influence by input position of a sweep's cells, a panel each, in shares of which every position has one if
-    all matter alike; `at_init` has the curves before training by label.
+    all matter alike; by label, `at_init` has the curves before training, and `even` those of even attention.
 
     The scale is logarithmic and ends at a thousandth of such a share.
     """
@@ -116,6 +119,8 @@ def influences(name: str, compared: Sequence[Arm], at_init: Mapping[str, Rows]) 
             panel.axhline(1, linestyle="--", color=GREY, linewidth=1)
             for rows, color, line in ((arm.rows, BLUE, "-"), (at_init.get(arm.label, ()), SKY, "-.")):
                 curve(panel, _even_shares(rows), color, "", marker=".", line=line)
+            alone = np.asarray(even.get(arm.label, ()), np.float64)
+            panel.plot(np.where(alone > 0, alone, np.nan) * len(alone), ":", color=BLACK)
             panel.set_title(arm.title, fontsize=9)
             panel.set_xlim(-0.03 * len(arm.rows), 1.03 * len(arm.rows) - 1)  # also where only few points are drawn
             panel.set_yscale("log")

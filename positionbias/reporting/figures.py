@@ -244,14 +244,19 @@ def losses(
     return draw(name, f"loss by {xlabel}", paint)
 
 
-def influence(name: str, rows: Rows, at_init: Rows = (), when: str = "after training") -> str:
-    """Share of the influence on the answer that each input position has, at the start and `when` rows were made."""
+def influence(
+    name: str, rows: Rows, at_init: Rows = (), when: str = "after training", even: Sequence[float] = ()
+) -> str:
+    """Share of the influence on the answer that each input position has, at the start and `when` rows were made, and
+    by `even` attention."""
 
     def paint(axes: Any) -> None:
         if rows:
             curve(axes, rows, BLUE, when, marker="o")
         if at_init:
             curve(axes, at_init, SKY, "before training", marker="", line="-.")
+        if even:
+            axes.plot(range(len(even)), even, ":", color=BLACK, label="even attention")
         axes.set_ylim(bottom=0)
         finish(axes, "input position", "share of influence")
 

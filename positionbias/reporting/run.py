@@ -10,6 +10,7 @@ from positionbias.config.varied import label as combination
 from positionbias.config.varied import replicas_told
 from positionbias.evaluation.statistics import INDICES
 from positionbias.evaluation.table import (
+    EVEN,
     axes_told,
     gaps_told,
     held_against,
@@ -226,8 +227,9 @@ def _influence(summary: Mapping[str, Any]) -> str:
     at_init = _at_init(summary, "influence")
     if not summary["influence"] and not at_init:
         return ""
-    svg = figures.influence("influence", summary["influence"], at_init, _when(summary))
-    seen = [f"Blue: {_when(summary)}", *([AT_INIT] if at_init else [])]
+    even = summary["theory"].get("influence", [])
+    svg = figures.influence("influence", summary["influence"], at_init, _when(summary), even)
+    seen = [f"Blue: {_when(summary)}", *([AT_INIT] if at_init else []), *([f"dotted: {EVEN}"] if even else [])]
     caption = (
         "How much each input position moves the state at the query that gives each item's last answer, and at no other:"
         f" mean squared gradient, normalised to sum to 1. {'; '.join(seen)}."

@@ -137,6 +137,17 @@ def influence(run: Recorded, name: Index, condition: str | None = None, step: in
     return _each(profile[:, :length], name)
 
 
+def even_influence(run: Recorded, name: Index) -> PerReplica:
+    """The same index of the influence that masks and biases alone make, where theory tells it; one number for all."""
+    theory = stored.read_summary(run.folder / "summary.json").get("theory", {}).get("influence")
+    if theory is None:
+        raise ConfigError(
+            f"even_influence: theory tells none of {str(run.folder)!r}; allowed: decoders with model.residual = 'none'"
+            " and one row that answers."
+        )
+    return _each(np.asarray([theory], np.float64), name)
+
+
 def _each(curves: Float[np.ndarray, "R P"], name: Index) -> PerReplica:
     found = [indices(curve)[name] for curve in curves]
     return np.array([np.nan if one is None else one for one in found])
@@ -175,7 +186,7 @@ def analysis(run: Recorded, file: str, array: str, /, *at: int | None) -> PerRep
 
 MEASURES: dict[str, Callable[..., PerReplica]] = {
     one.__name__: one
-    for one in (accuracy, log_probability, loss, ceiling, baseline, changed, index, influence, analysis)
+    for one in (accuracy, log_probability, loss, ceiling, baseline, changed, index, influence, even_influence, analysis)
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from positionbias.arrays import Bool, Float
@@ -33,3 +35,32 @@ def rollout(
         step = step + np.eye(len(step))
         step = step / step.sum(axis=-1, keepdims=True)
     return np.linalg.matrix_power(step, layers)
+
+
+def influence(layers: Sequence[Float[np.ndarray, "N T T"]], normed: bool) -> Float[np.ndarray, "T T"]:
+    """Share of input j in E ||d (w . output_i) / d x_j||^2, over w, for weights [N, T, T] of each layer's heads.
+
+    Inputs are independent and of one size, values and outputs are mapped by matrices drawn at random, streams are not
+    added: what heads sum up adds in squares, one product of weights for each path through the heads. `normed` layers
+    read rows that are brought to one size first, as the last norm does, so that a row which is a mean of many inputs
+    counts more than one that is a single input. Rows sum to 1, or are zero.
+    """
+    length = layers[0].shape[-1]
+    paths = np.eye(length)[None]
+    for heads in layers:
+        if normed:
+            paths = paths / _size(paths)
+        paths = np.concatenate([head @ paths for head in _distinct(heads)])
+    paths = paths / _size(paths)
+    return np.sum(np.square(paths), axis=0)
+
+
+def _size(paths: Float[np.ndarray, "P T T"]) -> Float[np.ndarray, "T 1"]:
+    """The size of each row, of all paths together; 1 of a row that is zero."""
+    size = np.sqrt(np.sum(np.square(paths), axis=(0, 2)))[:, None]
+    return np.where(size > 0, size, 1.0)
+
+
+def _distinct(heads: Float[np.ndarray, "N T T"]) -> Float[np.ndarray, "N T T"]:
+    """One of heads that are all alike."""
+    return heads[:1] if (heads == heads[:1]).all() else heads

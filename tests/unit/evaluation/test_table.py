@@ -201,3 +201,13 @@ def test_of_a_run_without_training_the_influence_is_told():
     assert lines[8].split() == ["primacy", "+0.750", "[-0.368,", "+1.868]"], "three times 0.25 [-0.123, 0.623]"
     assert lines[-1] == "intervals: 95 % Student t over 3 replicas"
     assert not any("accuracy" in line for line in lines)
+
+
+def test_beside_the_influence_stands_that_of_even_attention():
+    rows = fabricate()
+    rows["influence"] = np.array([[[0.5, 0.25, 0.25]], [[0.4, 0.3, 0.3]], [[0.6, 0.2, 0.2]]])
+    theory = {"influence": [0.7, 0.1, 0.2]}
+    lines = table(strict(summarise(rows, rows, steps=0, of=0, theory=theory))).splitlines()
+    assert lines[3].split() == ["0", "0.500", "[0.252,", "0.748]", "0.700"]
+    assert lines[8].split()[-1] == "+1.800", "primacy in even shares, three times 0.6"
+    assert lines[-2].startswith("even attention: what masks and biases alone make")

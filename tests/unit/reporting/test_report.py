@@ -487,13 +487,22 @@ def test_of_a_sweep_that_trains_nothing_the_influence_is_told_alone(tmp_path):
     assert read(folder).tags.count("svg") == 3, "accuracy of some is worth a comparison"
 
 
+def test_even_attention_is_drawn_where_theory_tells_its_influence(tmp_path):
+    folder = fabricate.write_sweep(tmp_path / "sweep")
+    told = "what masks and biases alone make, if attention looks at no content"
+    assert told not in read(folder / "cells" / "causal").text
+    edit(folder / "cells" / "causal", lambda s: s["theory"].update(influence=[0.1] * len(s["influence"])))
+    assert told in read(folder / "cells" / "causal").text
+    assert told in read(folder).text
+
+
 def test_what_has_no_influence_has_no_place_on_a_logarithmic_axis():
     rows = [{"position": i, "mean": mean, "low": low, "high": mean} for i, (mean, low) in enumerate([(0, 0), (1, -1)])]
     assert comparisons._even_shares(rows) == [
         {"position": 0, "mean": None, "low": None, "high": None},
         {"position": 1, "mean": 2, "low": None, "high": 2},
     ]
-    assert "influence" in comparisons.influences("x", [figures.Arm("arm", rows)], {})
+    assert "influence" in comparisons.influences("x", [figures.Arm("arm", rows)], {}, {"arm": [0.5, 0.5]})
 
 
 def test_a_sweep_links_to_the_report_of_every_measured_cell(sweep_folder):

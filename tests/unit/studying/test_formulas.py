@@ -60,6 +60,7 @@ def runs(tmp_path_factory):
     write_rows(one / "evals" / "000010.npz", rows(RIGHT))
     write_rows(one / "evals" / "again.npz", rows(0 * RIGHT + 1, loss=np.tile([1.0, 3.0], 8)))
     write_rows(one / "evals" / "again_shift.npz", rows(RIGHT, answers_changed=1 - RIGHT.ravel()))
+    (one / "summary.json").write_text(json.dumps(summarise(rows(RIGHT), theory={"influence": [0.5, 0.25, 0.125, 0.125]})))
     (one / "analysis").mkdir()
     told = np.arange(12.0).reshape(2, 2, 3)
     np.savez(one / "analysis" / "probe.npz", told=told, late=told[:, 0], **{"at_init/told": 0 * told})
@@ -94,6 +95,7 @@ def values(text, runs, initial=False):
         ("index('arms/one', 'tilt', 'query')", [math.nan, math.nan]),  # of two places
         ("influence('arms/one', 'primacy')", [3, 0]),  # of four inputs, the fifth is padding
         ("influence('arms/one', 'recency', condition='far', step=0)", [1, 1]),  # of five
+        ("even_influence('arms/one', 'primacy')", [0.25]),
         ("analysis('arms/one', 'probe', 'told')", [2.5, 8.5]),
         ("analysis('arms/one', 'probe', 'told', 1)", [4, 10]),
         ("analysis('arms/one', 'probe', 'told', None, -1)", [3.5, 9.5]),
@@ -155,7 +157,7 @@ def test_a_formula_tells_its_readings_and_runs():
 
 
 ALLOWED = "numbers, + - * /, < and > and measures of runs."
-MEASURES = "accuracy, log_probability, loss, ceiling, baseline, changed, index, influence, analysis"
+MEASURES = "accuracy, log_probability, loss, ceiling, baseline, changed, index, influence, even_influence, analysis"
 
 
 @pytest.mark.parametrize(
