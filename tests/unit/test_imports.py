@@ -159,6 +159,7 @@ def test_theory_computes_with_numpy_only():
         if group(module) == "theory":
             assert {name.split(".")[0] for name in imported(tree, NAMES)} <= {
                 "__future__",
+                "collections",
                 "dataclasses",
                 "math",
                 "numpy",

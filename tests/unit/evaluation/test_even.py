@@ -39,7 +39,7 @@ def measured(experiment):
         {},
         {"model.norm": "none"},
         {"model.mask": "[causal, sliding_window(3) & causal, causal]"},
-        {"model.operator": "[attention_free, neighborhood(width=4, causal=True), attention_free]"} | {"model.layers": 3},
+        {"model.operator": "[attention_free, neighborhood(width=4, causal=True), attention_free]"},
         {**EVEN_SCORES, "model.position": "decay(gamma=0.7)"},
         {**EVEN_SCORES, "model.position": "alibi", "model.layers": 2},
     ],
