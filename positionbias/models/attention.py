@@ -60,6 +60,7 @@ class Attention(nnx.Module):
             width=width,
             head_size=width_kv if merged else self.head_size,
             value_size=self.head_size if factorised else width_kv,
+            stream_width=width_kv,
         )
         self.table = blueprint.create_all(self.position.layer_parameters(dims), noise)
         self.own = blueprint.create_all(declared(self.operator, dims), noise)

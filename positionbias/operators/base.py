@@ -79,7 +79,10 @@ class Operator:
         return "" if self.any_mask else "whom its queries read is told by order alone"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
-        """The operator's own parameters, by name, a set a layer; `dims.width` is that of the layer's input."""
+        """The operator's own parameters, by name, a set a layer.
+
+        `dims.width` is that of the layer's input, `dims.read` that of the stream of its keys.
+        """
         return {}
 
     def projected(

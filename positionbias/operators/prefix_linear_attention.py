@@ -43,8 +43,8 @@ class PrefixLinearAttention(Recurrent):
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         return {
-            "context_key": Matrix((dims.width, dims.heads * dims.head_size), "key", dims.width),
-            "context_value": Matrix((dims.width, dims.heads * dims.values), "value", dims.width),
+            "context_key": Matrix((dims.read, dims.heads * dims.head_size), "key", dims.read),
+            "context_value": Matrix((dims.read, dims.heads * dims.values), "value", dims.read),
         }
 
     def projected(self, x: jax.Array, stream: jax.Array, params: Parameters) -> Parameters:

@@ -32,11 +32,17 @@ class Dims:
     head_size: int
     length: int
     value_size: int | None = None  # of a head's value, where it is not H
+    stream_width: int | None = None  # of the stream that keys and values are made of, where it is not D
 
     @property
     def values(self) -> int:
         """K, the size of a head's value."""
         return self.value_size or self.head_size
+
+    @property
+    def read(self) -> int:
+        """E, the width of the stream that keys and values are made of."""
+        return self.stream_width or self.width
 
 
 @dataclasses.dataclass(frozen=True)

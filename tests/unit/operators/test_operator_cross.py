@@ -182,3 +182,13 @@ def test_it_learns_across_sequences(tiny, operator, cross):
     for path, slope in crossing.items():
         assert np.isfinite(slope).all(), path
         assert np.abs(slope).max() > 0, path
+
+
+def test_the_other_sequence_may_be_wider(tiny):
+    """An encoder of two layers whose stream is concatenated gives more features than the decoder's begins with."""
+    wanted = {"model.operator": "prefix_linear_attention", "model.architecture": "encoder_decoder", "model.layers": 2}
+    found, slopes = gradients(tiny(SPLIT | wanted | {"model.residual": "concatenate"}))
+    assert np.isfinite(found)
+    own = [slope for path, slope in slopes.items() if "/cross/own/" in path]
+    assert len(own) == 4
+    assert all(np.abs(slope).max() > 0 for slope in own)
