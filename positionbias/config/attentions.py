@@ -11,7 +11,7 @@ import numpy as np
 from positionbias import spec
 from positionbias.config.fields import read_by_mask
 from positionbias.masks.base import Mask
-from positionbias.masks.order import Causal
+from positionbias.masks.order import Bidirectional, Causal
 from positionbias.models.base import visible
 from positionbias.operators.base import Operator, Pattern
 from positionbias.spec import ConfigError
@@ -42,13 +42,14 @@ def check(places: Iterable[Place]) -> None:
     """
     refused: tuple[Place, Pattern] | None = None
     needed: dict[Operator, set[Pattern]] = {}
-    for place in places:
-        allowed = np.asarray(place.mask.dense(place.q, place.k))
-        pattern = _pattern(place.q, place.k, allowed)
+    found = [(place, np.asarray(place.mask.dense(place.q, place.k))) for place in places]
+    asked = [_pattern(place.operator, place.q, place.k, allowed) for place, allowed in found]
+    for (place, _), pattern in zip(found, asked, strict=True):
         needed.setdefault(place.operator, set()).add(pattern)
+    for (place, allowed), pattern in zip(found, asked, strict=True):
         if pattern not in place.operator.patterns:
             if not _in_any_form(place.operator, pattern):
-                check_pattern(place.operator, pattern, place.name)
+                check_pattern(place.operator, pattern, place.name, needed=needed[place.operator])
             refused = refused or (place, pattern)
         elif refused is None:
             _check_mixed(place, allowed)
@@ -77,10 +78,10 @@ def check_pattern(
         kind = kind.partition(" ")[2]
         allowed = ["model.architecture = decoder_only"] if kind == "cross" else []
     else:
-        other = _other_form(operator)
         allowed = [f"{field} = {'bidirectional' if pattern.startswith('causal') else 'causal'}"] if field else []
-        if other is not None and {pattern, *needed} <= other.patterns:
-            allowed.append(f"model.operator = {spec.canonical(other)}")
+    other = _other_form(operator)
+    if other is not None and {pattern, *needed} <= other.patterns:
+        allowed.append(f"model.operator = {spec.canonical(other)}")
     raise ConfigError(
         f"model.operator: {spec.canonical(operator)} does not work as {kind} attention, which {name} needs{under}, as"
         f" {operator.lacking(pattern)}; allowed: {', '.join([*allowed, ''])}{'or ' if allowed else ''}an operator that"
@@ -104,12 +105,21 @@ def _other_form(operator: Operator) -> Operator | None:
         return None
 
 
-def _pattern(q: Tokens, k: Tokens, allowed: np.ndarray) -> Pattern:
+def _pattern(operator: Operator, q: Tokens, k: Tokens, allowed: np.ndarray) -> Pattern:
+    """The pattern that an attention has; of two that it has, one that the operator works as, in another form at least.
+
+    It is both causal and noncausal where every key is seen and none stands behind a query: an encoder's by a decoder.
+    """
     causal = not np.any(allowed & ~np.asarray(Causal().dense(q, k)))
-    same = q.length == k.length and np.array_equal(q.index, k.index)
-    if same:
-        return "causal_self" if causal else "noncausal_self"
-    return "causal_cross" if causal else "noncausal_cross"
+    everything = (allowed == np.asarray(Bidirectional().dense(q, k))).all()
+    own = q.length == k.length and np.array_equal(q.index, k.index)
+    fits: list[Pattern] = []
+    if causal:
+        fits.append("causal_self" if own else "causal_cross")
+    if everything or not causal:
+        fits.append("noncausal_self" if own else "noncausal_cross")
+    forms = [one.patterns for one in (operator, _other_form(operator)) if one is not None]
+    return next((one for patterns in forms for one in fits if one in patterns), fits[0])
 
 
 def _check_mixed(place: Place, allowed: np.ndarray) -> None:

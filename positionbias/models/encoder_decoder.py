@@ -133,7 +133,7 @@ class EncoderDecoder(Architecture):
         return "model.mask" if which is None else f"model.architecture.{which}"
 
     def reach(self, blueprint: Blueprint, tokens: Tokens, context_length: int, inputs: int | None = None) -> Mapped:
-        carries = blueprint.config.residual != "none"
+        carries, rest = blueprint.config.residual != "none", tokens.cut(context_length, tokens.length)
         seen = {
             name: visible(op, mask, q, k) for name, op, mask, q, k in self.attentions(blueprint, tokens, context_length)
         }
@@ -143,8 +143,10 @@ class EncoderDecoder(Architecture):
         decoder_rows: Mapped = begin[context_length:]
         for i in range(blueprint.config.layers):
             decoder_rows = attended(seen[f"decoder layer {i}"], decoder_rows, decoder_rows, carries)
-            crossing = seen[f"cross attention of decoder layer {i}"]
-            decoder_rows = attended(crossing, decoder_rows, encoder_rows, carries)
+            crossing, asking = seen[f"cross attention of decoder layer {i}"], decoder_rows
+            if blueprint.operators[i].mixes_queries:
+                asking = attended(rest.rows().valid & rest.columns().valid, decoder_rows, decoder_rows, carries)
+            decoder_rows = attended(crossing, asking, encoder_rows, carries)
         # One under the other, by products: numpy's concatenate would not take jax arrays that are being traced.
         own = own_inputs(tokens, None)
         return compose(own[:, :context_length], encoder_rows) | compose(own[:, context_length:], decoder_rows)

@@ -29,13 +29,13 @@ Pattern = Literal["noncausal_self", "causal_self", "noncausal_cross", "causal_cr
 Reasons = Mapping[Pattern, str]
 
 
-def reasons(noncausal_self: str = "", causal_self: str = "", cross: str = "") -> Reasons:
+def reasons(noncausal_self: str = "", causal_self: str = "", cross: str = "", causal_cross: str = "") -> Reasons:
     """Why an operator does not work as these; `cross` is why it takes no keys of another sequence."""
     told: Reasons = {
         "noncausal_self": noncausal_self,
         "causal_self": causal_self,
         "noncausal_cross": cross,
-        "causal_cross": cross,
+        "causal_cross": causal_cross or cross,
     }
     return {pattern: why for pattern, why in told.items() if why}
 
@@ -54,6 +54,7 @@ class Operator:
     uses_bias: ClassVar[bool] = True  # honours a scheme's `bias`; False where the stream is read
     uses_products: ClassVar[bool] = False  # honours a scheme's `products`
     any_mask: ClassVar[bool] = True  # honours every mask; False for those that see all keys, or all up to their own
+    mixes_queries: ClassVar[bool] = False  # across sequences, what a row reads tells of all other queries too
     whole: ClassVar[str] = ""  # why it is called on all rows whenever one is added, if it has no way to read each once
     endless: ClassVar[str] = (
         ""  # why what it carries from row to row is not cleared where a segment begins, if it is not

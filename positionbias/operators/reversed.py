@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from positionbias import kernels
 from positionbias.arrays import Mapped
+from positionbias.kernels.softmax_attention.problem import NOTHING_SEEN
 from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional
 from positionbias.operators.base import Operator, ScoreOperator, SiteFunction, reasons
@@ -28,8 +29,10 @@ class Reversed(ScoreOperator):
     the receiver's vector is the query and the sender's the key, the other way round, which trained matrices cannot tell
     apart: weights are the softmax of scores over queries. `selector` has each sender choose among heads by softmax(x W
     / 0.1), and `gate` how much it sends at all by sigmoid(x w + b), ours for an MLP. Both are of one layer: gates that
-    multiply along the layers, gated final features, and pruning of tokens are left out. A share tells of all who
-    receive, so that masks may hide nothing but padding, and there is no causal form and none across sequences.
+    multiply along the layers, gated final features, and pruning of tokens are left out. Across sequences the tokens of
+    one send to those of the other, T x S shares of which each of the S columns sums to 1; senders choose and are gated
+    by their own stream. A share tells of all who receive, so that masks may hide nothing but padding, and there is no
+    causal form.
 
     Products grow as T^2, as published. Of many tokens it is two calls of the attention kernel, and memory grows as T:
     one for the logarithm of what each sender's weights sum to, and one with that taken off its scores and no softmax.
@@ -39,21 +42,22 @@ class Reversed(ScoreOperator):
     gate: bool = False
     scaled: bool = True
 
-    patterns = frozenset({"noncausal_self"})
+    patterns = frozenset({"noncausal_self", "noncausal_cross"})
     lacks = reasons(
         causal_self="a share tells of all who receive, later ones too",
-        cross="a share tells of all who receive, so that rows of a decoder would tell of one another",
+        causal_cross="a share tells of all who receive, those before a key too",
     )
     any_mask = False
+    mixes_queries = True
     step = Operator.step  # shares are over all rows
     whole = "a share tells of all who receive, so that every row changes with each that comes"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         made = {}
         if self.selector:
-            made["heads"] = Matrix((dims.width, dims.heads), "selector", dims.width, "fan_in(scale=1.0)")
+            made["heads"] = Matrix((dims.read, dims.heads), "selector", dims.read, "fan_in(scale=1.0)")
         if self.gate:
-            made["direction"] = Matrix((dims.width, 1), "gate", dims.width, "fan_in(scale=1.0)")
+            made["direction"] = Matrix((dims.read, 1), "gate", dims.read, "fan_in(scale=1.0)")
             made["offset"] = Matrix((1,), "gate", 1, "constant(value=0.0)")
         return made
 
@@ -82,12 +86,12 @@ class Reversed(ScoreOperator):
         q, k = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
         every, scale = Bidirectional(), None if self.scaled else 1.0
         sides = tokens_k, tokens_q
-        _, sums = kernels.attention(k, q, v[..., :1], mask=every, tokens=sides, scale=scale, stats=("lse",))
+        _, sums = kernels.attention(k, q, q[..., :1], mask=every, tokens=sides, scale=scale, stats=("lse",))
         for name in ("selected", "sent"):
             if name in params:
                 v = v * params[name][..., None].astype(v.dtype)
-        valid = jnp.asarray(tokens_k.valid)
-        less = jnp.where(valid if valid.ndim == 1 else valid[:, None], -sums.lse, 0.0)
+        assert sums.lse is not None
+        less = jnp.where(sums.lse > NOTHING_SEEN, -sums.lse, 0.0)  # nobody hears what padding sends
         sides = tokens_q, tokens_k
         return kernels.attention(q, k, v, mask=every, tokens=sides, scale=scale, key_bias=less, normalise=False)
 

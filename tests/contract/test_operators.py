@@ -191,8 +191,8 @@ def check_visible(operator):
     """`visible` lies within the mask, and out[i] depends on key and value j nowhere but where it says so.
 
     Nor on what made them: on its own row of the queries and their stream, on those of others that it sees if one
-    sequence is both, and on what is visible of the keys' stream. On every value that is visible it does depend, in one
-    draw of a few at least, as weights can be zero and keys be chosen.
+    sequence is both or if it says so, and on what is visible of the keys' stream. On every value that is visible it
+    does depend, in one draw of a few at least, as weights can be zero and keys be chosen.
     """
     for pattern in operator.patterns:
         _, tokens_q, tokens_k, mask = setting(operator, pattern)
@@ -201,7 +201,7 @@ def check_visible(operator):
         assert not (visible & ~allowed).any(), "an operator may not see past its mask"
 
         own = np.eye(*visible.shape, dtype=bool) & pattern.endswith("self")
-        rows = visible | own if pattern.endswith("self") else np.eye(T, dtype=bool)
+        rows = visible | own if pattern.endswith("self") else asking(operator)
         # Fixed unequal weights, so that contributions cannot cancel: each sequence has those of one row alone.
         slopes = np.zeros((EACH, T, HEADS, OUT), np.float32)
         slopes[np.arange(T), np.arange(T)] = [1.0, 0.7, -0.4]
@@ -226,13 +226,30 @@ def check_visible(operator):
         assert reached[visible].all(), "visible claims what cannot be seen"
 
 
+def asking(operator):
+    """Which queries each row depends on across sequences: its own alone, unless the operator mixes them."""
+    return np.full((T, T), True) if operator.mixes_queries else np.eye(T, dtype=bool)
+
+
+def check_mixes_queries(operator):
+    """Only what reads whole sequences at once may have rows tell of each other's queries; and they do."""
+    if not operator.mixes_queries:
+        return
+    assert operator.patterns == {"noncausal_self", "noncausal_cross"}, "rows tell of later ones"
+    assert operator.whole, "a row alone comes out otherwise than among others"
+    arrays, others = ([*x, *streams(x)] for x in (setting(operator, "noncausal_cross", i, EACH)[0] for i in (0, 1)))
+    first = np.where(np.arange(T)[:, None, None] > 0, others[0], arrays[0])
+    known, found = (mixing(operator, "noncausal_cross")([q, *arrays[1:]])[0] for q in (arrays[0], first))
+    assert np.abs(known[:, 0] - found[:, 0]).max() > 1e-3, "no row tells of another"
+
+
 def check_unseen(operator):
     """A row comes out as before whatever stands where it does not see: no choice or order of others tells of it."""
     for pattern in operator.patterns:
         _, tokens_q, tokens_k, mask = setting(operator, pattern)
         visible = np.asarray(operator.visible(tokens_q, tokens_k, mask.dense(tokens_q, tokens_k)))
         own = np.eye(T, dtype=bool)
-        rows = (visible | own) if pattern.endswith("self") else own
+        rows = (visible | own) if pattern.endswith("self") else asking(operator)
         columns = (visible | own) if pattern.endswith("self") else visible
 
         for seed in range(6):
@@ -529,6 +546,7 @@ CHECKS = [
     check_shape,
     check_visible,
     check_unseen,
+    check_mixes_queries,
     check_padding,
     check_flags,
     check_pattern,

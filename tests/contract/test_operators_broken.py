@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_operators import (
     check_flags,
+    check_mixes_queries,
     check_padding,
     check_pattern,
     check_patterns,
@@ -26,6 +27,7 @@ from positionbias.masks.order import Causal
 from positionbias.operators.base import Operator
 from positionbias.operators.even_softmax import EvenSoftmax
 from positionbias.operators.retention import Retention
+from positionbias.operators.reversed import Reversed
 from positionbias.operators.short_convolution import ShortConvolution
 from positionbias.operators.softmax import Softmax
 
@@ -202,6 +204,25 @@ class PricesInSecret(EvenSoftmax):
     priced = False
 
 
+class MixesQueriesInSecret(Reversed):
+    """Does not tell that a row depends on the others' queries, so that reach would lack them."""
+
+    mixes_queries = False
+
+
+class MixesNoQueries(Reversed):
+    """Softmax, said to mix queries."""
+
+    def __call__(self, *given):
+        return Softmax()(*given)
+
+
+class MixesQueriesRowByRow(Reversed):
+    """Reversed attention of a few rows at a time, which then tell of those alone."""
+
+    whole = ""
+
+
 class CountsCalls(ShortConvolution):
     """Carries on a number of another shape with every call."""
 
@@ -229,6 +250,9 @@ class CountsCalls(ShortConvolution):
         (ConvolvesThroughTheMask, check_stream),
         (ConvolvesScores, check_stream),
         (OrdersByFuture, check_unseen),
+        (MixesQueriesInSecret, check_unseen),
+        (MixesNoQueries, check_mixes_queries),
+        (MixesQueriesRowByRow, check_mixes_queries),
         (DividesByZero, check_padding),
         (SlopesAtZero, check_padding),
         (PadsOneForAll, check_padding),

@@ -1,0 +1,178 @@
+"""Operators that read another sequence whole, against loops in numpy: outputs, and gradients by differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from operators_oracle import products, sigmoid
+from test_operator_training import gradients
+from toys import Reads
+
+from positionbias import spec
+from positionbias.config.build import build
+from positionbias.errors import ConfigError
+from positionbias.models.sites import Sites
+from positionbias.operators import choosing
+from positionbias.operators.softmax import Softmax
+from positionbias.positions.base import Dims, Placed
+from positionbias.tokens import sequential
+
+B, T, S, N, H, K, D, E = 2, 7, 10, 2, 4, 3, 6, 5
+SIZES = {"x": (T, D), "stream": (S, E), "q": (T, N, H), "k": (S, N, H), "v": (S, N, K)}
+VALID_Q = np.array([[1, 1, 1, 0, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1]], bool)
+VALID_K = np.array([[1, 1, 1, 0, 1, 1, 1, 0, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]], bool)
+PADDED = {
+    "whole": (np.ones((B, T), bool), np.ones((B, S), bool)),
+    "padded": (VALID_Q, VALID_K),
+    "no context": (VALID_Q, VALID_K & [[True], [False]]),
+    "no queries": (VALID_Q & [[False], [True]], VALID_K),
+}
+WAYS = {"all pairs": choosing.LONG, "gathered": 0}
+NONE = Placed(spec.build("positions", "none", "position"))
+
+
+class Across:
+    """An operator on queries of one sequence, of T, and keys and values of another, of S, all drawn once."""
+
+    def __init__(self, text, padding="whole"):
+        self.operator, self.valid = spec.build("operators", text, "operator"), PADDED[padding]
+        draw = np.random.default_rng(0)
+        self.arrays = {name: draw.normal(size=(B, *size)).astype(np.float32) for name, size in SIZES.items()}
+        declared = self.operator.parameters(Dims(D, N, H, S, value_size=K, stream_width=E)).items()
+        self.params = {name: draw.normal(size=matrix.shape).astype(np.float32) for name, matrix in declared}
+        self.aim = draw.normal(size=(B, T, N, K))
+        # The context is stored in front, as an encoder reads it.
+        self.tokens = (
+            sequential(T, index=S + np.arange(T), position=S + np.arange(T), valid=self.valid[0]),
+            sequential(S, valid=self.valid[1]),
+        )
+
+    def run(self, given=None, site=None):
+        """What the operator makes of its arrays and parameters, one tree."""
+        given = {**self.arrays, **self.params} if given is None else given
+        x, stream, *arrays = (given[name] for name in SIZES)
+        params = {name: given[name] for name in self.params}
+        params |= self.operator.projected(x, stream, params)
+        mask = spec.build("masks", "bidirectional", "mask")
+        return self.operator(*arrays, *self.tokens, mask, NONE, params, site or Sites())
+
+    def pattern(self):
+        kept = {}
+        self.run(site=Reads(lambda name, value: kept.setdefault(name, value)))
+        return np.asarray(kept["pattern"])
+
+    def check(self, formula):
+        """Outputs and gradients are those of `formula`, of all arrays and parameters in float64."""
+        given = {name: np.asarray(x, np.float64) for name, x in {**self.arrays, **self.params}.items()}
+
+        def loss(given):
+            return jnp.sum(self.run(given) * self.aim)
+
+        found, slopes = jax.jit(lambda given: (self.run(given), jax.grad(loss)(given)))({**self.arrays, **self.params})
+        known = formula(given)
+        assert np.isfinite(known).all()
+        np.testing.assert_allclose(found, known, rtol=0, atol=1e-5 * max(1.0, np.abs(known).max()))
+        assert (np.asarray(found)[~self.valid[0]] == 0).all()
+        for name, x in given.items():
+            slope = differences(lambda y, name=name: np.sum(formula({**given, name: y}) * self.aim), x)
+            atol = 1e-4 * max(1.0, np.abs(slope).max())
+            np.testing.assert_allclose(slopes[name], slope, rtol=0, atol=atol, err_msg=name)
+
+
+def differences(function, x, step=1e-5):
+    """The gradient of a function of x, an entry at a time."""
+    found = np.zeros(x.shape)
+    for at in np.ndindex(x.shape):
+        moved = [x.copy(), x.copy()]
+        moved[0][at] += step
+        moved[1][at] -= step
+        found[at] = (function(moved[0]) - function(moved[1])) / (2 * step)
+    return found
+
+
+def shares(scores, seen, axis):
+    """A softmax along an axis of what is seen, zero where nothing is."""
+    raised = np.where(seen, np.exp(scores - scores.max()), 0.0)
+    total = raised.sum(axis=axis, keepdims=True)
+    return np.divide(raised, total, out=np.zeros(raised.shape), where=total > 0)
+
+
+def both(valid):
+    """Who sees whom, [B, 1, T, S]."""
+    return (valid[0][:, :, None] & valid[1][:, None])[:, None]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padding", PADDED)
+@pytest.mark.parametrize("more", [False, True])
+def test_each_key_sends_its_value_in_shares_to_all_queries(more, padding, way, monkeypatch):
+    monkeypatch.setattr(choosing, "LONG", WAYS[way])
+    one = Across(f"reversed(selector={more}, gate={more})", padding)
+
+    def formula(given):
+        weights = shares(products(given["q"], given["k"]) / np.sqrt(H), both(one.valid), axis=2)
+        if more:
+            chosen = np.exp(given["stream"] @ given["heads"] / 0.1)
+            chosen = (
+                chosen
+                / chosen.sum(axis=-1, keepdims=True)
+                * sigmoid(given["stream"] @ given["direction"] + given["offset"])
+            )
+            weights = weights * np.moveaxis(chosen, 2, 1)[:, :, None]
+        return np.einsum("bnts,bsnk->btnk", weights, given["v"])
+
+    one.check(formula)
+
+
+def test_reversed_attention_is_softmax_turned_around():
+    """The pattern is the transpose of that of softmax, with queries and keys exchanged."""
+    one = Across("reversed", "padded")
+    turned = shares(np.swapaxes(products(one.arrays["q"], one.arrays["k"]), 2, 3) / 2, both(one.valid[::-1]), axis=3)
+    np.testing.assert_allclose(one.pattern(), np.swapaxes(turned, 2, 3), atol=1e-6)
+    sent = one.pattern().sum(axis=2)
+    np.testing.assert_allclose(sent, np.broadcast_to(VALID_K[:, None], sent.shape), atol=1e-6)
+
+
+SPLIT = {
+    "task": "associative_recall(pairs=4, keys=8, values=8, delays=3)",
+    "model.position": "none",
+    "model.mask": "bidirectional",
+    "model.architecture": "encoder_decoder",
+}
+BUILT = {"reversed(selector=True, gate=True)": "concatenate"}
+
+
+@pytest.mark.parametrize(("operator", "residual"), BUILT.items())
+def test_it_learns_between_an_encoder_and_a_decoder(operator, residual, tiny):
+    """Every parameter of cross attention matters to the loss."""
+    wanted = {"model.operator": operator, "model.layers": 2, "model.residual": residual}
+    found, slopes = gradients(tiny(SPLIT | wanted))
+    assert np.isfinite(found)
+    crossing = {path: slope for path, slope in slopes.items() if "/cross/" in path}
+    assert len(crossing) >= 4
+    for path, slope in crossing.items():
+        assert np.isfinite(slope).all(), path
+        assert np.abs(slope).max() > 0, path
+
+
+def test_queries_that_are_mixed_are_within_reach(tiny, monkeypatch):
+    """Under a causal mask a row of the decoder would depend on later ones by no other way."""
+    experiment = build(tiny({"task.scratch": True, "model.architecture": "encoder_decoder"}))
+    condition = experiment.task.conditions()[0]
+    context = experiment.task.context_length(condition)
+    rows = experiment.reach(condition)[context:, context:]
+    np.testing.assert_array_equal(rows, np.tri(len(rows), dtype=bool))
+    monkeypatch.setattr(Softmax, "mixes_queries", True)
+    assert experiment.reach(condition)[context:].all()
+
+
+def test_a_mask_that_hides_some_of_the_other_sequence_is_refused(tiny):
+    wanted = {"model.operator": "reversed", "model.architecture": "encoder_decoder(cross_mask=sliding_window(4))"}
+    told = (
+        r"^model\.operator: reversed.* does not work as causal cross attention, which cross attention of decoder layer"
+        r" 0 needs under model\.architecture\.cross_mask = sliding_window\(width=4\), as a share tells of all who"
+        r" receive, those before a key too; allowed: model\.architecture\.cross_mask = bidirectional, or an operator"
+        r" that does, such as softmax\.$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        build(tiny(SPLIT | wanted))
