@@ -24,6 +24,7 @@ def refused(tiny, **model):
         ("delta", "what it carries goes from token to token of one sequence"),
         ("combiner", "spans are summed up by the queries of their own tokens"),
         ("combiner(causal=False)", "spans are summed up by the queries of their own tokens"),
+        ("routing", "it is its causal form, and causal=False the other"),
         ("fourier", "it reads one stream, and keys of another sequence are made of a second"),
     ],
 )
@@ -58,6 +59,11 @@ def test_cross_attention_is_told_before_what_another_mask_would_mend(tiny, opera
             "causal self attention, which layer 0 needs under model.mask = causal",
             f"model.mask = bidirectional, or {SOFTMAX}",
         ),
+        (
+            {"operator": "routing", "architecture": "encoder_decoder", "mask": "bidirectional"},
+            "cross attention, which cross attention of decoder layer 0 needs",
+            f"model.architecture = decoder_only, model.operator = routing(causal=False), or {SOFTMAX}",
+        ),
         # Its encoder is bidirectional whatever is told, and its stack is causal: no form of the operator serves both.
         (
             {"operator": "routing", "architecture": "contextual_token"},
@@ -84,6 +90,8 @@ def test_what_is_allowed_is_built(tiny):
         ("delta", "causal"),
     ):
         build(tiny({"task": TASK, "model.operator": operator, "model.mask": mask}))
+    split = {"model.architecture": "encoder_decoder", "model.mask": "bidirectional"}
+    build(tiny({"task": TASK, "model.operator": "routing(causal=False)"} | split))
 
 
 @pytest.mark.parametrize(

@@ -133,13 +133,52 @@ def test_reversed_attention_is_softmax_turned_around():
     np.testing.assert_allclose(sent, np.broadcast_to(VALID_K[:, None], sent.shape), atol=1e-6)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padding", PADDED)
+@pytest.mark.parametrize(("region", "top"), [(3, 2), (4, 1), (20, 3)])
+def test_regions_of_queries_choose_regions_of_keys(region, top, padding, way, monkeypatch):
+    """The last ones are cut short, on both sides; of 20, each sequence is one."""
+    monkeypatch.setattr(choosing, "LONG", WAYS[way])
+    one = Across(f"routing(region={region}, top={top}, causal=False)", padding)
+
+    def formula(given):
+        seen = np.zeros((B, 1, T, S), bool)
+        for b in range(B):
+            rows, columns = (
+                [[i for i in range(start, min(start + region, len(valid))) if valid[i]] for start in starts]
+                for valid, starts in zip(
+                    (one.valid[0][b], one.valid[1][b]), (range(0, T, region), range(0, S, region)), strict=True
+                )
+            )
+            for asked in filter(None, rows):
+                mean = given["q"][b, asked].mean(axis=0)
+                suits = {u: np.sum(mean * given["k"][b, keys].mean(axis=0)) for u, keys in enumerate(columns) if keys}
+                for u in sorted(suits, key=suits.get, reverse=True)[:top]:
+                    seen[b, 0][np.ix_(asked, columns[u])] = True
+        weights = shares(products(given["q"], given["k"]) / np.sqrt(H), seen, axis=3)
+        return np.einsum("bnts,bsnk->btnk", weights, given["v"])
+
+    one.check(formula)
+
+
+DENSE = ["routing(region=3, top=4, causal=False)"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("operator", DENSE)
+def test_what_leaves_nothing_out_is_dense_cross_attention(operator, way, monkeypatch):
+    monkeypatch.setattr(choosing, "LONG", WAYS[way])
+    found, known = (jax.jit(Across(text, "padded").run)() for text in (operator, "softmax"))
+    np.testing.assert_allclose(found, known, rtol=1e-5, atol=1e-6)
+
+
 SPLIT = {
     "task": "associative_recall(pairs=4, keys=8, values=8, delays=3)",
     "model.position": "none",
     "model.mask": "bidirectional",
     "model.architecture": "encoder_decoder",
 }
-BUILT = {"reversed(selector=True, gate=True)": "concatenate"}
+BUILT = {"reversed(selector=True, gate=True)": "concatenate", "routing(region=2, top=2, causal=False)": "add"}
 
 
 @pytest.mark.parametrize(("operator", "residual"), BUILT.items())
