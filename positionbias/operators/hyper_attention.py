@@ -16,6 +16,7 @@ from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.operators.base import Operator, Pattern, SiteFunction, over_heads, scores
 from positionbias.operators.choosing import over_all_pairs
+from positionbias.operators.recurrent import of_one_sequence
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
@@ -35,8 +36,10 @@ class HyperAttention(Operator):
     look at the earlier one so.
 
     What is ours: queries that look back are not sorted among themselves, which would tell a row of later ones; each
-    goes to the block where its hash belongs among the sorted keys. Directions and samples come from `seed`, the same in
-    every step and sequence, where published code draws them anew. Masks that hide more than order does are refused.
+    goes to the block where its hash belongs among the sorted keys. So the causal form reads another sequence, whole,
+    where the other sorts the queries of one and the keys of the other, and pairs their blocks in order; padding is in
+    none. Directions and samples come from `seed`, the same in every step and sequence, where published code draws them
+    anew. Masks that hide more than order does are refused.
 
     Each query's block and the samples are gathered, T (`block` + `samples`) pairs, and in the causal form as many for
     every time the sequence is halved: products grow as T log T. Of few tokens, where a site reads scores or the
@@ -64,11 +67,15 @@ class HyperAttention(Operator):
 
     @property
     def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
-        return frozenset({"causal_self" if self.causal else "noncausal_self"})
+        return frozenset({"causal_self" if self.causal else "noncausal_self", "noncausal_cross"})
+
+    @property
+    def mixes_queries(self) -> bool:  # type: ignore[override]
+        return not self.causal
 
     def lacking(self, pattern: Pattern) -> str:
-        if pattern.endswith("cross"):
-            return "queries are sorted among themselves, so that rows of a decoder would tell of one another"
+        if pattern == "causal_cross":
+            return "keys are sorted among all of their sequence, those behind a query too"
         return f"it is its {'' if self.causal else 'non'}causal form, and causal={not self.causal} the other"
 
     def __call__(
@@ -84,23 +91,32 @@ class HyperAttention(Operator):
         site: SiteFunction,
     ) -> jax.Array:
         turned = position.rotate(q, tokens_q, "query"), position.rotate(k, tokens_k, "key")
-        last = 2**self.projections  # where padding is sorted to
-        bins_q, bins_k = (jnp.where(jnp.asarray(tokens_k.valid)[..., None, :], self._hash(x), last) for x in turned)
+        sides = zip(turned, (tokens_q, tokens_k), strict=True)
+        bins_q, bins_k = (
+            jnp.where(jnp.asarray(told.valid)[..., None, :], self._hash(x), self._padding) for x, told in sides
+        )
+        halves = self.causal and of_one_sequence(tokens_q, tokens_k)
         if not over_all_pairs(q.shape[1], position, site):
+            awake = jnp.broadcast_to(jnp.asarray(tokens_q.valid), q.shape[:2])
             valid = jnp.broadcast_to(jnp.asarray(tokens_k.valid), k.shape[:2])
-            return self._gathered(*turned, v, bins_q, bins_k, valid)
+            return self._gathered(*turned, v, bins_q, bins_k, awake, valid, halves)
         found = site("scores", scores(q, k, tokens_q, tokens_k, position, self.scaled))
-        times = self._halved(bins_q, bins_k, 0) if self.causal else self._times(bins_q, bins_k, 0)
+        times = self._halved(bins_q, bins_k, 0) if halves else self._times(bins_q, bins_k, 0)
         allowed = over_heads(mask.dense(tokens_q, tokens_k)) & (times > 0)
         pattern = site("pattern", masked_softmax(found + jnp.log(jnp.where(times > 0, times, 1.0)), allowed))
         return jnp.einsum("BNTS,BSNK->BTNK", pattern.astype(v.dtype), v)
 
     def visible(self, tokens_q: Tokens, tokens_k: Tokens, allowed: Mapped) -> Mapped:
         every = Bidirectional().dense(tokens_q, tokens_k)
-        if not self.causal:
+        if not (self.causal and of_one_sequence(tokens_q, tokens_k)):
             return every
         stored = np.tril(np.ones((tokens_q.length, tokens_k.length), bool))
         return Causal().dense(tokens_q, tokens_k) | (every & stored)
+
+    @property
+    def _padding(self) -> int:
+        """What stands for the hash of padding, which is sorted to the end."""
+        return 2**self.projections
 
     def _hash(self, x: Float[jax.Array, "B T N H"]) -> Int[jax.Array, "B N T"]:
         """The place in the Gray code of the signs on random directions: neighbours differ in one sign."""
@@ -127,20 +143,22 @@ class HyperAttention(Operator):
         rows, columns = q.shape[-1], k.shape[-1]
         if columns <= self.block or max(rows, columns) <= self.exact:
             return jnp.ones((*q.shape, columns))
-        if self.causal:
-            block_q = jnp.minimum(jnp.sum(k[..., None, :] < q[..., None], axis=-1), columns - 1) // self.block
-        else:
-            block_q = self._block_of(_ranks(q), columns)
+        block_q = self._blocks(q, k)
         same = block_q[..., None] == (_ranks(k) // self.block)[..., None, :]
         drawn = self._drawn(q.shape[1], columns, start)[:, None] * (columns / max(self.samples, 1))
         return jnp.where(same, 1.0, drawn)
 
-    def _block_of(self, ranks: Int[jax.Array, "... R"], columns: int) -> Int[jax.Array, "... R"]:
-        """The block of keys that belongs to each of R queries by its place among them."""
-        # By a table: the product is beyond int32 where there are many blocks of many rows.
-        rows = ranks.shape[-1]
-        table = np.arange(rows, dtype=np.int64) * -(-columns // self.block) // rows
-        return jnp.asarray(table.astype(np.int32))[ranks]
+    def _blocks(self, q: Int[jax.Array, "... R"], k: Int[jax.Array, "... S"]) -> Int[jax.Array, "... R"]:
+        """The block of sorted keys that belongs to each query: by its hash, or by its place among the queries.
+
+        Of what is no padding, so that every query has a block with keys, if there are any.
+        """
+        rows, columns = (jnp.sum(x < self._padding, axis=-1, keepdims=True) for x in (q, k))
+        if self.causal:
+            before = jnp.vectorize(jnp.searchsorted, signature="(s),(r)->(r)")(jnp.sort(k, axis=-1), q)
+            return jnp.clip(before, 0, jnp.maximum(columns - 1, 0)) // self.block
+        count = -(-columns // self.block)
+        return jnp.clip(_portion(_ranks(q), count, jnp.maximum(rows, 1)), 0, jnp.maximum(count - 1, 0))
 
     def _drawn(self, heads: int, count: int, start: int) -> Int[np.ndarray, "N S"]:
         """How often each of `count` keys is drawn."""
@@ -155,11 +173,13 @@ class HyperAttention(Operator):
     def _gathered(
         self,
         q: Float[jax.Array, "B T N H"],
-        k: Float[jax.Array, "B T N H"],
-        v: Float[jax.Array, "B T N K"],
+        k: Float[jax.Array, "B S N H"],
+        v: Float[jax.Array, "B S N K"],
         bins_q: Int[jax.Array, "B N T"],
-        bins_k: Int[jax.Array, "B N T"],
-        valid: Bool[jax.Array, "B T"],
+        bins_k: Int[jax.Array, "B N S"],
+        awake: Bool[jax.Array, "B T"],
+        valid: Bool[jax.Array, "B S"],
+        halves: bool,
     ) -> Float[jax.Array, "B T N K"]:
         """The call by blocks and samples: parts of equal length at once, what each query saw merged by its sums."""
         by_head = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
@@ -175,12 +195,12 @@ class HyperAttention(Operator):
                 return self._seen_by_all(*arrays, there[..., None, :] & np.tril(np.ones((keys[1],) * 2, bool)))
             return self._seen(*arrays, part(bins_q, *rows), part(bins_k, *keys), there, keys[0])
 
-        whole = np.zeros(1, np.int32), q.shape[1]
-        if not self.causal:
-            found = looked(whole, whole, own=False).mixed[:, :, 0]
-            return jnp.swapaxes(found * valid[:, None, :, None], 1, 2).astype(v.dtype)
+        start = np.zeros(1, np.int32)
+        if not halves:
+            found = looked((start, q.shape[1]), (start, k.shape[1]), own=False).mixed[:, :, 0]
+            return jnp.swapaxes(found * awake[:, None, :, None], 1, 2).astype(v.dtype)
         total = _Seen(jnp.zeros(by_head[2].shape, jnp.float32), jnp.full(bins_q.shape, NOTHING_SEEN, jnp.float32))
-        parts = {whole[1]: whole[0]}
+        parts = {q.shape[1]: start}
         while parts:
             later: dict[int, list[np.ndarray]] = {}
             for length, starts in parts.items():
@@ -193,7 +213,7 @@ class HyperAttention(Operator):
                 later.setdefault(middle, []).append(starts)
                 later.setdefault(length - middle, []).append(behind[0])
             parts = {length: np.concatenate(starts) for length, starts in later.items()}
-        return jnp.swapaxes(total.mixed * valid[:, None, :, None], 1, 2).astype(v.dtype)
+        return jnp.swapaxes(total.mixed * awake[:, None, :, None], 1, 2).astype(v.dtype)
 
     def _seen_by_all(self, q: jax.Array, k: jax.Array, v: jax.Array, allowed: Bool[jax.Array, "..."]) -> _Seen:
         """Of parts in which each query may see every key, [B, N, G, R, H] and [B, N, G, S, H], as far as `allowed`."""
@@ -216,12 +236,7 @@ class HyperAttention(Operator):
         if columns <= self.block or max(rows, columns) <= self.exact:
             return self._seen_by_all(q, k, v, there[..., None, :])
         order = jnp.argsort(bins_k, axis=-1, stable=True)
-        if self.causal:
-            ordered = jnp.take_along_axis(bins_k, order, axis=-1)
-            before = jnp.vectorize(jnp.searchsorted, signature="(s),(r)->(r)")(ordered, bins_q)
-            block = jnp.minimum(before, columns - 1) // self.block
-        else:
-            block = self._block_of(_ranks(bins_q), columns)
+        block = self._blocks(bins_q, bins_k)
         places = block[..., None] * self.block + np.arange(self.block)  # among those in order
         same = jnp.take_along_axis(order, places.clip(0, columns - 1).reshape(*order.shape[:3], -1), axis=-1)
         samples = np.stack([self._samples(q.shape[1], columns, start) for start in starts], axis=1)  # [N, G, M]
@@ -263,6 +278,15 @@ class _Seen(NamedTuple):
         shares = [jnp.exp(x - total)[..., None] for x in (self.sums[:, :, at], more.sums)]
         mixed = self.mixed[:, :, at] * shares[0] + more.mixed * shares[1]
         return _Seen(self.mixed.at[:, :, at].set(mixed), self.sums.at[:, :, at].set(total))
+
+
+def _portion(
+    place: Int[jax.Array, "... R"], count: Int[jax.Array, "... 1"], size: Int[jax.Array, "... 1"]
+) -> Int[jax.Array, "... R"]:
+    """place * count / size, rounded down, of positive numbers whose product may be beyond int32."""
+    guess = (place.astype(jnp.float32) * count / size).astype(jnp.int32)
+    # Off by one at most; and what it leaves of the product is right where both have wrapped around.
+    return guess + (place * count - guess * size) // size
 
 
 def _ranks(bins: Int[jax.Array, "B N S"]) -> Int[jax.Array, "B N S"]:

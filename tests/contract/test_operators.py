@@ -67,7 +67,7 @@ EXAMPLES = {
 BATCH, T, S, HEADS, SIZE, OUT = 2, 6, 8, 2, 4, 3
 EACH = T + 1  # sequences of the program that most checks share
 STEPS = slice(0, 1), slice(2, 4), slice(T - 1, T)
-DRAWS = 16  # of arrays, until every visible value was seen
+DRAWS = 40  # of arrays, until every visible value was seen
 DIMS = Dims(width=HEADS * SIZE, heads=HEADS, head_size=SIZE, length=S, value_size=OUT)
 NONE = spec.build("positions", "none", "position")
 PATTERNS = set(typing.get_args(Pattern))

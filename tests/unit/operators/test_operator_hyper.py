@@ -7,7 +7,7 @@ import pytest
 
 from positionbias import spec
 from positionbias.models.sites import Sites
-from positionbias.operators.hyper_attention import HyperAttention
+from positionbias.operators.hyper_attention import HyperAttention, _portion
 from positionbias.operators.softmax import Softmax
 from positionbias.positions.base import Placed
 from positionbias.spec import ConfigError
@@ -68,10 +68,11 @@ def times_by_hand(operator, q, k, start):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_blocks_and_samples_are_those_of_the_definition(causal):
+@pytest.mark.parametrize("rows", [11, 4, 17])
+def test_blocks_and_samples_are_those_of_the_definition(rows, causal):
     operator = HyperAttention(causal, block=3, samples=4, exact=1)
-    q, k = (np.random.default_rng(i).integers(0, 6, 11) for i in (0, 1))
-    told = [jnp.broadcast_to(jnp.asarray(x), (1, N, 11)) for x in (q, k)]
+    q, k = (np.random.default_rng(i).integers(0, 6, size) for i, size in enumerate((rows, 11)))
+    told = [jnp.broadcast_to(jnp.asarray(x), (1, N, len(x))) for x in (q, k)]
     np.testing.assert_allclose(operator._times(*told, 5)[0], times_by_hand(operator, q, k, 5), rtol=1e-6)
 
 
@@ -94,6 +95,28 @@ def test_queries_find_their_block_where_rows_times_blocks_are_beyond_32_bits():
     found = run(operator, given, "bidirectional")[0, :, 0]
     places = [np.argsort(operator._hash(x)[0, 0], kind="stable") for x in given[:2]]
     np.testing.assert_allclose(found[places[0]], given[2][0, places[1], 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 7), (46_341, 99_991), (1 << 20, (1 << 21) - 1), (70_000, 65_536)])
+def test_portions_are_whole_numbers_rounded_down(count, size):
+    place = np.concatenate([np.arange(min(size, 100_000)), [size - 1]])
+    found = _portion(jnp.asarray(place, jnp.int32), jnp.asarray([count]), jnp.asarray([size]))
+    np.testing.assert_array_equal(found, place.astype(np.int64) * count // size)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padded", [(3, 0), (0, 5), (2, 6)])
+def test_padding_changes_no_block(padded, causal):
+    """With keys behind that are padding, queries go where they go without; they never see a block of nothing else."""
+    operator = HyperAttention(causal, block=2, samples=0, exact=1)
+    sides = [np.random.default_rng(i).integers(0, 128, (1, N, size)) for i, size in enumerate((5, 8))]
+    known = operator._times(*map(jnp.asarray, sides), 0)
+    more = [
+        np.pad(x, [(0, 0), (0, 0), (0, count)], constant_values=128) for x, count in zip(sides, padded, strict=True)
+    ]
+    found = operator._times(*map(jnp.asarray, more), 0)
+    np.testing.assert_array_equal(found[..., :5, :8], known)
+    assert (known.sum(axis=-1) == 2).all()
 
 
 def test_samples_stand_for_the_others_on_average():
@@ -123,8 +146,8 @@ def test_what_comes_later_changes_no_row():
 
 
 def test_the_form_says_which_pattern_it_serves():
-    assert HyperAttention().patterns == {"causal_self"}
-    assert HyperAttention(causal=False).patterns == {"noncausal_self"}
+    assert HyperAttention().patterns == {"causal_self", "noncausal_cross"}
+    assert HyperAttention(causal=False).patterns == {"noncausal_self", "noncausal_cross"}
 
 
 @pytest.mark.parametrize("told", ["block=0", "samples=-1", "projections=31"])

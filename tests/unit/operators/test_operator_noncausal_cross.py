@@ -1,5 +1,7 @@
 """Operators that read another sequence whole, against loops in numpy: outputs, and gradients by differences."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,7 +163,50 @@ def test_regions_of_queries_choose_regions_of_keys(region, top, padding, way, mo
     one.check(formula)
 
 
-DENSE = ["routing(region=3, top=4, causal=False)"]
+def hashes(x, directions):
+    """Places in the Gray code of the signs on the directions, [B, N, T]."""
+    signs = (np.einsum("btnh,hp->bntp", x, directions) > 0).astype(int)
+    gray = [i ^ (i >> 1) for i in range(2 ** directions.shape[1])]
+    return np.vectorize(gray.index)(signs @ (2 ** np.arange(directions.shape[1])[::-1]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padding", PADDED)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("samples", [0, 4])
+def test_sorted_queries_meet_sorted_keys(samples, causal, padding, way, monkeypatch):
+    """In blocks of three, the last of them ragged; what is drawn stands for those of other blocks."""
+    monkeypatch.setattr(choosing, "LONG", WAYS[way])
+    one = Across(f"hyper_attention(causal={causal}, block=3, samples={samples}, exact=1, projections=5)", padding)
+    directions = np.asarray(jax.random.normal(jax.random.key(0), (H, 5)), np.float64)
+    drawn = one.operator._drawn(N, S, 0)
+
+    def formula(given):
+        bins = [hashes(given[name], directions) for name in "qk"]
+        times = np.zeros((B, N, T, S))
+        for b, n in np.ndindex(B, N):
+            rows, keys = (np.flatnonzero(valid[b]) for valid in one.valid)
+            rows, keys = (
+                sorted(x, key=lambda i, h=h: (h[b, n, i], i)) for x, h in zip((rows, keys), bins, strict=True)
+            )
+            for (place, i), (other, j) in itertools.product(enumerate(rows), enumerate(keys)):
+                if causal:
+                    before = sum(bins[1][b, n, key] < bins[0][b, n, i] for key in keys)
+                    mine = min(before, len(keys) - 1) // 3
+                else:
+                    mine = place * -(-len(keys) // 3) // len(rows)
+                times[b, n, i, j] = 1 if other // 3 == mine else drawn[n, j] * S / max(samples, 1)
+        scores = products(given["q"], given["k"]) / np.sqrt(H) + np.log(np.where(times > 0, times, 1))
+        return np.einsum("bnts,bsnk->btnk", shares(scores, times > 0, axis=3), given["v"])
+
+    one.check(formula)
+
+
+DENSE = [
+    "routing(region=3, top=4, causal=False)",
+    "hyper_attention(block=10, samples=0, exact=1)",
+    "hyper_attention(causal=False, block=1, exact=10)",
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -178,7 +223,11 @@ SPLIT = {
     "model.mask": "bidirectional",
     "model.architecture": "encoder_decoder",
 }
-BUILT = {"reversed(selector=True, gate=True)": "concatenate", "routing(region=2, top=2, causal=False)": "add"}
+BUILT = {
+    "reversed(selector=True, gate=True)": "concatenate",
+    "routing(region=2, top=2, causal=False)": "add",
+    "hyper_attention(causal=False, block=2, samples=2, exact=1)": "add",
+}
 
 
 @pytest.mark.parametrize(("operator", "residual"), BUILT.items())
@@ -192,6 +241,25 @@ def test_it_learns_between_an_encoder_and_a_decoder(operator, residual, tiny):
     for path, slope in crossing.items():
         assert np.isfinite(slope).all(), path
         assert np.abs(slope).max() > 0, path
+
+
+def test_a_causal_decoder_reads_by_hashes_what_its_encoder_gives(tiny):
+    """No row tells of a later one, as queries are not sorted."""
+    wanted = {
+        "task.scratch": True,
+        "model.operator": "hyper_attention(block=2, samples=2, exact=1)",
+        "model.architecture": "encoder_decoder(encoder_mask=causal)",
+    }
+    experiment = build(tiny(wanted))
+    condition = experiment.task.conditions()[0]
+    context = experiment.task.context_length(condition)
+    rows = experiment.reach(condition)[context:, context:]
+    np.testing.assert_array_equal(rows, np.tri(len(rows), dtype=bool))
+    model, batch = experiment.initialise(jax.random.key(0)), experiment.task.batch(jax.random.key(1), condition, 4)
+    last = batch.inputs.at[:, -1].set((batch.inputs[:, -1] + 1) % 4)
+    found, other = (model(x, batch.tokens, context, Sites()) for x in (batch.inputs, last))
+    np.testing.assert_allclose(found[:, :-1], other[:, :-1], atol=1e-6)
+    assert np.abs(found[:, -1] - other[:, -1]).max() > 1e-4
 
 
 def test_queries_that_are_mixed_are_within_reach(tiny, monkeypatch):
