@@ -1,4 +1,4 @@
-"""Operators that read another sequence whole, against loops in numpy: outputs, and gradients by differences."""
+"""Operators that read another sequence whole, against loops in numpy: outputs, and slopes along random ways."""
 
 import itertools
 
@@ -64,7 +64,10 @@ class Across:
         return np.asarray(kept["pattern"])
 
     def check(self, formula):
-        """Outputs and gradients are those of `formula`, of all arrays and parameters in float64."""
+        """Outputs and gradients are those of `formula`, of all arrays and parameters in float64.
+
+        Gradients along ways that are drawn, by differences.
+        """
         given = {name: np.asarray(x, np.float64) for name, x in {**self.arrays, **self.params}.items()}
 
         def loss(given):
@@ -75,21 +78,12 @@ class Across:
         assert np.isfinite(known).all()
         np.testing.assert_allclose(found, known, rtol=0, atol=1e-5 * max(1.0, np.abs(known).max()))
         assert (np.asarray(found)[~self.valid[0]] == 0).all()
+        draw, step = np.random.default_rng(1), 1e-5
         for name, x in given.items():
-            slope = differences(lambda y, name=name: np.sum(formula({**given, name: y}) * self.aim), x)
-            atol = 1e-4 * max(1.0, np.abs(slope).max())
-            np.testing.assert_allclose(slopes[name], slope, rtol=0, atol=atol, err_msg=name)
-
-
-def differences(function, x, step=1e-5):
-    """The gradient of a function of x, an entry at a time."""
-    found = np.zeros(x.shape)
-    for at in np.ndindex(x.shape):
-        moved = [x.copy(), x.copy()]
-        moved[0][at] += step
-        moved[1][at] -= step
-        found[at] = (function(moved[0]) - function(moved[1])) / (2 * step)
-    return found
+            for way in draw.normal(size=(4, *x.shape)):
+                ahead, back = (np.sum(formula({**given, name: x + h * way}) * self.aim) for h in (step, -step))
+                known, found = (ahead - back) / (2 * step), np.sum(np.asarray(slopes[name], np.float64) * way)
+                np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-4 * np.linalg.norm(way), err_msg=name)
 
 
 def shares(scores, seen, axis):
