@@ -104,8 +104,10 @@ def _asked(
 
     def called(given: dict[str, Any]) -> jax.Array:
         params = given["params"]
-        if operator.reads == "stream":
+        if operator.reads == "stream" and rows == columns:
             return operator.mix(given["x"], k, mask, params, Sites())
+        if operator.reads == "stream":
+            return operator.mix_across(given["x"], given["read"], q, k, mask, params, Sites())
         params |= operator.projected(given["x"], given["read"], params)
         position = Placed(scheme, given["placed"])
         return operator(given["q"], given["k"], given["v"], q, k, mask, position, params, Sites())

@@ -26,8 +26,8 @@ from positionbias.positions.base import Dims, Matrix, Parameters, Placed
 from positionbias.spec import ConfigError
 from positionbias.tokens import Tokens
 
-# Of an encoder: what it gives, its tokens, the mask on them, and a layer's keys and values of it.
-Crossed = tuple[jax.Array, Tokens, Mask, Kept]
+# Of an encoder: what it gives, its tokens, the mask on them, and a layer's keys and values of it, if it makes some.
+Crossed = tuple[jax.Array, Tokens, Mask, Kept | None]
 
 
 class Attention(nnx.Module):
@@ -98,6 +98,7 @@ class Attention(nnx.Module):
     def ask(self, x: jax.Array, tokens_q: Tokens, asked: Crossed, site: Scoped) -> jax.Array:
         """Some rows `x` of a decoder, of what was read of another sequence: no row of a call reads another of them."""
         stream, tokens_k, mask, kept = asked
+        assert kept is not None
         more = self.operator.projected(x, stream, values(self.own))
         given = self._queries(x), kept.key, kept.value, tokens_q, tokens_k, mask, site
         return self._mixed(self.operator, *given, more)
@@ -177,6 +178,32 @@ class StreamMixing(nnx.Module):
         """The next rows `x` of a sequence; see `Operator.advance_stream`."""
         mixed, state = self.operator.advance_stream(x, asked, values(self.own), site, state)
         return site("output", mixed), state
+
+
+class StreamReading(nnx.Module):
+    """An operator that reads the stream of another sequence, in cross attention's place."""
+
+    def __init__(self, blueprint: Blueprint, layer: int, width: int, width_read: int, noise: Noise) -> None:
+        self.operator, self.width_out = blueprint.operators[layer], width
+        dims = dataclasses.replace(blueprint.dims, width=width, stream_width=width_read)
+        self.own = blueprint.create_all(declared(self.operator, dims), noise)
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "B T D"],
+        stream: Float[jax.Array, "B S E"],
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        site: Scoped,
+    ) -> Float[jax.Array, "B T D"]:
+        read = x, stream, tokens_q, tokens_k, mask
+        return site("output", self.operator.mix_across(*read, values(self.own), site))
+
+    def ask(self, x: jax.Array, tokens_q: Tokens, asked: Crossed, site: Scoped) -> jax.Array:
+        """Some rows `x` of a decoder; see `Attention.ask`."""
+        stream, tokens_k, mask, _ = asked
+        return self(x, stream, tokens_q, tokens_k, mask, site)
 
 
 def declared(operator: Operator, dims: Dims) -> dict[str, Matrix]:

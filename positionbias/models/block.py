@@ -13,7 +13,7 @@ from flax import nnx
 from positionbias.arrays import Float, Int, Tree
 from positionbias.masks.base import Mask
 from positionbias.models.apart import read_apart
-from positionbias.models.attention import Attention, Crossed, StreamMixing
+from positionbias.models.attention import Attention, Crossed, StreamMixing, StreamReading
 from positionbias.models.dense import Dense
 from positionbias.models.kept import Kept, kept_with
 from positionbias.models.parameters import Blueprint, Noise
@@ -83,7 +83,10 @@ class Block(nnx.Module):
         width = self._joined(width, self.attention.width_out, config.width)
         crosses = width_encoder is not None
         self.norm_cross = Norm(blueprint, width) if crosses else None
-        self.cross = Attention(blueprint, layer, width, width_encoder, noise) if width_encoder is not None else None
+        kind = Attention if blueprint.operators[layer].reads == "qkv" else StreamReading
+        self.cross: Attention | StreamReading | None = (
+            None if width_encoder is None else kind(blueprint, layer, width, width_encoder, noise)
+        )
         if self.cross is not None:
             width = self._joined(width, self.cross.width_out, config.width)
         self.norm_mlp = Norm(blueprint, width) if config.mlp else None
@@ -140,8 +143,11 @@ class Block(nnx.Module):
             reads = under("input", x)
             mask_cross = mask_cross if early is None else mask_cross.bind(tokens, tokens_encoded)
             told = self.norm_cross(reads), encoded, some_tokens(tokens, early), tokens_encoded, mask_cross, under
-            apart = read_apart(reads, self.norm_cross, self.cross.heads, under, ("query",))
-            x = self._join(x, self.cross(*told, apart=apart))
+            if isinstance(self.cross, Attention):
+                apart = read_apart(reads, self.norm_cross, self.cross.heads, under, ("query",))
+                x = self._join(x, self.cross(*told, apart=apart))
+            else:
+                x = self._join(x, self.cross(*told))
         return self._fed(x if early is rows else some_rows(x, rows), site)
 
     def step(

@@ -11,6 +11,7 @@ import numpy as np
 from positionbias.arrays import Int, Mapped, Tree
 from positionbias.masks.base import Mask, attended, compose, reach
 from positionbias.masks.order import Bidirectional
+from positionbias.models.attention import Attention
 from positionbias.models.base import Architecture, Model, own_inputs, visible
 from positionbias.models.block import Stack
 from positionbias.models.ends import Embedding, Readout
@@ -64,7 +65,8 @@ class EncoderDecoderModel(Model):
         if kept is None:
             encoded = self.encoder(x[:, :context_length], context, self.masks_encoder, site.under("encoder"))
             crosses = [block.cross for block in self.decoder.blocks if block.cross is not None]
-            kept = None, (encoded, tuple(Kept(*cross.keys_values(encoded)) for cross in crosses))
+            made = (Kept(*cross.keys_values(encoded)) if isinstance(cross, Attention) else None for cross in crosses)
+            kept = None, (encoded, tuple(made))
             x, rows = x[:, context_length:], rows[:, context_length:]
         own, read = kept
         encoded, kept_by_layer = read

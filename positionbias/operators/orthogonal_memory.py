@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from positionbias.arrays import Bool, Float, rows_times
+from positionbias.masks.base import Mask
 from positionbias.operators.asked import Asked, with_before
-from positionbias.operators.base import SiteFunction
+from positionbias.operators.base import Pattern, SiteFunction
 from positionbias.operators.recurrent import (
+    Interleaved,
     Recurrent,
     State,
     by_head,
@@ -28,6 +30,7 @@ from positionbias.operators.recurrent import (
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Dims, Matrix, Parameters
 from positionbias.spec import member, require
+from positionbias.tokens import Tokens
 
 LEAST_ROWS = 8  # of a block of queries, which are multiplied at once
 ROWS = 1024  # whose scores are there at once
@@ -45,7 +48,9 @@ class OrthogonalMemory(Recurrent):
     or the sum of one each (`sum`); the source does not say which. A mean of projections is the projection of the mean,
     so that of what lies behind the window `slots` numbers a head are left, which hold few keys with their values: where
     each key with each value has a direction of its own, all of these are no more than `heads` times `slots`. Under
-    `bidirectional` the mean is that of all tokens, and the window still holds the last.
+    `bidirectional` the mean is that of all tokens, and the window still holds the last. With `window=0` the slots are
+    all that is read; so it may be of another sequence, in which a query has no place for a window: the mean is that of
+    its tokens, all or those stored up to the query.
     """
 
     known_as = ("lavo",)
@@ -55,39 +60,51 @@ class OrthogonalMemory(Recurrent):
     join: Literal["joint", "sum"] = "joint"
 
     reads = "stream"
-    patterns = frozenset({"causal_self", "noncausal_self"})
     uses_rotation = False
 
     def __post_init__(self) -> None:
         require(1 <= self.slots <= 65536, "slots", self.slots, "a whole number from 1 to 65536")
-        require(1 <= self.window <= 65536, "window", self.window, "a whole number from 1 to 65536")
+        require(0 <= self.window <= 65536, "window", self.window, "a whole number from 0 to 65536")
+
+    @property
+    def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
+        own: frozenset[Pattern] = frozenset({"causal_self", "noncausal_self"})
+        return own if self.window else own | {"causal_cross", "noncausal_cross"}
+
+    def lacking(self, pattern: Pattern) -> str:
+        return "its window, unless it is 0, looks back from a place in one sequence"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         size = dims.heads * dims.head_size
         require(self.slots <= dims.head_size, "slots", self.slots, f"at most the head size, {dims.head_size}")
-        return {
+        made = {
             "query": Matrix((dims.width, size), "query", dims.width),
-            "token": Matrix((dims.width, size), "key", dims.width),
+            "token": Matrix((dims.read, size), "key", dims.read),
             "output": Matrix((size, dims.width), "output", size),
             "basis": Matrix((dims.heads, dims.head_size, self.slots), "memory", dims.head_size, "fan_in"),
-            "by_distance": Matrix((dims.heads, self.window), "position", self.window, "constant(value=0.0)"),
         }
+        if self.window:
+            shape = dims.heads, self.window
+            made["by_distance"] = Matrix(shape, "position", self.window, "constant(value=0.0)")
+        return made
 
     def advance_stream(
         self, x: jax.Array, asked: Asked, params: Parameters, site: SiteFunction, state: State | None
     ) -> tuple[jax.Array, State]:
         tokens = asked.tokens_q
-        heads, valid = len(params["basis"]), there(tokens, len(x))[..., None]
-        token = only_valid(by_head(rows_times(x, params["token"]), heads).astype(jnp.float32), tokens)
-        query, output = (params[name].astype(x.dtype) for name in ("query", "output"))
-        basis = _orthonormal(params["basis"].astype(jnp.float32))
-        total: tuple[jax.Array, ...] = jnp.einsum("BTNH,NHR->BTNR", token, basis), valid.astype(jnp.float32)
+        heads, basis = len(params["basis"]), _orthonormal(params["basis"].astype(jnp.float32))
+        token, told = _told(x, tokens, params, basis)
+        total: tuple[jax.Array, ...] = told
         if sees_all(asked.mask):
             total = tuple(jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape) for x in total)
         else:
             begun = held(state, "total") or (None, None)
             total = tuple(_sums(x, asked, before) for x, before in zip(total, begun, strict=True))
         mean = total[0] / jnp.maximum(total[1], 1)[..., None]
+        after: State = {"total": tuple(x[:, -1] for x in total)}
+        if not self.window:
+            return only_valid(_of_slots(x, mean, params, basis), tokens), after
+        query, output = (params[name].astype(x.dtype) for name in ("query", "output"))
         joined, kept = _window(token, there(tokens, len(x)), self.window, asked, held(state, "window"))
         size = joined[0].shape[1] - x.shape[1]
         rows = min(max(size + 1, LEAST_ROWS), x.shape[1])
@@ -124,8 +141,47 @@ class OrthogonalMemory(Recurrent):
             mixed = rejoined(found, x.shape[1])
         else:
             mixed = attended(x, mean, *joined)
-        after: State = {"total": tuple(x[:, -1] for x in total), "window": kept}
-        return only_valid(mixed, tokens), after
+        return only_valid(mixed, tokens), after | {"window": kept}
+
+    def mix_across(
+        self,
+        x: jax.Array,
+        stream: jax.Array,
+        tokens_q: Tokens,
+        tokens_k: Tokens,
+        mask: Mask,
+        params: Parameters,
+        site: SiteFunction,
+    ) -> jax.Array:
+        basis = _orthonormal(params["basis"].astype(jnp.float32))
+        _, told = _told(stream, tokens_k, params, basis)
+        if sees_all(mask):
+            total = [jnp.sum(one, axis=1, keepdims=True) for one in told]
+        else:
+            rows = Interleaved.of(tokens_q, tokens_k, len(x))
+            total = [rows.asked(jnp.cumsum(rows.of_keys(one), axis=1)) for one in told]
+        mean = total[0] / jnp.maximum(total[1], 1)[..., None]
+        return only_valid(_of_slots(x, mean, params, basis), tokens_q)
+
+
+def _told(
+    stream: Float[jax.Array, "B S E"], tokens: Tokens, params: Parameters, basis: Float[jax.Array, "N H R"]
+) -> tuple[Float[jax.Array, "B S N H"], tuple[Float[jax.Array, "B S N R"], Float[jax.Array, "B S 1"]]]:
+    """The vectors of tokens, and what each adds to sums: its coefficients, and 1; 0 of padding."""
+    token = by_head(rows_times(stream, params["token"]), len(basis)).astype(jnp.float32)
+    token, valid = only_valid(token, tokens), there(tokens, len(stream))[..., None]
+    return token, (jnp.einsum("BSNH,NHR->BSNR", token, basis), valid.astype(jnp.float32))
+
+
+def _of_slots(
+    x: Float[jax.Array, "B T D"], mean: Float[jax.Array, "B M N R"], params: Parameters, basis: jax.Array
+) -> Float[jax.Array, "B T D"]:
+    """What is read of slots alone, each a mean coefficient times its vector of the basis; M is 1 for all rows, or T."""
+    query, output = (params[name].astype(x.dtype) for name in ("query", "output"))
+    q = by_head(rows_times(x, query), len(basis)).astype(jnp.float32) * basis.shape[1] ** -0.5
+    shares = jax.nn.softmax(jnp.einsum("BTNH,NHR->BTNR", q, basis) * mean, axis=-1)
+    read = jnp.einsum("BTNR,NHR->BTNH", shares * mean, basis)
+    return rows_times(read.reshape(*x.shape[:2], -1).astype(x.dtype), output)
 
 
 def _window(

@@ -104,14 +104,14 @@ def of_one_sequence(tokens_q: Tokens, tokens_k: Tokens) -> bool:
     return q is k or (isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and np.array_equal(q, k))
 
 
-class _Interleaved(NamedTuple):
+class Interleaved(NamedTuple):
     """The rows of two sequences in the order in which they are stored, a key before the query of its own place."""
 
     order: Int[jax.Array, "B S+T"]  # which row stands where: of the keys, 0 to S - 1, or, from S on, of the queries
     keys: int  # S
 
     @classmethod
-    def of(cls, tokens_q: Tokens, tokens_k: Tokens, batch: int) -> _Interleaved:
+    def of(cls, tokens_q: Tokens, tokens_k: Tokens, batch: int) -> Interleaved:
         stored = [
             jnp.broadcast_to(jnp.asarray(tokens.index) * 2 + later, (batch, tokens.length))
             for tokens, later in ((tokens_k, 0), (tokens_q, 1))
@@ -154,7 +154,7 @@ def across(
     One recurrence over both in the order stored, in which a query writes nothing and no state decays at it; padding
     writes nothing either. `feature` is that of `kernels.linear_attention`.
     """
-    rows = _Interleaved.of(tokens_q, tokens_k, len(q))
+    rows = Interleaved.of(tokens_q, tokens_k, len(q))
     mixed, _ = kernels.linear_attention(
         rows.of_queries(q),
         rows.of_keys(k),

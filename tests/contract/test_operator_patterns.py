@@ -14,6 +14,7 @@ from positionbias.config.attentions import check_pattern
 from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.operators.base import Pattern
+from positionbias.operators.recurrent import of_one_sequence
 from positionbias.positions.base import Placed
 
 AXIS, EXAMPLES = "operators", OPERATORS
@@ -35,7 +36,9 @@ def called(operator, *asked):
 
     def one(arrays, tokens_q, tokens_k, mask, given):
         if operator.reads == "stream":
-            return operator.mix(given[0], tokens_q, mask, params, Sites())
+            if of_one_sequence(tokens_q, tokens_k):
+                return operator.mix(given[0], tokens_q, mask, params, Sites())
+            return operator.mix_across(*given, tokens_q, tokens_k, mask, params, Sites())
         return operator(*arrays, tokens_q, tokens_k, mask, NONE, params | operator.projected(*given, params), Sites())
 
     def each(arrays):

@@ -36,7 +36,11 @@ EXAMPLES = {
         "titans(form='mac', memory='mlp', chunk=4, persistent=1)",
     ],
     "chunk_hybrid": ["chunk_hybrid", "chunk_hybrid(chunk=2)"],
-    "orthogonal_memory": ["orthogonal_memory(slots=3, window=2)", "orthogonal_memory(slots=2, join='sum')"],
+    "orthogonal_memory": [
+        "orthogonal_memory(slots=3, window=2)",
+        "orthogonal_memory(slots=2, join='sum')",
+        "orthogonal_memory(slots=2, window=0)",
+    ],
     "relu_attention": ["relu_attention", "relu_attention(count='length')"],
     "sigmoid_attention": ["sigmoid_attention", "sigmoid_attention(count='length', scaled=False)"],
     "softmax_plus_one": ["softmax_plus_one", "softmax_plus_one(learned=True)"],
@@ -560,9 +564,8 @@ CHECKS = [
 
 
 def check_stream(operator):
-    """An operator that reads the stream: one sequence with itself, no position scheme, gradients as `visible` says."""
+    """An operator that reads the stream: no position scheme, and gradients as `visible` says."""
     assert operator.patterns
-    assert operator.patterns <= {"causal_self", "noncausal_self"}, "the stream mixes with itself only"
     assert not any([operator.uses_rotation, operator.uses_bias, operator.has_pattern]), "there are no scores"
     params = made(operator, Dims(width=SIZE, heads=HEADS, head_size=SIZE, length=T))
     x = drawn(5, (BATCH, T, SIZE))
@@ -587,12 +590,44 @@ def check_stream(operator):
         np.testing.assert_array_equal(touched, visible)
 
 
+def check_stream_across(operator):
+    """What it reads of another sequence's stream: as `visible` says, and of its own no row but its own.
+
+    Zero where nothing is seen, without a NaN.
+    """
+    own, other = drawn(5, (BATCH, T, 5)), drawn(6, (BATCH, S, 7))
+    params = made(operator, Dims(width=5, heads=HEADS, head_size=SIZE, length=S, stream_width=7))
+    valid = np.arange(T) != 2, np.array([np.arange(S) != 3, np.zeros(S, bool)])
+    places = np.array([5, 20, 1, 9, 3, 7])  # of queries, between those of keys
+    tokens_q = sequential(T, index=places, position=places, valid=valid[0])
+    tokens_k = jax.tree.map(lambda f: np.broadcast_to(2 * f, (BATCH, S)), sequential(S))._replace(valid=valid[1])
+    for pattern, text in (("causal_cross", "causal"), ("noncausal_cross", "bidirectional")):
+        if pattern not in operator.patterns:
+            continue
+        mask = spec.build("masks", text, "mask")
+
+        def mixed(x, stream, mask=mask):
+            return operator.mix_across(x, stream, tokens_q, tokens_k, mask, params, Sites())
+
+        for dtype in (jnp.float32, jnp.bfloat16):
+            found = jax.eval_shape(mixed, jnp.asarray(own, dtype), jnp.asarray(other, dtype))
+            assert found.shape == own.shape
+            assert found.dtype == dtype
+        summed = jax.jit(jax.jacrev(lambda x, y, mixed=mixed: mixed(x, y).sum(axis=-1), argnums=(0, 1)))
+        visible = np.asarray(operator.visible(tokens_q, tokens_k, mask.dense(tokens_q, tokens_k)))
+        slopes = [np.abs(np.einsum("btbsd->btsd", x)).sum(axis=-1) for x in summed(own, other)]
+        assert np.isfinite(np.concatenate([x.ravel() for x in slopes])).all()
+        np.testing.assert_array_equal(slopes[1] > 0, visible)
+        assert (slopes[0][:, ~np.eye(T, dtype=bool)] == 0).all(), "a row reads another"
+        assert (np.asarray(mixed(own, other))[~visible.any(axis=-1)] == 0).all()
+
+
 def checks_of(operator):
     """The checks an operator is held to."""
     return (
         CHECKS
         if operator.reads == "qkv"
-        else [check_stream, check_state_size, check_read_once, check_state, check_segments]
+        else [check_stream, check_stream_across, check_state_size, check_read_once, check_state, check_segments]
     )
 
 

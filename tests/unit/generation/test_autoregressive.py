@@ -80,6 +80,7 @@ def same(found, atol=1e-4):
             "model.operator": "[prefix_linear_attention, based(window=0, convolution=0)]",
         },
         {"model.position": "none", "model.operator": "[md_tpe, lightnet]"},
+        {**ENCODER, "model.position": "none", "model.operator": "[orthogonal_memory(slots=3, window=0), softmax]"},
     ],
     ids=str,
 )

@@ -30,33 +30,33 @@ PADDED = {
     "no queries": (VALID_Q & [[False], [True]], VALID_K),
 }
 WAYS = {"all pairs": choosing.LONG, "gathered": 0}
+BEHIND = S + np.arange(T)  # the context is stored in front, as an encoder reads it
 NONE = Placed(spec.build("positions", "none", "position"))
 
 
 class Across:
     """An operator on queries of one sequence, of T, and keys and values of another, of S, all drawn once."""
 
-    def __init__(self, text, padding="whole"):
+    def __init__(self, text, padding="whole", mask="bidirectional", places=BEHIND):
         self.operator, self.valid = spec.build("operators", text, "operator"), PADDED[padding]
         draw = np.random.default_rng(0)
         self.arrays = {name: draw.normal(size=(B, *size)).astype(np.float32) for name, size in SIZES.items()}
         declared = self.operator.parameters(Dims(D, N, H, S, value_size=K, stream_width=E)).items()
         self.params = {name: draw.normal(size=matrix.shape).astype(np.float32) for name, matrix in declared}
-        self.aim = draw.normal(size=(B, T, N, K))
-        # The context is stored in front, as an encoder reads it.
-        self.tokens = (
-            sequential(T, index=S + np.arange(T), position=S + np.arange(T), valid=self.valid[0]),
-            sequential(S, valid=self.valid[1]),
-        )
+        self.aim = draw.normal(size=(B, T, D) if self.operator.reads == "stream" else (B, T, N, K))
+        self.mask = spec.build("masks", mask, "mask")
+        queries = sequential(T, index=places, position=places, valid=self.valid[0])
+        self.tokens = queries, sequential(S, valid=self.valid[1])
 
     def run(self, given=None, site=None):
         """What the operator makes of its arrays and parameters, one tree."""
         given = {**self.arrays, **self.params} if given is None else given
         x, stream, *arrays = (given[name] for name in SIZES)
-        params = {name: given[name] for name in self.params}
+        params, told = {name: given[name] for name in self.params}, (*self.tokens, self.mask)
+        if self.operator.reads == "stream":
+            return self.operator.mix_across(x, stream, *told, params, Sites())
         params |= self.operator.projected(x, stream, params)
-        mask = spec.build("masks", "bidirectional", "mask")
-        return self.operator(*arrays, *self.tokens, mask, NONE, params, site or Sites())
+        return self.operator(*arrays, *told, NONE, params, site or Sites())
 
     def pattern(self):
         kept = {}
@@ -196,6 +196,32 @@ def test_sorted_queries_meet_sorted_keys(samples, causal, padding, way, monkeypa
     one.check(formula)
 
 
+BETWEEN = np.array([4, 0, 20, 7, 2, 9, 5])  # places of queries that are stored among keys, in no order
+
+
+@pytest.mark.parametrize("padding", PADDED)
+@pytest.mark.parametrize("mask", ["bidirectional", "causal"])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_slots_hold_the_mean_of_another_sequence(slots, mask, padding):
+    """Of all its tokens, or of those stored up to the query."""
+    one = Across(f"orthogonal_memory(slots={slots}, window=0)", padding, mask, BETWEEN)
+    seen = both(one.valid)[:, 0] & ((np.arange(S) <= BETWEEN[:, None]) | (mask == "bidirectional"))
+
+    def formula(given):
+        x, stream = (given[name] for name in ("x", "stream"))
+        q, token = (np.reshape(y @ given[m], (B, -1, N, H)) for y, m in ((x, "query"), (stream, "token")))
+        read = np.zeros((B, T, N, H))
+        for b, t, n in np.ndindex(B, T, N):
+            if seen[b, t].any():
+                basis = np.linalg.qr(given["basis"][n])[0]
+                slots = basis * (token[b, seen[b, t], n].mean(axis=0) @ basis)  # [H, R]
+                raised = np.exp(q[b, t, n] @ slots / np.sqrt(H))
+                read[b, t, n] = slots @ (raised / raised.sum())
+        return read.reshape(B, T, -1) @ given["output"]
+
+    one.check(formula)
+
+
 DENSE = [
     "routing(region=3, top=4, causal=False)",
     "hyper_attention(block=10, samples=0, exact=1)",
@@ -221,6 +247,7 @@ BUILT = {
     "reversed(selector=True, gate=True)": "concatenate",
     "routing(region=2, top=2, causal=False)": "add",
     "hyper_attention(causal=False, block=2, samples=2, exact=1)": "add",
+    "orthogonal_memory(slots=2, window=0)": "concatenate",
 }
 
 
@@ -265,6 +292,15 @@ def test_queries_that_are_mixed_are_within_reach(tiny, monkeypatch):
     np.testing.assert_array_equal(rows, np.tri(len(rows), dtype=bool))
     monkeypatch.setattr(Softmax, "mixes_queries", True)
     assert experiment.reach(condition)[context:].all()
+
+
+def test_a_window_is_of_one_sequence(tiny):
+    told = (
+        r"^model\.operator: orthogonal_memory\(slots=2\) does not work as cross attention, which cross attention of"
+        r" decoder layer 0 needs, as its window, unless it is 0, looks back from a place in one sequence; allowed: "
+    )
+    with pytest.raises(ConfigError, match=told):
+        build(tiny(SPLIT | {"model.operator": "orthogonal_memory(slots=2)"}))
 
 
 def test_a_mask_that_hides_some_of_the_other_sequence_is_refused(tiny):

@@ -127,7 +127,7 @@ def orthogonal(one, mask, window, join):
         slots = (past @ basis[n]).mean(axis=0) * basis[n]  # [H, R]
         near = token[b, max(0, t - window + 1) : t + 1, n][::-1]
         far_scores = q[b, t, n] @ slots / 2
-        near_scores = near @ q[b, t, n] / 2 + one.by_distance[n, : len(near)]
+        near_scores = near @ q[b, t, n] / 2 + (one.by_distance[n, : len(near)] if window else 0)
         if join == "joint":
             raised = np.exp(np.concatenate([far_scores, near_scores]))
             shares = raised / raised.sum()
@@ -139,7 +139,7 @@ def orthogonal(one, mask, window, join):
 
 
 @pytest.mark.parametrize("join", ["joint", "sum"])
-@pytest.mark.parametrize("window", [1, 4, 7])
+@pytest.mark.parametrize("window", [0, 1, 4, 7])
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
 def test_orthogonal_memory_attends_to_means_of_coefficients_and_to_a_window(mask, window, join):
     one = setting(f"orthogonal_memory(slots=3, window={window}, join={join!r})", mask)
