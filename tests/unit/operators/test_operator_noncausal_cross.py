@@ -294,6 +294,11 @@ def test_queries_that_are_mixed_are_within_reach(tiny, monkeypatch):
     assert experiment.reach(condition)[context:].all()
 
 
+def test_a_stream_that_reads_another_needs_no_recurrence(tiny):
+    """As a run that begins asks, of streams of unequal lengths."""
+    assert build(tiny(SPLIT | {"model.operator": "orthogonal_memory(slots=2, window=0)"})).recurrences(2, "cpu") == []
+
+
 def test_a_window_is_of_one_sequence(tiny):
     told = (
         r"^model\.operator: orthogonal_memory\(slots=2\) does not work as cross attention, which cross attention of"
