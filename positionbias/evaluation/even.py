@@ -28,7 +28,8 @@ def even_influence(experiment: Experiment) -> Float[np.ndarray, "T"] | None:
         return None
     blueprint, context = experiment.blueprint, task.context_length(first)
     tokens = experiment.assigned(task.tokens(first), context, None).told_context(context)
-    layers, paths = [], 1
+    layers: list[Float[np.ndarray, "N T T"]] = []
+    paths = 1
     for _, operator, mask, q, k in experiment.architecture.attentions(blueprint, tokens, context):
         position = blueprint.positions[len(layers)]
         bias = None
