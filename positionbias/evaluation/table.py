@@ -14,8 +14,7 @@ from positionbias.evaluation.statistics import INDICES, SOLVED_WITHIN, indices
 ABOVE_CEILING = 0.02  # accuracy further above the ceiling than this is told
 LONGEST_TABLE = 32  # rows; a longer curve is thinned in the terminal, never in files
 MOST_COLUMNS = 6  # combinations of hyperparameters whose curves stand side by side in the terminal
-EVEN = "what masks and biases alone make, if attention looks at no content (theory)"
-UNKNOWN = {"low": None, "high": None}
+EVEN = "what masks and biases alone make, if attention is even over what operators see (theory)"
 RULES = ("chance", "majority", "nearest", "order_free")  # baselines that most tasks have, in the order they are told
 
 
@@ -266,6 +265,7 @@ def _influence(summary: Mapping[str, Any]) -> list[str]:
     rows, every = _thinned(summary, "influence")
     size = len(summary["influence"])
     theory = summary["theory"].get("influence")
+    theory = theory if theory is not None and len(theory) == size else None
     beside = ["even attention"] if theory else []
     body = [[str(row["position"]), *_cells(row, *([theory[row["position"]]] if theory else []))] for row in rows]
     lines = [f"share of influence by input position{_where(summary)}{every}; even would be {1 / size:.3f}"]
@@ -273,7 +273,8 @@ def _influence(summary: Mapping[str, Any]) -> list[str]:
     told = [[name.replace("_", " "), *_signed(even_shares(summary, name))] for name in INDICES]
     if theory:
         alone = indices(np.asarray(theory) * size)
-        told = [[*line, *_signed({"mean": alone[line[0].replace(" ", "_")], **UNKNOWN})[:1]] for line in told]
+        for line, name in zip(told, INDICES, strict=True):
+            line.append(_signed({"mean": alone[name], "low": None, "high": None})[0])
     lines += _aligned(_named([["in even shares", "mean", "interval", *beside], *told]))
     lines += [f"even attention: {EVEN}"] if theory else []
     return [*lines, f"intervals: 95 % Student t over {len(summary['accuracy']['replicas'])} replicas"]

@@ -96,7 +96,8 @@ class Attention(nnx.Module):
         return self._mixed(self.operator.step, self._queries(x), kept.key, kept.value, tokens_q, tokens_k, mask, site)
 
     def ask(self, x: jax.Array, tokens_q: Tokens, asked: Crossed, site: Scoped) -> jax.Array:
-        """Some rows `x` of a decoder, of what was read of another sequence: no row of a call reads another of them."""
+        """Some rows `x` of a decoder, of what was read of another sequence: no row of a call reads another of them, as
+        operators that mix queries are called on all rows (`whole`)."""
         stream, tokens_k, mask, kept = asked
         assert kept is not None
         more = self.operator.projected(x, stream, values(self.own))

@@ -42,7 +42,10 @@ class _HigherOrder(Recurrent):
 
     def refuses(self, mask: Mask, tokens_q: Tokens, tokens_k: Tokens) -> str:
         if self.decay < 1 and sees_all(mask):
-            return "it forgets by how much earlier a token is, none is if all see all; allowed: decay=1.0, or causal"
+            return (
+                "it forgets by how much earlier a token is, and where all see all none is earlier; allowed: decay=1.0,"
+                " or model.mask = causal"
+            )
         return super().refuses(mask, tokens_q, tokens_k)
 
     def _nested(self, q: jax.Array, k: jax.Array, v: jax.Array, one: _Linear) -> jax.Array:

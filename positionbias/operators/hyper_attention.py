@@ -16,7 +16,7 @@ from positionbias.masks.base import Mask
 from positionbias.masks.order import Bidirectional, Causal
 from positionbias.operators.base import Operator, Pattern, SiteFunction, over_heads, scores
 from positionbias.operators.choosing import over_all_pairs
-from positionbias.operators.recurrent import of_one_sequence
+from positionbias.operators.recurrent import of_one_sequence, sees_all
 from positionbias.operators.softmax import masked_softmax
 from positionbias.positions.base import Parameters, Placed
 from positionbias.spec import member, require
@@ -95,7 +95,7 @@ class HyperAttention(Operator):
         bins_q, bins_k = (
             jnp.where(jnp.asarray(told.valid)[..., None, :], self._hash(x), self._padding) for x, told in sides
         )
-        halves = self.causal and of_one_sequence(tokens_q, tokens_k)
+        halves = self.causal and not (sees_all(mask) or _differ(tokens_q, tokens_k))
         if not over_all_pairs(q.shape[1], position, site):
             awake = jnp.broadcast_to(jnp.asarray(tokens_q.valid), q.shape[:2])
             valid = jnp.broadcast_to(jnp.asarray(tokens_k.valid), k.shape[:2])
@@ -287,6 +287,12 @@ def _portion(
     guess = (place.astype(jnp.float32) * count / size).astype(jnp.int32)
     # Off by one at most; and what it leaves of the product is right where both have wrapped around.
     return guess + (place * count - guess * size) // size
+
+
+def _differ(tokens_q: Tokens, tokens_k: Tokens) -> bool:
+    """Whether queries and keys are known to be of different sequences: all of one's own would tell what comes."""
+    numpy = all(isinstance(tokens.index, np.ndarray) for tokens in (tokens_q, tokens_k))
+    return tokens_q.length != tokens_k.length or (numpy and not of_one_sequence(tokens_q, tokens_k))
 
 
 def _ranks(bins: Int[jax.Array, "B N S"]) -> Int[jax.Array, "B N S"]:

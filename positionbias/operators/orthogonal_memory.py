@@ -42,15 +42,15 @@ class OrthogonalMemory(Recurrent):
     """Attention to `slots` vectors that hold the mean of what came, and to the last `window` tokens (LAVO).
 
     Zhang et al. 2023 (arXiv 2312.11135), of which we could read the outline: with b_j the orthonormal basis of a head
-    (trained, made orthonormal by a QR decomposition) and x_i = W x a token in it, slot j at step t is
-    h_j = b_j (1 / t) sum over i <= t of b_j . x_i; keys and values are the slots themselves, and in the window the x_i,
-    with a trained number a head and distance added to the score. `join`: one softmax over slots and window (`joint`),
-    or the sum of one each (`sum`); the source does not say which. A mean of projections is the projection of the mean,
-    so that of what lies behind the window `slots` numbers a head are left, which hold few keys with their values: where
-    each key with each value has a direction of its own, all of these are no more than `heads` times `slots`. Under
+    (trained, made orthonormal by Gram and Schmidt's rule) and x_i = W x a token in it, slot j at step t is h_j = b_j (1
+    / t) sum over i <= t of b_j . x_i; keys and values are the slots themselves, and in the window the x_i, with a
+    trained number a head and distance added to the score. `join`: one softmax over slots and window (`joint`), or the
+    sum of one each (`sum`); the source does not say which. A mean of projections is the projection of the mean, so that
+    of what lies behind the window `slots` numbers a head are left, which hold few keys with their values: where each
+    key with each value has a direction of its own, all of these are no more than `heads` times `slots`. Under
     `bidirectional` the mean is that of all tokens, and the window still holds the last. With `window=0` the slots are
-    all that is read; so it may be of another sequence, in which a query has no place for a window: the mean is that of
-    its tokens, all or those stored up to the query.
+    all that is read, whatever `join`; so it may be of another sequence, in which a query has no place for a window: the
+    mean is that of its tokens, all or those stored up to the query.
     """
 
     known_as = ("lavo",)

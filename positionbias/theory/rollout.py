@@ -50,7 +50,7 @@ def influence(layers: Sequence[Float[np.ndarray, "N T T"]], normed: bool) -> Flo
     for heads in layers:
         if normed:
             paths = paths / _size(paths)
-        paths = np.concatenate([head @ paths for head in _distinct(heads)])
+        paths = np.concatenate([head @ paths for head in distinct(heads)])
     paths = paths / _size(paths)
     return np.sum(np.square(paths), axis=0)
 
@@ -61,6 +61,6 @@ def _size(paths: Float[np.ndarray, "P T T"]) -> Float[np.ndarray, "T 1"]:
     return np.where(size > 0, size, 1.0)
 
 
-def _distinct(heads: Float[np.ndarray, "N T T"]) -> Float[np.ndarray, "N T T"]:
-    """One of heads that are all alike."""
+def distinct(heads: Float[np.ndarray, "N T T"]) -> Float[np.ndarray, "M T T"]:
+    """All heads, or one where they are all alike: their paths are one."""
     return heads[:1] if (heads == heads[:1]).all() else heads

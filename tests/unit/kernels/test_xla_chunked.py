@@ -77,6 +77,17 @@ def test_chunks_against_the_keys_they_see_are_exact(case, monkeypatch):
     assert found[0][1][1]._fields == Stats._fields
 
 
+@pytest.mark.parametrize("stats", [[], ["lse"]], ids=["outputs alone", "log-sum-exps"])
+@pytest.mark.parametrize("case", [*CASES, *BANDS])
+def test_gradients_whose_offset_the_outputs_tell_are_exact(case, stats, monkeypatch):
+    mask, told = (CASES | BANDS)[case][:2]
+    monkeypatch.setattr(xla_chunked, "CHUNK", 16)
+    monkeypatch.setattr(xla_chunked, "FEW", 0)
+    found, wanted = (value_and_gradients(impl, mask, told, stats) for impl in ("xla_chunked", "xla_dense"))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("case", BANDS)
 def test_a_band_is_exact(case, monkeypatch):
     mask, told = BANDS[case]

@@ -145,6 +145,19 @@ def test_what_comes_later_changes_no_row():
     assert np.abs(one[:, 9:] - other[:, 9:]).max() > 0.1
 
 
+def test_nor_does_it_where_traced_indices_are_equal_and_not_the_same_array():
+    operator, (q, k, v) = HyperAttention(block=2, samples=2, exact=2), arrays(300)  # of so many, pairs are gathered
+
+    def mixed(v, index):
+        twice = [sequential(300)._replace(index=one) for one in (index, index + 0)]
+        return operator(q, k, v, *twice, spec.build("masks", "causal", "test"), NONE, {}, Sites())
+
+    index = jnp.arange(300)
+    changed = jax.jit(mixed)(v.at[:, 200:].add(1.0), index) - jax.jit(mixed)(v, index)
+    assert not np.any(changed[:, :200])
+    assert np.any(changed[:, 200:])
+
+
 def test_the_form_says_which_pattern_it_serves():
     assert HyperAttention().patterns == {"causal_self", "noncausal_cross"}
     assert HyperAttention(causal=False).patterns == {"noncausal_self", "noncausal_cross"}

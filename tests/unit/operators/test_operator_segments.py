@@ -99,7 +99,8 @@ def test_a_decay_among_tokens_that_all_see_each_other_is_refused(tiny, operator)
     """It was read as none."""
     overrides = {"model.operator": f"{operator}(decay=0.5)", "model.mask": "bidirectional"}
     with pytest.raises(
-        ConfigError, match=r"^model\.operator: .* forgets by how much earlier.*; allowed: decay=1\.0, or causal\.$"
+        ConfigError,
+        match=r"^model\.operator: .* forgets by how much earlier.*; allowed: decay=1\.0, or model\.mask = causal\.$",
     ):
         build(tiny(overrides))
 

@@ -489,7 +489,7 @@ def test_of_a_sweep_that_trains_nothing_the_influence_is_told_alone(tmp_path):
 
 def test_even_attention_is_drawn_where_theory_tells_its_influence(tmp_path):
     folder = fabricate.write_sweep(tmp_path / "sweep")
-    told = "what masks and biases alone make, if attention looks at no content"
+    told = "what masks and biases alone make, if attention is even"
     assert told not in read(folder / "cells" / "causal").text
     edit(folder / "cells" / "causal", lambda s: s["theory"].update(influence=[0.1] * len(s["influence"])))
     assert told in read(folder / "cells" / "causal").text

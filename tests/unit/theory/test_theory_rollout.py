@@ -63,7 +63,7 @@ def test_a_large_bias_does_not_overflow():
 
 
 def summed(layers, normed):
-    """Influence by its definition, of matrices drawn a thousand times: the mean square of outputs' slopes."""
+    """Influence by its definition, of matrices drawn four hundred times: the mean square of outputs' slopes."""
     noise, (length, width) = np.random.default_rng(0), (layers[0].shape[-1], 32)
     total = np.zeros((length, length))
     for _ in range(400):
