@@ -121,6 +121,13 @@ def even_shares(summary: Mapping[str, Any], name: str) -> dict[str, float | None
     return {bound: None if found[bound] is None else found[bound] * size for bound in ("mean", "low", "high")}
 
 
+def even_attention(summary: Mapping[str, Any]) -> list[float]:
+    """The influence of even attention by input position, as long as what was measured; [] where theory has none."""
+    found = summary["theory"].get("influence", [])
+    measured = summary["influence"] or summary["at_init"].get("influence", [])
+    return list(found) if len(found) == len(measured) else []
+
+
 def stored_told(stored: Mapping[str, Any]) -> str:
     """`N stored items of FOLDER`."""
     return f"{stored['items']} stored items of {stored['folder']}"
@@ -264,8 +271,7 @@ def _influence(summary: Mapping[str, Any]) -> list[str]:
     """The shares of the input positions, and their indices."""
     rows, every = _thinned(summary, "influence")
     size = len(summary["influence"])
-    theory = summary["theory"].get("influence")
-    theory = theory if theory is not None and len(theory) == size else None
+    theory = even_attention(summary)
     beside = ["even attention"] if theory else []
     body = [[str(row["position"]), *_cells(row, *([theory[row["position"]]] if theory else []))] for row in rows]
     lines = [f"share of influence by input position{_where(summary)}{every}; even would be {1 / size:.3f}"]

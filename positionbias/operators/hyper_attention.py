@@ -143,19 +143,19 @@ class HyperAttention(Operator):
         rows, columns = q.shape[-1], k.shape[-1]
         if columns <= self.block or max(rows, columns) <= self.exact:
             return jnp.ones((*q.shape, columns))
-        block_q = self._blocks(q, k)
+        block_q = self._blocks(q, jnp.sort(k, axis=-1))
         same = block_q[..., None] == (_ranks(k) // self.block)[..., None, :]
         drawn = self._drawn(q.shape[1], columns, start)[:, None] * (columns / max(self.samples, 1))
         return jnp.where(same, 1.0, drawn)
 
     def _blocks(self, q: Int[jax.Array, "... R"], k: Int[jax.Array, "... S"]) -> Int[jax.Array, "... R"]:
-        """The block of sorted keys that belongs to each query: by its hash, or by its place among the queries.
+        """The block of keys `k`, sorted, that belongs to each query: by its hash, or by its place among the queries.
 
         Of what is no padding, so that every query has a block with keys, if there are any.
         """
         rows, columns = (jnp.sum(x < self._padding, axis=-1, keepdims=True) for x in (q, k))
         if self.causal:
-            before = jnp.vectorize(jnp.searchsorted, signature="(s),(r)->(r)")(jnp.sort(k, axis=-1), q)
+            before = jnp.vectorize(jnp.searchsorted, signature="(s),(r)->(r)")(k, q)
             return jnp.clip(before, 0, jnp.maximum(columns - 1, 0)) // self.block
         count = -(-columns // self.block)
         return jnp.clip(_portion(_ranks(q), count, jnp.maximum(rows, 1)), 0, jnp.maximum(count - 1, 0))
@@ -236,7 +236,7 @@ class HyperAttention(Operator):
         if columns <= self.block or max(rows, columns) <= self.exact:
             return self._seen_by_all(q, k, v, there[..., None, :])
         order = jnp.argsort(bins_k, axis=-1, stable=True)
-        block = self._blocks(bins_q, bins_k)
+        block = self._blocks(bins_q, jnp.take_along_axis(bins_k, order, axis=-1))
         places = block[..., None] * self.block + np.arange(self.block)  # among those in order
         same = jnp.take_along_axis(order, places.clip(0, columns - 1).reshape(*order.shape[:3], -1), axis=-1)
         samples = np.stack([self._samples(q.shape[1], columns, start) for start in starts], axis=1)  # [N, G, M]

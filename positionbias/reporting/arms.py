@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from positionbias.config.varied import label as combination
 from positionbias.config.varied import replicas_told
 from positionbias.evaluation.statistics import INDICES, Interval, paired_difference
-from positionbias.evaluation.table import EVEN, even_shares, solved_count, when
+from positionbias.evaluation.table import EVEN, even_attention, even_shares, solved_count, when
 from positionbias.reporting import comparisons
 from positionbias.reporting.figures import MOST_ARMS, Arm
 from positionbias.reporting.folder import Run
@@ -100,7 +100,7 @@ def influence(measured: Arms, link: Link) -> list[str]:
     first = list(shown.items())[:MOST_PANELS]
     compared = [Arm(name, run.summary["influence"], mark(run)) for name, run in first]
     before = {name: run.summary["at_init"].get("influence", []) for name, run in first if run.summary["steps"] != 0}
-    even = {name: run.summary["theory"]["influence"] for name, run in first if "influence" in run.summary["theory"]}
+    even = {name: alone for name, run in first if (alone := even_attention(run.summary))}
     svg = comparisons.influences("arms-influence", compared, before, even)
     told = "Blue: as measured; light blue: before training" if before else "Blue: before training, as models are drawn"
     told += f"; dotted: {EVEN}" if even else ""

@@ -12,6 +12,7 @@ from positionbias.evaluation.statistics import INDICES
 from positionbias.evaluation.table import (
     EVEN,
     axes_told,
+    even_attention,
     gaps_told,
     held_against,
     remarks,
@@ -227,7 +228,7 @@ def _influence(summary: Mapping[str, Any]) -> str:
     at_init = _at_init(summary, "influence")
     if not summary["influence"] and not at_init:
         return ""
-    even = summary["theory"].get("influence", [])
+    even = even_attention(summary)
     svg = figures.influence("influence", summary["influence"], at_init, _when(summary), even)
     seen = [f"Blue: {_when(summary)}", *([AT_INIT] if at_init else []), *([f"dotted: {EVEN}"] if even else [])]
     caption = (
