@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from operators_oracle import products, sigmoid
-from test_operator_training import gradients
+from test_operator_training import check_crossing
 from toys import Reads
 
 from positionbias import spec
@@ -255,13 +255,7 @@ BUILT = {
 def test_it_learns_between_an_encoder_and_a_decoder(operator, residual, tiny):
     """Every parameter of cross attention matters to the loss."""
     wanted = {"model.operator": operator, "model.layers": 2, "model.residual": residual}
-    found, slopes = gradients(tiny(SPLIT | wanted))
-    assert np.isfinite(found)
-    crossing = {path: slope for path, slope in slopes.items() if "/cross/" in path}
-    assert len(crossing) >= 4
-    for path, slope in crossing.items():
-        assert np.isfinite(slope).all(), path
-        assert np.abs(slope).max() > 0, path
+    check_crossing(tiny(SPLIT | wanted))
 
 
 def test_a_causal_decoder_reads_by_hashes_what_its_encoder_gives(tiny):

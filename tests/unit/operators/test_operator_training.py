@@ -69,6 +69,17 @@ def gradients(config):
     return found, {"/".join(map(str, path)): np.asarray(x.get_value()) for path, x in nnx.to_flat_state(slopes)}
 
 
+def check_crossing(config):
+    """Every parameter of cross attention matters to the loss."""
+    found, slopes = gradients(config)
+    assert np.isfinite(found)
+    crossing = {path: slope for path, slope in slopes.items() if "/cross/" in path}
+    assert len(crossing) >= 4
+    for path, slope in crossing.items():
+        assert np.isfinite(slope).all(), path
+        assert np.abs(slope).max() > 0, path
+
+
 NAMES = spec.names("operators")
 # What learns before a layer of softmax has all that learns alone has, but that it is the last.
 ALONE = [
