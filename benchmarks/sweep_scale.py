@@ -75,10 +75,10 @@ class Idle(executors.LocalExecutor):
             ledger.note(workdir, {"cell": cell.name, "status": "running", "where": "here"})
             folder = workdir / "cells" / cell.name
             folder.mkdir(parents=True)
+            # A cell is finished by the hash of its own config, and its report is not drawn again if it is the newest.
+            (folder / "manifest.json").write_text(json.dumps({**self._manifest, "hash": cell.hash}))
             for name in KEPT:
                 shutil.copyfile(self._trained / name, folder / name)
-            # A cell is finished by the hash of its own config.
-            (folder / "manifest.json").write_text(json.dumps({**self._manifest, "hash": cell.hash}))
             line = {"cell": cell.name, "status": "finished", "code": 0, "message": "", "seconds": 0.0, "where": "here"}
             ledger.note(workdir, line)
             yield line
