@@ -20,9 +20,10 @@ class InversePermutation(Task):
     """Undo a permutation (Alur et al. 2025, arXiv 2509.24125), in tokens.
 
     A string y of `n` letters is drawn with replacement from an alphabet, and a uniform permutation p. The model reads
-    p(0) .. p(n-1), then y[p(0)] .. y[p(n-1)], and has to say y[k] at slot k of the second block, or, with `scratch`,
-    at slot k of n scratch tokens that follow. Read at slot k of the second block a causal model has seen the letter
-    only if it stands at a slot e <= k: accuracy is at most (k+1)/n + (1-(k+1)/n)/alphabet, whatever is learned.
+    p(0) .. p(n-1), then y[p(0)] .. y[p(n-1)], and has to say y[k] at slot k of the second block, or, with `scratch`
+    tokens behind it, so many rows later: with n of them, or True, on these alone. Read at slot k of the second block a
+    causal model has seen the letter only if it stands at a slot e <= k: accuracy is at most (k+1)/n +
+    (1-(k+1)/n)/alphabet, whatever is learned. Each scratch token has every answer wait for one more letter.
 
     One sample of `inverse_permutation(n=4, alphabet=4)`:
 
@@ -32,7 +33,7 @@ class InversePermutation(Task):
 
     n: int = 8
     alphabet: int = 16
-    scratch: bool = False
+    scratch: bool | int = False  # how many; True is n
 
     query_axis = "slot that answers"
     evidence_axis = "slot that holds the letter"
@@ -40,10 +41,16 @@ class InversePermutation(Task):
     def __post_init__(self) -> None:
         require(2 <= self.n <= 1024, "n", self.n, "a whole number from 2 to 1024")
         require(2 <= self.alphabet <= 65536, "alphabet", self.alphabet, "a whole number from 2 to 65536")
+        require(0 <= self.scratch <= self.n, "scratch", self.scratch, f"True, False or a whole number up to {self.n}")
 
     @property
     def input(self) -> Size:
-        return Size("tokens", self.n + self.alphabet + self.scratch)
+        return Size("tokens", self.n + self.alphabet + bool(self.scratch))
+
+    @property
+    def spare(self) -> int:
+        """How many scratch tokens there are."""
+        return self.n if self.scratch is True else int(self.scratch)
 
     @property
     def output(self) -> Size:
@@ -53,7 +60,7 @@ class InversePermutation(Task):
         return (Condition("train"),)
 
     def length(self, condition: Condition) -> int:
-        return (3 if self.scratch else 2) * self.n
+        return 2 * self.n + self.spare
 
     def context_length(self, condition: Condition) -> int:
         return self.length(condition) - self.n
@@ -77,7 +84,7 @@ class InversePermutation(Task):
         string = n + jax.random.randint(key_letters, (n,), 0, self.alphabet, jnp.int32)
         blocks = [order, string[order]]
         if self.scratch:
-            blocks.append(jnp.full(n, n + self.alphabet, jnp.int32))
+            blocks.append(jnp.full(self.spare, n + self.alphabet, jnp.int32))
         slot = jnp.arange(n, dtype=jnp.int32)
         where = jnp.zeros(n, jnp.int32).at[order].set(slot)  # the slot at which letter k stands
         nothing = jnp.zeros(first, jnp.int32)

@@ -18,16 +18,17 @@ class InversePermutationTheory(Theory):
 
     The letter asked for at slot k stands at a uniformly random slot e. A row that sees every pointer knows e: it is
     right if it sees slot e too, else with chance 1/s on an alphabet of s. Under a causal mask this is, from 0,
-    (k+1)/n + (1-(k+1)/n)/s by slot k, (n-e)/n + (e/n)/s by slot e, and (n+1)/2n + (n-1)/2n * 1/s in the mean.
+    (k+1)/n + (1-(k+1)/n)/s by slot k, (n-e)/n + (e/n)/s by slot e, and (n+1)/2n + (n-1)/2n * 1/s in the mean; each
+    `scratch` token, of which True is n, has every answer see one more slot.
     """
 
     n: int = 8
     alphabet: int = 16
-    scratch: bool = False
+    scratch: bool | int = False
 
     def curves(self, visible: Bool[np.ndarray, "T T"]) -> Curves | None:
         """None unless every answering row sees every pointer. ConfigError if `visible` is not this task's length."""
-        length = (3 if self.scratch else 2) * self.n
+        length = 2 * self.n + (self.n if self.scratch is True else self.scratch)
         check_length(visible, length)
         rows = np.asarray(visible)[length - self.n :]
         if not rows[:, : self.n].all():

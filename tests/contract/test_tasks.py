@@ -33,7 +33,7 @@ def shown(name):
 
 
 MORE = {
-    "inverse_permutation": ["inverse_permutation(n=4, alphabet=3, scratch=True)"],
+    "inverse_permutation": [f"inverse_permutation(n=4, alphabet=3, scratch={scratch})" for scratch in (True, 3)],
     "associative_recall": [
         "associative_recall(pairs=4, keys=6, values=3, delays=3, padding=1, shift=2)",
         "associative_recall(pairs=4, keys=6, values=3, queries=2, delays=3, distractors=1)",

@@ -12,7 +12,7 @@ from positionbias.theory.inverse_permutation import InversePermutationTheory
 
 AXIS = "theory"
 EXAMPLES = {
-    "inverse_permutation": ["inverse_permutation(n=4)", "inverse_permutation(n=3, alphabet=5, scratch=True)"],
+    "inverse_permutation": ["inverse_permutation(n=4)", "inverse_permutation(n=3, alphabet=5, scratch=2)"],
     "factual_recall": ["factual_recall", "factual_recall(noise=0)"],
 }
 

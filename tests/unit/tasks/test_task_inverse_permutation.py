@@ -18,11 +18,11 @@ def every_world(task):
     for order in itertools.permutations(range(task.n)):
         for letters in itertools.product(range(task.n, task.n + task.alphabet), repeat=task.n):
             inputs = [*order, *(letters[i] for i in order)]
-            inputs += [task.n + task.alphabet] * (task.n if task.scratch else 0)
+            inputs += [task.n + task.alphabet] * task.spare
             yield inputs, [order.index(k) for k in range(task.n)], letters
 
 
-@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("scratch", [False, True, 1, 2])
 def test_ceiling_is_the_enumerated_posterior(scratch):
     task = InversePermutation(n=3, alphabet=2, scratch=scratch)
     worlds = list(every_world(task))
@@ -68,17 +68,17 @@ def test_baselines_on_a_literal_item():
     assert all((value == 0.5).all() for value in judge(item, jnp.zeros((6, 6), bool)).values())
 
 
-@pytest.mark.parametrize("scratch", [False, True])
-def test_samples_follow_the_rule(scratch):
+@pytest.mark.parametrize(("scratch", "count"), [(False, 0), (True, 5), (0, 0), (2, 2), (5, 5)])
+def test_samples_follow_the_rule(scratch, count):
     task = InversePermutation(n=5, alphabet=3, scratch=scratch)
     batch = jax.tree.map(np.asarray, jax.jit(lambda key: task.batch(key, task.conditions()[0], 50))(jax.random.key(0)))
-    first = 10 if scratch else 5
+    first = 5 + count
     for b in range(50):
         pointers, string = batch.inputs[b, :5], batch.inputs[b, 5:10]
         letters = batch.targets[b, first:]
         np.testing.assert_array_equal(string, letters[pointers])
         np.testing.assert_array_equal(string[batch.evidence_slot[b]], letters)
-        np.testing.assert_array_equal(batch.inputs[b, 10:], [8] * (5 if scratch else 0))
+        np.testing.assert_array_equal(batch.inputs[b, 10:], [8] * count)
         assert (letters >= 5).all()
         assert (letters < 8).all()
     assert batch.query.tolist() == [list(range(first, first + 5))] * 50
@@ -90,3 +90,10 @@ def test_sizes_out_of_range_are_refused(name, value):
     assert InversePermutation(n=1024, alphabet=65536).n == 1024
     with pytest.raises(spec.ConfigError, match=f"^{name} = {value} is not allowed; allowed: a whole number from 2 to "):
         InversePermutation(**{name: value})
+
+
+@pytest.mark.parametrize("scratch", [-1, 9])
+def test_more_scratch_than_letters_is_refused(scratch):
+    allowed = "True, False or a whole number up to 8"
+    with pytest.raises(spec.ConfigError, match=f"^scratch = {scratch} is not allowed; allowed: {allowed}"):
+        InversePermutation(scratch=scratch)

@@ -34,6 +34,13 @@ def test_whoever_sees_all_is_always_right():
     assert InversePermutationTheory(scratch=True).curves(visible(Causal(), 24)).mean == 1
 
 
+def test_every_scratch_token_shows_one_slot_more():
+    curves = InversePermutationTheory(scratch=3).curves(visible(Causal(), 19))
+    seen = np.array([4, 5, 6, 7, 8, 8, 8, 8]) / 8
+    assert curves.query.tolist() == (seen + (1 - seen) / 16).tolist()
+    assert InversePermutationTheory(scratch=8).curves(visible(Causal(), 24)).mean == 1
+
+
 def test_rows_that_miss_a_pointer_have_no_closed_form():
     seen = visible(Bidirectional(), 16).copy()
     seen[12, 3] = False
