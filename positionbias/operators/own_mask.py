@@ -41,7 +41,7 @@ class OwnMask(ByKernel):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        return super().__call__(q, k, v, tokens_q, tokens_k, mask & self.own, position, params, site)
+        return super().__call__(q, k, v, tokens_q, tokens_k, self._both(mask, tokens_k), position, params, site)
 
     def step(
         self,
@@ -55,9 +55,7 @@ class OwnMask(ByKernel):
         params: Parameters,
         site: SiteFunction,
     ) -> jax.Array:
-        # Bound to the whole sequence, as the layer's is: there are fewer rows here.
-        both = mask & self.own.bind(tokens_k, tokens_k)
-        return super().__call__(q, k, v, tokens_q, tokens_k, both, position, params, site)
+        return super().__call__(q, k, v, tokens_q, tokens_k, self._both(mask, tokens_k), position, params, site)
 
     def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return masked_softmax(scores, allowed)
@@ -68,4 +66,8 @@ class OwnMask(ByKernel):
     def driver(
         self, q: jax.ShapeDtypeStruct, tokens_q: Tokens, tokens_k: Tokens, mask: Mask, position: Placed, platform: str
     ) -> str | None:
-        return super().driver(q, tokens_q, tokens_k, mask & self.own, position, platform)
+        return super().driver(q, tokens_q, tokens_k, self._both(mask, tokens_k), position, platform)
+
+    def _both(self, mask: Mask, tokens: Tokens) -> Mask:
+        # Bound to the whole sequence, as the layer's is where fewer rows are asked.
+        return mask & self.own.bind(tokens, tokens)

@@ -52,6 +52,7 @@ def drawn(task):
 def gradients(config):
     """The loss of a batch of a new model, and its gradients by name."""
     experiment = build(config)
+    experiment.drivers(4, "cpu")  # which a run tells before it trains
     batch = drawn(experiment.task)
     context = experiment.task.context_length(experiment.task.conditions()[0])
 
