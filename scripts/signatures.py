@@ -69,15 +69,11 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 def draw(cells: dict[str, Any]) -> Figure:
     """A panel a cell."""
-    axes = [list(cell["overrides"]) for cell in cells.values()]
-    grid = all(len(names) == 2 for names in axes)
-    if grid:
-        firsts, seconds = (
-            list(dict.fromkeys(tuple(c["overrides"].values())[i] for c in cells.values())) for i in (0, 1)
-        )
-        lines, columns = len(firsts), len(seconds)
-    else:
-        lines, columns = -(-len(cells) // COLUMNS), COLUMNS
+    # Of a sweep of two axes every value of the first has one cell for each of the second.
+    told = [tuple(cell["overrides"].values()) for cell in cells.values()]
+    firsts, seconds = (list(dict.fromkeys(one[i] for one in told if len(one) == 2)) for i in (0, 1))
+    grid = len(firsts) * len(seconds) == len(cells)
+    lines, columns = (len(firsts), len(seconds)) if grid else (-(-len(cells) // COLUMNS), COLUMNS)
     figure = Figure(figsize=(0.95 * columns + 1.2, (0.8 if grid else 1.0) * lines + 0.6), layout="constrained", dpi=110)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat:
@@ -91,6 +87,7 @@ def draw(cells: dict[str, Any]) -> Figure:
         _paint(panel, cell)
         if not grid:
             panel.set_title(name, fontsize=7)
+            panel.tick_params(labelbottom=number + columns >= len(cells))
         if grid and line == 0:
             panel.set_title(second, fontsize=8)
         if grid and column == 0:

@@ -10,9 +10,33 @@ and the place where answers stand in training: anywhere, first, last, or at eith
 which they are named, and what is not named is as in the first: the causal mask, nothing told, two layers, nothing
 added, answers anywhere. A gap is told as in masks.py.
 
-Hardware and time: 2 CPU cores, about 6 minutes a cell of two layers at 6,000 steps and five replicas. Numbers to reach
-are the paper's, after 100,000 steps: gaps of first-middle, first-last and middle-last of +0.059, +0.077 and +0.018
-under the causal mask alone, -0.055, -0.073 and -0.003 with decay, +0.002, -0.002 and -0.009 with RoPE.
+Measured of masks x schemes over five replicas of 6,000 steps: the three gaps, their intervals within 0.04 of it,
+and the accuracy where nothing is in conflict. Those who say one of the two labels are at 0.516. Before training no gap
+was further from 0 than 0.006, and all intervals held 0 but those of two of middle-last, -0.005 and -0.006.
+
+    mask           scheme   first-middle   first-last   middle-last   accuracy
+    causal         none     +0.052         +0.085       +0.023        0.649
+    causal         decay    -0.104         -0.104       +0.033        0.541
+    causal         rope     -0.002         +0.028       +0.028        0.576
+    window         none     -0.176         -0.077       +0.123        0.536
+    window         decay    -0.103         -0.086       +0.022        0.513
+    window         rope     -0.161         -0.088       +0.094        0.527
+    prefix         none     +0.054         +0.078       +0.018        0.637
+    prefix         decay    -0.117         -0.117       +0.007        0.539
+    prefix         rope     +0.011         +0.035       +0.015        0.579
+    bidirectional  none     -0.011         -0.015       +0.003        0.606
+    bidirectional  decay    -0.070         -0.138       -0.041        0.534
+    bidirectional  rope     -0.008         -0.002       +0.014        0.600
+
+So the causal mask favours the front, and the bidirectional one nothing, without a scheme or with RoPE: all of its
+intervals hold 0. A prefix of three items does as the causal mask; a window favours the middle, where most paths lead;
+and with decay the last item is favoured over the first under every mask. Of the paper's gaps three are not met: that of
+middle-last with decay, [+0.005, +0.061], and the two of the last item with RoPE, [+0.007, +0.049] and [+0.009, +0.047].
+
+Hardware and time: 2 CPU cores, about 6 minutes a cell of two layers at 6,000 steps and five replicas (40 minutes for
+the twelve on one core). Numbers to reach are the paper's, after 100,000 steps: gaps of first-middle, first-last and
+middle-last of +0.059, +0.077 and +0.018 under the causal mask alone, -0.055, -0.073 and -0.003 with decay, +0.002,
+-0.002 and -0.009 with RoPE.
 """
 
 from __future__ import annotations
