@@ -2,7 +2,7 @@
 
     python -m positionbias.sweep --config configs/emergence/grid.py --sweep mask,position
     python -m positionbias.sweep --config configs/emergence/grid.py --sweep mask,position,depth,residual,data
-    python -m positionbias.analyze RUN_FOLDER --analyses attention_received,rollout        # sinks, rollout
+    python -m positionbias.analyze --workdir RUN_FOLDER --analyses attention_received,rollout  # sinks, rollout
 
 The model and data of configs/emergence/masks.py (Wu et al. 2025, arXiv 2502.01951, figures 2 and 3), of which this is
 every factor by itself: four masks, three ways in which order is told, two to six layers, streams that are added or not,
