@@ -40,6 +40,20 @@ def beside_jax(found: dict[str, Any], mode: str, field: str) -> Iterator[tuple[i
             yield length, taken["jax_nn_xla"], min(ours)
 
 
+def recurrences(found: dict[str, Any]) -> Iterator[Row]:
+    """The baseline's time and memory at the longest length, and what other drivers and libraries take beside it."""
+    baseline, length = found["given"]["baseline"], max(found["given"]["lengths"])
+    for mode, told in (("forward", "forwards"), ("train", "with gradients")):
+        parts = []
+        for kind in found["given"]["kinds"]:
+            rows = [r for r in found["recurrences"] if (r["kind"], r["length"], r["mode"]) == (kind, length, mode)]
+            ours = next(row for row in rows if row["impl"] == baseline)
+            beside = [f"{r['impl']} {ratios_of(r)}" for r in rows if r is not ours and "ratio" in r]
+            measured = f"{kind} {ours['milliseconds']:.1f} ms, {ours['memory'] / 2**20:.1f} MiB"
+            parts.append(measured + (f" ({'; '.join(beside)})" if beside else ""))
+        yield f"recurrences {told}, {length} tokens, `{baseline}` and others' time over its own", "; ".join(parts), "-"
+
+
 def operators(found: dict[str, Any]) -> Iterator[Row]:
     """Slopes of recurrences."""
     for mode, told in (("forward", "forwards"), ("train", "with gradients")):
@@ -131,6 +145,7 @@ TABLES: tuple[tuple[str, Callable[[dict[str, Any]], Iterator[Row]]], ...] = (
     ("host_cost", host_cost),
     ("samplers", samplers),
     ("attention", attention),
+    ("recurrences", recurrences),
     ("operators", operators),
     ("analysis", analysis_cpu),
     ("sweep_scale", sweep_scale),
