@@ -1,6 +1,16 @@
-"""Patterns of recurrence and attention: how many of four layers read all, which, and whether a window does as well.
+"""Patterns of recurrence and attention: which of four layers has to be attention, and whether a window does as well.
 
     python -m positionbias.sweep --config configs/hybrid/patterns.py
+
+A causal model without positions or MLPs reads eight pairs, noise, and all eight keys in random order. A short
+convolution tells tokens from those before them; of the four layers above it, a letter each, `a` is attention, `w`
+attention within eight tokens, and `r` a recurrence with decay (`mamba2`) of two heads of 8, which are few for eight
+pairs. Said before it was run, after a pilot of 1,000 steps and two replicas with another seed: a pattern recalls if no
+replica is below 0.95; where attention stands matters if one of arrr, rarr, rrar and rrra recalls, and the interval of
+another ends below 0.9. The pilot had 0.13 of rrrr, 1.00 of arrr and 0.16 of rrra.
+
+Hardware and time: 2 CPU cores, about 30 minutes for seven cells on one. Numbers to reach: at least 0.95 for each of the
+four replicas of arrr and aaaa.
 """
 
 from __future__ import annotations
@@ -16,7 +26,7 @@ LETTERS = {
     "a": {"operator": "softmax", "mask": "causal"},
     "w": {"operator": "softmax", "mask": "causal & sliding_window(8)"},
 }
-PATTERNS = ("rrrr", "arrr", "rrra", "arar", "rara", "rwrw", "wwww", "aaaa")
+PATTERNS = ("rrrr", "arrr", "rarr", "rrar", "rrra", "wrrr", "aaaa")
 
 
 def get_config() -> ConfigDict:
@@ -35,7 +45,7 @@ def get_config() -> ConfigDict:
                 "init": {"embedding": "normal(std=0.5)"},
             },
             "optimizer": {"name": "adamw", "learning_rate": 5e-3, "schedule": "cosine", "warmup_steps": 100},
-            "train": {"steps": 1000, "batch_size": 64, "replicas": 5, "log_every": 100},
+            "train": {"steps": 600, "batch_size": 64, "replicas": 4, "log_every": 100},
             "evaluation": {"items": 1024},
         }
     )
