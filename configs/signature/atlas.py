@@ -12,8 +12,8 @@ the product of Wu et al. 2025, arXiv 2502.01951, section 4, in squares): rotatio
 count for nothing there, and of t5_bias, fire and learned_relative theory says nothing, as what they add is drawn.
 
 Measured over eight replicas, without a scheme: primacy beside that of even attention, in shares, and how far the two
-curves are apart, in total variation, 0 if alike and 1 if nowhere the same. Beside it the same of `attention_free`, whose
-weights are even: what theory gets wrong is that scores, as they are drawn, are not.
+curves are apart, in total variation, 0 if alike and 1 if nowhere the same. Beside it the same of `attention_free`,
+whose weights are even: what theory gets wrong is that scores, as they are drawn, are not.
 
     mask            primacy                   even attention   apart   attention_free
     bidirectional   -0.01 [-0.03, 0.01]        0.00            0.01    0.01
