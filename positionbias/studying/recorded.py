@@ -137,7 +137,7 @@ def influence(run: Recorded, name: Index, condition: str | None = None, step: in
     return _each(profile[:, :length], name)
 
 
-def even_influence(run: Recorded, name: Index) -> PerReplica:
+def even_influence(run: Recorded, name: Index) -> Float[np.ndarray, ""]:
     """The same index of the influence that masks and biases alone make, where theory tells it; one number for all."""
     theory = stored.read_summary(run.folder / "summary.json").get("theory", {}).get("influence")
     if theory is None:
@@ -145,7 +145,7 @@ def even_influence(run: Recorded, name: Index) -> PerReplica:
             f"even_influence: theory tells none of {str(run.folder)!r}; allowed: decoders with model.residual = 'none'"
             " and one row that answers."
         )
-    return _each(np.asarray([theory], np.float64), name)
+    return _each(np.asarray([theory], np.float64), name)[0]  # beside replicas, however many
 
 
 def _each(curves: Float[np.ndarray, "R P"], name: Index) -> PerReplica:

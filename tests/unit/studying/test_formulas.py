@@ -97,6 +97,7 @@ def values(text, runs, initial=False):
         ("influence('arms/one', 'primacy')", [3, 0]),  # of four inputs, the fifth is padding
         ("influence('arms/one', 'recency', condition='far', step=0)", [1, 1]),  # of five
         ("even_influence('arms/one', 'primacy')", [0.25]),
+        ("influence('arms/one', 'primacy') - even_influence('arms/one', 'primacy')", [2.75, -0.25]),
         ("analysis('arms/one', 'probe', 'told')", [2.5, 8.5]),
         ("analysis('arms/one', 'probe', 'told', 1)", [4, 10]),
         ("analysis('arms/one', 'probe', 'told', None, -1)", [3.5, 9.5]),
