@@ -62,7 +62,8 @@ def draw(curves: dict[str, Any]) -> Figure:
         size = [cell["state_size"] for cell in cells]
         mean = [cell["accuracy"]["mean"] for cell in cells]
         ends = [[abs(cell["accuracy"][end] - cell["accuracy"]["mean"]) for cell in cells] for end in ("low", "high")]
-        top.errorbar(size, mean, ends, color=SHADES[-1], marker="o", markersize=3, capsize=2, linewidth=1.2)
+        top.errorbar(size, mean, ends, color=SHADES[-1], capsize=2, linewidth=1.2)
+        top.scatter(size, mean, color=SHADES, s=22, zorder=3)
         top.set_xscale("log")
         top.set_xticks(size, [f"{one:,}" for one in size])
         top.minorticks_off()
@@ -83,6 +84,9 @@ def draw(curves: dict[str, Any]) -> Figure:
             panel.tick_params(labelsize=7)
             if i % COLUMNS == 0:
                 panel.set_ylabel("accuracy", fontsize=8)
+    figure.suptitle(
+        "Each operator at four sizes of state, the darker the larger: the points, and the lines below them", fontsize=9
+    )
     return figure
 
 

@@ -74,7 +74,11 @@ def draw(cells: dict[str, Any]) -> Figure:
     firsts, seconds = (list(dict.fromkeys(one[i] for one in told if len(one) == 2)) for i in (0, 1))
     grid = len(firsts) * len(seconds) == len(cells)
     lines, columns = (len(firsts), len(seconds)) if grid else (-(-len(cells) // COLUMNS), COLUMNS)
-    figure = Figure(figsize=(0.95 * columns + 1.2, (0.8 if grid else 1.0) * lines + 0.6), layout="constrained", dpi=110)
+    figure = Figure(
+        figsize=((0.95 if grid else 1.15) * columns + 1.2, (0.8 if grid else 1.0) * lines + 0.9),
+        layout="constrained",
+        dpi=110,
+    )
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat:
         panel.set_visible(False)
@@ -93,6 +97,10 @@ def draw(cells: dict[str, Any]) -> Figure:
         if grid and column == 0:
             panel.set_ylabel(first.replace("causal & ", "causal &\n"), fontsize=7, rotation=0, ha="right", va="center")
     figure.supxlabel("input position", fontsize=9)
+    figure.supylabel("influence on the last output, 1 if all positions matter alike", fontsize=9)
+    figure.suptitle(
+        "line: measured, with its 95 % interval; dots: even attention under the same mask, by theory", fontsize=9
+    )
     return figure
 
 
