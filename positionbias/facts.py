@@ -20,9 +20,11 @@ def operator(name: str) -> str:
     others = known_as("operators", {name: spec.source("operators", name)})
     found = {"in papers": ", ".join(others)} if others else {}
     found |= {
+        "told of": f"{spec.canonical(one)}; other arguments may change what follows",
         "attention": _patterns(one),
         "masks": _masks(name),
         "positions": _positions(one),
+        "models": _architectures(name),
         "generated": _generated(one),
     }
     causal = costs.operators(compatibility.ARGUMENTS, [name])[name]
@@ -53,6 +55,14 @@ def _masks(name: str) -> str:
     if len(built) == len(spec.names("masks")):
         return "every one"
     return f"{', '.join(built)}, of tokens without frames and scales ('Operators and masks' in BUILD.md)"
+
+
+def _architectures(name: str) -> str:
+    every = spec.names("architectures")
+    built = [one for one in every if compatibility.told("operators", name, "architectures", one).refusal is None]
+    if len(built) == len(every):
+        return "every one"
+    return f"{', '.join(built)} ('Operators and architectures' in BUILD.md)"
 
 
 def _positions(one: Operator) -> str:

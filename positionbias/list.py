@@ -92,9 +92,10 @@ def main(argv: list[str]) -> int:
     if asked.axis is not None and asked.axis not in spec.axes():
         raise spec.unknown("AXIS", "axis", asked.axis, spec.axes())
     if asked.name is not None:
-        if asked.name not in spec.names(asked.axis):
+        name = asked.name if asked.name in spec.names(asked.axis) else spec.meant(asked.axis, asked.name)
+        if name is None:
             raise spec.unknown_member(asked.axis, asked.name, "NAME")
-        print(described(asked.axis, asked.name))
+        print(described(asked.axis, name))
         return 0
     print("\n\n".join(table(axis) for axis in ([asked.axis] if asked.axis else spec.axes())))
     if asked.axis:

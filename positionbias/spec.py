@@ -214,8 +214,12 @@ def unknown_member(axis: str, name: str, field: str) -> ConfigError:
             f"{field}: {one_of(axis)} {name!r} is defined in {module}, {why}, where neither a sweep's nor a later"
             f" command would find it; allowed: {allowed}."
         )
-    meant = known_as(axis, {one: source(axis, one) for one in names(axis)}).get(str(name).lower().replace("-", "_"))
-    return unknown(field, one_of(axis), name, names(axis), meant)
+    return unknown(field, one_of(axis), name, names(axis), meant(axis, name))
+
+
+def meant(axis: str, name: str) -> str | None:
+    """The registered name of what is known as `name` elsewhere."""
+    return known_as(axis, {one: source(axis, one) for one in names(axis)}).get(str(name).lower().replace("-", "_"))
 
 
 def load_member(axis: str, name: str, field: str) -> type:

@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import Any
 
+import finished
 from matplotlib.figure import Figure
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
@@ -26,12 +27,8 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """All cells by curve, from the smallest state to the largest."""
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     curves: dict[str, list[dict[str, Any]]] = {}
-    for cell in plan["cells"]:
-        home = folder / "cells" / cell["name"]
-        summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
-        manifest = json.loads((home / "manifest.json").read_text(encoding="utf-8"))
+    for cell, summary, manifest in finished.cells(folder):
         curves.setdefault(cell["curve"], []).append(
             {
                 "cell": cell["name"],

@@ -15,11 +15,13 @@ import pathlib
 import sys
 from typing import Any
 
+import finished
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from positionbias.evaluation.statistics import INDICES, indices
+from positionbias.evaluation.table import even_attention
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 COLUMNS = 9  # of a sweep of one axis
@@ -29,15 +31,9 @@ BLUE, BLACK, GREY = "#0072B2", "#222222", "#BBBBBB"
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
     """Every cell by name, in the order of the plan."""
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     found = {}
-    for cell in plan["cells"]:
-        home = folder / "cells" / cell["name"]
-        if not (home / "summary.json").is_file():
-            sys.exit(f"error: cell {cell['name']!r} of {str(folder)!r} has not finished; the sweep's command goes on.")
-        summary = json.loads((home / "summary.json").read_text(encoding="utf-8"))
-        manifest = json.loads((home / "manifest.json").read_text(encoding="utf-8"))
-        rows, theory = summary["influence"], np.asarray(summary["theory"].get("influence", []))
+    for cell, summary, manifest in finished.cells(folder):
+        rows, theory = summary["influence"], np.asarray(even_attention(summary))
         measured, size = np.asarray([row["mean"] for row in rows]), len(rows)
         one: dict[str, Any] = {
             "overrides": cell["overrides"],
@@ -52,7 +48,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
             "commit": manifest["commit"],
             "devices": manifest["devices"],
         }
-        if theory.size == size:
+        if theory.size:
             alone = indices(theory * size)
             one["even_attention"] = {
                 "shares": _rounded(theory * size),
@@ -72,7 +68,7 @@ def draw(cells: dict[str, Any]) -> Figure:
     # Of a sweep of two axes every value of the first has one cell for each of the second.
     told = [tuple(cell["overrides"].values()) for cell in cells.values()]
     firsts, seconds = (list(dict.fromkeys(one[i] for one in told if len(one) == 2)) for i in (0, 1))
-    grid = len(firsts) * len(seconds) == len(cells)
+    grid = len(firsts) * len(seconds) == len(cells) and min(len(firsts), len(seconds)) > 1
     lines, columns = (len(firsts), len(seconds)) if grid else (-(-len(cells) // COLUMNS), COLUMNS)
     figure = Figure(
         figsize=((0.95 if grid else 1.15) * columns + 1.2, (0.8 if grid else 1.0) * lines + 0.9),

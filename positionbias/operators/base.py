@@ -77,7 +77,7 @@ class Operator:
         """Why keys influence queries, pairs `beyond`, against what is `allowed`: the end of a sentence, or empty."""
         behind = (beyond[:, 1] < beyond[:, 0]).any()  # what a segment that begins would hide
         if self.endless and behind:
-            return f"nothing is cleared where a segment begins, as {self.endless}"
+            return f"what came before is never cleared, as {self.endless}"
         return "" if self.any_mask else "whom its queries read is told by order alone"
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:

@@ -18,6 +18,8 @@ from positionbias.positions.base import Dims, Parameters, Placed
 from positionbias.spec import member, require
 from positionbias.tokens import Tokens
 
+SPAN = 8  # tokens, unless told
+
 # Of some spans: scores of their summaries [B, N, T, U], who sees which [..., T, U], and what of a summary each key is,
 # [B, N, T or 1, S], where key j belongs to span `of[j]` alone.
 Summaries = tuple[jax.Array, Mapped, jax.Array, np.ndarray]
@@ -32,7 +34,7 @@ class Combiner(Operator):
     weighted by softmax(pooled queries . keys), of the span's own queries: every query is given the same mean of a span,
     and a head cannot choose among its tokens. A query sees by `form`
 
-    - `fixed`: its own segment of `span` tokens up to itself, and the summaries of earlier segments;
+    - `fixed`: its own segment of `span` tokens, 8 unless told, up to itself, and the summaries of earlier segments;
     - `logsparse`: itself, and for every l with floor(t / 2^l) odd the summary of the 2^l tokens of the block before
       its own: each earlier key once, in 1 + (ones of t in binary) summands;
     - `axial`: of tokens in rows of `span`, its own row up to itself, and of each earlier row the token in its column,
@@ -49,7 +51,7 @@ class Combiner(Operator):
     """
 
     form: Literal["fixed", "logsparse", "axial"] = "fixed"
-    span: int = 8
+    span: int | None = None
     pool: Literal["max", "mean"] = "max"
     causal: bool = True
     scaled: bool = True
@@ -61,8 +63,13 @@ class Combiner(Operator):
     whole = "spans are summed up by pooled queries, which are not kept"
 
     def __post_init__(self) -> None:
-        require(self.span >= 1, "span", self.span, "a whole number from 1")
+        require(self._span >= 1, "span", self.span, "a whole number from 1")
+        require(self.span is None or self.form != "logsparse", "span", self.span, "None with form = 'logsparse'")
         require(self.causal or self.form != "logsparse", "causal", self.causal, "True with form = 'logsparse'")
+
+    @property
+    def _span(self) -> int:
+        return SPAN if self.span is None else self.span
 
     @property
     def patterns(self) -> frozenset[Pattern]:  # type: ignore[override]
@@ -112,13 +119,13 @@ class Combiner(Operator):
         self, q: jax.Array, k: jax.Array, v: jax.Array, valid: Bool[jax.Array, "B T"]
     ) -> Float[jax.Array, "B T N K"]:
         """Segments or rows of `span` tokens by themselves, with the summaries of the others."""
-        rows, keys, values = (in_blocks(x, self.span) for x in (q, k, v))  # [B, U, L, N, H]
-        kept = in_blocks(valid, self.span)
+        rows, keys, values = (in_blocks(x, self._span) for x in (q, k, v))  # [B, U, L, N, H]
+        kept = in_blocks(valid, self._span)
         if self.form == "axial":
             inner, spans = self._rows(q, k, kept)
             means = jnp.einsum("BNUCL,BULNK->BUCNK", inner.astype(v.dtype), values)
         else:
-            inner, pooled = self._pools(q, k, kept, self.span)
+            inner, pooled = self._pools(q, k, kept, self._span)
             spans = pooled[:, :, None]  # the same for every column
             means = jnp.einsum("BNUL,BULNK->BUNK", inner.astype(v.dtype), values)[:, :, None]
         span = rows.shape[2]  # the whole sequence if that is shorter
@@ -154,14 +161,14 @@ class Combiner(Operator):
 
     def _direct(self, length: int) -> Bool[np.ndarray, "T S"]:
         """Which keys are seen by themselves."""
-        of = np.arange(length) // (1 if self.form == "logsparse" else self.span)
+        of = np.arange(length) // (1 if self.form == "logsparse" else self._span)
         return of[:, None] == of if not self.causal else (of[:, None] == of) & np.tri(length, dtype=bool)
 
     def _levels(self, q: jax.Array, k: jax.Array, valid: jax.Array) -> list[Summaries]:
         """The summaries of blocks: of segments, or of 1, 2, 4, ... tokens."""
         length = q.shape[1]
         if self.form == "fixed":
-            return [self._blocks(q, k, valid, self.span)]
+            return [self._blocks(q, k, valid, self._span)]
         return [self._blocks(q, k, valid, 2**level) for level in range((length - 1).bit_length())]
 
     def _blocks(self, q: jax.Array, k: jax.Array, valid: jax.Array, size: int) -> Summaries:
@@ -195,15 +202,15 @@ class Combiner(Operator):
     ) -> tuple[Float[jax.Array, "B N R C L"], Float[jax.Array, "B R C N H"]]:
         """What of each row a token of it makes, and the key that it makes."""
         # What a token in padding asks is not heard.
-        asking = in_blocks(q, self.span) * kept[..., None, None]
-        inner = jnp.einsum("BRCNH,BRLNH->BNRCL", asking, in_blocks(k, self.span))
+        asking = in_blocks(q, self._span) * kept[..., None, None]
+        inner = jnp.einsum("BRCNH,BRLNH->BNRCL", asking, in_blocks(k, self._span))
         inner = masked_softmax(inner, kept[:, None, :, None])
-        return inner, jnp.einsum("BNRCL,BRLNH->BRCNH", inner, in_blocks(k, self.span))
+        return inner, jnp.einsum("BNRCL,BRLNH->BRCNH", inner, in_blocks(k, self._span))
 
     def _axial(self, q: jax.Array, k: jax.Array, valid: jax.Array) -> Summaries:
-        kept = in_blocks(valid, self.span)  # [B, R, C]
+        kept = in_blocks(valid, self._span)  # [B, R, C]
         inner, keys = self._rows(q, k, kept)
-        of, column = np.divmod(np.arange(q.shape[1]), self.span)
+        of, column = np.divmod(np.arange(q.shape[1]), self._span)
         rows = np.arange(kept.shape[1])
         scores = jnp.einsum("BTNH,BRTNH->BNTR", q, keys[:, :, column])
         cover = rows < of[:, None] if self.causal else rows != of[:, None]
@@ -215,9 +222,9 @@ class Combiner(Operator):
         return all_pairs(tokens_q, tokens_k, self.causal)
 
     def state_size(self, dims: Dims) -> int:
-        length, span = dims.length, min(self.span, dims.length)
+        length, span = dims.length, min(self._span, dims.length)
         pairs, queries = {
-            "fixed": (span - (-length // self.span), 1),  # of the own segment, of summaries; a pooled query
+            "fixed": (span - (-length // self._span), 1),  # of the own segment, of summaries; a pooled query
             "logsparse": (length, length.bit_length()),  # blocks that grow need their keys; a pooled query each
             "axial": (length + span, span),  # of every token that stands for its row; the own row, with queries
         }[self.form]

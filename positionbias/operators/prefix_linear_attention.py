@@ -108,5 +108,6 @@ class PrefixLinearAttention(Recurrent):
         return rows.valid & columns.valid & ((columns.index <= rows.index) | (columns.context > 0))
 
     def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:
-        behind = (beyond[:, 1] < beyond[:, 0]).any()
-        return super().goes_beyond(allowed, beyond) if behind else "every token reads the whole context"
+        if (beyond[:, 1] < beyond[:, 0]).any():
+            return super().goes_beyond(allowed, beyond)
+        return "every token reads the whole context, as context_bidirectional lets it"

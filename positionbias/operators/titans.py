@@ -36,6 +36,7 @@ from positionbias.spec import member, require
 
 Held = tuple[jax.Array, jax.Array] | tuple[Memory, Memory]  # a memory and its momentum
 RATES = ("rate", "momentum", "forget")
+WINDOW = 16  # tokens, unless told
 
 
 @member("operators", "titans")
@@ -50,8 +51,8 @@ class Titans(Recurrent):
     of length 1 then. `memory` is a matrix (`linear`) or a network with one hidden layer of `expansion` times the head
     size (`mlp`); both start from trained weights. `form`:
 
-    mag: the product of softmax attention to the last `window` tokens and `persistent` trained ones, and of the sigmoid
-        of the memory, each over its root mean square and times trained weights.
+    mag: the product of softmax attention to the last `window` tokens, 16 unless told, and `persistent` trained ones,
+        and of the sigmoid of the memory, each over its root mean square and times trained weights.
     mal: attention, to the same, of what the memory gives. (In the paper the memories of both read the trained tokens
         before all others too; here attention alone reads them.)
     mac: segments of `chunk` tokens attend to `persistent` trained tokens, to what the memory of the segments before
@@ -68,7 +69,7 @@ class Titans(Recurrent):
     form: Literal["mag", "mal", "mac"] = "mag"
     memory: Literal["linear", "mlp"] = "linear"
     chunk: int = 16
-    window: int = 16
+    window: int | None = None
     persistent: int = 4
     convolution: int = 4
     expansion: int = 2
@@ -76,9 +77,15 @@ class Titans(Recurrent):
     endless = "its chunks are counted from the first token stored"
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "window", "convolution", "expansion"):
-            require(1 <= getattr(self, name) <= 65536, name, getattr(self, name), "a whole number from 1 to 65536")
+        for name in ("chunk", "_window", "convolution", "expansion"):
+            told, value = name.removeprefix("_"), getattr(self, name)
+            require(1 <= value <= 65536, told, value, "a whole number from 1 to 65536")
+        require(self.window is None or self.form != "mac", "window", self.window, "None with form = 'mac'")
         require(0 <= self.persistent <= 65536, "persistent", self.persistent, "a whole number from 0 to 65536")
+
+    @property
+    def _window(self) -> int:
+        return WINDOW if self.window is None else self.window
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         n, h, k = dims.heads, dims.head_size, dims.values
@@ -222,7 +229,7 @@ class Titans(Recurrent):
         self, q: jax.Array, k: jax.Array, v: jax.Array, asked: Asked, params: Parameters, before: State | None
     ) -> tuple[Float[jax.Array, "B T N K"], State]:
         """Softmax attention to the window and the persistent tokens, and the keys and values carried on."""
-        mixed, sums, after = near(q, k, v, self.window, asked, before)
+        mixed, sums, after = near(q, k, v, self._window, asked, before)
         if not self.persistent:
             return mixed, after
         names = ("persistent_key", "persistent_value")

@@ -111,6 +111,8 @@ def _under(run: Run) -> str:
         parts.append(f"step {run.manifest['step']}")
     if step is not None:
         parts.append(f"evaluated {when(run.summary)}")
+    if run.summary and run.summary.get("state_size") is not None:
+        parts.append(f"state size {run.summary['state_size']:,}")
     return " · ".join(parts)
 
 

@@ -23,7 +23,9 @@ EXAMPLES = {
     "multimodal_softmax": ["multimodal_softmax(image=1)"],
     "lookahead": ["lookahead(most=1)", "lookahead(most=4, softness=0.1, price=0.5)"],
     "linear_scores": ["linear_scores", "linear_scores(scaled=True)"],
-    "linear_attention": [f"linear_attention(feature={name!r})" for name in ("elu", "taylor", "exp", "identity")],
+    "linear_attention": [
+        f"linear_attention(feature={name!r})" for name in ("elu", "relu", "taylor", "exp", "identity")
+    ],
     "retention": ["retention", "retention(gated=False)"],
     "hla2": ["hla2", "hla2(norm='none', decay=0.9)", "hla2(norm='ratio')"],
     "lightnet": ["lightnet", "lightnet(lrpe=('position', 'frame'))"],
@@ -34,6 +36,9 @@ EXAMPLES = {
         "titans(chunk=3, window=2, persistent=2)",
         "titans(form='mal', chunk=3, window=2, persistent=0)",
         "titans(form='mac', memory='mlp', chunk=4, persistent=1)",
+        "titans(memory='mlp', chunk=2, window=3, persistent=1)",
+        "titans(form='mal', memory='mlp', chunk=3, window=2, persistent=1)",
+        "titans(form='mac', chunk=2, persistent=2)",
     ],
     "chunk_hybrid": ["chunk_hybrid", "chunk_hybrid(chunk=2)"],
     "orthogonal_memory": [

@@ -107,10 +107,13 @@ def test_what_is_allowed_is_built(tiny):
             {"operator": "combiner", "mask": "causal & sliding_window(4)"},
             "whom its queries read is told by order alone",
         ),
-        ({"operator": "prefix_linear_attention"}, "every token reads the whole context"),
+        (
+            {"operator": "prefix_linear_attention"},
+            "every token reads the whole context, as context_bidirectional lets it",
+        ),
         (
             {"operator": "titans", "mask": "causal & segments"},
-            "nothing is cleared where a segment begins, as its chunks are counted from the first token stored",
+            "what came before is never cleared, as its chunks are counted from the first token stored",
         ),
     ],
 )

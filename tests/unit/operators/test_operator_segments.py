@@ -64,15 +64,15 @@ TASK = {"task": "reversal_in_context(pairs=3, names=6)", "model.position": "rope
         ({"model.operator": "prefix_linear_attention", "model.mask": "causal"}, r"forbids: every token reads"),
         (
             {"model.operator": "titans", "model.mask": "causal & segments"},
-            r"forbids: nothing is cleared where a segment begins, as its chunks are counted from the first token",
+            r"forbids: what came before is never cleared, as its chunks are counted from the first token",
         ),
         (
             {"model.operator": "prefix_linear_attention", "model.mask": "context_bidirectional & segments"},
-            r"forbids: nothing is cleared where a segment begins, as the context is one, and every token reads it",
+            r"forbids: what came before is never cleared, as the context is one, and every token reads it",
         ),
         (
             {"model.operator": "chunk_hybrid(chunk=2)", "model.mask": "causal & segments"},
-            r"forbids: nothing is cleared",
+            r"forbids: what came before is never cleared",
         ),
     ],
     ids=str,

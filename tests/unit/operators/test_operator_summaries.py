@@ -8,6 +8,7 @@ import pytest
 from toys import Reads
 
 from positionbias import spec
+from positionbias.errors import ConfigError
 from positionbias.models.sites import Sites
 from positionbias.operators.softmax import Softmax
 from positionbias.operators.varied_window import samples
@@ -133,3 +134,16 @@ def test_a_sample_on_a_token_has_the_slope_between_it_and_the_next():
 
     np.testing.assert_array_equal(second(0.0), np.eye(T)[1])
     np.testing.assert_allclose(jax.jacrev(second)(0.0), 2 * (np.eye(T)[2] - np.eye(T)[1]))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("combiner(span=0)", "span = 0 is not allowed; allowed: a whole number from 1"),
+        ("combiner('logsparse', span=3)", "span = 3 is not allowed; allowed: None with form = 'logsparse'"),
+        ("combiner('logsparse', causal=False)", "causal = False is not allowed; allowed: True with form = 'logsparse'"),
+    ],
+)
+def test_refusals(text, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        operator(text)

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from operators_oracle import DIMS, B, H, K, N, T, close, convolved, normed, setting, sigmoid, silu
 
+from positionbias import spec
+from positionbias.errors import ConfigError
+
 CHUNK, WINDOW = 4, 3
 
 
@@ -92,7 +95,8 @@ def again(one, x):
 
 
 def built(form, memory):
-    one = setting(f"titans(form={form!r}, memory={memory!r}, chunk={CHUNK}, window={WINDOW}, persistent=2)")
+    near = "" if form == "mac" else f", window={WINDOW}"
+    one = setting(f"titans(form={form!r}, memory={memory!r}, chunk={CHUNK}{near}, persistent=2)")
     for name in ("start_first", "start_second", "rate"):  # larger ones let a network run away
         if name in one.params:
             one.params[name] *= 0.5
@@ -145,3 +149,8 @@ def test_what_is_kept():
     network = setting(f"titans(form='mac', memory='mlp', chunk={CHUNK}, convolution=2, expansion=3)").operator
     segment = CHUNK * (N * 2 * (H + K) + 1)  # own keys and values, and those of what the memory gave
     assert network.state_size(DIMS) == N * (3 * 3 * H * (H + K) + 2 * H + K) + segment
+
+
+def test_a_window_is_no_argument_of_segments():
+    with pytest.raises(ConfigError, match="window = 3 is not allowed; allowed: None with form = 'mac'"):
+        spec.build("operators", "titans('mac', window=3)", "test")

@@ -762,3 +762,10 @@ def test_what_is_deleted_while_it_is_looked_at_leaves_a_report_fresh(tmp_path, m
     assert is_fresh(run)
     os.utime(run / "metrics.jsonl", ns=(0, (run / "report.html").stat().st_mtime_ns + 1))
     assert not is_fresh(run)
+
+
+def test_of_a_run_the_state_size_is_told(tmp_path):
+    fabricate.write_run(tmp_path / "kept", state_size=1600)
+    fabricate.write_run(tmp_path / "none")
+    assert "state size 1,600" in read(tmp_path / "kept").text
+    assert "state size" not in read(tmp_path / "none").text
