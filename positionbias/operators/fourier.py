@@ -22,8 +22,9 @@ class Fourier(Operator):
 
     FNet (Lee-Thorp et al. 2021, arXiv 2105.03824, equation 3) sums over all s; FNetAR (Lou et al. 2021, arXiv
     2107.10932) is causal, by a rule that we could not read: this one is ours. Sums are of those s that the mask lets t
-    see, t and s places in storage from 0; `period`, N of the transform, is fixed so that outputs do not depend on what
-    is still to come. The weights know places alone. The scale is that of an orthonormal transform (ours).
+    see, so that time and memory grow as T^2, t and s places in storage from 0; `period`, N of the transform, is fixed
+    so that outputs do not depend on what is still to come. The weights know places alone. The scale is that of an
+    orthonormal transform (ours).
     """
 
     known_as = ("fnet", "fnetar")
