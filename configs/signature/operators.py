@@ -3,7 +3,8 @@
     python -m positionbias.sweep --config configs/signature/operators.py
     python -m positionbias.sweep --config configs/signature/operators.py --sweep null
     python -m positionbias.sweep --config configs/signature/operators.py --sweep depth
-    python scripts/signatures.py SWEEP_FOLDER signatures         # draws docs/signatures.png and keeps its numbers
+    python scripts/signatures.py SWEEP_FOLDER signatures         # draws docs/signatures.png and keeps its numbers; of
+                                                                 # "null" signatures_null, where two more are
 
 One layer that is nothing but its operator (no residual, no MLP, no positions told) reads 16 pairs and a key, 33 tokens
 in all, and is not trained: train.steps is 0. The report has the influence of every position on the output at the last,
