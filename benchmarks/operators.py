@@ -2,10 +2,10 @@
 
     python benchmarks/operators.py [--minutes 9] [--operators softmax gated_delta ...] [--lengths 1024 4096 ...]
 
-The operator of one causal layer alone, of the sizes of `positionbias.costs`, which BUILD.md's table of costs is made
-of, forwards and with the gradients of all that it reads (`train`). The programs of an operator are timed in turn,
-round after round, and told are the shortest by the clock, and of the processor (`processor`), which others on the
-machine disturb less. A slope is that of a straight line through the logarithms, 1 where something grows as T and 2
+The operator of one layer alone, causal where it can be, of the sizes of `positionbias.costs`, which BUILD.md's table of
+costs is made of, forwards and with the gradients of all that it reads (`train`). The programs of an operator are timed
+in turn, round after round, and told are the shortest by the clock, and of the processor (`processor`), which others on
+the machine disturb less. A slope is that of a straight line through the logarithms, 1 where something grows as T and 2
 where it grows as T^2; `steepest` is the greatest between two neighbouring lengths. Longer lengths are left out, with
 the reason, where those before say that a run would take more than `--seconds`, or the compiler that it needs more than
 4 GiB; once the minutes are over, so is the rest. Operators by recurrences come first: their goal is a slope of time of
@@ -17,8 +17,8 @@ and additions of matrix products, 2 for each pair of numbers multiplied, those i
 loop once; and the numbers that the operator says it keeps to go on (`state`). The matrices around an operator, the
 same for all that read queries, keys and values, are in none of it.
 
-What the declared state is held against is measured too, of one head of 4 after 12 tokens: the rank of the derivatives
-of the next 64 outputs by all that was read before (`rank`), the numbers that make a difference later, as far as these
+What the declared state is held against is measured too, of those that are causal, of one head of 4 after 12 tokens: the
+rank of the derivatives of the next 64 outputs by all that was read before (`rank`), the numbers that make a difference later, as far as these
 outputs tell them apart at all and by more than 1e-5 of the largest. No state may be smaller.
 """
 
@@ -61,9 +61,8 @@ MOST = {"lengths": 1 << 20, "rounds": 1000}
 
 
 def operators() -> dict[str, Operator]:
-    """Every operator of causal self attention, those by recurrences first."""
-    every = costs.operators(compatibility.ARGUMENTS)
-    found = {name: one for name, one in every.items() if "causal_self" in one.patterns}
+    """Every operator, those by recurrences first."""
+    found = costs.operators(compatibility.ARGUMENTS)
     return dict(sorted(found.items(), key=lambda item: not isinstance(item[1], Recurrent)))
 
 
@@ -235,7 +234,7 @@ def main(argv: list[str]) -> int:
     print(f"{'processor':>10}{'memory':>8}{'products':>9}{'state':>9}{'MiB':>9}{'state':>10}")
     results, states = [], {}
     for name in given.operators:
-        if time.perf_counter() < stop:
+        if "causal_self" in known[name].patterns and time.perf_counter() < stop:
             states[name] = rank(known[name])
         measured = [Measured(name, known[name], mode, given) for mode in given.modes]
         for one in measured:

@@ -143,11 +143,12 @@ def test_a_mistake_ends_with_the_code_of_one(root, script):
 
 
 def test_the_cost_of_operators_is_told_with_slopes_and_reasons(root, tmp_path):
-    more = ["--operators", "softmax", "retention", "--lengths", "64", "128", "--rounds", "1"]
+    more = ["--operators", "softmax", "retention", "reversed", "--lengths", "64", "128", "--rounds", "1"]
     printed, found = started(root, tmp_path, "operators.py", "operators.json", *more)
     assert {"device", "commit", "date", "versions", "given", "goal"} <= set(found)
     by_name = {(one["operator"], one["mode"]): one for one in found["operators"]}
-    assert list(by_name) == [(name, mode) for name in ("softmax", "retention") for mode in ("forward", "train")]
+    names = "softmax", "retention", "reversed"
+    assert list(by_name) == [(name, mode) for name in names for mode in ("forward", "train")]
     softmax, retention = by_name["softmax", "forward"], by_name["retention", "forward"]
     assert [row["products"] for row in softmax["lengths"]] == [4 * n * n * 64 for n in (64, 128)], "q k' and a v"
     assert abs(softmax["slope_of_products"] - 2) < 1e-9
