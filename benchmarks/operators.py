@@ -18,8 +18,8 @@ loop once; and the numbers that the operator says it keeps to go on (`state`). T
 same for all that read queries, keys and values, are in none of it.
 
 What the declared state is held against is measured too, of those that are causal, of one head of 4 after 12 tokens: the
-rank of the derivatives of the next 64 outputs by all that was read before (`rank`), the numbers that make a difference later, as far as these
-outputs tell them apart at all and by more than 1e-5 of the largest. No state may be smaller.
+rank of the derivatives of the next 64 outputs by all that was read before (`rank`), the numbers that make a difference
+later, as far as these outputs tell them apart at all and by more than 1e-5 of the largest. No state may be smaller.
 """
 
 from __future__ import annotations
