@@ -24,3 +24,8 @@ def known_as(axis: str, sources: Mapping[str, pathlib.Path]) -> dict[str, str]:
                 raise RuntimeError(f"{axis}: {other!r} is what {name} is known as, and what another member is")
             found[other] = name
     return found
+
+
+def meant(axis: str, name: str, sources: Mapping[str, pathlib.Path]) -> str | None:
+    """The registered name of what is called `name` elsewhere, however it is spelt; None if nothing is."""
+    return known_as(axis, sources).get(name.lower().replace("-", "_"))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from positionbias import spec
+from positionbias.aliases import meant
 from positionbias.config.cli import Parser, parse_command_line, run_entry
 
 COLUMNS = 100
@@ -92,7 +93,8 @@ def main(argv: list[str]) -> int:
     if asked.axis is not None and asked.axis not in spec.axes():
         raise spec.unknown("AXIS", "axis", asked.axis, spec.axes())
     if asked.name is not None:
-        name = asked.name if asked.name in spec.names(asked.axis) else spec.meant(asked.axis, asked.name)
+        members = {one: spec.source(asked.axis, one) for one in spec.names(asked.axis)}
+        name = asked.name if asked.name in members else meant(asked.axis, asked.name, members)
         if name is None:
             raise spec.unknown_member(asked.axis, asked.name, "NAME")
         print(described(asked.axis, name))

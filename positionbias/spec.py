@@ -24,7 +24,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from positionbias.aliases import known_as
+from positionbias.aliases import meant
 from positionbias.errors import ConfigError, nearest, show, type_name, unknown, unreadable
 from positionbias.errors import require as require
 
@@ -214,12 +214,8 @@ def unknown_member(axis: str, name: str, field: str) -> ConfigError:
             f"{field}: {one_of(axis)} {name!r} is defined in {module}, {why}, where neither a sweep's nor a later"
             f" command would find it; allowed: {allowed}."
         )
-    return unknown(field, one_of(axis), name, names(axis), meant(axis, name))
-
-
-def meant(axis: str, name: str) -> str | None:
-    """The registered name of what is known as `name` elsewhere."""
-    return known_as(axis, {one: source(axis, one) for one in names(axis)}).get(str(name).lower().replace("-", "_"))
+    called = meant(axis, str(name), {one: source(axis, one) for one in names(axis)})
+    return unknown(field, one_of(axis), name, names(axis), called)
 
 
 def load_member(axis: str, name: str, field: str) -> type:
