@@ -36,7 +36,7 @@ class EvenSoftmax(Softmax):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.price >= 0, "price", self.price, "a number from 0")
+        require(0 <= self.price <= 1e6, "price", self.price, "a number from 0 to 1e6")
 
     def _told(
         self, mixed: jax.Array, stats: kernels.Stats, tokens_k: Tokens, params: Parameters, site: SiteFunction

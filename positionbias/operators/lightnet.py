@@ -11,7 +11,7 @@ import numpy as np
 from positionbias import kernels
 from positionbias.arrays import Bool, Float, Tree
 from positionbias.masks.base import Mask
-from positionbias.operators.asked import Asked
+from positionbias.operators.asked import Asked, taken
 from positionbias.operators.base import SiteFunction
 from positionbias.operators.recurrent import (
     Recurrent,
@@ -117,6 +117,8 @@ class LightNet(Recurrent):
         state: State | None,
     ) -> tuple[jax.Array, State]:
         """Keys and values are of the rows asked; queries, of these too or of another sequence."""
+        if not (sees_all(asked.mask) or of_one_sequence(tokens_q, asked.tokens_q)):
+            k, v, asked = _by_place(k, v, asked)
         tokens = asked.tokens_q
         q, k = rotated(position, jax.nn.silu(q), k, tokens_q, tokens)
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
@@ -157,6 +159,16 @@ class LightNet(Recurrent):
         angle = places * (10000.0 ** ((first - np.arange(x.shape[-1])) / share)).astype(np.float32)
         angle = (angle if angle.ndim == 3 else angle[None])[:, :, None]
         return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)
+
+
+def _by_place(k: jax.Array, v: jax.Array, asked: Asked) -> tuple[jax.Array, jax.Array, Asked]:
+    """Keys and values in the order of their places, in which queries read them; several passes are not stored so."""
+    index = asked.tokens_q.index
+    if isinstance(index, np.ndarray) and (np.diff(index) >= 0).all():
+        return k, v, asked
+    order = jnp.argsort(jnp.broadcast_to(jnp.asarray(index), k.shape[:2]), axis=-1)
+    k, v = (jnp.take_along_axis(x, order[..., None, None], axis=1) for x in (k, v))
+    return k, v, Asked.all(taken(asked.tokens_q, order), asked.mask)
 
 
 def _totals(

@@ -39,8 +39,8 @@ class Lookahead(ScoreOperator):
 
     def __post_init__(self) -> None:
         require(self.most >= 1, "most", self.most, "a whole number from 1")
-        require(self.softness > 0, "softness", self.softness, "a number above 0")
-        require(self.price >= 0, "price", self.price, "a number from 0")
+        require(1e-6 <= self.softness <= 1e6, "softness", self.softness, "a number from 1e-6 to 1e6")
+        require(0 <= self.price <= 1e6, "price", self.price, "a number from 0 to 1e6")
 
     def parameters(self, dims: Dims) -> dict[str, Matrix]:
         size = dims.heads * dims.head_size

@@ -121,8 +121,8 @@ def test_the_price_is_paid_in_the_loss(tiny):
     [
         ("multimodal_softmax(-1)", "image = -1 is not allowed; allowed: a role, a whole number from 0."),
         ("lookahead(0)", "most = 0 is not allowed; allowed: a whole number from 1."),
-        ("lookahead(2, softness=0)", "softness = 0.0 is not allowed; allowed: a number above 0."),
-        ("lookahead(2, price=-1)", "price = -1.0 is not allowed; allowed: a number from 0."),
+        ("lookahead(2, softness=0)", "softness = 0.0 is not allowed; allowed: a number from 1e-6 to 1e6."),
+        ("lookahead(2, price=-1)", "price = -1.0 is not allowed; allowed: a number from 0 to 1e6."),
     ],
 )
 def test_bad_arguments(text, message):
