@@ -75,7 +75,7 @@ class Operator:
 
     def goes_beyond(self, allowed: Bool[np.ndarray, "T S"], beyond: Int[np.ndarray, "P 2"]) -> str:
         """Why keys influence queries, pairs `beyond`, against what is `allowed`: the end of a sentence, or empty."""
-        behind = (beyond[:, 1] < beyond[:, 0]).any()  # what a segment that begins would hide
+        behind = (beyond[:, 1] < beyond[:, 0]).any()  # what a segment that begins, or a window, would hide
         if self.endless and behind:
             return f"what came before is never cleared, as {self.endless}"
         return "" if self.any_mask else "whom its queries read is told by order alone"

@@ -43,20 +43,6 @@ class OwnMask(ByKernel):
     ) -> jax.Array:
         return super().__call__(q, k, v, tokens_q, tokens_k, self._both(mask, tokens_k), position, params, site)
 
-    def step(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        tokens_q: Tokens,
-        tokens_k: Tokens,
-        mask: Mask,
-        position: Placed,
-        params: Parameters,
-        site: SiteFunction,
-    ) -> jax.Array:
-        return super().__call__(q, k, v, tokens_q, tokens_k, self._both(mask, tokens_k), position, params, site)
-
     def weights(self, scores: jax.Array, allowed: Mapped) -> jax.Array:
         return masked_softmax(scores, allowed)
 

@@ -77,9 +77,10 @@ class Titans(Recurrent):
     endless = "its chunks are counted from the first token stored"
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "_window", "convolution", "expansion"):
-            told, value = name.removeprefix("_"), getattr(self, name)
-            require(1 <= value <= 65536, told, value, "a whole number from 1 to 65536")
+        sizes = {"chunk": self.chunk, "window": self._window}
+        sizes |= {"convolution": self.convolution, "expansion": self.expansion}
+        for name, size in sizes.items():
+            require(1 <= size <= 65536, name, size, "a whole number from 1 to 65536")
         require(self.window is None or self.form != "mac", "window", self.window, "None with form = 'mac'")
         require(0 <= self.persistent <= 65536, "persistent", self.persistent, "a whole number from 0 to 65536")
 
